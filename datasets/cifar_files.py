@@ -1,0 +1,157 @@
+"""CIFAR files of the official Python layout: found, fetched where missing, read without running code, checked.
+
+The files are pickles. They are read through an unpickler that admits NumPy arrays and plain containers only.
+"""
+
+import hashlib
+import os
+import pickle
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from torchvision.datasets import CIFAR10, CIFAR100
+from torchvision.datasets.utils import download_and_extract_archive
+
+from utils.errors import UserError
+
+MAX_FILE_BYTES = 1 << 30
+ROW_BYTES = 3 * 32 * 32
+_ADMITTED = {
+    (module, name)
+    for package in ("numpy.core", "numpy._core")
+    for module, name in (
+        (f"{package}.multiarray", "_reconstruct"),
+        (f"{package}.numeric", "_frombuffer"),
+    )
+} | {("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")}
+
+
+class PlainUnpickler(pickle.Unpickler):
+    """Rebuilds NumPy arrays and plain containers; anything else that a pickle names is refused, never imported."""
+
+    def find_class(self, module: str, name: str) -> object:
+        if (module, name) not in _ADMITTED:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no CIFAR file needs")
+        return super().find_class(module, name)
+
+
+def read_cifar(name: str, data_dir: Path) -> dict:
+    """Read `cifar10` or `cifar100`: train/test images uint8 [N, 3, 32, 32] and labels int64 [N], names, `official`.
+
+    `official` tells whether the training files are byte-identical to the published ones.
+
+    Raises:
+        UserError: files missing and not to be fetched, unreadable, hostile, or of another content.
+    """
+    source = {"cifar10": CIFAR10, "cifar100": CIFAR100}[name]
+    folder = find_folder(source, data_dir)
+    label_key, names_key = (
+        ("labels", "label_names") if name == "cifar10" else ("fine_labels", "fine_label_names")
+    )
+    num_classes = 10 if name == "cifar10" else 100
+    train = [_read_part(folder / part, label_key, num_classes) for part, _ in source.train_list]
+    test = [_read_part(folder / part, label_key, num_classes) for part, _ in source.test_list]
+    content = {
+        "class_names": _read_names(folder / source.meta["filename"], names_key, num_classes),
+        "official": all(_md5(folder / part) == md5 for part, md5 in source.train_list),
+    }
+    for split, parts, total in (("train", train, 50_000), ("test", test, 10_000)):
+        labels = np.concatenate([part[1] for part in parts])
+        counts = np.bincount(labels, minlength=num_classes)
+        if (counts != total // num_classes).any():
+            wrong = int(np.flatnonzero(counts != total // num_classes)[0])
+            raise UserError(
+                f"{folder}: class {wrong} has {counts[wrong]} {split} images instead of {total // num_classes}; "
+                "delete the folder to download it again"
+            )
+        content[split] = (np.concatenate([part[0] for part in parts]), labels)
+    return content
+
+
+def find_folder(source: type[CIFAR10], data_dir: Path) -> Path:
+    """The folder that holds the files: `data_dir` itself or the official folder in it; downloaded if neither."""
+    needed = [part for part, _ in source.train_list + source.test_list] + [source.meta["filename"]]
+    official = data_dir / source.base_folder
+    for folder in (official, data_dir):
+        present = [part for part in needed if (folder / part).is_file()]
+        if len(present) == len(needed):
+            return folder
+        if present:
+            missing = ", ".join(part for part in needed if part not in present)
+            raise UserError(
+                f"{folder} lacks {missing}: complete it, or delete it to download the whole set again"
+            )
+    _download(source, data_dir)
+    return official
+
+
+def _download(source: type[CIFAR10], data_dir: Path) -> None:
+    """Fetch and unpack beside the target, then move into place: a failure leaves nothing behind."""
+    partial = None
+    created = not data_dir.exists()
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=".download-", dir=data_dir))
+        download_and_extract_archive(source.url, str(partial), filename=source.filename, md5=source.tgz_md5)
+        os.replace(partial / source.base_folder, data_dir / source.base_folder)
+    except (OSError, RuntimeError) as error:
+        raise UserError(
+            f"no {source.base_folder} in {data_dir}, and the download failed ({error}): fetch {source.url} on a machine "
+            f"with a network, unpack it, and name the folder that holds {source.base_folder}/ with --data_dir"
+        ) from error
+    finally:
+        if partial is not None:
+            shutil.rmtree(partial, ignore_errors=True)
+        if created and data_dir.is_dir() and not any(data_dir.iterdir()):
+            data_dir.rmdir()
+
+
+def _read_pickle(path: Path) -> dict:
+    try:
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise UserError(f"{path} is larger than any CIFAR file (limit {MAX_FILE_BYTES >> 20} MiB)")
+        with open(path, "rb") as handle:
+            content = PlainUnpickler(handle, encoding="latin1").load()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    except UserError:
+        raise
+    except Exception as error:  # a broken pickle can raise nearly anything
+        raise UserError(
+            f"{path} is not an intact CIFAR file ({str(error) or type(error).__name__}); "
+            "replace it, or delete its folder to download the set again"
+        ) from error
+    if not isinstance(content, dict):
+        raise UserError(
+            f"{path} is not a CIFAR file: it holds a {type(content).__name__} instead of a dictionary"
+        )
+    return content
+
+
+def _read_part(path: Path, label_key: str, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
+    content = _read_pickle(path)
+    rows, labels = content.get("data"), content.get(label_key)
+    if rows is None or labels is None:
+        raise UserError(f"{path} lacks 'data' or '{label_key}': is it a file of another CIFAR?")
+    if not (isinstance(rows, np.ndarray) and rows.dtype == np.uint8 and rows.shape == (len(rows), ROW_BYTES)):
+        found = f"{rows.dtype} {rows.shape}" if isinstance(rows, np.ndarray) else type(rows).__name__
+        raise UserError(f"{path}: 'data' must be uint8 rows of {ROW_BYTES} values, found {found}")
+    if not (isinstance(labels, list) and len(labels) == len(rows)):
+        raise UserError(f"{path}: {len(rows)} images, but '{label_key}' is not a list of as many labels")
+    if not all(type(label) is int and 0 <= label < num_classes for label in labels):
+        raise UserError(f"{path}: labels must be whole numbers from 0 to {num_classes - 1}")
+    return rows.reshape(-1, 3, 32, 32), np.asarray(labels, dtype=np.int64)
+
+
+def _read_names(path: Path, key: str, num_classes: int) -> list[str]:
+    names = _read_pickle(path).get(key)
+    if not (isinstance(names, list) and len(names) == num_classes and all(isinstance(n, str) for n in names)):
+        raise UserError(f"{path}: '{key}' must be a list of {num_classes} names")
+    return names
+
+
+def _md5(path: Path) -> str:
+    with open(path, "rb") as handle:
+        return hashlib.file_digest(handle, "md5").hexdigest()

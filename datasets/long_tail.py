@@ -1,0 +1,88 @@
+"""The long-tail law, which images it keeps, and splits of what it leaves out.
+
+K classes, N images; labels are int64 NumPy arrays [N], splits are index arrays into them.
+"""
+
+import numpy as np
+
+from utils.errors import UserError
+
+MANY_ABOVE = 100
+FEW_BELOW = 20
+UNUSED_PER_CLASS = 20
+
+
+def long_tail_counts(num_classes: int, max_count: int, imb_ratio: float) -> list[int]:
+    """Images to keep of each class: n_k = int(max_count * imb_ratio ** (-k / (K - 1))), most frequent first.
+
+    Source: Cui et al. 2019; the law of CIFAR100-LT in all later work.
+
+    Raises:
+        UserError: the ratio is not a number of 1 or more, or leaves a class without an image.
+    """
+    if not (np.isfinite(imb_ratio) and imb_ratio >= 1):
+        raise UserError(f"--imb_ratio must be a number of 1 or more, got {imb_ratio:g}")
+    steps = max(num_classes - 1, 1)
+    counts = [int(max_count * imb_ratio ** (-k / steps)) for k in range(num_classes)]
+    if counts[-1] == 0:
+        raise UserError(
+            f"--imb_ratio {imb_ratio:g} leaves {counts.count(0)} of {num_classes} classes without an image: "
+            f"the largest ratio that keeps one everywhere is {max_count}"
+        )
+    return counts
+
+
+def keep_indices(labels: np.ndarray, counts: list[int], subset_seed: int | None = None) -> np.ndarray:
+    """The first n_k images of each class in file order, classes in label order; drawn at random with a subset_seed.
+
+    labels int64 [N] -> indices [sum of counts].
+    """
+    kept = []
+    for label, count in enumerate(counts):
+        of_class = np.flatnonzero(labels == label)
+        if len(of_class) < count:
+            raise UserError(f"class {label} has {len(of_class)} images, {count} are needed")
+        if subset_seed is not None:
+            of_class = np.random.default_rng([subset_seed, label]).permutation(of_class)
+        kept.append(of_class[:count])
+    return np.concatenate(kept)
+
+
+def unused_indices(labels: np.ndarray, kept: np.ndarray, per_class: int = UNUSED_PER_CLASS) -> np.ndarray:
+    """Up to `per_class` images of each class that `kept` leaves out: the last ones in file order.
+
+    The most frequent class has none at full count; it is then missing from the split.
+    """
+    left_out = np.ones(len(labels), dtype=bool)
+    left_out[kept] = False
+    picked = [np.flatnonzero(left_out & (labels == label))[-per_class:] for label in np.unique(labels)]
+    return np.concatenate(picked)
+
+
+def held_out_mask(labels: np.ndarray, fraction: float, seed: int = 0) -> np.ndarray:
+    """Boolean [N], true for a stratified share of the training images that is set aside before stage 1.
+
+    Each class gives round(fraction * n_k) images, at least one where it has two or more, and keeps at least one.
+
+    Raises:
+        UserError: the fraction is not in (0, 1).
+    """
+    if not 0 < fraction < 1:
+        raise UserError(f"--val_fraction must be between 0 and 1, got {fraction:g}")
+    held_out = np.zeros(len(labels), dtype=bool)
+    for label in np.unique(labels):
+        of_class = np.flatnonzero(labels == label)
+        take = min(max(1, round(fraction * len(of_class))), len(of_class) - 1)
+        chosen = np.random.default_rng([seed, int(label)]).permutation(of_class)[:take]
+        held_out[chosen] = True
+    return held_out
+
+
+def shot_groups(class_counts: list[int] | np.ndarray) -> dict[str, np.ndarray]:
+    """Boolean masks [K] by training count: many above 100, medium 20 to 100, few below 20."""
+    counts = np.asarray(class_counts)
+    return {
+        "many": counts > MANY_ABOVE,
+        "medium": (counts >= FEW_BELOW) & (counts <= MANY_ABOVE),
+        "few": counts < FEW_BELOW,
+    }

@@ -1,0 +1,74 @@
+"""Label over-smoothing (LOS): cross-entropy against labels smoothed to just above 1/K.
+
+Source: "Rethinking Classifier Re-Training in Long-Tailed Recognition: Label Over-Smooth Can Balance", ICLR 2025.
+This file imports nothing but torch, so it can be copied alone into another project.
+
+Shapes: N batch, K classes.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class LabelOverSmooth(nn.Module):
+    """Cross-entropy against y = (1 - δ) onehot + δ / K.
+
+    δ is `label_smooth`, in torch's own convention: the true class gets 1 - δ + δ/K, each other class δ/K. No class
+    counts are used. δ = 0 is plain cross-entropy.
+
+    Raises:
+        ValueError: δ is not in [0, 1). At δ = 1 every label is 1/K and nothing tells the classes apart; beyond it
+            the true class would be taught to be the least likely.
+    """
+
+    def __init__(self, label_smooth: float) -> None:
+        super().__init__()
+        self.label_smooth = check_label_smooth(label_smooth)
+
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """logits [N, K], targets int64 [N] -> mean loss over the batch, a scalar."""
+        return F.cross_entropy(logits, targets, label_smoothing=self.label_smooth)
+
+    def extra_repr(self) -> str:
+        return f"label_smooth={self.label_smooth:g}"
+
+
+def check_label_smooth(label_smooth: float) -> float:
+    """Return δ where it is in [0, 1); raise ValueError that says why where it is not."""
+    if math.isnan(label_smooth) or label_smooth < 0:
+        raise ValueError(f"label_smooth must be in [0, 1), got {label_smooth:g}")
+    if label_smooth >= 1:
+        raise ValueError(
+            f"label_smooth must be below 1, got {label_smooth:g}: at 1 every label is 1/K and no class is taught, "
+            "above 1 the true class would be the least likely"
+        )
+    return float(label_smooth)
+
+
+def smooth_labels(targets: Tensor, num_classes: int, label_smooth: float) -> Tensor:
+    """targets int64 [N] -> the label distribution that LOS trains against, float [N, K]."""
+    onehot = F.one_hot(targets, num_classes).to(torch.get_default_dtype())
+    return (1 - label_smooth) * onehot + label_smooth / num_classes
+
+
+def logit_gap(label_smooth: float, num_classes: int) -> float:
+    """Gap between the true and any other logit at the loss's optimum: log(1 + K (1 - δ) / δ); inf at δ = 0."""
+    if label_smooth == 0:
+        return math.inf
+    return math.log1p(num_classes * (1 - label_smooth) / label_smooth)
+
+
+def label_smooth_for_gap(gap: float, num_classes: int) -> float:
+    """The δ whose optimum has this logit gap: the inverse of `logit_gap`. One gap serves any number of classes.
+
+    Raises:
+        ValueError: the gap is not a positive number (a gap of 0 would be δ = 1).
+    """
+    if not gap > 0:
+        raise ValueError(f"logit_gap must be above 0, got {gap:g}")
+    if gap > 700:
+        return 0.0
+    return num_classes / (num_classes + math.expm1(gap))

@@ -1,0 +1,93 @@
+"""ResNets for small images: torchvision's with a 3x3 stem, and the thin ones of the CIFAR papers.
+
+Both keep torchvision's parameter names and shapes (conv1, bn1, layerL.B.conv1, ..., fc), so that state dicts go both
+ways, strictly. Shapes: N batch, C channels, H, W, D feature, K classes.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models import resnet as tv
+
+WIDE_LAYERS = {
+    "resnet18": (tv.BasicBlock, [2, 2, 2, 2]),
+    "resnet34": (tv.BasicBlock, [3, 4, 6, 3]),
+    "resnet50": (tv.Bottleneck, [3, 4, 6, 3]),
+}
+THIN_BLOCKS = {"resnet8": 1, "resnet20": 3, "resnet32": 5, "resnet44": 7, "resnet56": 9}
+
+
+class WideResNet(tv.ResNet):
+    """torchvision's ResNet with a 3x3 stride-1 `conv1` and no max-pool: widths 64..512, D = 512 (2048 for resnet50).
+
+    Source: the network of the LOS paper's CIFAR100-LT runs (ResNet-34).
+    """
+
+    def __init__(
+        self, block: type[nn.Module], layers: list[int], num_classes: int, in_channels: int = 3
+    ) -> None:
+        super().__init__(block, layers, num_classes=num_classes)
+        self.conv1 = nn.Conv2d(in_channels, 64, kernel_size=3, stride=1, padding=1, bias=False)
+        nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
+        self.maxpool = nn.Identity()
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """x [N, C, H, W] -> pooled features [N, D]."""
+        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return x.mean(dim=(2, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [N, C, H, W] -> logits [N, K]."""
+        return self.fc(self.forward_features(x))
+
+
+class PadShortcut(nn.Module):
+    """Parameter-free shortcut: every second pixel, new channels zero. Source: He et al. 2016, option A."""
+
+    def __init__(self, extra_channels: int) -> None:
+        super().__init__()
+        self.extra_channels = extra_channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [N, C, H, W] -> [N, C + extra, H/2, W/2], the new channels half before and half behind."""
+        half = self.extra_channels // 2
+        return F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, half, self.extra_channels - half))
+
+
+class ThinResNet(nn.Module):
+    """ResNet-(6n+2) of the CIFAR papers: widths 16, 32, 64, n blocks each, D = 64.
+
+    Source: He et al. 2016, "Deep Residual Learning for Image Recognition", section 4.2.
+    """
+
+    def __init__(self, blocks: int, num_classes: int, in_channels: int = 3) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, 16, kernel_size=3, stride=1, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        self.relu = nn.ReLU(inplace=True)
+        self.layer1 = _thin_stage(16, 16, blocks)
+        self.layer2 = _thin_stage(16, 32, blocks)
+        self.layer3 = _thin_stage(32, 64, blocks)
+        self.fc = nn.Linear(64, num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """x [N, C, H, W] -> pooled features [N, D]."""
+        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.layer3(self.layer2(self.layer1(x)))
+        return x.mean(dim=(2, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [N, C, H, W] -> logits [N, K]."""
+        return self.fc(self.forward_features(x))
+
+
+def _thin_stage(width_in: int, width: int, blocks: int) -> nn.Sequential:
+    first = (
+        tv.BasicBlock(width_in, width)
+        if width_in == width
+        else tv.BasicBlock(width_in, width, stride=2, downsample=PadShortcut(width - width_in))
+    )
+    return nn.Sequential(first, *[tv.BasicBlock(width, width) for _ in range(blocks - 1)])

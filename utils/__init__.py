@@ -1,0 +1,1 @@
+"""Arguments, loops, metrics, checkpoints and logs shared by the scripts."""

@@ -1,0 +1,255 @@
+"""Checkpoints: one safe file of weights and plain data, written atomically, with a digest of its content inside.
+
+Readers never unpickle code. Foreign files (bare state dicts, DataParallel prefixes, another name for the last
+layer) are read as weights without facts.
+"""
+
+import hashlib
+import json
+import os
+import pickle
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from models import NETWORKS, build_model
+from utils.config import FIXED_BY_CHECKPOINT, INHERITED
+from utils.errors import UserError
+
+FORMAT, VERSION = "label-over-smoothing checkpoint", 1
+RELEASED = Path(__file__).resolve().parent.parent / "checkpoints" / "released"
+_STATE_KEYS = ("state_dict", "model", "model_state_dict", "net", "weights")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A file that was read: where from, its digest, the weights, and its facts (empty for a foreign file)."""
+
+    path: Path
+    digest: str
+    state: dict[str, Tensor]
+    facts: dict
+
+    @property
+    def known(self) -> dict:
+        """What a later step must not contradict, or takes over."""
+        return {name: self.facts[name] for name in FIXED_BY_CHECKPOINT + INHERITED if name in self.facts}
+
+
+def content_digest(content: object) -> str:
+    """Hex sha256 over names, plain values and tensor bytes of nested containers, whatever the order of keys."""
+    state = hashlib.sha256()
+
+    def add(value: object) -> None:
+        if isinstance(value, Tensor):
+            value = value.detach().cpu().contiguous()
+            state.update(f"<{value.dtype}{tuple(value.shape)}>".encode())
+            state.update(value.flatten().view(torch.uint8).numpy().data)
+        elif isinstance(value, dict):
+            state.update(f"<dict {len(value)}>".encode())
+            for key in sorted(value, key=str):
+                state.update(json.dumps(str(key)).encode())
+                add(value[key])
+        elif isinstance(value, list | tuple):
+            state.update(f"<list {len(value)}>".encode())
+            for item in value:
+                add(item)
+        else:
+            state.update(json.dumps(value).encode())
+
+    add(content)
+    return state.hexdigest()
+
+
+def save(path: Path, content: dict) -> str:
+    """Write `content` (tensors and plain data) with its digest: temporary file, fsync, replace. Returns the digest."""
+    digest = content_digest(content)
+    write_atomically(path, lambda handle: torch.save(content | {"digest": digest}, handle))
+    return digest
+
+
+def write_atomically(path: Path, write: callable) -> None:
+    """Call `write(handle)` on a temporary file in the same folder, then put it in place of `path`.
+
+    Raises:
+        UserError: the file cannot be written; an older file of that name is then untouched.
+    """
+    partial = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle_number, partial = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        with os.fdopen(handle_number, "wb") as handle:
+            write(handle)
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.chmod(partial, 0o644)
+        os.replace(partial, path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
+    finally:
+        if partial is not None and os.path.exists(partial):
+            os.unlink(partial)
+
+
+def read(path: Path) -> Checkpoint:
+    """Read a checkpoint of ours or a foreign file of weights.
+
+    Raises:
+        UserError: missing, truncated or altered, holds Python objects, or holds no weights.
+    """
+    content = _load(path)
+    if isinstance(content, dict) and content.get("format") == FORMAT:
+        if content.get("version", 0) > VERSION:
+            raise UserError(
+                f"{path} has format version {content['version']}, this code reads up to {VERSION}: update it"
+            )
+        stored = content.pop("digest", None)
+        if content_digest(content) != stored:
+            raise UserError(
+                f"{path} is damaged: its content does not match the digest inside; restore or remake it"
+            )
+        return Checkpoint(path, stored, content.pop("model"), content)
+    state = _foreign_state(content)
+    if not state:
+        raise UserError(f"{path} holds no weights: expected a checkpoint of this project or a state_dict")
+    return Checkpoint(path, content_digest(state), state, {})
+
+
+def _load(path: Path) -> object:
+    if not path.is_file():
+        raise UserError(f"{path} does not exist" if not path.exists() else f"{path} is not a file")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        first = str(error).strip().splitlines()[0]
+        if "weights_only" in str(error).lower() or "unsupported" in str(error).lower():
+            raise UserError(
+                f"{path} holds Python objects beside weights and is not loaded, since that could run code: "
+                "save model.state_dict() instead"
+            ) from error
+        raise UserError(f"{path} is not a checkpoint: {first}") from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"{path} is damaged or not a checkpoint: {str(error).strip().splitlines()[0]}"
+        ) from error
+
+
+def _foreign_state(content: object) -> dict[str, Tensor]:
+    """The weights in a foreign file, DataParallel prefixes removed; empty where there are none."""
+    if not isinstance(content, dict):
+        return {}
+    for key in _STATE_KEYS:
+        if isinstance(content.get(key), dict):
+            return _foreign_state(content[key])
+    if not content or not all(isinstance(value, Tensor) for value in content.values()):
+        return {}
+    if all(name.startswith("module.") for name in content):
+        return {name.removeprefix("module."): value for name, value in content.items()}
+    return dict(content)
+
+
+def load_weights(model: nn.Module, checkpoint: Checkpoint, network: str) -> None:
+    """Load strictly into `model`, a `network`; a last layer of another name is renamed to `fc`.
+
+    Raises:
+        UserError: names or shapes differ, or a weight is not finite: says which and what to do.
+    """
+    state = _rename_last_layer(checkpoint.state, set(model.state_dict()))
+    wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    found = {name: tuple(value.shape) for name, value in state.items()}
+    if wanted != found:
+        raise UserError(_explain_mismatch(checkpoint, network, wanted, found))
+    broken = [
+        name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()
+    ]
+    if broken:
+        raise UserError(
+            f"{checkpoint.path}: {broken[0]} holds values that are not finite; the run had diverged"
+        )
+    model.load_state_dict(state, strict=True)
+
+
+def _rename_last_layer(state: dict[str, Tensor], wanted: set[str]) -> dict[str, Tensor]:
+    strangers = [
+        n.removesuffix(".weight")
+        for n in state
+        if n not in wanted and n.endswith(".weight") and state[n].ndim == 2
+    ]
+    if "fc.weight" in state or len(strangers) != 1:
+        return state
+    last = strangers[0]
+    return {
+        f"fc{n.removeprefix(last)}" if n.startswith(f"{last}.") else n: value for n, value in state.items()
+    }
+
+
+def _explain_mismatch(checkpoint: Checkpoint, network: str, wanted: dict, found: dict) -> str:
+    if {name: shape for name, shape in wanted.items() if not name.startswith("fc.")} == {
+        name: shape for name, shape in found.items() if not name.startswith("fc.")
+    } and "fc.weight" in found:
+        return (
+            f"{checkpoint.path} is a {network} with {found['fc.weight'][0]} classes, {wanted['fc.weight'][0]} are needed: "
+            "is it a checkpoint of another data set?"
+        )
+    missing, extra = sorted(set(wanted) - set(found)), sorted(set(found) - set(wanted))
+    shapes = sorted(name for name in set(wanted) & set(found) if wanted[name] != found[name])
+    details = [
+        f"{len(names)} {what} ({', '.join(names[:2])}{', ...' if len(names) > 2 else ''})"
+        for what, names in (("missing", missing), ("unexpected", extra), ("of another shape", shapes))
+        if names
+    ]
+    fitting = _fitting_network(found)
+    advice = f"its weights fit --network {fitting}" if fitting else "no network here has such weights"
+    return f"{checkpoint.path} is not a {network}: {'; '.join(details)}; {advice}"
+
+
+def _fitting_network(found: dict) -> str | None:
+    """The network here whose names and shapes these are, if any."""
+    if "fc.weight" not in found or "conv1.weight" not in found:
+        return None
+    for name in NETWORKS:
+        with torch.device("meta"):
+            model = build_model(name, found["fc.weight"][0], found["conv1.weight"][1])
+        if {key: tuple(value.shape) for key, value in model.state_dict().items()} == found:
+            return name
+    return None
+
+
+def published_path(root: Path | str, dataset: str, imb_ratio: float, network: str, stage: str) -> Path:
+    """Where a stage leaves its final model for the next."""
+    return Path(root) / dataset / f"IR={imb_ratio:g}" / f"{network}_{stage}.pth"
+
+
+def find_published(root: Path, dataset: str, imb_ratio: float, network: str, stage: str) -> Path:
+    """The user's own file, else the released one.
+
+    Raises:
+        UserError: neither exists; names the place, the command that makes it, and a file of another network.
+    """
+    places = [published_path(folder, dataset, imb_ratio, network, stage) for folder in (root, RELEASED)]
+    for place in places:
+        if place.is_file():
+            return place
+    command = f"python main_{stage}.py --dataset {dataset} --imb_ratio {imb_ratio:g} --network {network}"
+    others = sorted(
+        {
+            p.name.removesuffix(f"_{stage}.pth")
+            for place in places
+            for p in place.parent.glob(f"*_{stage}.pth")
+        }
+    )
+    hint = f"; there is one for --network {' or '.join(others)}" if others else ""
+    raise UserError(
+        f"no {stage} checkpoint at {places[0]}: make it with `{command}`, or name one with --pretrained_pth{hint}"
+    )
+
+
+def require_stage(checkpoint: Checkpoint, stage: str) -> None:
+    """Refuse a file of ours that is of another stage."""
+    made = checkpoint.facts.get("stage", stage)
+    if made != stage:
+        raise UserError(f"{checkpoint.path} is a {made} checkpoint, --cur_stage {stage} needs one of {stage}")

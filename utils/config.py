@@ -1,0 +1,172 @@
+"""One resolved configuration for a run: the user's word over a checkpoint's facts over the preset."""
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+from losses.label_over_smooth import check_label_smooth, label_smooth_for_gap
+from utils.arguments import ARGUMENTS, EVALUATE, STAGE1
+from utils.errors import UserError
+from utils.presets import preset_for
+from utils.seeding import draw_seed
+
+DEFAULT_DATASET = "cifar100_lt"
+
+# what a checkpoint was made with: a later step must not contradict the first, and takes over the second
+FIXED_BY_CHECKPOINT = ("dataset", "imb_ratio", "network", "num_class", "subset_seed")
+INHERITED = ("val_source", "val_fraction")
+
+# name -> (test, what it must be)
+_RANGES = {
+    "num_class": (lambda v: v >= 2, "2 or more"),
+    "epochs": (lambda v: v >= 1, "1 or more"),
+    "finetune_epoch": (lambda v: v >= 1, "1 or more"),
+    "batch_size": (lambda v: v >= 1, "1 or more"),
+    "lr": (lambda v: v > 0, "above 0"),
+    "finetune_lr": (lambda v: v > 0, "above 0"),
+    "wd": (lambda v: v >= 0, "0 or more"),
+    "finetune_wd": (lambda v: v >= 0, "0 or more"),
+    "momentum": (lambda v: 0 <= v < 1, "at least 0 and below 1"),
+    "warmup_epochs": (lambda v: v >= 0, "0 or more"),
+    "views": (lambda v: v >= 0, "0 or more"),
+    "workers": (lambda v: v >= 0, "0 or more"),
+    "gpu": (lambda v: v >= 0, "0 or more"),
+    "seed": (lambda v: v >= 0, "0 or more"),
+    "subset_seed": (lambda v: v >= 0, "0 or more"),
+    "imb_ratio": (lambda v: v >= 1, "a number of 1 or more"),
+    "val_fraction": (lambda v: 0 < v < 1, "between 0 and 1"),
+}
+
+
+class Config:
+    """Read-only settings of one run, by name: `config.lr`. `source(name)` tells where a value came from."""
+
+    def __init__(self, values: dict, sources: dict) -> None:
+        object.__setattr__(self, "_values", values)
+        object.__setattr__(self, "_sources", sources)
+
+    def __getattr__(self, name: str) -> object:
+        try:
+            return object.__getattribute__(self, "_values")[name]
+        except KeyError:
+            raise AttributeError(f"this run has no setting {name!r}") from None
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError("a configuration is fixed once it is resolved")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def source(self, name: str) -> str:
+        return self._sources[name]
+
+    def as_dict(self) -> dict:
+        """Plain data, ready for JSON and for a checkpoint."""
+        return {
+            name: str(value) if isinstance(value, Path) else value for name, value in self._values.items()
+        }
+
+
+def resolve(script: str, given: dict, known: dict | None = None) -> Config:
+    """Merge `given` (the user's), `known` (a checkpoint's) and the preset; check every value.
+
+    Raises:
+        UserError: a value out of range, arguments that contradict each other, the script or the checkpoint.
+    """
+    known = {name: value for name, value in (known or {}).items() if value is not None}
+    _check_against(known, given)
+    dataset = given.get("dataset", known.get("dataset", DEFAULT_DATASET))
+    preset = preset_for(dataset, given.get("network", known.get("network")))
+    values, sources = {}, {}
+    for name in (argument.name for argument in ARGUMENTS if script in argument.scripts):
+        origin, label = next(
+            (origin, label)
+            for origin, label in (
+                (given, "given"),
+                (known, "checkpoint"),
+                (preset, "preset"),
+                ({name: None}, "preset"),
+            )
+            if name in origin
+        )
+        values[name], sources[name] = origin[name], label
+    _check_ranges(values)
+    _check_pairs(script, given, values, preset)
+    if "label_smooth" in values:
+        _settle_label_smooth(given, values, sources)
+    if sources.get("warmup_epochs") == "preset":
+        values["warmup_epochs"] = min(values["warmup_epochs"], values["epochs"] - 1)
+    if values["seed"] is None:
+        values["seed"], sources["seed"] = draw_seed(), "drawn"
+    if script != EVALUATE:
+        values["cur_stage"] = "stage1" if script == STAGE1 else "stage2"
+    return Config(values, sources)
+
+
+def _check_against(known: dict, given: dict) -> None:
+    for name in FIXED_BY_CHECKPOINT:
+        if name in known and name in given and given[name] != known[name]:
+            raise UserError(
+                f"the checkpoint was made with --{name} {known[name]}, but --{name} {given[name]} is asked for: "
+                "leave the argument out, or name another checkpoint"
+            )
+
+
+def _check_ranges(values: dict) -> None:
+    for name, value in values.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"--{name} must be a finite number, got {value}")
+        if name in _RANGES and value is not None and not _RANGES[name][0](value):
+            raise UserError(f"--{name} must be {_RANGES[name][1]}, got {value:g}")
+
+
+def _check_pairs(script: str, given: dict, values: dict, preset: dict) -> None:
+    if values["num_class"] != preset["num_class"]:
+        raise UserError(
+            f"--num_class {values['num_class']}, but {values['dataset']} has {preset['num_class']} classes"
+        )
+    if given.get("gpu") is not None and given.get("device", "auto") not in (
+        "auto",
+        "cuda",
+        f"cuda:{given['gpu']}",
+    ):
+        raise UserError(f"--gpu {given['gpu']} contradicts --device {given['device']}: give one of them")
+    own_stage = {"main_stage1.py": "stage1", "main_stage2.py": "stage2"}.get(script)
+    if own_stage and given.get("cur_stage", own_stage) != own_stage:
+        raise UserError(f"--cur_stage {given['cur_stage']} contradicts {script}, which runs {own_stage}")
+    if given.get("warmup_epochs", -1) >= values.get("epochs", math.inf):
+        raise UserError(
+            f"--warmup_epochs {values['warmup_epochs']} must be below --epochs {values['epochs']}"
+        )
+    if values.get("nesterov") and values["momentum"] == 0:
+        raise UserError("--nesterov needs a --momentum above 0")
+    if "val_fraction" in given and values["val_source"] != "heldout":
+        raise UserError("--val_fraction has a meaning with --val_source heldout only")
+    if values.get("bn_mode") == "train" and values["views"] is not None:
+        raise UserError("--bn_mode train recomputes the features at every step: --views cannot cache them")
+    if values.get("select") == "val" and values["val_source"] == "none":
+        raise UserError("--select val needs validation images: take --val_source unused or heldout")
+
+
+def _settle_label_smooth(given: dict, values: dict, sources: dict) -> None:
+    """Fill `label_smooth` from whichever of δ and the gap was given."""
+    if "label_smooth" in given and "logit_gap" in given:
+        raise UserError("--label_smooth and --logit_gap say the same thing: give one of them")
+    try:
+        if "logit_gap" in given:
+            values["label_smooth"] = label_smooth_for_gap(given["logit_gap"], values["num_class"])
+            sources["label_smooth"] = "from --logit_gap"
+        check_label_smooth(values["label_smooth"])
+    except ValueError as error:
+        raise UserError(f"--{error}") from error
+
+
+def describe(config: Config) -> str:
+    """The resolved configuration, a line a value, with where it came from."""
+    rows = [
+        (name, json.dumps(value, ensure_ascii=False), config.source(name))
+        for name, value in config.as_dict().items()
+    ]
+    width = max(len(name) for name, _, _ in rows)
+    return "\n".join(f"  {name:<{width}}  {value:<24} {source}" for name, value, source in rows)

@@ -1,0 +1,51 @@
+"""Which device a run uses, and what it runs on, for the record."""
+
+import platform
+
+import numpy as np
+import torch
+import torchvision
+
+from utils.errors import UserError
+
+
+def pick_device(name: str, gpu: int | None = None) -> torch.device:
+    """`auto` takes CUDA, else Apple's mps, else the CPU.
+
+    Raises:
+        UserError: a device that is unknown or not here.
+    """
+    if gpu is not None:
+        name = f"cuda:{gpu}"
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"--device {name} is not a device: take auto, cpu, cuda, cuda:N or mps") from error
+    if device.type == "cuda":
+        found = torch.cuda.device_count()
+        if (device.index or 0) >= found:
+            raise UserError(
+                f"--device {name}, but torch {torch.__version__} sees {found} CUDA devices: try --device cpu"
+            )
+    elif device.type == "mps" and not torch.backends.mps.is_available():
+        raise UserError("--device mps, but torch sees none here: try --device cpu")
+    elif device.type not in ("cpu", "mps"):
+        raise UserError(f"--device {name} is not supported: take auto, cpu, cuda, cuda:N or mps")
+    return device
+
+
+def environment(device: torch.device) -> dict:
+    """Versions and hardware, plain data: what the bits of a run depend on beside its configuration."""
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "processor": platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "platform": platform.system(),
+    }

@@ -1,0 +1,146 @@
+"""The loops: one training epoch, prediction, and the epochs of a run with selection and checkpoints.
+
+Shapes: N batch, C channels, H, W, D feature, K classes, V views of an image.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from datasets.loaders import DeviceImages
+from utils.errors import UserError
+
+EVAL_BATCH = 256
+WARM_STEPS, TIMED_STEPS = 3, 10
+
+
+class Diverged(UserError):
+    """The loss is not finite; nothing was updated with it."""
+
+
+def cosine_lr(peak: float, epoch: int, epochs: int, warmup_epochs: int = 0) -> float:
+    """Learning rate of epoch `epoch` (from 0): linear warm-up to `peak`, then a cosine that would reach 0 at `epochs`."""
+    if epoch < warmup_epochs:
+        return peak * (epoch + 1) / warmup_epochs
+    return peak * 0.5 * (1 + math.cos(math.pi * (epoch - warmup_epochs) / (epochs - warmup_epochs)))
+
+
+def train_epoch(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    loss_fn: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    lr: float,
+) -> dict:
+    """One pass of SGD over `batches` of (inputs [N, ...], labels [N]); returns mean loss and accuracy over images.
+
+    The model's train/eval mode is the caller's.
+
+    Raises:
+        Diverged: a loss is not finite. On the CPU before its update; on an accelerator, where looking at every loss
+            would stall the device, at the end of the epoch, before anything is saved.
+    """
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    losses, hits, images = [], [], 0
+    for step, (inputs, labels) in enumerate(batches):
+        logits = model(inputs)
+        loss = loss_fn(logits, labels)
+        if loss.device.type == "cpu" and not math.isfinite(loss.detach()):
+            raise Diverged(f"the loss is {float(loss)} at step {step + 1}")
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.detach() * len(labels))
+        hits.append((logits.detach().argmax(dim=1) == labels).sum())
+        images += len(labels)
+    mean_loss = float(torch.stack(losses).sum()) / images
+    if not math.isfinite(mean_loss):
+        raise Diverged("the loss is not finite")
+    return {"train_loss": mean_loss, "train_accuracy": int(torch.stack(hits).sum()) / images}
+
+
+@torch.inference_mode()
+def predict(model: nn.Module, images: DeviceImages, mirror: bool, batch_size: int = EVAL_BATCH) -> Tensor:
+    """Logits [N, K] of every image, once; with `mirror` the mean of the image's and its mirror image's."""
+    model.eval()
+    logits = []
+    for inputs, _ in images.batches(batch_size):
+        out = model(inputs)
+        logits.append((out + model(inputs.flip(-1))) / 2 if mirror else out)
+    return torch.cat(logits)
+
+
+def timed(batches: Iterable, total_steps: int, tell: Callable[[float], None]) -> Iterator:
+    """Pass `batches` through; after a dozen steps tell how many seconds `total_steps` will take."""
+    started = 0.0
+    for step, batch in enumerate(batches):
+        if step == WARM_STEPS:
+            started = time.monotonic()
+        elif step == WARM_STEPS + TIMED_STEPS:
+            tell((time.monotonic() - started) / TIMED_STEPS * total_steps)
+        yield batch
+
+
+def score_column(select: str, has_val: bool) -> str | None:
+    """The column of metrics.csv that picks the best epoch: validation counts every class alike, test as published."""
+    if select == "test":
+        return "test_overall"
+    return "val_balanced" if has_val else None
+
+
+@dataclass
+class Progress:
+    """How far a run is, and its best epoch so far. Plain data: it goes into last.pth and comes back on resume."""
+
+    epoch: int = 0  # epochs done
+    best_epoch: int | None = None
+    best_score: float | None = None
+    rows: list[dict] = field(default_factory=list)
+
+    def as_dict(self) -> dict:
+        return asdict(self)
+
+
+def fit(
+    progress: Progress,
+    epochs: int,
+    schedule: Callable[[int], float],
+    train: Callable[[int, float], dict],
+    evaluate: Callable[[], dict],
+    scored_on: str | None,
+    save: Callable[[str], None],
+    log: Callable[[dict, float], None],
+) -> None:
+    """Run the epochs that `progress` still lacks.
+
+    `train(epoch, lr)` and `evaluate()` return the figures of a metrics.csv row; the figure named `scored_on` picks the
+    best epoch, the earlier one of equals. `save("last" | "best")` writes; `log(row, seconds left)` tells.
+
+    Raises:
+        Diverged: the loss stopped being finite; names the epoch and what is kept.
+    """
+    started, first = time.monotonic(), progress.epoch
+    for epoch in range(first, epochs):
+        lr = schedule(epoch)
+        try:
+            row = {"epoch": epoch + 1, "lr": lr} | train(epoch, lr)
+        except Diverged as error:
+            kept = f"last.pth of epoch {epoch} is kept" if epoch else "nothing was saved"
+            raise Diverged(
+                f"{error} of epoch {epoch + 1}: training stopped, {kept}; try a lower learning rate"
+            ) from error
+        row |= evaluate()
+        progress.epoch = epoch + 1
+        progress.rows.append(row)
+        score = row[scored_on] if scored_on else None
+        better = score is not None and (progress.best_score is None or score > progress.best_score)
+        if better:
+            progress.best_epoch, progress.best_score = epoch + 1, score
+            save("best")
+        save("last")
+        log(row, (time.monotonic() - started) / (epoch + 1 - first) * (epochs - epoch - 1))

@@ -1,0 +1,106 @@
+"""What a run leaves behind: config.json, log.txt, metrics.csv, per_class.csv, summary.json; and its progress bar."""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from datetime import datetime
+from pathlib import Path
+
+import pandas as pd
+from progress.bar import Bar
+
+from utils.checkpoint import write_atomically
+from utils.config import Config
+from utils.errors import UserError
+
+BAR_SECONDS = 0.2
+
+
+class Run:
+    """A run folder `out/<dataset>_IR=<r>_<stage>/<time>/`. Creating it is the first thing that a run writes.
+
+    Raises:
+        UserError: the folder, or one of `also_writable`, cannot be written.
+    """
+
+    def __init__(
+        self, config: Config, stage: str, folder: Path | None = None, also_writable: Iterable[Path] = ()
+    ) -> None:
+        self.quiet = config.quiet
+        parent = Path(config.out) / f"{config.dataset}_IR={config.imb_ratio:g}_{stage}"
+        for place in (parent, *also_writable):
+            check_writable(place)
+        self.folder = folder or _new_folder(parent)
+
+    def log(self, text: str = "") -> None:
+        """A line (or several) to standard output, unless quiet, and to log.txt."""
+        if not self.quiet:
+            print(text, flush=True)
+        with open(self.folder / "log.txt", "a", encoding="utf-8") as handle:
+            handle.write(text + "\n")
+
+    def result(self, line: str) -> None:
+        """The closing line: printed even when quiet."""
+        with open(self.folder / "log.txt", "a", encoding="utf-8") as handle:
+            handle.write(line + "\n")
+        print(line, flush=True)
+
+    def write_json(self, name: str, content: dict) -> None:
+        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        write_atomically(self.folder / name, lambda handle: handle.write(text.encode()))
+
+    def write_rows(self, name: str, rows: list[dict]) -> None:
+        """A csv file with a header; the whole file is replaced, so a resumed run leaves no row twice."""
+        text = pd.DataFrame(rows).to_csv(index=False)
+        write_atomically(self.folder / name, lambda handle: handle.write(text.encode()))
+
+    def write_per_class(self, figures: dict, class_names: list[str], class_counts: list[int]) -> None:
+        """per_class.csv: class, name, training images of the long-tailed set, test images, accuracy."""
+        columns = {"name": class_names, "train_images": class_counts}
+        columns |= {"test_images": figures["support"], "accuracy": figures["per_class"]}
+        rows = [
+            dict(zip(("class", *columns), row, strict=True))
+            for row in zip(range(len(class_names)), *columns.values(), strict=True)
+        ]
+        self.write_rows("per_class.csv", rows)
+
+    def bar(self, steps: Iterable, total: int, title: str) -> Iterator:
+        """Pass `steps` through, drawing a bar with its ETA on standard error where that is a terminal."""
+        if self.quiet or not sys.stderr.isatty():
+            yield from steps
+            return
+        bar = Bar(title, max=total, suffix="%(index)d/%(max)d eta %(eta_td)s", file=sys.stderr)
+        drawn = time.monotonic()
+        for step in steps:
+            yield step
+            bar.index += 1
+            if time.monotonic() - drawn > BAR_SECONDS:
+                drawn = time.monotonic()
+                bar.update()
+        bar.clearln()
+        bar.finish()
+
+
+def check_writable(folder: Path) -> None:
+    """Raise UserError where `folder` is not, or could not become, a folder that we may write to."""
+    existing = folder
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    if not (existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)):
+        raise UserError(f"cannot write to {folder}: {existing} is not a folder that you may write to")
+
+
+def _new_folder(parent: Path) -> Path:
+    stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    for attempt in range(1, 1000):
+        folder = parent / (stamp if attempt == 1 else f"{stamp}_{attempt}")
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise UserError(f"cannot make {folder}: {error.strerror}") from error
+    raise UserError(f"cannot find a free name in {parent}")

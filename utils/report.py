@@ -1,0 +1,155 @@
+"""What a run prints at its start and at its end, and the facts that its checkpoints carry."""
+
+import subprocess
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from datasets import LongTailedData, shot_groups
+from utils.checkpoint import FORMAT, VERSION, Checkpoint, save
+from utils.config import Config, describe
+from utils.device import environment
+from utils.logger import Run
+from utils.metrics import percent, result_line
+
+_BARS = "▁▂▃▄▅▆▇█"
+_COLUMNS = 50
+
+
+def histogram(class_counts: list[int]) -> str:
+    """Class counts as a row of bars, most frequent class first as the data set has it, and the shot groups."""
+    groups = shot_groups(class_counts)
+    stride = max(1, -(-len(class_counts) // _COLUMNS))
+    sampled, top = class_counts[::stride], max(class_counts)
+    bars = "".join(_BARS[min(7, 8 * count // (top + 1))] for count in sampled)
+    sizes = ", ".join(f"{name} {int(mask.sum())}" for name, mask in groups.items())
+    return f"{bars}  {max(class_counts)} down to {min(class_counts)} images a class; classes: {sizes}"
+
+
+def announce(run: Run, config: Config, data: LongTailedData, model: nn.Module, device: torch.device) -> None:
+    """Print and record what the run is before its first step."""
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    total = sum(p.numel() for p in model.parameters())
+    facts = environment(device) | {"commit": _commit()}
+    run.log(f"run folder {run.folder}")
+    run.log("configuration\n" + describe(config))
+    run.log(
+        f"data {data.name}: {len(data.train)} training, {len(data.val) if data.val else 0} validation ({data.val_source}), "
+        f"{len(data.test)} test images of {data.num_classes} classes"
+    )
+    run.log("  " + histogram(data.class_counts))
+    for note in data.notes:
+        run.log(f"  note: {note}")
+    run.log(f"model {config.network}: {trainable:,} trainable of {total:,} parameters")
+    if "batch_size" in config:
+        run.log(f"steps an epoch: {-(-len(data.train) // config.batch_size)}")
+    run.log(f"device {facts['device']}, {facts['threads']} CPU threads, torch {facts['torch']}")
+    record = {
+        "config": config.as_dict(),
+        "class_counts": data.class_counts,
+        "trainable": trainable,
+        "environment": facts,
+    }
+    run.write_json("config.json", record)
+
+
+def model_facts(config: Config, data: LongTailedData, device: torch.device) -> dict:
+    """The facts of a checkpoint: plain data that says what the weights are and how they were made."""
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "stage": config.cur_stage,
+        "dataset": config.dataset,
+        "imb_ratio": config.imb_ratio,
+        "network": config.network,
+        "num_class": config.num_class,
+        "subset_seed": config.subset_seed,
+        "val_source": data.val_source,
+        "val_fraction": config.val_fraction if data.val_source == "heldout" else None,
+        "class_names": data.class_names,
+        "class_counts": data.class_counts,
+        "train_digest": data.train.digest(),
+        "seed": config.seed,
+        "args": config.as_dict(),
+        "environment": environment(device),
+    }
+
+
+def epoch_line(row: dict, epochs: int, seconds_left: float) -> str:
+    """One line an epoch: accuracies in percent, the rest as it is."""
+    parts = [f"epoch {row['epoch']}/{epochs}", f"lr {row['lr']:.3g}", f"loss {row['train_loss']:.4f}"]
+    parts += [
+        f"{name} {percent(value)}"
+        for name, value in row.items()
+        if name not in ("epoch", "lr", "train_loss", "seconds")
+    ]
+    minutes, seconds = divmod(int(seconds_left), 60)
+    return ", ".join([*parts, f"eta {minutes // 60}:{minutes % 60:02d}:{seconds:02d}"])
+
+
+def publish(
+    run: Run,
+    path: Path,
+    content: dict,
+    model: nn.Module,
+    figures: dict,
+    selected_on: str,
+    data: LongTailedData,
+) -> None:
+    """Leave the final model where the next stage looks for it, then write and print the report."""
+    scores = {name: value for name, value in figures.items() if name not in ("per_class", "support")}
+    content = content | {"metrics": scores, "selected_on": selected_on, "model": model.state_dict()}
+    digest = save(path, content)
+    run.log(
+        f"model of epoch {content['epoch']} (selected on {selected_on}) left at {path}, sha256 {digest[:12]}"
+    )
+    finish(
+        run,
+        data,
+        figures,
+        selected_on,
+        {"epoch": content["epoch"], "checkpoint": str(path), "digest": digest},
+    )
+
+
+def finish(run: Run, data: LongTailedData, figures: dict, selected_on: str, facts: dict) -> None:
+    """Write per_class.csv and summary.json, print the figures, and end with the result line."""
+    run.write_per_class(figures, data.class_names, data.class_counts)
+    scores = {name: value for name, value in figures.items() if name not in ("per_class", "support")}
+    run.write_json("summary.json", {"test": scores, "selected_on": selected_on} | facts)
+    run.log(
+        f"test balanced accuracy {percent(figures['balanced'])}, top-5 {percent(figures['top5'])}, "
+        f"calibration error {percent(figures['calibration_error'])}"
+    )
+    if selected_on == "test":
+        run.log(
+            "note: the epoch was chosen on the test set, as in the published protocol: the figure is optimistic"
+        )
+    run.result(result_line(figures, selected_on))
+
+
+def from_where(checkpoint: Checkpoint) -> str:
+    """Which file was taken, for the log."""
+    made = checkpoint.facts
+    what = (
+        f"{made['stage']} {made['network']}, epoch {made['epoch']}"
+        if made
+        else "foreign weights without facts"
+    )
+    return f"checkpoint {checkpoint.path} ({what}; sha256 {checkpoint.digest[:12]})"
+
+
+def _commit() -> str | None:
+    """The commit of this code, None outside a git checkout."""
+    try:
+        found = subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=5,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None

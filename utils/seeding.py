@@ -1,0 +1,24 @@
+"""Randomness as a function of (seed, purpose, counters), never of a stream that a resumed run would have to replay."""
+
+import hashlib
+import secrets
+
+import torch
+
+
+def draw_seed() -> int:
+    """A fresh seed for a run that was given none."""
+    return secrets.randbelow(2**31)
+
+
+def generator_for(seed: int, purpose: str, *counters: int) -> torch.Generator:
+    """A CPU generator that depends on these arguments only: the same on every device and after every resume."""
+    key = "/".join(map(str, (seed, purpose, *counters)))
+    return torch.Generator().manual_seed(
+        int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little") >> 1
+    )
+
+
+def epoch_order(seed: int, epoch: int, num_images: int) -> torch.Tensor:
+    """The order in which epoch `epoch` visits the training set, int64 [N]."""
+    return torch.randperm(num_images, generator=generator_for(seed, "order", epoch))

@@ -1,0 +1,60 @@
+"""What the scripts set up alike: the data set with its parts on the device, and the check that validation is honest."""
+
+import torch
+
+from datasets import LongTailedData, build_data
+from datasets.loaders import DeviceImages
+from utils.checkpoint import Checkpoint
+from utils.config import Config
+from utils.errors import UserError
+
+
+def load_data(config: Config) -> LongTailedData:
+    """The data set of a resolved configuration.
+
+    Raises:
+        UserError: see `datasets.build_data`; validation images are required where they select, or were asked for.
+    """
+    asked = config.source("val_source") == "given" and config.val_source != "none"
+    return build_data(
+        config.dataset,
+        config.data_dir,
+        config.imb_ratio,
+        subset_seed=config.subset_seed,
+        val_source=config.val_source,
+        val_fraction=config.val_fraction,
+        val_required=asked or getattr(config, "select", None) == "val",
+    )
+
+
+def on_device(data: LongTailedData, device: torch.device) -> dict[str, DeviceImages]:
+    """The parts that exist, by name: train, val, test."""
+    parts = {"train": data.train, "val": data.val, "test": data.test}
+    return {name: DeviceImages(part, data.views, device) for name, part in parts.items() if part is not None}
+
+
+def scored_parts(images: dict[str, DeviceImages], select: str) -> dict[str, DeviceImages]:
+    """The parts that are evaluated after every epoch: validation, and the test set only where it selects."""
+    return {
+        name: part for name, part in images.items() if name == "val" or (name == "test" and select == "test")
+    }
+
+
+def backbone_note(source: Checkpoint, data: LongTailedData, select: str) -> str | None:
+    """None where the backbone was trained on this very training set, whose validation images it then never saw.
+
+    Otherwise a note for the log.
+
+    Raises:
+        UserError: the epoch is to be selected on validation images that the backbone may have been trained on.
+    """
+    trained_on = source.facts.get("train_digest")
+    if trained_on == data.train.digest():
+        return None
+    what = "unknown images" if trained_on is None else "other images than this training set"
+    if select == "val":
+        raise UserError(
+            f"--select val refused: the backbone of {source.path} was trained on {what}, the validation images may be "
+            "among them; give both stages the same --val_source, or take --select last"
+        )
+    return f"the backbone was trained on {what}"
