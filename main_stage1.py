@@ -1,9 +1,10 @@
-"""Stage 1: learn the backbone on a long-tailed set with plain cross-entropy and weight decay, natural sampling.
+"""Stage 1: learn the backbone on a long-tailed set with cross-entropy, weight decay and natural sampling.
 
     python main_stage1.py --imb_ratio 100 --cur_stage stage1
 
-The published recipe of LOS (ICLR 2025) on CIFAR100-LT: ResNet-34, 200 epochs, SGD, cosine. Leaves its model where
-main_stage2.py looks for it. On a CPU take a thin network: --network resnet32 (60 epochs, about an hour).
+The published recipe of LOS (ICLR 2025) on CIFAR100-LT: ResNet-34, 200 epochs, SGD, cosine. Leaves its model
+where main_stage2.py looks for it. On a CPU take a thin network: --network resnet32 (60 epochs, about an
+hour).
 """
 
 from collections.abc import Sequence
@@ -74,7 +75,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if device.type == "cpu" and seconds > LONG_RUN_SECONDS:
             names = ", ".join(THIN_NETWORKS[1:])
             run.log(
-                f"note: about {seconds / 3600:.0f} hours to go on this CPU; the thin {names} take a fraction of it"
+                f"note: about {seconds / 3600:.0f} hours to go on this CPU; the thin {names} take a "
+                "fraction of it"
             )
 
     def train_one(epoch: int, lr: float) -> dict:

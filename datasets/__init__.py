@@ -29,7 +29,7 @@ DATASETS = {
 def build_data(
     name: str, data_dir: str | Path = "data", imb_ratio: float = 100, **options: object
 ) -> LongTailedData:
-    """Build the data set `name`; options: subset_seed, val_source, val_fraction, val_required (see datasets/split.py).
+    """Build the data set `name`; the options are those of `datasets.split.split_long_tailed`.
 
     Raises:
         UserError: an unknown name, a ratio out of range, missing or broken files.

@@ -1,4 +1,4 @@
-"""CIFAR files of the official Python layout: found, fetched where missing, read without running code, checked.
+"""CIFAR files of the official Python layout: found or fetched, read without running code, checked.
 
 The files are pickles. They are read through an unpickler that admits NumPy arrays and plain containers only.
 """
@@ -29,7 +29,7 @@ _ADMITTED = {
 
 
 class PlainUnpickler(pickle.Unpickler):
-    """Rebuilds NumPy arrays and plain containers; anything else that a pickle names is refused, never imported."""
+    """Rebuilds NumPy arrays and plain containers; anything else that a pickle names is never imported."""
 
     def find_class(self, module: str, name: str) -> object:
         if (module, name) not in _ADMITTED:
@@ -38,7 +38,7 @@ class PlainUnpickler(pickle.Unpickler):
 
 
 def read_cifar(name: str, data_dir: Path) -> dict:
-    """Read `cifar10` or `cifar100`: train/test images uint8 [N, 3, 32, 32] and labels int64 [N], names, `official`.
+    """Read `cifar10` or `cifar100`: images uint8 [N, 3, 32, 32], labels int64 [N] of both parts, names.
 
     `official` tells whether the training files are byte-identical to the published ones.
 
@@ -59,11 +59,11 @@ def read_cifar(name: str, data_dir: Path) -> dict:
     }
     for split, parts, total in (("train", train, 50_000), ("test", test, 10_000)):
         labels = np.concatenate([part[1] for part in parts])
-        counts = np.bincount(labels, minlength=num_classes)
-        if (counts != total // num_classes).any():
-            wrong = int(np.flatnonzero(counts != total // num_classes)[0])
+        counts, wanted = np.bincount(labels, minlength=num_classes), total // num_classes
+        if (counts != wanted).any():
+            wrong = int(np.flatnonzero(counts != wanted)[0])
             raise UserError(
-                f"{folder}: class {wrong} has {counts[wrong]} {split} images instead of {total // num_classes}; "
+                f"{folder}: class {wrong} has {counts[wrong]} {split} images instead of {wanted}; "
                 "delete the folder to download it again"
             )
         content[split] = (np.concatenate([part[0] for part in parts]), labels)
@@ -71,7 +71,7 @@ def read_cifar(name: str, data_dir: Path) -> dict:
 
 
 def find_folder(source: type[CIFAR10], data_dir: Path) -> Path:
-    """The folder that holds the files: `data_dir` itself or the official folder in it; downloaded if neither."""
+    """The folder that holds the files: `data_dir`, or the official folder in it; downloaded if neither."""
     needed = [part for part, _ in source.train_list + source.test_list] + [source.meta["filename"]]
     official = data_dir / source.base_folder
     for folder in (official, data_dir):
@@ -98,7 +98,8 @@ def _download(source: type[CIFAR10], data_dir: Path) -> None:
         os.replace(partial / source.base_folder, data_dir / source.base_folder)
     except (OSError, RuntimeError) as error:
         raise UserError(
-            f"no {source.base_folder} in {data_dir}, and the download failed ({error}): fetch {source.url} on a machine "
+            f"no {source.base_folder} in {data_dir}, and the download failed ({error}): fetch {source.url} "
+            "on a machine "
             f"with a network, unpack it, and name the folder that holds {source.base_folder}/ with --data_dir"
         ) from error
     finally:

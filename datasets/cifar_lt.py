@@ -18,7 +18,8 @@ def build_cifar_lt(name: str, data_dir: Path, imb_ratio: float, **split_options:
     """`cifar10_lt` or `cifar100_lt`; `split_options` are those of `split_long_tailed`.
 
     Raises:
-        UserError: a ratio out of range, files missing or of another content, an all-black image among those used.
+        UserError: a ratio out of range, files missing or of another content, an all-black image among those
+        used.
     """
     num_classes = {"cifar10_lt": 10, "cifar100_lt": 100}[name]
     counts = long_tail_counts(num_classes, 50_000 // num_classes, imb_ratio)
@@ -41,7 +42,8 @@ def build_cifar_lt(name: str, data_dir: Path, imb_ratio: float, **split_options:
         notes.append("no validation: the images that the long-tailed set leaves out are black in this copy")
     if not content["official"]:
         notes.append(
-            "the CIFAR files are not byte-identical to the published ones: the subset may hold other images of the same "
+            "the CIFAR files are not byte-identical to the published ones: the subset may hold other images "
+            "of the same "
             "classes, and accuracies differ by up to about 1.5 points between draws"
         )
     return LongTailedData(

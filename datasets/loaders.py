@@ -1,8 +1,9 @@
 """The whole set on the device as uint8; crops, flips and normalises a batch at a time.
 
-The law is that of torchvision's RandomCrop(size, padding), RandomHorizontalFlip, ToTensor, Normalize: zero padding
-before normalising, every one of the (2p + 1)^2 offsets equally likely, flips with probability 1/2, each image with
-draws of its own. The draws of a view depend on (seed, view, image) alone: not on batch size, order or device.
+The law is that of torchvision's RandomCrop(size, padding), RandomHorizontalFlip, ToTensor, Normalize: zero
+padding before normalising, every one of the (2p + 1)^2 offsets equally likely, flips with probability 1/2,
+each image with draws of its own. The draws of a view depend on (seed, view, image) alone: not on batch size,
+order or device.
 
 Shapes: N batch, C channels, H, W; p padding.
 """
@@ -40,7 +41,7 @@ class DeviceImages:
         return self.labels.device
 
     def crop(self, index: Tensor, top: Tensor, left: Tensor, flip: Tensor | None) -> Tensor:
-        """Images `index` [N] cropped at offsets `top`, `left` [N] (0..2p), mirrored where `flip` [N] is true."""
+        """Images `index` [N] cropped at `top`, `left` [N] (0..2p), mirrored where `flip` [N] is true."""
         images = self._crops[index, top, left].permute(0, 3, 1, 2)
         if flip is not None:
             images = torch.where(flip[:, None, None, None], images.flip(-1), images)
@@ -55,7 +56,7 @@ class DeviceImages:
         return images.to(torch.float32).div_(255).sub_(self._mean).div_(self._std)
 
     def draws(self, seed: int, view: int) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Crop offsets (top, left) int64 and flips bool of augmented view `view`, each [len(self)], by image."""
+        """Crop offsets (top, left) int64 and flips bool of augmented view `view`, each [N], by image."""
         generator = generator_for(seed, "view", view)
         offsets = torch.randint(0, 2 * self.padding + 1, (2, len(self)), generator=generator)
         flips = torch.rand(len(self), generator=generator) < 0.5

@@ -33,9 +33,9 @@ def long_tail_counts(num_classes: int, max_count: int, imb_ratio: float) -> list
 
 
 def keep_indices(labels: np.ndarray, counts: list[int], subset_seed: int | None = None) -> np.ndarray:
-    """The first n_k images of each class in file order, classes in label order; drawn at random with a subset_seed.
+    """The first n_k images of each class in file order, classes in label order.
 
-    labels int64 [N] -> indices [sum of counts].
+    With a subset_seed they are drawn at random instead. labels int64 [N] -> indices [sum of counts].
     """
     kept = []
     for label, count in enumerate(counts):
@@ -62,7 +62,8 @@ def unused_indices(labels: np.ndarray, kept: np.ndarray, per_class: int = UNUSED
 def held_out_mask(labels: np.ndarray, fraction: float, seed: int = 0) -> np.ndarray:
     """Boolean [N], true for a stratified share of the training images that is set aside before stage 1.
 
-    Each class gives round(fraction * n_k) images, at least one where it has two or more, and keeps at least one.
+    Each class gives round(fraction * n_k) images, at least one where it has two or more, and keeps at least
+    one.
 
     Raises:
         UserError: the fraction is not in (0, 1).

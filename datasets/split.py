@@ -30,8 +30,8 @@ def split_long_tailed(
 ) -> Split:
     """Keep `counts` images a class, and find validation images that no training run sees.
 
-    `unused`: up to 20 images a class that the long-tailed set leaves out. `heldout`: a stratified share of the
-    long-tailed set, set aside (the same one for every run seed). `none`: no validation. labels int64 [N].
+    `unused`: up to 20 images a class that the long-tailed set leaves out. `heldout`: a stratified share of
+    the long-tailed set, set aside (the same one for every run seed). `none`: no validation. labels int64 [N].
 
     Raises:
         UserError: validation is required and cannot be made.

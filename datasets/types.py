@@ -45,8 +45,8 @@ class ViewSpec:
 class LongTailedData:
     """A long-tailed training set with its validation and test parts.
 
-    `class_counts` are those of the long-tailed set itself and define the shot groups; `train_counts` are what is left
-    for training after a hold-out. `val` is None where no validation images exist.
+    `class_counts` are those of the long-tailed set itself and define the shot groups; `train_counts` are what
+    is left for training after a hold-out. `val` is None where no validation images exist.
     """
 
     name: str

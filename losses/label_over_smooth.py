@@ -1,7 +1,7 @@
 """Label over-smoothing (LOS): cross-entropy against labels smoothed to just above 1/K.
 
-Source: "Rethinking Classifier Re-Training in Long-Tailed Recognition: Label Over-Smooth Can Balance", ICLR 2025.
-This file imports nothing but torch, so it can be copied alone into another project.
+Source: "Rethinking Classifier Re-Training in Long-Tailed Recognition: Label Over-Smooth Can Balance", ICLR
+2025. This file imports nothing but torch, so it can be copied alone into another project.
 
 Shapes: N batch, K classes.
 """
@@ -16,11 +16,12 @@ from torch import Tensor, nn
 class LabelOverSmooth(nn.Module):
     """Cross-entropy against y = (1 - δ) onehot + δ / K.
 
-    δ is `label_smooth`, in torch's own convention: the true class gets 1 - δ + δ/K, each other class δ/K. No class
-    counts are used. δ = 0 is plain cross-entropy.
+    δ is `label_smooth`, in torch's own convention: the true class gets 1 - δ + δ/K, each other class δ/K. No
+    class counts are used. δ = 0 is plain cross-entropy.
 
     Raises:
-        ValueError: δ is not in [0, 1). At δ = 1 every label is 1/K and nothing tells the classes apart; beyond it
+        ValueError: δ is not in [0, 1). At δ = 1 every label is 1/K and nothing tells the classes apart;
+        beyond it
             the true class would be taught to be the least likely.
     """
 
@@ -42,7 +43,8 @@ def check_label_smooth(label_smooth: float) -> float:
         raise ValueError(f"label_smooth must be in [0, 1), got {label_smooth:g}")
     if label_smooth >= 1:
         raise ValueError(
-            f"label_smooth must be below 1, got {label_smooth:g}: at 1 every label is 1/K and no class is taught, "
+            f"label_smooth must be below 1, got {label_smooth:g}: at 1 every label is 1/K and no class is "
+            "taught, "
             "above 1 the true class would be the least likely"
         )
     return float(label_smooth)
@@ -55,14 +57,14 @@ def smooth_labels(targets: Tensor, num_classes: int, label_smooth: float) -> Ten
 
 
 def logit_gap(label_smooth: float, num_classes: int) -> float:
-    """Gap between the true and any other logit at the loss's optimum: log(1 + K (1 - δ) / δ); inf at δ = 0."""
+    """Gap of the true to any other logit at the loss's optimum: log(1 + K (1 - δ) / δ); inf at δ = 0."""
     if label_smooth == 0:
         return math.inf
     return math.log1p(num_classes * (1 - label_smooth) / label_smooth)
 
 
 def label_smooth_for_gap(gap: float, num_classes: int) -> float:
-    """The δ whose optimum has this logit gap: the inverse of `logit_gap`. One gap serves any number of classes.
+    """The δ whose optimum has this logit gap: the inverse of `logit_gap`. One gap serves any K.
 
     Raises:
         ValueError: the gap is not a positive number (a gap of 0 would be δ = 1).

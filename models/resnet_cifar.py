@@ -1,7 +1,7 @@
 """ResNets for small images: torchvision's with a 3x3 stem, and the thin ones of the CIFAR papers.
 
-Both keep torchvision's parameter names and shapes (conv1, bn1, layerL.B.conv1, ..., fc), so that state dicts go both
-ways, strictly. Shapes: N batch, C channels, H, W, D feature, K classes.
+Both keep torchvision's parameter names and shapes (conv1, bn1, layerL.B.conv1, ..., fc), so that state dicts
+go both ways, strictly. Shapes: N batch, C channels, H, W, D feature, K classes.
 """
 
 import torch.nn.functional as F
@@ -17,9 +17,9 @@ THIN_BLOCKS = {"resnet8": 1, "resnet20": 3, "resnet32": 5, "resnet44": 7, "resne
 
 
 class WideResNet(tv.ResNet):
-    """torchvision's ResNet with a 3x3 stride-1 `conv1` and no max-pool: widths 64..512, D = 512 (2048 for resnet50).
+    """torchvision's ResNet with a 3x3 stride-1 `conv1` and no max-pool: widths 64..512.
 
-    Source: the network of the LOS paper's CIFAR100-LT runs (ResNet-34).
+    D = 512, or 2048 for resnet50. Source: the network of the LOS paper's CIFAR100-LT runs (ResNet-34).
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The command line as one table: name, type, scripts that take it, unit and meaning. Defaults live in presets.py."""
+"""The command line as one table: name, type, meaning, scripts that take it. Defaults live in presets.py."""
 
 import argparse
 import difflib
@@ -40,7 +40,8 @@ ARGUMENTS = [
     Argument(
         "val_source",
         str,
-        "validation images: unused (left out by the long-tailed set, up to 20 a class), heldout (taken from it before "
+        "validation images: unused (left out by the long-tailed set, up to 20 a class), heldout (taken from "
+        "it before "
         "stage 1), none",
         "data",
         choices=VAL_SOURCES,
@@ -97,7 +98,8 @@ ARGUMENTS = [
     Argument(
         "views",
         int,
-        "augmented views of the training set to compute once and reuse in turn; 0: the plain images; default: a fresh "
+        "augmented views of the training set to compute once and reuse in turn; 0: the plain images; "
+        "default: a fresh "
         "view every epoch",
         "frozen features",
         (STAGE2,),

@@ -1,4 +1,4 @@
-"""Checkpoints: one safe file of weights and plain data, written atomically, with a digest of its content inside.
+"""Checkpoints: one safe file of weights and plain data, written atomically, with its digest inside.
 
 Readers never unpickle code. Foreign files (bare state dicts, DataParallel prefixes, another name for the last
 layer) are read as weights without facts.
@@ -22,6 +22,7 @@ from utils.errors import UserError
 
 FORMAT, VERSION = "label-over-smoothing checkpoint", 1
 RELEASED = Path(__file__).resolve().parent.parent / "checkpoints" / "released"
+_PLAIN = (str, int, float, bool, type(None))
 _STATE_KEYS = ("state_dict", "model", "model_state_dict", "net", "weights")
 
 
@@ -41,7 +42,7 @@ class Checkpoint:
 
 
 def content_digest(content: object) -> str:
-    """Hex sha256 over names, plain values and tensor bytes of nested containers, whatever the order of keys."""
+    """Hex sha256 over names, plain values and tensor bytes of nested containers, in any order of keys."""
     state = hashlib.sha256()
 
     def add(value: object) -> None:
@@ -58,15 +59,17 @@ def content_digest(content: object) -> str:
             state.update(f"<list {len(value)}>".encode())
             for item in value:
                 add(item)
-        else:
+        elif type(value) in _PLAIN:
             state.update(json.dumps(value).encode())
+        else:
+            raise TypeError(f"a checkpoint holds tensors and plain data, not a {type(value).__name__}")
 
     add(content)
     return state.hexdigest()
 
 
 def save(path: Path, content: dict) -> str:
-    """Write `content` (tensors and plain data) with its digest: temporary file, fsync, replace. Returns the digest."""
+    """Write `content` (tensors and plain data) with its digest, atomically. Returns the digest."""
     digest = content_digest(content)
     write_atomically(path, lambda handle: torch.save(content | {"digest": digest}, handle))
     return digest
@@ -192,7 +195,8 @@ def _explain_mismatch(checkpoint: Checkpoint, network: str, wanted: dict, found:
         name: shape for name, shape in found.items() if not name.startswith("fc.")
     } and "fc.weight" in found:
         return (
-            f"{checkpoint.path} is a {network} with {found['fc.weight'][0]} classes, {wanted['fc.weight'][0]} are needed: "
+            f"{checkpoint.path} is a {network} with {found['fc.weight'][0]} classes, "
+            f"{wanted['fc.weight'][0]} are needed: "
             "is it a checkpoint of another data set?"
         )
     missing, extra = sorted(set(wanted) - set(found)), sorted(set(found) - set(wanted))
@@ -244,7 +248,8 @@ def find_published(root: Path, dataset: str, imb_ratio: float, network: str, sta
     )
     hint = f"; there is one for --network {' or '.join(others)}" if others else ""
     raise UserError(
-        f"no {stage} checkpoint at {places[0]}: make it with `{command}`, or name one with --pretrained_pth{hint}"
+        f"no {stage} checkpoint at {places[0]}: make it with `{command}`, or name one with "
+        f"--pretrained_pth{hint}"
     )
 
 

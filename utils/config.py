@@ -108,7 +108,8 @@ def _check_against(known: dict, given: dict) -> None:
     for name in FIXED_BY_CHECKPOINT:
         if name in known and name in given and given[name] != known[name]:
             raise UserError(
-                f"the checkpoint was made with --{name} {known[name]}, but --{name} {given[name]} is asked for: "
+                f"the checkpoint was made with --{name} {known[name]}, but --{name} {given[name]} is asked "
+                "for: "
                 "leave the argument out, or name another checkpoint"
             )
 

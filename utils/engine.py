@@ -18,12 +18,12 @@ EVAL_BATCH = 256
 WARM_STEPS, TIMED_STEPS = 3, 10
 
 
-class Diverged(UserError):
+class DivergedError(UserError):
     """The loss is not finite; nothing was updated with it."""
 
 
 def cosine_lr(peak: float, epoch: int, epochs: int, warmup_epochs: int = 0) -> float:
-    """Learning rate of epoch `epoch` (from 0): linear warm-up to `peak`, then a cosine that would reach 0 at `epochs`."""
+    """Learning rate of an epoch (from 0): linear warm-up to `peak`, then a cosine to 0 at `epochs`."""
     if epoch < warmup_epochs:
         return peak * (epoch + 1) / warmup_epochs
     return peak * 0.5 * (1 + math.cos(math.pi * (epoch - warmup_epochs) / (epochs - warmup_epochs)))
@@ -36,12 +36,13 @@ def train_epoch(
     optimizer: torch.optim.Optimizer,
     lr: float,
 ) -> dict:
-    """One pass of SGD over `batches` of (inputs [N, ...], labels [N]); returns mean loss and accuracy over images.
+    """One pass of SGD over `batches` of (inputs [N, ...], labels [N]); returns mean loss and accuracy.
 
     The model's train/eval mode is the caller's.
 
     Raises:
-        Diverged: a loss is not finite. On the CPU before its update; on an accelerator, where looking at every loss
+        DivergedError: a loss is not finite. On the CPU before its update; on an accelerator, where looking at
+        every loss
             would stall the device, at the end of the epoch, before anything is saved.
     """
     for group in optimizer.param_groups:
@@ -51,7 +52,7 @@ def train_epoch(
         logits = model(inputs)
         loss = loss_fn(logits, labels)
         if loss.device.type == "cpu" and not math.isfinite(loss.detach()):
-            raise Diverged(f"the loss is {float(loss)} at step {step + 1}")
+            raise DivergedError(f"the loss is {float(loss)} at step {step + 1}")
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
@@ -60,7 +61,7 @@ def train_epoch(
         images += len(labels)
     mean_loss = float(torch.stack(losses).sum()) / images
     if not math.isfinite(mean_loss):
-        raise Diverged("the loss is not finite")
+        raise DivergedError("the loss is not finite")
     return {"train_loss": mean_loss, "train_accuracy": int(torch.stack(hits).sum()) / images}
 
 
@@ -87,7 +88,7 @@ def timed(batches: Iterable, total_steps: int, tell: Callable[[float], None]) ->
 
 
 def score_column(select: str, has_val: bool) -> str | None:
-    """The column of metrics.csv that picks the best epoch: validation counts every class alike, test as published."""
+    """The column of metrics.csv that picks the best epoch: on validation every class counts alike."""
     if select == "test":
         return "test_overall"
     return "val_balanced" if has_val else None
@@ -95,7 +96,7 @@ def score_column(select: str, has_val: bool) -> str | None:
 
 @dataclass
 class Progress:
-    """How far a run is, and its best epoch so far. Plain data: it goes into last.pth and comes back on resume."""
+    """How far a run is, and its best epoch so far: plain data that last.pth keeps for a resume."""
 
     epoch: int = 0  # epochs done
     best_epoch: int | None = None
@@ -118,20 +119,21 @@ def fit(
 ) -> None:
     """Run the epochs that `progress` still lacks.
 
-    `train(epoch, lr)` and `evaluate()` return the figures of a metrics.csv row; the figure named `scored_on` picks the
-    best epoch, the earlier one of equals. `save("last" | "best")` writes; `log(row, seconds left)` tells.
+    `train(epoch, lr)` and `evaluate()` return the figures of a metrics.csv row; the figure named `scored_on`
+    picks the best epoch, the earlier one of equals. `save("last" | "best")` writes; `log(row, seconds left)`
+    tells.
 
     Raises:
-        Diverged: the loss stopped being finite; names the epoch and what is kept.
+        DivergedError: the loss stopped being finite; names the epoch and what is kept.
     """
     started, first = time.monotonic(), progress.epoch
     for epoch in range(first, epochs):
         lr = schedule(epoch)
         try:
             row = {"epoch": epoch + 1, "lr": lr} | train(epoch, lr)
-        except Diverged as error:
+        except DivergedError as error:
             kept = f"last.pth of epoch {epoch} is kept" if epoch else "nothing was saved"
-            raise Diverged(
+            raise DivergedError(
                 f"{error} of epoch {epoch + 1}: training stopped, {kept}; try a lower learning rate"
             ) from error
         row |= evaluate()

@@ -9,7 +9,7 @@ class UserError(Exception):
 
 
 def exit_cleanly(main: Callable[[], None]) -> None:
-    """Run `main`; a UserError becomes one line on standard error and exit status 2, anything else a traceback."""
+    """Run `main`; a UserError becomes one line on standard error and exit status 2."""
     try:
         main()
     except UserError as error:

@@ -1,4 +1,4 @@
-"""What a run leaves behind: config.json, log.txt, metrics.csv, per_class.csv, summary.json; and its progress bar."""
+"""What a run leaves behind in its folder, what it prints, and its progress bar."""
 
 import json
 import os

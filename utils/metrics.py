@@ -1,6 +1,7 @@
 """Accuracy and calibration from logits and targets: predict first, score second.
 
-Shapes: N images, K classes. Accuracies are fractions; a group without classes, or a figure that cannot be, is None.
+Shapes: N images, K classes. Accuracies are fractions; a group without classes, or a figure that cannot be, is
+None.
 """
 
 from dataclasses import dataclass
@@ -29,9 +30,10 @@ class ShotAccuracy:
 
 
 def shot_accuracy(logits: Tensor, targets: Tensor, class_counts: list[int]) -> ShotAccuracy:
-    """Score logits [N, K] against targets [N]; groups by training counts [K] (Liu et al. 2019: >100, 20..100, <20).
+    """Score logits [N, K] against targets [N]; groups by training counts [K].
 
-    Ties go to the first class, as argmax gives it. Not-a-number logits count as wrong.
+    Source: Liu et al. 2019: many above 100, medium 20 to 100, few below 20. Ties go to the first class, as
+    argmax gives it. Not-a-number logits count as wrong.
     """
     correct = (logits.argmax(dim=1) == targets) & ~logits.isnan().any(dim=1)
     num_classes = len(class_counts)
@@ -54,14 +56,14 @@ def _mean(values: np.ndarray) -> float | None:
 
 
 def topk_accuracy(logits: Tensor, targets: Tensor, k: int = 5) -> float | None:
-    """Share of images whose class is among the k largest logits; None where there are no more than k classes."""
+    """Share of images whose class is among the k largest logits; None with k classes or fewer."""
     if logits.shape[1] <= k:
         return None
     return float((logits.topk(k, dim=1).indices == targets[:, None]).any(dim=1).float().mean())
 
 
 def calibration_error(logits: Tensor, targets: Tensor, bins: int = CALIBRATION_BINS) -> float:
-    """Expected calibration error: mean |accuracy - confidence| over equal-width bins, weighted by their images.
+    """Expected calibration error: |accuracy - confidence| of equal-width bins, weighted by their images.
 
     Source: Guo et al. 2017; confidence is the largest softmax probability.
     """

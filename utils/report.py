@@ -18,7 +18,7 @@ _COLUMNS = 50
 
 
 def histogram(class_counts: list[int]) -> str:
-    """Class counts as a row of bars, most frequent class first as the data set has it, and the shot groups."""
+    """Class counts as a row of bars in label order, their range, and the sizes of the shot groups."""
     groups = shot_groups(class_counts)
     stride = max(1, -(-len(class_counts) // _COLUMNS))
     sampled, top = class_counts[::stride], max(class_counts)
@@ -35,7 +35,8 @@ def announce(run: Run, config: Config, data: LongTailedData, model: nn.Module, d
     run.log(f"run folder {run.folder}")
     run.log("configuration\n" + describe(config))
     run.log(
-        f"data {data.name}: {len(data.train)} training, {len(data.val) if data.val else 0} validation ({data.val_source}), "
+        f"data {data.name}: {len(data.train)} training, {len(data.val) if data.val else 0} validation "
+        f"({data.val_source}), "
         f"{len(data.test)} test images of {data.num_classes} classes"
     )
     run.log("  " + histogram(data.class_counts))
@@ -124,7 +125,8 @@ def finish(run: Run, data: LongTailedData, figures: dict, selected_on: str, fact
     )
     if selected_on == "test":
         run.log(
-            "note: the epoch was chosen on the test set, as in the published protocol: the figure is optimistic"
+            "note: the epoch was chosen on the test set, as in the published protocol: the figure is "
+            "optimistic"
         )
     run.result(result_line(figures, selected_on))
 

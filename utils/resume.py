@@ -1,4 +1,4 @@
-"""Going on with a stage-1 run that was cut off: weights, optimiser, progress and configuration from its last.pth."""
+"""Going on with a stage-1 run that was cut off, from its last.pth."""
 
 from dataclasses import dataclass
 from pathlib import Path

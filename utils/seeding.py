@@ -1,4 +1,4 @@
-"""Randomness as a function of (seed, purpose, counters), never of a stream that a resumed run would have to replay."""
+"""Randomness as a function of (seed, purpose, counters), not of a stream that a resume must replay."""
 
 import hashlib
 import secrets
@@ -12,7 +12,7 @@ def draw_seed() -> int:
 
 
 def generator_for(seed: int, purpose: str, *counters: int) -> torch.Generator:
-    """A CPU generator that depends on these arguments only: the same on every device and after every resume."""
+    """A CPU generator that depends on these arguments only: the same on every device, after every resume."""
     key = "/".join(map(str, (seed, purpose, *counters)))
     return torch.Generator().manual_seed(
         int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little") >> 1

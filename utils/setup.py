@@ -1,11 +1,13 @@
-"""What the scripts set up alike: the data set with its parts on the device, and the check that validation is honest."""
+"""What the scripts set up alike: data, the checkpoint to start from, the check on honest validation."""
+
+from pathlib import Path
 
 import torch
 
 from datasets import LongTailedData, build_data
 from datasets.loaders import DeviceImages
-from utils.checkpoint import Checkpoint
-from utils.config import Config
+from utils.checkpoint import Checkpoint, find_published, read, require_stage
+from utils.config import Config, resolve
 from utils.errors import UserError
 
 
@@ -13,7 +15,8 @@ def load_data(config: Config) -> LongTailedData:
     """The data set of a resolved configuration.
 
     Raises:
-        UserError: see `datasets.build_data`; validation images are required where they select, or were asked for.
+        UserError: see `datasets.build_data`; validation images are required where they select, or were asked
+        for.
     """
     asked = config.source("val_source") == "given" and config.val_source != "none"
     return build_data(
@@ -41,12 +44,13 @@ def scored_parts(images: dict[str, DeviceImages], select: str) -> dict[str, Devi
 
 
 def backbone_note(source: Checkpoint, data: LongTailedData, select: str) -> str | None:
-    """None where the backbone was trained on this very training set, whose validation images it then never saw.
+    """None where the backbone was trained on this very training set and so never saw the validation images.
 
     Otherwise a note for the log.
 
     Raises:
-        UserError: the epoch is to be selected on validation images that the backbone may have been trained on.
+        UserError: the epoch is to be selected on validation images that the backbone may have been trained
+        on.
     """
     trained_on = source.facts.get("train_digest")
     if trained_on == data.train.digest():
@@ -54,7 +58,24 @@ def backbone_note(source: Checkpoint, data: LongTailedData, select: str) -> str 
     what = "unknown images" if trained_on is None else "other images than this training set"
     if select == "val":
         raise UserError(
-            f"--select val refused: the backbone of {source.path} was trained on {what}, the validation images may be "
+            f"--select val refused: the backbone of {source.path} was trained on {what}, the validation "
+            "images may be "
             "among them; give both stages the same --val_source, or take --select last"
         )
     return f"the backbone was trained on {what}"
+
+
+def find_source(script: str, given: dict, stage: str | None) -> Checkpoint:
+    """The checkpoint to start from: the user's file, else what `stage` left behind, else a released one.
+
+    Raises:
+        UserError: there is none, it is broken, or it is of another stage.
+    """
+    path = given.get("pretrained_pth")
+    if path is None:
+        wanted = resolve(script, given)
+        path = find_published(Path(wanted.ckpt_dir), wanted.dataset, wanted.imb_ratio, wanted.network, stage)
+    source = read(path)
+    if stage is not None:
+        require_stage(source, stage)
+    return source
