@@ -44,10 +44,11 @@ ARGUMENTS = [
         "it before "
         "stage 1), none",
         "data",
+        TRAIN,
         choices=VAL_SOURCES,
     ),
-    Argument("val_fraction", float, "share of each class held out, with --val_source heldout", "data"),
-    Argument("workers", int, "loader processes; the sets so far live on the device and need none", "data"),
+    Argument("val_fraction", float, "share of each class held out, with --val_source heldout", "data", TRAIN),
+    Argument("workers", int, "loader processes; sets that live on the device need none", "data", TRAIN),
     Argument("network", str, "which ResNet", "model", choices=tuple(NETWORKS)),
     Argument(
         "pretrained_pth",
@@ -141,6 +142,7 @@ ARGUMENTS = [
         int,
         "seed of initialisation, order and augmentation; drawn and recorded where not given",
         "run",
+        TRAIN,
     ),
     Argument("device", str, "auto, cpu, cuda, cuda:N or mps", "run"),
     Argument("gpu", int, "number of the CUDA device, short for --device cuda:N", "run"),

@@ -9,7 +9,7 @@ import json
 import os
 import pickle
 import tempfile
-import zipfile
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -126,19 +126,17 @@ def _load(path: Path) -> object:
     if not path.is_file():
         raise UserError(f"{path} does not exist" if not path.exists() else f"{path} is not a file")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # on unusual pickle protocols: nothing that a user could act on
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        first = str(error).strip().splitlines()[0]
-        if "weights_only" in str(error).lower() or "unsupported" in str(error).lower():
-            raise UserError(
-                f"{path} holds Python objects beside weights and is not loaded, since that could run code: "
-                "save model.state_dict() instead"
-            ) from error
-        raise UserError(f"{path} is not a checkpoint: {first}") from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise UserError(
-            f"{path} is damaged or not a checkpoint: {str(error).strip().splitlines()[0]}"
+            f"{path} is damaged, or holds Python objects beside weights, which are not loaded since that could "
+            "run code: save model.state_dict() instead"
         ) from error
+    except Exception as error:  # a broken file can raise nearly anything
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"{path} is damaged or not a checkpoint: {reason}") from error
 
 
 def _foreign_state(content: object) -> dict[str, Tensor]:

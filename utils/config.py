@@ -97,7 +97,7 @@ def resolve(script: str, given: dict, known: dict | None = None) -> Config:
         _settle_label_smooth(given, values, sources)
     if sources.get("warmup_epochs") == "preset":
         values["warmup_epochs"] = min(values["warmup_epochs"], values["epochs"] - 1)
-    if values["seed"] is None:
+    if "seed" in values and values["seed"] is None:
         values["seed"], sources["seed"] = draw_seed(), "drawn"
     if script != EVALUATE:
         values["cur_stage"] = "stage1" if script == STAGE1 else "stage2"
@@ -142,7 +142,7 @@ def _check_pairs(script: str, given: dict, values: dict, preset: dict) -> None:
         )
     if values.get("nesterov") and values["momentum"] == 0:
         raise UserError("--nesterov needs a --momentum above 0")
-    if "val_fraction" in given and values["val_source"] != "heldout":
+    if "val_fraction" in given and values.get("val_source") != "heldout":
         raise UserError("--val_fraction has a meaning with --val_source heldout only")
     if values.get("bn_mode") == "train" and values["views"] is not None:
         raise UserError("--bn_mode train recomputes the features at every step: --views cannot cache them")

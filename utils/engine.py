@@ -51,8 +51,8 @@ def train_epoch(
     for step, (inputs, labels) in enumerate(batches):
         logits = model(inputs)
         loss = loss_fn(logits, labels)
-        if loss.device.type == "cpu" and not math.isfinite(loss.detach()):
-            raise DivergedError(f"the loss is {float(loss)} at step {step + 1}")
+        if loss.device.type == "cpu" and not math.isfinite(loss.item()):
+            raise DivergedError(f"the loss is {loss.item()} at step {step + 1}")
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()

@@ -42,6 +42,8 @@ def announce(run: Run, config: Config, data: LongTailedData, model: nn.Module, d
     run.log("  " + histogram(data.class_counts))
     for note in data.notes:
         run.log(f"  note: {note}")
+    if "workers" in config and config.workers:
+        run.log(f"  note: --workers {config.workers} has no use here, {data.name} lives on the device")
     run.log(f"model {config.network}: {trainable:,} trainable of {total:,} parameters")
     if "batch_size" in config:
         run.log(f"steps an epoch: {-(-len(data.train) // config.batch_size)}")

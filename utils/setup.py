@@ -12,22 +12,19 @@ from utils.errors import UserError
 
 
 def load_data(config: Config) -> LongTailedData:
-    """The data set of a resolved configuration.
+    """The data set of a resolved configuration; no validation images where the script has no use for them.
 
     Raises:
         UserError: see `datasets.build_data`; validation images are required where they select, or were asked
         for.
     """
-    asked = config.source("val_source") == "given" and config.val_source != "none"
-    return build_data(
-        config.dataset,
-        config.data_dir,
-        config.imb_ratio,
-        subset_seed=config.subset_seed,
-        val_source=config.val_source,
-        val_fraction=config.val_fraction,
-        val_required=asked or getattr(config, "select", None) == "val",
-    )
+    options = {"subset_seed": config.subset_seed, "val_source": "none"}
+    if "val_source" in config:
+        asked = config.source("val_source") == "given" and config.val_source != "none"
+        options["val_source"] = config.val_source
+        options["val_fraction"] = config.val_fraction
+        options["val_required"] = asked or config.select == "val"
+    return build_data(config.dataset, config.data_dir, config.imb_ratio, **options)
 
 
 def on_device(data: LongTailedData, device: torch.device) -> dict[str, DeviceImages]:

@@ -1,0 +1,46 @@
+# make demo: both stages and evaluate on the embedded digits, then evaluate a released model where its data is here
+# make test: lint and tests. Both set up their own virtual environment first; VENV=path takes another one.
+VENV ?= .venv
+PYTHON ?= python3
+RUN := $(VENV)/bin/python
+DEMO := --dataset digits_lt --seed 0 --out output/demo --ckpt_dir output/demo/checkpoints
+
+.PHONY: setup setup-dev demo test lint format bench clean
+
+setup: $(VENV)/.ready
+$(VENV)/.ready: requirements.txt
+	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+setup-dev: $(VENV)/.ready-dev
+$(VENV)/.ready-dev: requirements.txt requirements-dev.txt
+	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
+demo: setup
+	$(RUN) main_stage1.py --cur_stage stage1 $(DEMO)
+	$(RUN) main_stage2.py --cur_stage stage2 $(DEMO)
+	$(RUN) evaluate.py --cur_stage stage1 --quiet --dataset digits_lt --out output/demo --ckpt_dir output/demo/checkpoints
+	$(RUN) evaluate.py --cur_stage stage2 --quiet --dataset digits_lt --out output/demo --ckpt_dir output/demo/checkpoints
+
+lint: setup-dev
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+test: lint
+	$(RUN) -m pytest
+
+format: setup-dev
+	$(RUN) -m ruff format .
+	$(RUN) -m ruff check --fix .
+
+bench: setup
+	$(RUN) -m benchmarks.augment
+	$(RUN) -m benchmarks.stage2
+	$(RUN) -m benchmarks.steps
+	$(RUN) -m benchmarks.memory
+
+clean:
+	rm -rf output/demo .pytest_cache .ruff_cache

@@ -1,0 +1,30 @@
+"""Fixtures shared by the tests: small real runs on the embedded digits, the real CIFAR-100 where it is."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.helpers import TrainedDigits, run_stage1, run_stage2
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> TrainedDigits:
+    """Stage 1 (6 epochs) and stage 2 (4 epochs) on Digits-LT, made once; read-only for the tests."""
+    trained = TrainedDigits(tmp_path_factory.mktemp("digits"))
+    trained.stage1_text = run_stage1(trained.root, "--epochs", "6", "--seed", "0")
+    trained.stage2_text = run_stage2(trained.root, "--finetune_epoch", "4", "--seed", "0")
+    return trained
+
+
+@pytest.fixture(scope="session")
+def cifar_dir() -> Path:
+    """The folder that holds cifar-100-python/: LOS_DATA_DIR, else data/; skips where it is absent."""
+    folder = Path(os.environ.get("LOS_DATA_DIR", ROOT / "data"))
+    if not (folder / "cifar-100-python" / "train").is_file():
+        pytest.skip(
+            f"no cifar-100-python in {folder}: set LOS_DATA_DIR to a folder that holds the real CIFAR-100"
+        )
+    return folder

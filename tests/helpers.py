@@ -1,0 +1,91 @@
+"""Running the scripts in the process, and what they leave behind."""
+
+import contextlib
+import io
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import evaluate
+import main_stage1
+import main_stage2
+from utils.errors import UserError
+
+
+@dataclass
+class TrainedDigits:
+    """A folder with both stages of Digits-LT, and what they printed."""
+
+    root: Path
+    stage1_text: str = ""
+    stage2_text: str = ""
+
+    @property
+    def stage1(self) -> Path:
+        return self.root / "ckpt" / "digits_lt" / "IR=50" / "resnet8_stage1.pth"
+
+    @property
+    def stage2(self) -> Path:
+        return self.root / "ckpt" / "digits_lt" / "IR=50" / "resnet8_stage2.pth"
+
+
+def call(main: Callable, *argv: object) -> str:
+    """Run a script's main and return what it printed."""
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text):
+        main([str(word) for word in argv])
+    return text.getvalue()
+
+
+def places(root: Path) -> list[str]:
+    """Arguments that keep everything a run writes below `root`."""
+    return ["--out", str(root / "out"), "--ckpt_dir", str(root / "ckpt")]
+
+
+def run_stage1(root: Path, *argv: object) -> str:
+    """Stage 1 on Digits-LT, below `root`."""
+    return call(main_stage1.main, "--dataset", "digits_lt", *places(root), *argv)
+
+
+def run_stage2(root: Path, *argv: object) -> str:
+    """Stage 2 on Digits-LT, below `root`."""
+    return call(main_stage2.main, "--dataset", "digits_lt", *places(root), *argv)
+
+
+def run_evaluate(root: Path, *argv: object) -> str:
+    """Evaluate on Digits-LT, below `root`."""
+    return call(evaluate.main, "--dataset", "digits_lt", *places(root), *argv)
+
+
+def last_line(text: str) -> str:
+    return text.strip().splitlines()[-1]
+
+
+def run_folder(root: Path, stage: str, dataset: str = "digits_lt_IR=50") -> Path:
+    """The newest run folder of a stage."""
+    return max((root / "out" / f"{dataset}_{stage}").iterdir(), key=lambda folder: folder.stat().st_mtime_ns)
+
+
+def read_metrics(folder: Path) -> pd.DataFrame:
+    return pd.read_csv(folder / "metrics.csv")
+
+
+def read_summary(folder: Path) -> dict:
+    return json.loads((folder / "summary.json").read_text())
+
+
+def refusal(main: Callable, *argv: object) -> str:
+    """The one line with which a script refuses its arguments."""
+    with pytest.raises(UserError) as caught:
+        call(main, *argv)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def files_below(root: Path) -> list[Path]:
+    return sorted(path for path in root.rglob("*") if path.is_file())

@@ -1,0 +1,276 @@
+"""The three scripts one after another on the embedded digits: what they print, write, keep and refuse."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+import main_stage1
+import main_stage2
+from tests.helpers import (
+    call,
+    last_line,
+    places,
+    read_metrics,
+    read_summary,
+    refusal,
+    run_evaluate,
+    run_folder,
+    run_stage1,
+    run_stage2,
+)
+from utils import checkpoint
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULT = re.compile(
+    r"^test overall=\d+\.\d\d many=\d+\.\d\d medium=\d+\.\d\d few=\d+\.\d\d selected_on=(\w+)$"
+)
+
+
+def test_the_three_scripts_run_one_after_another_from_the_shell(tmp_path):
+    def script(name: str, *argv: str) -> str:
+        done = subprocess.run(
+            [sys.executable, str(ROOT / name), "--dataset", "digits_lt", *argv],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stderr == ""
+        return last_line(done.stdout)
+
+    stage1 = script("main_stage1.py", "--cur_stage", "stage1", "--epochs", "2", "--seed", "1")
+    stage2 = script(
+        "main_stage2.py", "--cur_stage", "stage2", "--label_smooth", "0.9", "--finetune_epoch", "2"
+    )
+    assert script("evaluate.py", "--cur_stage", "stage1") == stage1
+    assert script("evaluate.py", "--cur_stage", "stage2") == stage2
+    assert RESULT.match(stage1) and RESULT.match(stage2)
+
+
+def test_a_users_mistake_is_one_line_and_exit_status_2_without_a_file(tmp_path):
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "main_stage1.py"), "--imb_ratio", "0"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr == "error: --imb_ratio must be a number of 1 or more, got 0\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_last_line_is_the_result_and_says_how_it_was_selected(digits):
+    assert RESULT.match(last_line(digits.stage1_text)).group(1) == "last"
+    assert RESULT.match(last_line(digits.stage2_text)).group(1) == "last"
+
+
+def test_evaluate_repeats_the_line_that_each_stage_ended_with(digits):
+    assert last_line(run_evaluate(digits.root, "--cur_stage", "stage1")) == last_line(digits.stage1_text)
+    assert last_line(run_evaluate(digits.root, "--cur_stage", "stage2")) == last_line(digits.stage2_text)
+    named = run_evaluate(digits.root, "--pretrained_pth", digits.stage2)
+    assert last_line(named) == last_line(digits.stage2_text)
+
+
+def test_a_run_announces_its_configuration_data_parameters_steps_and_device(digits):
+    text = digits.stage2_text
+    assert re.search(r"finetune_epoch\s+4\s+given", text)
+    assert re.search(r"finetune_lr\s+[\d.]+\s+preset", text)
+    assert "110 down to 2 images a class; classes: many 1, medium 3, few 6" in text
+    assert "650 trainable of 75,002 parameters" in text
+    assert "steps an epoch: 5" in text
+    assert re.search(r"device \w+, \d+ CPU threads", text)
+    assert "eta 0:00:0" in text
+
+
+def test_a_run_folder_holds_config_log_metrics_per_class_and_summary(digits):
+    for stage, epochs in (("stage1", 6), ("stage2", 4)):
+        folder = run_folder(digits.root, stage)
+        names = {path.name for path in folder.iterdir()}
+        assert names == {
+            "config.json",
+            "log.txt",
+            "metrics.csv",
+            "per_class.csv",
+            "summary.json",
+            "last.pth",
+            "best.pth",
+        }
+        assert read_metrics(folder)["epoch"].tolist() == list(range(1, epochs + 1))
+        assert json.loads((folder / "config.json").read_text())["config"]["seed"] == 0
+        per_class = pd.read_csv(folder / "per_class.csv")
+        summary = read_summary(folder)
+        assert per_class["train_images"].tolist() == [110, 71, 46, 29, 19, 12, 8, 5, 3, 2]
+        assert per_class["accuracy"].mean() == pytest.approx(summary["test"]["balanced"])
+        assert summary["selected_on"] == "last" and summary["epoch"] == epochs
+        assert last_line((folder / "log.txt").read_text()) in (digits.stage1_text + digits.stage2_text)
+
+
+def test_quiet_prints_the_result_line_only_and_logs_the_rest(tmp_path):
+    text = run_stage1(tmp_path, "--epochs", "1", "--seed", "0", "--quiet")
+    assert RESULT.match(text.strip())
+    assert "epoch 1/1" in (run_folder(tmp_path, "stage1") / "log.txt").read_text()
+
+
+def test_one_seed_gives_one_checkpoint_and_another_seed_another(tmp_path, digits):
+    again = tmp_path / "again"
+    run_stage1(again, "--epochs", "6", "--seed", "0")
+    run_stage1(tmp_path / "other", "--epochs", "6", "--seed", "1")
+
+    def weights(path: Path) -> str:
+        return checkpoint.content_digest(checkpoint.read(path).state)
+
+    relative = digits.stage1.relative_to(digits.root)
+    assert weights(again / relative) == weights(digits.stage1)
+    assert weights(tmp_path / "other" / relative) != weights(digits.stage1)
+
+
+def test_without_a_seed_one_is_drawn_and_recorded(tmp_path):
+    text = run_stage1(tmp_path, "--epochs", "1")
+    drawn = int(re.search(r"seed\s+(\d+)\s+drawn", text).group(1))
+    assert json.loads((run_folder(tmp_path, "stage1") / "config.json").read_text())["config"]["seed"] == drawn
+
+
+def test_stage_2_leaves_the_backbone_as_it_was_to_the_bit(digits):
+    before, after = checkpoint.read(digits.stage1), checkpoint.read(digits.stage2)
+    assert set(before.state) == set(after.state)
+    moved = {name for name in before.state if not torch.equal(before.state[name], after.state[name])}
+    assert moved == {"fc.weight", "fc.bias"}
+    assert after.facts["stage1_digest"] == before.digest
+
+
+def test_drifting_batch_norm_moves_statistics_but_no_backbone_weight_and_says_so(tmp_path, digits):
+    text = call(
+        main_stage2.main,
+        *("--dataset", "digits_lt", *places(tmp_path), "--pretrained_pth", digits.stage1),
+        *("--bn_mode", "train", "--finetune_epoch", "1", "--seed", "0"),
+    )
+    assert "batch-norm statistics drift" in text
+    before = checkpoint.read(digits.stage1).state
+    after = checkpoint.read(tmp_path / digits.stage2.relative_to(digits.root)).state
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert {"fc.weight", "fc.bias"} < moved
+    statistics = ("running_mean", "running_var", "num_batches_tracked")
+    assert all(name.endswith(statistics) for name in moved - {"fc.weight", "fc.bias"})
+    evaluated = run_evaluate(tmp_path, "--cur_stage", "stage2")
+    assert last_line(evaluated) == last_line(text)
+
+
+def test_the_control_hardly_moves_what_over_smoothing_moves_far(tmp_path, digits):
+    def moved(delta: str) -> float:
+        run_stage2(
+            tmp_path / delta, "--pretrained_pth", digits.stage1, "--label_smooth", delta, "--seed", "0"
+        )
+        after = checkpoint.read(tmp_path / delta / digits.stage2.relative_to(digits.root)).state
+        before = checkpoint.read(digits.stage1).state
+        return float((after["fc.weight"] - before["fc.weight"]).norm())
+
+    assert moved("0.9") > 2 * moved("0")
+
+
+def test_a_logit_gap_says_the_same_as_its_delta(tmp_path, digits):
+    runs = {}
+    for name, option in (
+        ("gap", ("--logit_gap", "0.7472144018302211")),
+        ("delta", ("--label_smooth", "0.9")),
+    ):
+        start = ("--pretrained_pth", digits.stage1, "--finetune_epoch", "1", "--seed", "0")
+        text = run_stage2(tmp_path / name, *start, *option)
+        assert "δ = 0.9, logit gap 0.747" in text
+        runs[name] = last_line(text)
+    assert runs["gap"] == runs["delta"]
+
+
+def test_views_are_fresh_by_default_cached_by_number_and_plain_at_zero(tmp_path, digits):
+    def classifier(name: str, *option: str) -> torch.Tensor:
+        start = ("--pretrained_pth", digits.stage1, "--finetune_epoch", "3", "--seed", "0")
+        run_stage2(tmp_path / name, *start, *option)
+        return checkpoint.read(tmp_path / name / digits.stage2.relative_to(digits.root)).state["fc.weight"]
+
+    fresh, three, one = (
+        classifier("fresh"),
+        classifier("three", "--views", "3"),
+        classifier("one", "--views", "1"),
+    )
+    plain = classifier("plain", "--views", "0")
+    assert torch.equal(fresh, three)
+    assert not torch.equal(fresh, one) and not torch.equal(one, plain)
+
+
+@pytest.mark.parametrize("select", ["val", "test"])
+def test_selection_reports_the_best_epoch_of_its_column_and_says_so(tmp_path, digits, select):
+    text = run_stage2(tmp_path, "--pretrained_pth", digits.stage1, "--select", select, "--seed", "0")
+    column = {"val": "val_balanced", "test": "test_overall"}[select]
+    folder = run_folder(tmp_path, "stage2")
+    rows = read_metrics(folder)
+    best = int(rows["epoch"][rows[column].idxmax()])
+    summary = read_summary(folder)
+    assert summary["epoch"] == best and summary["selected_on"] == select
+    assert RESULT.match(last_line(text)).group(1) == select
+    assert ("chosen on the test set" in text) == (select == "test")
+    assert last_line(run_evaluate(tmp_path, "--cur_stage", "stage2")) == last_line(text)
+    assert ("test_overall" in rows) == (select == "test")
+
+
+def test_a_held_out_part_is_taken_before_stage_1_and_inherited_by_stage_2(tmp_path):
+    held_out = ("--val_source", "heldout", "--val_fraction", "0.2")
+    stage1 = run_stage1(tmp_path, "--epochs", "1", "--seed", "0", *held_out)
+    assert "243 training, 62 validation (heldout)" in stage1
+    stage2 = run_stage2(tmp_path, "--finetune_epoch", "1", "--select", "val")
+    assert "243 training, 62 validation (heldout)" in stage2
+    assert "classes: many 1, medium 3, few 6" in stage2
+
+
+def test_stage_2_refuses_to_select_on_images_that_its_backbone_may_have_seen(tmp_path, digits):
+    start = ("--dataset", "digits_lt", *places(tmp_path), "--pretrained_pth", digits.stage1)
+    message = refusal(main_stage2.main, *start, "--val_source", "heldout", "--select", "val")
+    assert "refused" in message and str(digits.stage1) in message
+    assert "other images" in call(
+        main_stage2.main, *start, "--val_source", "heldout", "--finetune_epoch", "1"
+    )
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path, digits):
+    start = ("--dataset", "digits_lt", *places(tmp_path), "--pretrained_pth", digits.stage1)
+    message = refusal(main_stage2.main, *start, "--finetune_lr", "1e38")
+    assert "training stopped" in message and "lower learning rate" in message
+    assert not (tmp_path / "ckpt").exists()
+
+
+def test_a_cut_off_run_resumes_to_the_same_bits_without_a_row_twice(tmp_path, digits):
+    whole = checkpoint.read(run_folder(digits.root, "stage1") / "last.pth")
+    halfway = cut_off_after(3, tmp_path)
+    run_stage1(tmp_path / "resumed", "--resume", halfway)
+    resumed = checkpoint.read(halfway / "last.pth")
+    assert checkpoint.content_digest(resumed.state) == checkpoint.content_digest(whole.state)
+    assert read_metrics(halfway)["epoch"].tolist() == [1, 2, 3, 4, 5, 6]
+    assert resumed.facts["progress"] == whole.facts["progress"]
+
+
+def cut_off_after(epochs: int, root: Path) -> Path:
+    """Train as the fixture does, in a process that dies once `epochs` epochs are saved; the run folder."""
+    code = (
+        "import os, main_stage1; from utils import checkpoint; real = checkpoint.save\n"
+        "def save(path, content):\n"
+        "    real(path, content)\n"
+        f"    if path.name == 'last.pth' and content['epoch'] == {epochs}: os._exit(9)\n"
+        "checkpoint.save = save\n"
+        f"main_stage1.main({['--dataset', 'digits_lt', '--epochs', '6', '--seed', '0', *places(root)]!r})\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 9, done.stderr
+    return run_folder(root, "stage1")
+
+
+def test_a_resume_that_contradicts_its_run_is_refused(digits):
+    folder = run_folder(digits.root, "stage1")
+    message = refusal(main_stage1.main, "--resume", folder, "--lr", "0.5")
+    assert "--lr" in message and "leave the argument out" in message
+    assert "last.pth of a stage-1 run" in refusal(main_stage1.main, "--resume", digits.stage1)
