@@ -43,23 +43,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     data = load_data(config)
     images = on_device(data, device)
     train, scored = images["train"], scored_parts(images, config.select)
+    labels = {name: part.labels for name, part in images.items()}
     mirror = data.views.mirror and not config.no_tta
     steps = -(-len(train) // config.batch_size)
 
     # ---- model
     model = build_model(config.network, data.num_classes, data.in_channels)
     model.to(device, memory_format=torch.channels_last)
-    loss_fn = build_loss("ce")
+    loss_fn = build_loss("ce", data.train_counts)
 
     # ---- optimiser
-    optimizer = torch.optim.SGD(
-        model.parameters(),
-        lr=config.lr,
-        momentum=config.momentum,
-        weight_decay=config.wd,
-        nesterov=config.nesterov,
-        fused=device.type in ("cpu", "cuda"),
-    )
+    optimizer = engine.sgd(model.parameters(), config.lr, config.momentum, config.wd, config.nesterov)
 
     # ---- resume
     progress = resumed.restore(model, optimizer, data, config.network) if resumed else engine.Progress()
@@ -89,26 +83,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         return engine.train_epoch(model, batches, loss_fn, optimizer, lr)
 
     def evaluate() -> dict:
-        row = {}
-        for split, part in scored.items():
-            row |= metrics.summary_row(
-                split, engine.predict(model, part, mirror), part.labels, data.class_counts
-            )
-        return row
-
-    def save(name: str) -> None:
-        content = facts | {
-            "epoch": progress.epoch,
-            "progress": progress.as_dict(),
-            "model": model.state_dict(),
-        }
-        if name == "last":
-            content["optimizer"] = optimizer.state_dict()
-        checkpoint.save(run.folder / f"{name}.pth", content)
-
-    def log(row: dict, seconds_left: float) -> None:
-        run.write_rows("metrics.csv", progress.rows)
-        run.log(report.epoch_line(row, config.epochs, seconds_left))
+        logits = {name: engine.predict(model, part, mirror) for name, part in scored.items()}
+        return metrics.epoch_figures(logits, labels, data.class_counts)
 
     engine.fit(
         progress,
@@ -117,21 +93,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         train=train_one,
         evaluate=evaluate,
         scored_on=engine.score_column(config.select, "val" in images),
-        save=save,
-        log=log,
+        save=lambda name: report.save_epoch(run, name, facts, progress, model, optimizer),
+        log=lambda seconds_left: report.log_epoch(run, progress, config.epochs, seconds_left),
     )
 
     # ---- report
-    chosen = progress.epoch
-    if config.select != "last":
-        best = checkpoint.read(run.folder / "best.pth")
-        checkpoint.load_weights(model, best, config.network)
-        chosen = best.facts["epoch"]
-    figures = metrics.report(
-        engine.predict(model, images["test"], mirror), images["test"].labels, data.class_counts
-    )
-    content = facts | {"epoch": chosen, "head": {"kind": "linear"}}
-    report.publish(run, published, content, model, figures, config.select, data)
+    facts["epoch"] = report.load_chosen(run, config.select, progress, model, config.network)
+    figures = metrics.report(engine.predict(model, images["test"], mirror), labels["test"], data.class_counts)
+    report.publish(run, published, facts, model, figures, config.select, data)
 
 
 if __name__ == "__main__":

@@ -42,24 +42,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     note = backbone_note(source, data, config.select)
     images = on_device(data, device)
     train = images["train"]
+    labels = {name: part.labels for name, part in images.items()}
     mirror = data.views.mirror and not config.no_tta
-    steps = -(-len(train) // config.batch_size)
 
     # ---- model: the backbone is frozen, the classifier starts from stage 1
     model = build_model(config.network, data.num_classes, data.in_channels)
     checkpoint.load_weights(model, source, config.network)
     model.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
     head = model.fc.requires_grad_(True)
-    loss_fn = build_loss("los", label_smooth=config.label_smooth)
+    loss_fn = build_loss("los", data.train_counts, label_smooth=config.label_smooth)
 
     # ---- optimiser: weight and bias of the classifier, nothing else
-    optimizer = torch.optim.SGD(
-        head.parameters(),
-        lr=config.finetune_lr,
-        momentum=config.momentum,
-        weight_decay=config.finetune_wd,
-        nesterov=config.nesterov,
-        fused=device.type in ("cpu", "cuda"),
+    optimizer = engine.sgd(
+        head.parameters(), config.finetune_lr, config.momentum, config.finetune_wd, config.nesterov
     )
 
     # ---- run folder
@@ -70,28 +65,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     run.log(f"label over-smoothing: δ = {config.label_smooth:g}, logit gap {gap:.3g} at its optimum")
     if note:
         run.log(f"note: {note}")
-    facts = report.model_facts(config, data, device) | {
-        "stage1_digest": source.digest,
-        "head": {"kind": "linear"},
-    }
+    facts = report.model_facts(config, data, device) | {"stage1_digest": source.digest}
 
     # ---- frozen features
     drifting = config.bn_mode == "train"
     if drifting:
-        run.log(
-            "note: --bn_mode train: batch-norm statistics drift while the classifier trains, as in the "
-            "public code"
-        )
-    training = TrainFeatures(model, train, views_seed, config.views)
+        run.log("note: --bn_mode train: batch-norm statistics drift during stage 2, as in the public code")
+    training = TrainFeatures(model, train, views_seed, config.views, run.bar)
     scored = scored_parts(images, config.select)
 
     def compute_features(parts: Sequence[str]) -> dict[str, torch.Tensor]:
-        return {name: eval_features(model, images[name], mirror) for name in parts}
+        return {name: eval_features(model, images[name], mirror, run.bar) for name in parts}
 
     features = {} if drifting else compute_features([name for name in images if name != "train"])
     if not drifting:
-        before = metrics.report(head_logits(head, features["test"]), images["test"].labels, data.class_counts)
-        run.log(f"stage-1 classifier: {metrics.result_line(before, 'nothing, before training')}")
+        before = metrics.report(head_logits(head, features["test"]), labels["test"], data.class_counts)
+        run.log(f"stage-1 classifier: {metrics.result_line(before, 'nothing')}")
 
     # ---- loop
     progress = engine.Progress()
@@ -99,31 +88,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     def train_one(epoch: int, lr: float) -> dict:
         order = epoch_order(config.seed, epoch, len(train))
         make_batches = training.drifting_batches if drifting else training.batches
-        batches = run.bar(
-            make_batches(order, config.batch_size, epoch), steps, f"epoch {epoch + 1}/{config.finetune_epoch}"
-        )
+        batches = make_batches(order, config.batch_size, epoch)
         return engine.train_epoch(head, batches, loss_fn, optimizer, lr)
 
     def evaluate() -> dict:
         current = compute_features(scored) if drifting else features
-        row = {}
-        for split, part in scored.items():
-            row |= metrics.summary_row(
-                split, head_logits(head, current[split]), part.labels, data.class_counts
-            )
-        return row
-
-    def save(name: str) -> None:
-        content = facts | {
-            "epoch": progress.epoch,
-            "progress": progress.as_dict(),
-            "model": model.state_dict(),
-        }
-        checkpoint.save(run.folder / f"{name}.pth", content)
-
-    def log(row: dict, seconds_left: float) -> None:
-        run.write_rows("metrics.csv", progress.rows)
-        run.log(report.epoch_line(row, config.finetune_epoch, seconds_left))
+        logits = {name: head_logits(head, current[name]) for name in scored}
+        return metrics.epoch_figures(logits, labels, data.class_counts)
 
     engine.fit(
         progress,
@@ -132,20 +103,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         train=train_one,
         evaluate=evaluate,
         scored_on=engine.score_column(config.select, "val" in images),
-        save=save,
-        log=log,
+        save=lambda name: report.save_epoch(run, name, facts, progress, model),
+        log=lambda seconds_left: report.log_epoch(run, progress, config.finetune_epoch, seconds_left),
     )
 
     # ---- report
-    chosen = progress.epoch
-    if config.select != "last":
-        best = checkpoint.read(run.folder / "best.pth")
-        checkpoint.load_weights(model, best, config.network)
-        chosen = best.facts["epoch"]
+    facts["epoch"] = report.load_chosen(run, config.select, progress, model, config.network)
     if drifting:
         features = compute_features(["test"])
-    figures = metrics.report(head_logits(head, features["test"]), images["test"].labels, data.class_counts)
-    report.publish(run, published, facts | {"epoch": chosen}, model, figures, config.select, data)
+    figures = metrics.report(head_logits(head, features["test"]), labels["test"], data.class_counts)
+    report.publish(run, published, facts, model, figures, config.select, data)
 
 
 if __name__ == "__main__":

@@ -66,7 +66,8 @@ def read_cifar(name: str, data_dir: Path) -> dict:
                 f"{folder}: class {wrong} has {counts[wrong]} {split} images instead of {wanted}; "
                 "delete the folder to download it again"
             )
-        content[split] = (np.concatenate([part[0] for part in parts]), labels)
+        images = [part[0] for part in parts]
+        content[split] = (images[0] if len(images) == 1 else np.concatenate(images), labels)
     return content
 
 

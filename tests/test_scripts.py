@@ -1,9 +1,14 @@
 """The three scripts one after another on the embedded digits: what they print, write, keep and refuse."""
 
+import fcntl
 import json
+import os
+import pty
 import re
+import struct
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 import pandas as pd
@@ -274,3 +279,20 @@ def test_a_resume_that_contradicts_its_run_is_refused(digits):
     message = refusal(main_stage1.main, "--resume", folder, "--lr", "0.5")
     assert "--lr" in message and "leave the argument out" in message
     assert "last.pth of a stage-1 run" in refusal(main_stage1.main, "--resume", digits.stage1)
+
+
+def test_progress_bars_go_to_standard_error_and_only_where_that_is_a_terminal(tmp_path, digits):
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    start = ["--dataset", "digits_lt", *places(tmp_path), "--pretrained_pth", str(digits.stage1)]
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "main_stage2.py"), *start, "--finetune_epoch", "1"],
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+        text=True,
+        check=True,
+    )
+    os.close(theirs)
+    drawn = os.read(ours, 65536).decode()
+    os.close(ours)
+    assert "features" in drawn and "features" not in done.stdout

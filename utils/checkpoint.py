@@ -131,7 +131,7 @@ def _load(path: Path) -> object:
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"{path} is damaged, or holds Python objects beside weights, which are not loaded since that could "
+            f"{path} is damaged, or holds Python objects beside weights and is not loaded, since that could "
             "run code: save model.state_dict() instead"
         ) from error
     except Exception as error:  # a broken file can raise nearly anything

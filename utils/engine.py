@@ -29,6 +29,17 @@ def cosine_lr(peak: float, epoch: int, epochs: int, warmup_epochs: int = 0) -> f
     return peak * 0.5 * (1 + math.cos(math.pi * (epoch - warmup_epochs) / (epochs - warmup_epochs)))
 
 
+def sgd(
+    parameters: Iterable[nn.Parameter], lr: float, momentum: float, weight_decay: float, nesterov: bool
+) -> torch.optim.SGD:
+    """torch's SGD, fused where the device has it: a fixed choice, since it decides the last bits."""
+    parameters = list(parameters)
+    fused = parameters[0].device.type in ("cpu", "cuda")
+    return torch.optim.SGD(
+        parameters, lr=lr, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov, fused=fused
+    )
+
+
 def train_epoch(
     model: nn.Module,
     batches: Iterable[tuple[Tensor, Tensor]],
@@ -115,7 +126,7 @@ def fit(
     evaluate: Callable[[], dict],
     scored_on: str | None,
     save: Callable[[str], None],
-    log: Callable[[dict, float], None],
+    log: Callable[[float], None],
 ) -> None:
     """Run the epochs that `progress` still lacks.
 
@@ -145,4 +156,4 @@ def fit(
             progress.best_epoch, progress.best_score = epoch + 1, score
             save("best")
         save("last")
-        log(row, (time.monotonic() - started) / (epoch + 1 - first) * (epochs - epoch - 1))
+        log((time.monotonic() - started) / (epoch + 1 - first) * (epochs - epoch - 1))

@@ -71,16 +71,17 @@ class Run:
         if self.quiet or not sys.stderr.isatty():
             yield from steps
             return
-        bar = Bar(title, max=total, suffix="%(index)d/%(max)d eta %(eta_td)s", file=sys.stderr)
-        drawn = time.monotonic()
+        bar = Bar(title, max=total, suffix="%(index)d/%(max)d eta %(eta_td)s", hide_cursor=False)
+        bar.update()
+        drawn, pending = time.monotonic(), 0
         for step in steps:
             yield step
-            bar.index += 1
+            pending += 1
             if time.monotonic() - drawn > BAR_SECONDS:
-                drawn = time.monotonic()
-                bar.update()
-        bar.clearln()
-        bar.finish()
+                bar.next(pending)
+                drawn, pending = time.monotonic(), 0
+        bar.writeln("")
+        print("\r", end="", file=sys.stderr, flush=True)
 
 
 def check_writable(folder: Path) -> None:

@@ -98,7 +98,10 @@ def result_line(figures: dict, selected_on: str, split: str = "test") -> str:
     return f"{split} {shares} selected_on={selected_on}"
 
 
-def summary_row(split: str, logits: Tensor, targets: Tensor, class_counts: list[int]) -> dict:
-    """The columns of metrics.csv for one split."""
-    shots = shot_accuracy(logits, targets, class_counts)
-    return {f"{split}_{name}": getattr(shots, name) for name in ("overall", *GROUPS, "balanced")}
+def epoch_figures(logits: dict[str, Tensor], targets: dict[str, Tensor], class_counts: list[int]) -> dict:
+    """The columns of metrics.csv for the scored parts, by name: logits [N, K] against targets [N]."""
+    row = {}
+    for part, values in logits.items():
+        shots = shot_accuracy(values, targets[part], class_counts)
+        row |= {f"{part}_{name}": getattr(shots, name) for name in ("overall", *GROUPS, "balanced")}
+    return row

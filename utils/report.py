@@ -5,11 +5,13 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
 from datasets import LongTailedData, shot_groups
-from utils.checkpoint import FORMAT, VERSION, Checkpoint, save
+from utils import checkpoint
 from utils.config import Config, describe
 from utils.device import environment
+from utils.engine import Progress
 from utils.logger import Run
 from utils.metrics import percent, result_line
 
@@ -60,12 +62,13 @@ def announce(run: Run, config: Config, data: LongTailedData, model: nn.Module, d
 def model_facts(config: Config, data: LongTailedData, device: torch.device) -> dict:
     """The facts of a checkpoint: plain data that says what the weights are and how they were made."""
     return {
-        "format": FORMAT,
-        "version": VERSION,
+        "format": checkpoint.FORMAT,
+        "version": checkpoint.VERSION,
         "stage": config.cur_stage,
         "dataset": config.dataset,
         "imb_ratio": config.imb_ratio,
         "network": config.network,
+        "head": {"kind": "linear"},
         "num_class": config.num_class,
         "subset_seed": config.subset_seed,
         "val_source": data.val_source,
@@ -79,16 +82,35 @@ def model_facts(config: Config, data: LongTailedData, device: torch.device) -> d
     }
 
 
-def epoch_line(row: dict, epochs: int, seconds_left: float) -> str:
-    """One line an epoch: accuracies in percent, the rest as it is."""
+def save_epoch(
+    run: Run, name: str, facts: dict, progress: Progress, model: nn.Module, optimizer: Optimizer | None = None
+) -> None:
+    """Write `last.pth` or `best.pth` into the run folder; last.pth with the optimiser, where one is given."""
+    content = facts | {"epoch": progress.epoch, "progress": progress.as_dict(), "model": model.state_dict()}
+    if name == "last" and optimizer is not None:
+        content["optimizer"] = optimizer.state_dict()
+    checkpoint.save(run.folder / f"{name}.pth", content)
+
+
+def log_epoch(run: Run, progress: Progress, epochs: int, seconds_left: float) -> None:
+    """Write metrics.csv and a line an epoch: accuracies in percent, the rest as it is."""
+    run.write_rows("metrics.csv", progress.rows)
+    row = progress.rows[-1]
     parts = [f"epoch {row['epoch']}/{epochs}", f"lr {row['lr']:.3g}", f"loss {row['train_loss']:.4f}"]
     parts += [
-        f"{name} {percent(value)}"
-        for name, value in row.items()
-        if name not in ("epoch", "lr", "train_loss", "seconds")
+        f"{key} {percent(value)}" for key, value in row.items() if key not in ("epoch", "lr", "train_loss")
     ]
     minutes, seconds = divmod(int(seconds_left), 60)
-    return ", ".join([*parts, f"eta {minutes // 60}:{minutes % 60:02d}:{seconds:02d}"])
+    run.log(", ".join([*parts, f"eta {minutes // 60}:{minutes % 60:02d}:{seconds:02d}"]))
+
+
+def load_chosen(run: Run, select: str, progress: Progress, model: nn.Module, network: str) -> int:
+    """Put the weights of the selected epoch into `model`; returns that epoch."""
+    if select == "last":
+        return progress.epoch
+    best = checkpoint.read(run.folder / "best.pth")
+    checkpoint.load_weights(model, best, network)
+    return best.facts["epoch"]
 
 
 def publish(
@@ -103,7 +125,7 @@ def publish(
     """Leave the final model where the next stage looks for it, then write and print the report."""
     scores = {name: value for name, value in figures.items() if name not in ("per_class", "support")}
     content = content | {"metrics": scores, "selected_on": selected_on, "model": model.state_dict()}
-    digest = save(path, content)
+    digest = checkpoint.save(path, content)
     run.log(
         f"model of epoch {content['epoch']} (selected on {selected_on}) left at {path}, sha256 {digest[:12]}"
     )
@@ -133,15 +155,15 @@ def finish(run: Run, data: LongTailedData, figures: dict, selected_on: str, fact
     run.result(result_line(figures, selected_on))
 
 
-def from_where(checkpoint: Checkpoint) -> str:
+def from_where(source: checkpoint.Checkpoint) -> str:
     """Which file was taken, for the log."""
-    made = checkpoint.facts
+    made = source.facts
     what = (
         f"{made['stage']} {made['network']}, epoch {made['epoch']}"
         if made
         else "foreign weights without facts"
     )
-    return f"checkpoint {checkpoint.path} ({what}; sha256 {checkpoint.digest[:12]})"
+    return f"checkpoint {source.path} ({what}; sha256 {source.digest[:12]})"
 
 
 def _commit() -> str | None:
