@@ -57,14 +57,13 @@ class Run:
         write_atomically(self.folder / name, lambda handle: handle.write(text.encode()))
 
     def write_per_class(self, figures: dict, class_names: list[str], class_counts: list[int]) -> None:
-        """per_class.csv: class, name, training images of the long-tailed set, test images, accuracy."""
-        columns = {"name": class_names, "train_images": class_counts}
-        columns |= {"test_images": figures["support"], "accuracy": figures["per_class"]}
-        rows = [
-            dict(zip(("class", *columns), row, strict=True))
-            for row in zip(range(len(class_names)), *columns.values(), strict=True)
-        ]
-        self.write_rows("per_class.csv", rows)
+        """per_class.csv: class, name, training images of the long-tailed set, then every per-class figure."""
+        columns = {"class": range(len(class_names)), "name": class_names, "train_images": class_counts}
+        columns |= figures["classes"]
+        self.write_rows(
+            "per_class.csv",
+            [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)],
+        )
 
     def bar(self, steps: Iterable, total: int, title: str) -> Iterator:
         """Pass `steps` through, drawing a bar with its ETA on standard error where that is a terminal."""

@@ -11,6 +11,17 @@ import torch
 from torch import Tensor
 
 from datasets.long_tail import shot_groups
+from utils.logit_metrics import READINGS, logit_statistics, logits_magnitude, regularized_std
+
+__all__ = [
+    "ShotAccuracy",
+    "calibration_error",
+    "logits_magnitude",
+    "regularized_std",
+    "report",
+    "shot_accuracy",
+    "topk_accuracy",
+]
 
 CALIBRATION_BINS = 15
 GROUPS = ("many", "medium", "few")
@@ -76,14 +87,30 @@ def calibration_error(logits: Tensor, targets: Tensor, bins: int = CALIBRATION_B
 
 
 def report(logits: Tensor, targets: Tensor, class_counts: list[int]) -> dict:
-    """Every figure of a report, as plain data ready for JSON."""
+    """Every figure of a report, as plain data ready for JSON.
+
+    Scalars at the top; LoMa and RSD, in both readings, as the mean over all classes and over those of each
+    shot group; under `classes` the lists [K] of every per-class figure.
+    """
     shots = shot_accuracy(logits, targets, class_counts)
+    statistics = logit_statistics(logits, targets)
+    classes = {"test_images": shots.support, "accuracy": shots.per_class}
+    by_group = {}
+    for reading in READINGS:
+        for name, found in (
+            (f"loma_{reading}", statistics.magnitude(reading)),
+            (f"rsd_{reading}", statistics.regularized_std(reading)),
+        ):
+            values = found.cpu().numpy()
+            groups = {group: _mean(values[mask]) for group, mask in shot_groups(class_counts).items()}
+            by_group[name] = {"all": _mean(values), **groups}
+            classes[name] = [None if np.isnan(value) else float(value) for value in values]
     return {
         **{name: getattr(shots, name) for name in ("overall", *GROUPS, "balanced")},
         "top5": topk_accuracy(logits, targets),
         "calibration_error": calibration_error(logits, targets),
-        "per_class": shots.per_class,
-        "support": shots.support,
+        **by_group,
+        "classes": classes,
     }
 
 

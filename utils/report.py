@@ -123,7 +123,7 @@ def publish(
     data: LongTailedData,
 ) -> None:
     """Leave the final model where the next stage looks for it, then write and print the report."""
-    scores = {name: value for name, value in figures.items() if name not in ("per_class", "support")}
+    scores = {name: value for name, value in figures.items() if name != "classes"}
     content = content | {"metrics": scores, "selected_on": selected_on, "model": model.state_dict()}
     digest = checkpoint.save(path, content)
     run.log(
@@ -141,12 +141,24 @@ def publish(
 def finish(run: Run, data: LongTailedData, figures: dict, selected_on: str, facts: dict) -> None:
     """Write per_class.csv and summary.json, print the figures, and end with the result line."""
     run.write_per_class(figures, data.class_names, data.class_counts)
-    scores = {name: value for name, value in figures.items() if name not in ("per_class", "support")}
+    scores = {name: value for name, value in figures.items() if name != "classes"}
     run.write_json("summary.json", {"test": scores, "selected_on": selected_on} | facts)
     run.log(
         f"test balanced accuracy {percent(figures['balanced'])}, top-5 {percent(figures['top5'])}, "
         f"calibration error {percent(figures['calibration_error'])}"
     )
+    for title, reading in (
+        ("LoMa", "per_sample"),
+        ("LoMa", "per_class"),
+        ("RSD", "per_sample"),
+        ("RSD", "per_class"),
+    ):
+        name = f"{title.lower()}_{reading}"
+        shares = ", ".join(
+            f"{group} {'-' if value is None else format(value, '.2f')}"
+            for group, value in figures[name].items()
+        )
+        run.log(f"{title} ({reading}): {shares}")
     if selected_on == "test":
         run.log(
             "note: the epoch was chosen on the test set, as in the published protocol: the figure is "

@@ -1,0 +1,220 @@
+"""The long-tail law, which images it keeps, and validation images that no training run sees."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from datasets import long_tail_counts, shot_groups
+from datasets.long_tail import held_out_mask, keep_indices, unused_indices
+from datasets.split import split_long_tailed
+from utils.errors import UserError
+
+K, PER_CLASS = 10, 60
+
+
+@pytest.fixture
+def labels():
+    """Ten classes of 60 images each, in mixed file order."""
+    return np.random.default_rng(5).permutation(np.arange(K * PER_CLASS) % K)
+
+
+@pytest.fixture
+def counts():
+    return long_tail_counts(K, PER_CLASS, 20)
+
+
+# ---- the law ----
+
+
+@pytest.mark.parametrize(
+    ("ratio", "total", "many", "medium", "few"),
+    [(10, 19_573, 69, 31, 0), (50, 12_608, 41, 41, 18), (100, 10_847, 35, 35, 30)],
+)
+def test_cifar100_lt_has_the_published_size_and_shot_groups(ratio, total, many, medium, few):
+    counts = long_tail_counts(100, 500, ratio)
+    sizes = {name: int(mask.sum()) for name, mask in shot_groups(counts).items()}
+    assert sum(counts) == total
+    assert sizes == {"many": many, "medium": medium, "few": few}
+    assert (counts[0], counts[-1]) == (500, 500 // ratio)
+
+
+def test_digits_lt_has_the_published_counts_at_ratio_50():
+    assert long_tail_counts(10, 110, 50) == [110, 71, 46, 29, 19, 12, 8, 5, 3, 2]
+
+
+@pytest.mark.parametrize("ratio", [1, 1.0001, 1.5, np.pi, 33, 499.5, 500])
+def test_counts_never_grow_and_span_the_ratio(ratio):
+    counts = long_tail_counts(100, 500, ratio)
+    assert len(counts) == 100 and counts[0] == 500
+    assert all(type(count) is int for count in counts)
+    assert all(before >= after >= 1 for before, after in pairwise(counts))
+    assert counts[-1] in (int(500 / ratio), int(500 / ratio) + 1, int(500 / ratio) - 1)
+
+
+def test_ratio_one_keeps_every_image():
+    assert long_tail_counts(7, 30, 1) == [30] * 7
+
+
+def test_a_single_class_keeps_every_image():
+    assert long_tail_counts(1, 30, 50) == [30]
+
+
+@pytest.mark.parametrize("ratio", [0, 0.99, -1, -100, float("nan"), float("inf"), float("-inf")])
+def test_a_ratio_below_one_or_no_number_is_refused(ratio):
+    with pytest.raises(UserError, match=r"--imb_ratio must be a number of 1 or more, got"):
+        long_tail_counts(100, 500, ratio)
+
+
+@pytest.mark.parametrize(("num_classes", "max_count", "ratio"), [(100, 500, 501), (10, 110, 1e6)])
+def test_a_ratio_that_empties_a_class_is_refused_with_the_largest_possible(num_classes, max_count, ratio):
+    with pytest.raises(UserError, match=rf"without an image: the largest ratio .* is {max_count}$"):
+        long_tail_counts(num_classes, max_count, ratio)
+
+
+@pytest.mark.parametrize("max_count", [110, 500, 5000, 49])
+def test_the_ratio_that_the_refusal_names_is_accepted(max_count):
+    assert long_tail_counts(10, max_count, max_count)[-1] == 1
+
+
+# ---- the images kept ----
+
+
+def test_the_first_images_of_each_class_are_kept_in_file_order(labels, counts):
+    kept = keep_indices(labels, counts)
+    expected = []
+    for label, count in enumerate(counts):
+        expected += [i for i in range(len(labels)) if labels[i] == label][:count]
+    assert kept.tolist() == expected
+
+
+def test_a_subset_seed_draws_another_reproducible_set_with_the_same_counts(labels, counts):
+    first, again = keep_indices(labels, counts, 3), keep_indices(labels, counts, 3)
+    other, plain = keep_indices(labels, counts, 4), keep_indices(labels, counts)
+    assert (first == again).all()
+    for kept in (first, other):
+        assert np.bincount(labels[kept], minlength=K).tolist() == counts
+        assert (np.diff(labels[kept]) >= 0).all()
+        assert len(np.unique(kept)) == len(kept)
+    assert set(first) != set(other) != set(plain) != set(first)
+
+
+def test_a_smaller_ratio_extends_the_subset_of_a_larger_one(labels):
+    small, large = (keep_indices(labels, long_tail_counts(K, PER_CLASS, r), 3) for r in (50, 10))
+    assert set(small) < set(large)
+
+
+def test_a_class_with_too_few_images_is_named(labels, counts):
+    short = labels[labels != 3]
+    with pytest.raises(UserError, match=rf"class 3 has 0 images, {counts[3]} are needed"):
+        keep_indices(short, counts)
+
+
+# ---- unused images ----
+
+
+def test_unused_images_are_disjoint_from_the_kept_and_at_most_20_a_class(labels, counts):
+    kept = keep_indices(labels, counts)
+    unused = unused_indices(labels, kept)
+    assert not set(kept) & set(unused)
+    assert len(np.unique(unused)) == len(unused)
+    expected = [min(20, PER_CLASS - count) for count in counts]
+    assert np.bincount(labels[unused], minlength=K).tolist() == expected
+    assert expected[0] == 0 and expected[-1] == 20
+
+
+def test_the_class_at_full_count_is_missing_from_the_unused(labels, counts):
+    split = split_long_tailed(labels, counts)
+    assert 0 not in labels[split.val]
+    assert set(labels[split.val]) == set(range(1, K))
+    assert split.notes == ["1 class(es) have no validation image and are left out of the validation mean"]
+
+
+def test_cifar100_at_ratio_100_leaves_1980_unused_images():
+    labels = np.repeat(np.arange(100), 500)
+    kept = keep_indices(labels, long_tail_counts(100, 500, 100))
+    assert len(unused_indices(labels, kept)) == 99 * 20
+
+
+# ---- held-out images ----
+
+
+@pytest.mark.parametrize("fraction", [0.01, 0.1, 0.5, 0.99])
+def test_the_hold_out_is_stratified_and_leaves_one_of_each_class(fraction):
+    counts = [110, 71, 46, 29, 19, 12, 8, 5, 2, 1]
+    labels = np.repeat(np.arange(10), counts)
+    taken = np.bincount(labels[held_out_mask(labels, fraction)], minlength=10)
+    for count, got in zip(counts, taken, strict=True):
+        assert got == min(max(1, round(fraction * count)), count - 1)
+        assert count - got >= 1
+    assert taken[-1] == 0 and (taken[:-1] >= 1).all()
+
+
+def test_the_hold_out_is_the_same_every_time_and_another_for_another_seed():
+    labels = np.repeat(np.arange(5), 40)
+    first, again, other = (held_out_mask(labels, 0.2, seed) for seed in (7, 7, 8))
+    assert first.dtype == bool and (first == again).all()
+    assert (first != other).any() and first.sum() == other.sum()
+
+
+@pytest.mark.parametrize("fraction", [0, 1, -0.1, 1.5, float("nan"), float("inf")])
+def test_a_hold_out_fraction_outside_0_to_1_is_refused(fraction):
+    with pytest.raises(UserError, match=r"--val_fraction must be between 0 and 1, got"):
+        held_out_mask(np.repeat(np.arange(5), 40), fraction)
+
+
+# ---- splits ----
+
+
+def test_the_unused_split_trains_on_every_kept_image(labels, counts):
+    split = split_long_tailed(labels, counts, val_source="unused")
+    assert split.train.tolist() == keep_indices(labels, counts).tolist()
+    assert split.val_source == "unused" and not set(split.train) & set(split.val)
+
+
+@pytest.mark.parametrize("subset_seed", [None, 3])
+def test_the_heldout_split_divides_the_kept_images(labels, counts, subset_seed):
+    split = split_long_tailed(labels, counts, subset_seed, val_source="heldout", val_fraction=0.2)
+    assert split.val_source == "heldout" and not set(split.train) & set(split.val)
+    assert set(split.train) | set(split.val) == set(keep_indices(labels, counts, subset_seed))
+    assert set(labels[split.train]) == set(range(K))
+    again = split_long_tailed(labels, counts, subset_seed, val_source="heldout", val_fraction=0.2)
+    assert (again.train == split.train).all() and (again.val == split.val).all()
+
+
+def test_no_validation_leaves_the_training_images_as_they_are(labels, counts):
+    split = split_long_tailed(labels, counts, val_source="none")
+    assert split.val is None and split.val_source == "none" and split.notes == []
+    assert split.train.tolist() == keep_indices(labels, counts).tolist()
+
+
+def test_a_set_that_keeps_everything_has_no_unused_images(labels):
+    split = split_long_tailed(labels, [PER_CLASS] * K, val_source="unused")
+    assert split.val is None and split.val_source == "none" and len(split.train) == len(labels)
+
+
+def test_required_validation_that_cannot_be_had_is_refused(labels, counts):
+    with pytest.raises(UserError, match="none is unused: take --val_source heldout"):
+        split_long_tailed(labels, [PER_CLASS] * K, val_source="unused", val_required=True)
+    with pytest.raises(UserError, match="take --val_source unused or heldout"):
+        split_long_tailed(labels, counts, val_source="none", val_required=True)
+
+
+def test_required_validation_that_can_be_had_is_given(labels, counts):
+    for source in ("unused", "heldout"):
+        assert len(split_long_tailed(labels, counts, val_source=source, val_required=True).val) > 0
+
+
+# ---- shot groups ----
+
+
+def test_shot_groups_divide_at_100_and_20():
+    groups = shot_groups([500, 101, 100, 99, 21, 20, 19, 1])
+    assert groups["many"].tolist() == [True, True] + [False] * 6
+    assert groups["medium"].tolist() == [False, False, True, True, True, True, False, False]
+    assert groups["few"].tolist() == [False] * 6 + [True, True]
+
+
+def test_every_class_is_in_exactly_one_shot_group():
+    groups = shot_groups(np.arange(1, 600))
+    assert (sum(mask.astype(int) for mask in groups.values()) == 1).all()

@@ -1,0 +1,92 @@
+"""The published commands on the real CIFAR100-LT, with a small network and one epoch; released models."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import evaluate
+import main_stage1
+import main_stage2
+from tests.helpers import call, last_line, places, refusal
+from utils import checkpoint
+
+ROOT = Path(__file__).resolve().parent.parent
+RELEASED = ROOT / "checkpoints" / "released"
+
+
+@pytest.fixture(scope="module")
+def short_run(tmp_path_factory: pytest.TempPathFactory, cifar_dir: Path) -> tuple[Path, str, str]:
+    """Both stages for one epoch of resnet8 with the published command lines; what they printed."""
+    root = tmp_path_factory.mktemp("cifar")
+    small = ("--data_dir", cifar_dir, "--network", "resnet8", "--seed", "0", *places(root))
+    stage1 = call(main_stage1.main, "--imb_ratio", "100", "--cur_stage", "stage1", "--epochs", "1", *small)
+    published = ("--imb_ratio", "100", "--cur_stage", "stage2", "--label_smooth", "0.98")
+    return root, stage1, call(main_stage2.main, *published, "--finetune_epoch", "1", *small)
+
+
+def test_both_stages_and_evaluate_run_on_the_real_set(short_run, cifar_dir):
+    root, stage1, stage2 = short_run
+    assert "10847 training, 1980 validation (unused), 10000 test images of 100 classes" in stage1
+    assert "classes: many 35, medium 35, few 30" in stage1
+    assert "steps an epoch: 170" in stage1
+    assert "6,500 trainable" in stage2
+    small = ("--data_dir", cifar_dir, "--network", "resnet8", *places(root))
+    for stage, text in (("stage1", stage1), ("stage2", stage2)):
+        evaluated = call(evaluate.main, "--imb_ratio", "100", "--cur_stage", stage, *small)
+        assert last_line(evaluated) == last_line(text)
+    assert float(re.search(r"overall=([\d.]+)", last_line(stage1)).group(1)) > 4  # chance is 1
+
+
+def test_without_mirror_averaging_the_figures_differ_a_little(short_run, cifar_dir):
+    root, stage1, _ = short_run
+    small = ("--data_dir", cifar_dir, "--network", "resnet8", *places(root))
+    text = call(evaluate.main, "--imb_ratio", "100", "--cur_stage", "stage1", "--no_tta", *small)
+    assert "mirror averaging: off" in text
+    with_mirror, without = (
+        float(re.search(r"overall=([\d.]+)", last_line(printed)).group(1)) for printed in (stage1, text)
+    )
+    assert with_mirror != without and abs(with_mirror - without) < 3
+
+
+def test_a_checkpoint_of_another_ratio_is_refused(short_run, cifar_dir):
+    root, _, _ = short_run
+    file = checkpoint.published_path(root / "ckpt", "cifar100_lt", 100, "resnet8", "stage1")
+    argv = ("--imb_ratio", "50", "--pretrained_pth", file, "--data_dir", cifar_dir, *places(root))
+    assert "made with --imb_ratio 100.0" in refusal(main_stage2.main, *argv)
+
+
+def released_lines() -> dict[str, str]:
+    """checkpoint file -> the last line that evaluate.py prints for it, from the released folder's README."""
+    text = (RELEASED / "README.md").read_text()
+    pattern = r"^`([\w=/.]+\.pth)`[^\n]*\n\n    (test overall[^\n]+)$"
+    return dict(re.findall(pattern, text, flags=re.MULTILINE))
+
+
+def test_the_released_folder_names_every_file_in_it():
+    files = {str(path.relative_to(RELEASED)) for path in RELEASED.rglob("*.pth")}
+    assert files == set(released_lines()) and files
+    readme = (ROOT / "README.md").read_text()
+    for line in released_lines().values():
+        assert line in readme
+    assert all((RELEASED / name).stat().st_size < 2 * 2**20 for name in files)
+
+
+@pytest.mark.parametrize("file", released_lines() or ["none"])
+def test_a_released_model_evaluates_to_its_line(file, cifar_dir, tmp_path):
+    argv = ("--pretrained_pth", RELEASED / file, "--data_dir", cifar_dir, *places(tmp_path))
+    found, expected = last_line(call(evaluate.main, *argv)), released_lines()[file]
+    for group, tolerance in (("overall", 0.05), ("many", 0.05), ("medium", 0.05), ("few", 0.1)):
+        values = [float(re.search(rf"{group}=([\d.]+)", line).group(1)) for line in (found, expected)]
+        assert values[0] == pytest.approx(values[1], abs=tolerance + 1e-9), group
+    assert found.split("selected_on")[1] == expected.split("selected_on")[1]
+
+
+def test_a_released_stage_2_model_has_the_backbone_of_its_stage_1():
+    for file in RELEASED.rglob("*_stage2*.pth"):
+        stage2 = checkpoint.read(file)
+        stage1 = checkpoint.read(file.with_name(f"{stage2.facts['network']}_stage1.pth"))
+        assert stage2.facts["stage1_digest"] == stage1.digest
+        same = {name for name in stage1.state if torch.equal(stage1.state[name], stage2.state[name])}
+        assert set(stage1.state) - same == {"fc.weight", "fc.bias"}
