@@ -252,7 +252,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
 def test_a_cut_off_run_resumes_to_the_same_bits_without_a_row_twice(tmp_path, digits):
     whole = checkpoint.read(run_folder(digits.root, "stage1") / "last.pth")
     halfway = cut_off_after(3, tmp_path)
-    run_stage1(tmp_path / "resumed", "--resume", halfway)
+    call(main_stage1.main, "--resume", halfway)
+    assert (tmp_path / digits.stage1.relative_to(digits.root)).is_file()
     resumed = checkpoint.read(halfway / "last.pth")
     assert checkpoint.content_digest(resumed.state) == checkpoint.content_digest(whole.state)
     assert read_metrics(halfway)["epoch"].tolist() == [1, 2, 3, 4, 5, 6]

@@ -12,7 +12,7 @@ from utils.device import environment
 from utils.engine import Progress
 from utils.errors import UserError
 
-# where a run is and what it runs on may change, what it computes may not
+# where a run lies and what it runs on may change, what it computes may not
 _FREE = ("resume", "out", "ckpt_dir", "data_dir", "device", "gpu", "quiet", "workers")
 _SAME_BITS = ("threads", "device", "torch", "cpu_capability")
 
@@ -64,9 +64,9 @@ def read_resume(given: dict) -> Resumed | None:
     source = checkpoint.read(path)
     if "optimizer" not in source.facts or source.facts["stage"] != "stage1":
         raise UserError(f"{path} is not the last.pth of a stage-1 run, only that can be resumed")
-    args = {name: value for name, value in source.facts["args"].items() if name not in _FREE}
+    args = {name: value for name, value in source.facts["args"].items() if name != "resume"}
     for name, value in given.items():
-        if name in args and args[name] != value:
+        if name in args and name not in _FREE and args[name] != value:
             raise UserError(
                 f"the run to resume has --{name} {args[name]}, not {value}: leave the argument out"
             )
