@@ -4,9 +4,11 @@ The files are pickles. They are read through an unpickler that admits NumPy arra
 """
 
 import hashlib
+import http.client
 import os
 import pickle
 import shutil
+import socket
 import tempfile
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from torchvision.datasets.utils import download_and_extract_archive
 from utils.errors import UserError
 
 MAX_FILE_BYTES = 1 << 30
+TIMEOUT_SECONDS = 60
 ROW_BYTES = 3 * 32 * 32
 _ADMITTED = {
     (module, name)
@@ -28,8 +31,11 @@ _ADMITTED = {
 } | {("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")}
 
 
-class PlainUnpickler(pickle.Unpickler):
-    """Rebuilds NumPy arrays and plain containers; anything else that a pickle names is never imported."""
+class PlainUnpickler(pickle._Unpickler):
+    """Rebuilds NumPy arrays and plain containers; anything else that a pickle names is never imported.
+
+    The unpickler written in Python: the one in C reserves as much memory as a number in the file tells it to.
+    """
 
     def find_class(self, module: str, name: str) -> object:
         if (module, name) not in _ADMITTED:
@@ -91,23 +97,31 @@ def find_folder(source: type[CIFAR10], data_dir: Path) -> Path:
 def _download(source: type[CIFAR10], data_dir: Path) -> None:
     """Fetch and unpack beside the target, then move into place: a failure leaves nothing behind."""
     partial = None
-    created = not data_dir.exists()
+    created = [folder for folder in (data_dir, *data_dir.parents) if not folder.exists()]
+    timeout = socket.getdefaulttimeout()
     try:
+        socket.setdefaulttimeout(TIMEOUT_SECONDS)
         data_dir.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=".download-", dir=data_dir))
         download_and_extract_archive(source.url, str(partial), filename=source.filename, md5=source.tgz_md5)
         os.replace(partial / source.base_folder, data_dir / source.base_folder)
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, http.client.HTTPException) as error:
         raise UserError(
-            f"no {source.base_folder} in {data_dir}, and the download failed ({error}): fetch {source.url} "
-            "on a machine "
-            f"with a network, unpack it, and name the folder that holds {source.base_folder}/ with --data_dir"
+            f"no {source.base_folder} in {data_dir}, and the download failed ({_one_line(error)}): fetch "
+            f"{source.url} on a machine with a network, unpack it, and name the folder that holds "
+            f"{source.base_folder}/ with --data_dir"
         ) from error
     finally:
+        socket.setdefaulttimeout(timeout)
         if partial is not None:
             shutil.rmtree(partial, ignore_errors=True)
-        if created and data_dir.is_dir() and not any(data_dir.iterdir()):
-            data_dir.rmdir()
+        for folder in created:
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _read_pickle(path: Path) -> dict:
@@ -122,7 +136,7 @@ def _read_pickle(path: Path) -> dict:
         raise
     except Exception as error:  # a broken pickle can raise nearly anything
         raise UserError(
-            f"{path} is not an intact CIFAR file ({str(error) or type(error).__name__}); "
+            f"{path} is not an intact CIFAR file ({_one_line(error)}); "
             "replace it, or delete its folder to download the set again"
         ) from error
     if not isinstance(content, dict):
@@ -137,7 +151,7 @@ def _read_part(path: Path, label_key: str, num_classes: int) -> tuple[np.ndarray
     rows, labels = content.get("data"), content.get(label_key)
     if rows is None or labels is None:
         raise UserError(f"{path} lacks 'data' or '{label_key}': is it a file of another CIFAR?")
-    if not (isinstance(rows, np.ndarray) and rows.dtype == np.uint8 and rows.shape == (len(rows), ROW_BYTES)):
+    if not (isinstance(rows, np.ndarray) and rows.dtype == np.uint8 and rows.shape[1:] == (ROW_BYTES,)):
         found = f"{rows.dtype} {rows.shape}" if isinstance(rows, np.ndarray) else type(rows).__name__
         raise UserError(f"{path}: 'data' must be uint8 rows of {ROW_BYTES} values, found {found}")
     if not (isinstance(labels, list) and len(labels) == len(rows)):

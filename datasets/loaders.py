@@ -2,13 +2,14 @@
 
 The law is that of torchvision's RandomCrop(size, padding), RandomHorizontalFlip, ToTensor, Normalize: zero
 padding before normalising, every one of the (2p + 1)^2 offsets equally likely, flips with probability 1/2,
-each image with draws of its own. The draws of a view depend on (seed, view, image) alone: not on batch size,
-order or device.
+each image with draws of its own. The draws of a view depend on (seed, view, image) and the size of the set
+alone: not on batch size, order or device.
 
 Shapes: N batch, C channels, H, W; p padding.
 """
 
 from collections.abc import Iterator
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -22,16 +23,15 @@ class DeviceImages:
     """An ImageSet on `device` that yields normalised channels_last batches of float32 [N, C, H, W]."""
 
     def __init__(self, data: ImageSet, views: ViewSpec, device: torch.device | str = "cpu") -> None:
-        self.size = data.images.shape[-1]
         self.padding = views.padding
         self.mirror = views.mirror
         self.labels = data.labels.to(device)
-        pad = views.padding
-        padded = F.pad(data.images, (pad, pad, pad, pad)).permute(0, 2, 3, 1).contiguous().to(device)
-        # view [N, 2p + 1, 2p + 1, H, W, C] of every crop: one gather reads a batch
-        self._crops = padded.unfold(1, self.size, 1).unfold(2, self.size, 1).permute(0, 1, 2, 4, 5, 3)
-        self._mean = torch.tensor(views.mean, device=device).view(1, -1, 1, 1)
-        self._std = torch.tensor(views.std, device=device).view(1, -1, 1, 1)
+        self._images = data.images.permute(0, 2, 3, 1).contiguous().to(device)  # [N, H, W, C]
+        height, width, _ = self._images.shape[1:]
+        # mean and std for a row of pixels: both run over contiguous memory
+        self._mean = torch.tensor(views.mean, device=device).repeat(width)
+        self._std = torch.tensor(views.std, device=device).repeat(width)
+        self.size = height
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -40,20 +40,32 @@ class DeviceImages:
     def device(self) -> torch.device:
         return self.labels.device
 
+    @cached_property
+    def _crops(self) -> Tensor:
+        """View [N or 2N, 2p+1, 2p+1, H, W, C] of every crop, mirror images behind: one gather a batch."""
+        pad = self.padding
+        padded = F.pad(self._images, (0, 0, pad, pad, pad, pad))
+        if self.mirror:
+            padded = torch.cat([padded, padded.flip(2)])
+        return padded.unfold(1, self.size, 1).unfold(2, self.size, 1).permute(0, 1, 2, 4, 5, 3)
+
     def crop(self, index: Tensor, top: Tensor, left: Tensor, flip: Tensor | None) -> Tensor:
-        """Images `index` [N] cropped at `top`, `left` [N] (0..2p), mirrored where `flip` [N] is true."""
-        images = self._crops[index, top, left].permute(0, 3, 1, 2)
+        """Images `index` [N] cropped at `top`, `left` [N] (0..2p), then mirrored where `flip` [N] is true."""
         if flip is not None:
-            images = torch.where(flip[:, None, None, None], images.flip(-1), images)
-        return self._normalise(images)
+            # the crop's mirror image is a crop of the mirror image, counted from the other side
+            index = index + len(self) * flip
+            left = torch.where(flip, 2 * self.padding - left, left)
+        return self._normalise(self._crops[index, top, left])
 
     def plain(self, index: Tensor) -> Tensor:
         """Images `index` [N] as they are, normalised."""
-        return self._normalise(self._crops[index, self.padding, self.padding].permute(0, 3, 1, 2))
+        return self._normalise(self._images[index])
 
     def _normalise(self, images: Tensor) -> Tensor:
+        """uint8 [N, H, W, C] -> float32 [N, C, H, W], channels_last."""
         # torchvision's operations in torchvision's order: equal to the last bit
-        return images.to(torch.float32).div_(255).sub_(self._mean).div_(self._std)
+        rows = images.to(torch.float32).flatten(2).div_(255).sub_(self._mean).div_(self._std)
+        return rows.unflatten(2, images.shape[2:]).permute(0, 3, 1, 2)
 
     def draws(self, seed: int, view: int) -> tuple[Tensor, Tensor, Tensor | None]:
         """Crop offsets (top, left) int64 and flips bool of augmented view `view`, each [N], by image."""

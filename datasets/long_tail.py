@@ -25,9 +25,11 @@ def long_tail_counts(num_classes: int, max_count: int, imb_ratio: float) -> list
     steps = max(num_classes - 1, 1)
     counts = [int(max_count * imb_ratio ** (-k / steps)) for k in range(num_classes)]
     if counts[-1] == 0:
+        # rounding can take the last image at the very ratio of max_count
+        limit = max_count if int(max_count * max_count**-1.0) else max_count - 1
         raise UserError(
             f"--imb_ratio {imb_ratio:g} leaves {counts.count(0)} of {num_classes} classes without an image: "
-            f"the largest ratio that keeps one everywhere is {max_count}"
+            f"the largest ratio that keeps one everywhere is {limit}"
         )
     return counts
 

@@ -74,7 +74,10 @@ def test_a_ratio_that_empties_a_class_is_refused_with_the_largest_possible(num_c
 
 @pytest.mark.parametrize("max_count", [110, 500, 5000, 49])
 def test_the_ratio_that_the_refusal_names_is_accepted(max_count):
-    assert long_tail_counts(10, max_count, max_count)[-1] == 1
+    with pytest.raises(UserError) as caught:
+        long_tail_counts(10, max_count, 2 * max_count)
+    named = float(str(caught.value).rsplit(" ", 1)[1])
+    assert named >= max_count - 1 and long_tail_counts(10, max_count, named)[-1] == 1
 
 
 # ---- the images kept ----

@@ -1,0 +1,240 @@
+"""The batched augmentation has the law of torchvision's transforms: all 162 views, to the last bit."""
+
+import numpy as np
+import pytest
+import torch
+import torchvision.transforms.functional as tv
+from PIL import Image
+from torchvision import transforms
+
+from datasets import ImageSet, ViewSpec, build_data
+from datasets.cifar_lt import VIEWS as CIFAR_VIEWS
+from datasets.digits_lt import VIEWS as DIGITS_VIEWS
+from datasets.loaders import DeviceImages
+
+PAD = 4
+OFFSETS = 2 * PAD + 1
+MANY = 16_200  # 200 images for each of 81 offsets, 100 for each of 162 views
+
+
+def colour_images(count: int, size: int = 32) -> ImageSet:
+    pixels = np.random.default_rng(count).integers(0, 256, (count, 3, size, size), dtype=np.uint8)
+    return ImageSet.from_numpy(pixels, np.arange(count) % 7)
+
+
+def as_pil(data: ImageSet, index: int) -> Image.Image:
+    return Image.fromarray(data.images[index].permute(1, 2, 0).numpy())
+
+
+def finish(image: Image.Image) -> torch.Tensor:
+    """torchvision's ToTensor and Normalize with the published figures."""
+    return tv.normalize(tv.to_tensor(image), CIFAR_VIEWS.mean, CIFAR_VIEWS.std)
+
+
+@pytest.fixture(scope="module")
+def data() -> ImageSet:
+    return colour_images(5)
+
+
+@pytest.fixture(scope="module")
+def images(data: ImageSet) -> DeviceImages:
+    return DeviceImages(data, CIFAR_VIEWS)
+
+
+@pytest.fixture(scope="module")
+def many() -> DeviceImages:
+    """Many small images, for the statistics of the draws."""
+    return DeviceImages(colour_images(MANY, size=2), CIFAR_VIEWS)
+
+
+def grid() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """top, left, flip of the 162 views."""
+    axes = torch.cartesian_prod(torch.arange(OFFSETS), torch.arange(OFFSETS), torch.arange(2))
+    return axes[:, 0], axes[:, 1], axes[:, 2].bool()
+
+
+# ---- the views ----
+
+
+def test_the_published_views_are_padding_4_flips_and_the_cifar10_figures():
+    assert ViewSpec((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010), 4, True) == CIFAR_VIEWS
+    assert DIGITS_VIEWS.padding == 1 and DIGITS_VIEWS.mirror is False
+
+
+@pytest.mark.parametrize("index", range(5))
+def test_all_162_views_equal_torchvision_to_the_last_bit(data, images, index):
+    top, left, flip = grid()
+    ours = images.crop(torch.full((162,), index), top, left, flip)
+    padded = tv.pad(as_pil(data, index), PAD, fill=0)
+    for view, (t, le, f) in enumerate(zip(top.tolist(), left.tolist(), flip.tolist(), strict=True)):
+        cropped = tv.crop(padded, t, le, 32, 32)
+        assert torch.equal(ours[view], finish(tv.hflip(cropped) if f else cropped)), (t, le, f)
+
+
+def test_torchvisions_random_pipeline_draws_exactly_these_162_views(data, images):
+    top, left, flip = grid()
+    known = {
+        view.numpy().tobytes() for view in images.crop(torch.zeros(162, dtype=torch.int64), top, left, flip)
+    }
+    assert len(known) == 162
+    pipeline = transforms.Compose(
+        [
+            transforms.RandomCrop(32, padding=PAD),
+            transforms.RandomHorizontalFlip(),
+            transforms.ToTensor(),
+            transforms.Normalize(CIFAR_VIEWS.mean, CIFAR_VIEWS.std),
+        ]
+    )
+    image = as_pil(data, 0)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        drawn = {pipeline(image).numpy().tobytes() for _ in range(1800)}
+    assert drawn == known
+
+
+def test_plain_images_equal_to_tensor_and_normalize(data, images):
+    ours = images.plain(torch.arange(5))
+    assert all(torch.equal(ours[i], finish(as_pil(data, i))) for i in range(5))
+
+
+def test_padding_is_black_before_normalising(images):
+    corner = images.crop(torch.tensor([1]), torch.tensor([0]), torch.tensor([0]), None)[0]
+    black = -torch.tensor(CIFAR_VIEWS.mean) / torch.tensor(CIFAR_VIEWS.std)
+    assert torch.equal(corner[:, :PAD, :], black[:, None, None].expand(3, PAD, 32))
+    assert torch.equal(corner[:, :, :PAD], black[:, None, None].expand(3, 32, PAD))
+
+
+def test_batches_are_float32_channels_last(images):
+    order = torch.arange(5)
+    for inputs, labels in [*images.augmented(order, 2, 0, 0), *images.batches(2)]:
+        assert inputs.dtype == torch.float32 and labels.dtype == torch.int64
+        assert inputs.shape == (len(labels), 3, 32, 32)
+        assert inputs.is_contiguous(memory_format=torch.channels_last)
+
+
+# ---- the draws ----
+
+
+def chi_square(values: torch.Tensor, cells: int) -> float:
+    observed = torch.bincount(values, minlength=cells).double()
+    assert len(observed) == cells
+    expected = len(values) / cells
+    return float(((observed - expected) ** 2 / expected).sum())
+
+
+@pytest.mark.parametrize("view", [0, 1, 7])
+def test_offsets_are_uniform_and_flips_fair_and_independent(many, view):
+    top, left, flip = many.draws(11, view)
+    assert top.dtype == left.dtype == torch.int64 and flip.dtype == torch.bool
+    cell = top * OFFSETS + left
+    # 80 and 161 degrees of freedom: five standard deviations to either side of the mean
+    assert 80 - 5 * 160**0.5 < chi_square(cell, 81) < 80 + 5 * 160**0.5
+    assert 161 - 5 * 322**0.5 < chi_square(2 * cell + flip, 162) < 161 + 5 * 322**0.5
+    assert abs(int(flip.sum()) - MANY / 2) < 5 * (MANY / 4) ** 0.5
+
+
+def test_the_first_and_the_last_offsets_are_drawn(many):
+    top, left, _ = many.draws(11, 0)
+    for offset in (top, left):
+        assert (int(offset.min()), int(offset.max())) == (0, 2 * PAD)
+
+
+def share_equal(first: tuple, second: tuple) -> float:
+    return float(torch.stack([a == b for a, b in zip(first, second, strict=True)]).all(0).float().mean())
+
+
+def test_images_views_and_seeds_share_their_draws_only_by_chance(many):
+    """Two independent draws agree in one of 162 cases: 100 of 16,200, give or take ten."""
+    draws = many.draws(11, 0)
+    neighbours = share_equal([d[:-1] for d in draws], [d[1:] for d in draws])
+    next_view, next_seed = many.draws(11, 1), many.draws(12, 0)
+    shifted = share_equal([d[1:] for d in draws], [d[:-1] for d in next_view])
+    for share in (neighbours, share_equal(draws, next_view), share_equal(draws, next_seed), shifted):
+        assert abs(share * MANY - 100) < 50
+
+
+def test_the_same_seed_and_view_give_the_same_draws_whatever_the_global_state(many):
+    first = many.draws(3, 5)
+    torch.rand(10)
+    assert share_equal(first, many.draws(3, 5)) == 1
+
+
+# ---- an epoch ----
+
+
+def by_index(images: DeviceImages, order: torch.Tensor, batch_size: int) -> torch.Tensor:
+    """The augmented images of a view, put back into file order."""
+    inputs = torch.cat([inputs for inputs, _ in images.augmented(order, batch_size, seed=2, view=3)])
+    return inputs[order.argsort()]
+
+
+def test_an_image_is_augmented_alike_in_every_order_and_batch_size():
+    images = DeviceImages(colour_images(50), CIFAR_VIEWS)
+    usual = by_index(images, torch.arange(50), 50)
+    shuffled = torch.randperm(50, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(by_index(images, shuffled, 7), usual)
+    assert torch.equal(by_index(images, shuffled.flip(0), 1), usual)
+    other = torch.cat([inputs for inputs, _ in images.augmented(torch.arange(50), 50, seed=2, view=4)])
+    assert not torch.equal(other, usual)
+
+
+def test_augmented_visits_each_index_once_with_its_label_and_a_partial_last_batch():
+    data = colour_images(50)
+    images = DeviceImages(ImageSet(data.images, torch.arange(50)), CIFAR_VIEWS)
+    order = torch.randperm(50, generator=torch.Generator().manual_seed(1))
+    labels = [labels for _, labels in images.augmented(order, 16, 0, 0)]
+    assert [len(batch) for batch in labels] == [16, 16, 16, 2]
+    assert torch.equal(torch.cat(labels), order)
+
+
+def test_augmented_follows_its_own_draws(images):
+    top, left, flip = images.draws(9, 2)
+    inputs, _ = next(images.augmented(torch.tensor([4, 1]), 2, 9, 2))
+    chosen = torch.tensor([4, 1])
+    assert torch.equal(inputs, images.crop(chosen, top[chosen], left[chosen], flip[chosen]))
+
+
+def test_plain_batches_are_every_image_once_in_file_order(data, images):
+    batches = list(images.batches(2))
+    assert [len(labels) for _, labels in batches] == [2, 2, 1]
+    assert torch.equal(torch.cat([labels for _, labels in batches]), data.labels)
+    assert torch.equal(torch.cat([inputs for inputs, _ in batches]), images.plain(torch.arange(5)))
+
+
+def test_digits_are_never_flipped_and_shifted_by_one_pixel_at_most():
+    data = build_data("digits_lt", imb_ratio=50)
+    images = DeviceImages(data.train, data.views)
+    top, left, flip = images.draws(0, 0)
+    assert flip is None and set(top.tolist()) == set(left.tolist()) == {0, 1, 2}
+    inputs = torch.cat([inputs for inputs, _ in images.augmented(torch.arange(len(images)), 64, 0, 0)])
+    padded = torch.nn.functional.pad(data.train.images, (1, 1, 1, 1))
+    for i, (t, le) in enumerate(zip(top.tolist(), left.tolist(), strict=True)):
+        crop = padded[i, :, t : t + 8, le : le + 8].float() / 255
+        torch.testing.assert_close(inputs[i], (crop - 0.3) / 0.37)
+
+
+# ---- the image set ----
+
+
+def test_the_digest_changes_with_one_pixel_one_label_the_order_and_the_shape(data):
+    pixels, labels = data.images, data.labels
+    pixel, label = pixels.clone(), labels.clone()
+    pixel[3, 1, 10, 10] ^= 1
+    label[2] += 1
+    variants = [
+        data,
+        ImageSet(pixel, labels),
+        ImageSet(pixels, label),
+        ImageSet(pixels.flip(0), labels.flip(0)),
+        ImageSet(pixels.reshape(5, 3, 16, 64), labels),
+    ]
+    assert len({variant.digest() for variant in variants}) == len(variants)
+    assert ImageSet(pixels.clone(), labels.clone()).digest() == data.digest()
+
+
+def test_an_image_set_keeps_a_copy_of_its_arrays():
+    pixels, labels = np.zeros((2, 3, 4, 4), dtype=np.uint8), np.zeros(2, dtype=np.int64)
+    data = ImageSet.from_numpy(pixels, labels)
+    pixels += 1
+    labels += 1
+    assert int(data.images.sum()) == int(data.labels.sum()) == 0

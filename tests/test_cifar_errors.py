@@ -1,0 +1,259 @@
+"""CIFAR files that are hostile, broken or of another content: one line each that names the file."""
+
+import os
+import pickle
+import struct
+import subprocess
+import sys
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from datasets import build_data
+from tests.cifar_folders import (
+    CIFAR10,
+    CIFAR100,
+    ROW,
+    python2_pickle,
+    small_part,
+    write_small,
+)
+from utils.errors import UserError
+
+GOOD = small_part(CIFAR100)
+LABELS = GOOD["fine_labels"]
+
+
+def refusal(root, name: str = "cifar100_lt") -> str:
+    """The one line with which the data set is refused."""
+    with pytest.raises(UserError) as caught:
+        build_data(name, root, 100)
+    message = str(caught.value)
+    assert message and "\n" not in message
+    return message
+
+
+# ---- hostile files ----
+
+
+class Payload:
+    """Pickles into a call."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+def payloads(marker) -> dict:
+    """Contents that create `marker` when they are unpickled carelessly."""
+    code = f"__import__('pathlib').Path({str(marker)!r}).touch()"
+    shell = Payload(os.system, f"touch '{marker}'")
+    inside = np.empty(2, dtype=object)
+    inside[0] = shell
+    return {
+        "shell": shell,
+        "eval": Payload(eval, code),
+        "exec": Payload(exec, code),
+        "beside": {**GOOD, "extra": shell},
+        "nested in data": {**GOOD, "data": Payload(eval, code)},
+        "nested in an array": {**GOOD, "data": inside},
+        "as a key": {**GOOD, ("key", shell): 1},
+        "in the labels": {**GOOD, "fine_labels": [*LABELS[:-1], shell]},
+    }
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4])
+@pytest.mark.parametrize("kind", payloads("marker"))
+def test_a_hostile_pickle_is_refused_and_runs_nothing(tmp_path, kind, protocol):
+    marker = tmp_path / "marker"
+    raw = pickle.dumps(payloads(marker)[kind], protocol=protocol)
+    folder = write_small(tmp_path, train=raw)
+    message = refusal(tmp_path)
+    assert f"{folder / 'train'} is not an intact CIFAR file" in message and "no CIFAR file needs" in message
+    assert not marker.exists()
+    pickle.loads(raw)  # the negative control: a careless reader would have run it
+    assert marker.exists()
+
+
+@pytest.mark.parametrize("part", ["train", "test", "meta"])
+def test_every_file_of_the_folder_is_read_with_the_same_care(tmp_path, part):
+    marker = tmp_path / "marker"
+    folder = write_small(tmp_path, **{part: pickle.dumps(payloads(marker)["shell"], protocol=2)})
+    assert str(folder / part) in refusal(tmp_path)
+    assert not marker.exists()
+
+
+def test_a_function_of_numpy_itself_is_refused_too(tmp_path):
+    target = tmp_path / "written.npy"
+    write_small(tmp_path, train=pickle.dumps({**GOOD, "data": Payload(np.save, str(target), 1)}))
+    assert "numpy.save" in refusal(tmp_path)
+    assert not target.exists()
+
+
+# ---- broken files and files of another content ----
+
+
+def rows(*shape: int, dtype=np.uint8) -> np.ndarray:
+    return np.ones(shape, dtype=dtype)
+
+
+WRONG_TRAIN = {
+    "a list": [1, 2, 3],
+    "a number": 7,
+    "nothing": b"",
+    "text": b"<html>404 Not Found</html>",
+    "no data": {"fine_labels": LABELS},
+    "no labels": {"data": GOOD["data"]},
+    "CIFAR-10 labels": small_part(CIFAR10),
+    "a list as data": {**GOOD, "data": GOOD["data"].tolist()},
+    "float pixels": {**GOOD, "data": rows(20, ROW, dtype=np.float32)},
+    "signed pixels": {**GOOD, "data": rows(20, ROW, dtype=np.int8)},
+    "short rows": {**GOOD, "data": rows(20, ROW - 1)},
+    "images, not rows": {**GOOD, "data": rows(20, 3, 32, 32)},
+    "one long row": {**GOOD, "data": rows(20 * ROW)},
+    "a single pixel": {**GOOD, "data": rows()},
+    "one label too few": {**GOOD, "fine_labels": LABELS[:-1]},
+    "one label too many": {**GOOD, "fine_labels": [*LABELS, 0]},
+    "labels as one number": {**GOOD, "fine_labels": 3},
+    "labels as an array": {**GOOD, "fine_labels": np.array(LABELS)},
+    "label 100": {**GOOD, "fine_labels": [*LABELS[:-1], 100]},
+    "label -1": {**GOOD, "fine_labels": [*LABELS[:-1], -1]},
+    "a huge label": {**GOOD, "fine_labels": [*LABELS[:-1], 2**80]},
+    "a label True": {**GOOD, "fine_labels": [*LABELS[:-1], True]},
+    "a label as text": {**GOOD, "fine_labels": [*LABELS[:-1], "3"]},
+    "a label 3.0": {**GOOD, "fine_labels": [*LABELS[:-1], 3.0]},
+    "a label None": {**GOOD, "fine_labels": [*LABELS[:-1], None]},
+}
+
+
+@pytest.mark.parametrize("kind", WRONG_TRAIN)
+def test_a_file_of_another_content_is_named(tmp_path, kind):
+    content = WRONG_TRAIN[kind]
+    raw = content if isinstance(content, bytes) else pickle.dumps(content, protocol=2)
+    folder = write_small(tmp_path, train=raw)
+    assert str(folder / "train") in refusal(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        ("a list", "it holds a list instead of a dictionary"),
+        ("CIFAR-10 labels", "lacks 'data' or 'fine_labels': is it a file of another CIFAR?"),
+        ("short rows", "must be uint8 rows of 3072 values, found uint8 (20, 3071)"),
+        ("float pixels", "found float32 (20, 3072)"),
+        ("one label too few", "20 images, but 'fine_labels' is not a list of as many labels"),
+        ("label 100", "labels must be whole numbers from 0 to 99"),
+        ("a label True", "labels must be whole numbers from 0 to 99"),
+    ],
+)
+def test_the_refusal_says_what_is_wrong(tmp_path, kind, says):
+    write_small(tmp_path, train=pickle.dumps(WRONG_TRAIN[kind], protocol=2))
+    assert says in refusal(tmp_path)
+
+
+def test_a_cut_file_is_refused_wherever_it_was_cut(tmp_path):
+    whole = python2_pickle({"batch_label": "x", "fine_labels": LABELS, "data": GOOD["data"]})
+    folder = write_small(tmp_path)
+    for length in sorted({*range(0, 300, 7), *range(300, len(whole), 6007), len(whole) - 1}):
+        (folder / "train").write_bytes(whole[:length])
+        assert f"{folder / 'train'} is not an intact CIFAR file" in refusal(tmp_path), length
+
+
+FLIPS = """
+import resource, sys
+from pathlib import Path
+from random import Random
+from datasets.cifar_files import read_cifar
+from utils.errors import UserError
+pages = int(Path("/proc/self/statm").read_text().split()[0])
+resource.setrlimit(resource.RLIMIT_AS, (pages * 4096 + (1 << 30),) * 2)
+root, draw, refused = Path(sys.argv[1]), Random(0), 0
+train = root / "cifar-100-python" / "train"
+whole = train.read_bytes()
+structure = [*range(400), *range(len(whole) - 60, len(whole))]  # all that is not pixels
+for position in draw.choices(structure, k=200):
+    broken = bytearray(whole)
+    broken[position] ^= 1 << draw.randrange(8)
+    train.write_bytes(broken)
+    try:
+        read_cifar("cifar100", root)
+    except UserError as error:
+        refused += str(root) in str(error)
+print(refused)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="limits its memory with Linux's means")
+def test_a_file_with_a_flipped_bit_ends_in_a_refusal_wherever_it_is(tmp_path):
+    """In a process of limited memory: a flipped bit can make the reader ask for any amount of it."""
+    write_small(tmp_path, train={"data": small_part(CIFAR100, 2)["data"], "fine_labels": [0, 1]})
+    done = subprocess.run(
+        [sys.executable, "-c", FLIPS, str(tmp_path)],
+        cwd=Path(__file__).resolve().parent.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["200"]
+
+
+def test_a_broken_file_of_a_few_bytes_does_not_take_memory_without_limit(tmp_path):
+    """One flipped bit turns REDUCE into LONG_BINPUT, whose number sizes a table in the C unpickler."""
+    write_small(tmp_path, train=b"\x80\x02K\x01r" + struct.pack("<I", 10_000_000) + b".")
+    tracemalloc.start()
+    try:
+        refusal(tmp_path)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 16 << 20
+
+
+def test_the_refusal_of_a_broken_pickle_is_one_line_whatever_the_unpickler_says(tmp_path):
+    folder = write_small(tmp_path, train=b"\x80\x02K\x01Q.")  # a persistent id: the message has two lines
+    assert f"{folder / 'train'} is not an intact CIFAR file" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("part", ["test", "meta"])
+def test_a_broken_test_or_meta_file_is_named(tmp_path, part):
+    folder = write_small(tmp_path, **{part: b"\x80\x02}q"})
+    assert f"{folder / part} is not an intact CIFAR file" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "names", [["a"] * 99, ["a"] * 101, [1] * 100, "a" * 100, None, [f"n{i}" for i in range(99)] + [None]]
+)
+def test_class_names_that_are_not_100_texts_are_refused(tmp_path, names):
+    folder = write_small(tmp_path, meta=pickle.dumps({"fine_label_names": names}, protocol=2))
+    assert f"{folder / 'meta'}: 'fine_label_names' must be a list of 100 names" in refusal(tmp_path)
+
+
+def test_a_class_with_another_number_of_training_images_is_named(tmp_path):
+    folder = write_small(tmp_path)
+    assert f"{folder}: class 0 has 1 train images instead of 500; delete the folder" in refusal(tmp_path)
+
+
+def test_a_broken_batch_of_cifar10_is_named(tmp_path):
+    part = {**small_part(CIFAR10), "labels": [10] * 20}
+    folder = write_small(tmp_path, CIFAR10, data_batch_3=part)
+    message = refusal(tmp_path, "cifar10_lt")
+    assert f"{folder / 'data_batch_3'}: labels must be whole numbers from 0 to 9" in message
+
+
+@pytest.mark.parametrize("missing", ["train", "test", "meta"])
+@pytest.mark.parametrize("direct", [False, True])
+def test_a_file_missing_from_the_folder_is_named_and_nothing_is_downloaded(tmp_path, missing, direct):
+    folder = write_small(tmp_path, **{missing: None})
+    before = sorted(tmp_path.rglob("*"))
+    assert f"{folder} lacks {missing}: complete it" in refusal(folder if direct else tmp_path)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_every_missing_batch_of_cifar10_is_named(tmp_path):
+    write_small(tmp_path, CIFAR10, data_batch_2=None, **{"batches.meta": None})
+    assert "lacks data_batch_2, batches.meta: complete it" in refusal(tmp_path, "cifar10_lt")

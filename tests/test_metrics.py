@@ -1,0 +1,209 @@
+"""Accuracy and calibration by enumeration, by hand, and in the one line that programs read."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from utils.metrics import (
+    calibration_error,
+    epoch_figures,
+    percent,
+    report,
+    result_line,
+    shot_accuracy,
+    topk_accuracy,
+)
+
+# one class a row: training count, hits, test images; class 3 has no test images
+CLASSES = [(500, 3, 4), (101, 1, 2), (100, 2, 2), (50, 0, 0), (20, 0, 3), (19, 1, 4)]
+COUNTS = [count for count, _, _ in CLASSES]
+
+
+def example() -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits and targets with the hits of CLASSES; a miss goes to the next class."""
+    rows, targets = [], []
+    for label, (_, hits, images) in enumerate(CLASSES):
+        for image in range(images):
+            winner = label if image < hits else (label + 1) % len(CLASSES)
+            rows.append([5.0 if k == winner else 0.1 * k for k in range(len(CLASSES))])
+            targets.append(label)
+    return torch.tensor(rows), torch.tensor(targets)
+
+
+def random_scores(images: int = 400, num_classes: int = 12) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(images)
+    targets = torch.randint(0, num_classes, (images,), generator=generator)
+    logits = 2 * torch.randn(images, num_classes, generator=generator)
+    logits[torch.arange(images), targets] += 1.5
+    return logits, targets
+
+
+# ---- accuracy ----
+
+
+def test_shot_accuracy_equals_enumeration():
+    shots = shot_accuracy(*example(), COUNTS)
+    assert shots.per_class == [3 / 4, 1 / 2, 1.0, None, 0.0, 1 / 4]
+    assert shots.support == [4, 2, 2, 0, 3, 4]
+    assert shots.overall == pytest.approx(7 / 15)
+    assert shots.many == pytest.approx((3 / 4 + 1 / 2) / 2)
+    assert shots.medium == pytest.approx((1.0 + 0.0) / 2)
+    assert shots.few == pytest.approx(1 / 4)
+    assert shots.balanced == pytest.approx((3 / 4 + 1 / 2 + 1 + 0 + 1 / 4) / 5)
+
+
+def test_a_shot_group_is_the_mean_of_its_classes_not_of_its_images():
+    logits = torch.eye(2)[[0, 0, 0, 0, 0, 0, 0, 0, 0, 0]]
+    targets = torch.tensor([0] * 9 + [1])
+    shots = shot_accuracy(logits, targets, [300, 200])
+    assert shots.overall == pytest.approx(0.9)
+    assert shots.many == shots.balanced == pytest.approx(0.5)
+
+
+def test_an_empty_group_is_none_and_not_a_number():
+    logits, targets = example()
+    shots = shot_accuracy(logits, targets, [500] * 6)
+    assert shots.medium is None and shots.few is None and shots.many is not None
+
+
+def test_a_group_whose_classes_have_no_test_images_is_none():
+    shots = shot_accuracy(*example(), [500, 500, 500, 5, 500, 500])
+    assert shots.few is None and shots.medium is None
+
+
+def test_classes_missing_at_the_end_of_the_targets_count_as_without_images():
+    shots = shot_accuracy(torch.eye(4)[[0, 1]], torch.tensor([0, 1]), [200, 50, 10, 5])
+    assert shots.per_class == [1.0, 1.0, None, None] and shots.few is None
+
+
+def test_logits_that_are_not_a_number_count_as_wrong():
+    logits, targets = torch.eye(3).repeat(2, 1), torch.tensor([0, 1, 2, 0, 1, 2])
+    assert shot_accuracy(logits, targets, [9, 9, 9]).overall == 1
+    logits[0, 0] = logits[1, 2] = math.nan  # the true class's, which argmax would pick, and another one's
+    logits[5] = math.nan
+    assert shot_accuracy(logits, targets, [9, 9, 9]).per_class == [0.5, 0.5, 0.5]
+
+
+def test_infinite_logits_are_scored_like_any_other():
+    logits = torch.tensor([[math.inf, 0.0], [-math.inf, 0.0]])
+    assert shot_accuracy(logits, torch.tensor([0, 1]), [9, 9]).overall == 1
+
+
+def test_equal_logits_go_to_the_first_class():
+    assert shot_accuracy(torch.zeros(3, 3), torch.tensor([0, 1, 2]), [9] * 3).per_class == [1.0, 0.0, 0.0]
+
+
+def test_no_figure_depends_on_the_order_of_the_images():
+    logits, targets = random_scores()
+    counts = [200, 150, 101, 100, 80, 60, 40, 20, 19, 10, 5, 1]
+    order = torch.randperm(len(targets), generator=torch.Generator().manual_seed(1))
+    assert shot_accuracy(logits, targets, counts) == shot_accuracy(logits[order], targets[order], counts)
+    assert topk_accuracy(logits, targets) == topk_accuracy(logits[order], targets[order])
+    shuffled = calibration_error(logits[order], targets[order])
+    assert shuffled == pytest.approx(calibration_error(logits, targets))
+
+
+@pytest.mark.parametrize("k", [1, 3, 5])
+def test_top_k_equals_a_count_by_sorting(k):
+    logits, targets = random_scores()
+    hits = 0
+    for row, target in zip(logits.tolist(), targets.tolist(), strict=True):
+        hits += target in sorted(range(len(row)), key=lambda c: -row[c])[:k]
+    assert 0 < hits < len(targets)
+    assert topk_accuracy(logits, targets, k) == pytest.approx(hits / len(targets))
+
+
+@pytest.mark.parametrize(("num_classes", "known"), [(4, False), (5, False), (6, True)])
+def test_top_5_is_none_with_five_classes_or_fewer(num_classes, known):
+    logits, targets = random_scores(num_classes=num_classes)
+    assert (topk_accuracy(logits, targets) is not None) == known
+
+
+# ---- calibration ----
+
+
+def slow_calibration_error(logits: torch.Tensor, targets: torch.Tensor, bins: int) -> float:
+    """Guo et al. 2017, equation 3: bin m holds confidences in ((m - 1) / M, m / M]."""
+    members = [[] for _ in range(bins)]
+    for row, target in zip(logits.tolist(), targets.tolist(), strict=True):
+        weights = [math.exp(value - max(row)) for value in row]
+        confidence = max(weights) / sum(weights)
+        for m in range(bins):
+            if m / bins < confidence <= (m + 1) / bins:
+                members[m].append((confidence, float(row.index(max(row)) == target)))
+    assert sum(map(len, members)) == len(targets)
+    total = 0.0
+    for content in filter(None, members):
+        accuracy = sum(hit for _, hit in content) / len(content)
+        confidence = sum(conf for conf, _ in content) / len(content)
+        total += len(content) / len(targets) * abs(accuracy - confidence)
+    return total
+
+
+@pytest.mark.parametrize("bins", [1, 10, 15])
+def test_calibration_error_equals_a_slow_computation(bins):
+    logits, targets = random_scores()
+    assert calibration_error(logits, targets, bins) == pytest.approx(
+        slow_calibration_error(logits, targets, bins), abs=1e-9
+    )
+
+
+def test_the_usual_number_of_bins_is_15():
+    logits, targets = random_scores()
+    assert calibration_error(logits, targets) == pytest.approx(slow_calibration_error(logits, targets, 15))
+
+
+def test_a_confident_and_always_right_network_has_no_calibration_error_and_a_wrong_one_all():
+    logits = 100 * torch.eye(4)
+    assert calibration_error(logits, torch.arange(4)) == pytest.approx(0)
+    assert calibration_error(logits, (torch.arange(4) + 1) % 4) == pytest.approx(1)
+
+
+def test_over_and_under_confidence_of_different_bins_do_not_cancel():
+    """Half the images 0.9 sure and half of them right, half 0.6 sure and all right: (.4 + .4) / 2."""
+    logits = torch.tensor([[math.log(9), 0.0]] * 2 + [[math.log(1.5), 0.0]] * 2)
+    assert calibration_error(logits, torch.tensor([0, 1, 0, 0])) == pytest.approx(0.4)
+
+
+def test_images_of_one_bin_are_averaged_before_comparing():
+    logits = torch.tensor([[math.log(3), 0.0]] * 4)  # 0.75 sure
+    assert calibration_error(logits, torch.tensor([0, 0, 0, 1])) == pytest.approx(0, abs=1e-7)
+
+
+# ---- reports ----
+
+
+def test_the_result_line_has_the_published_form_with_a_dash_for_an_empty_group():
+    figures = {"overall": 0.4712, "many": 0.7011, "medium": 0.452, "few": None}
+    line = result_line(figures, selected_on="last")
+    assert line == "test overall=47.12 many=70.11 medium=45.20 few=- selected_on=last"
+    assert result_line(figures, "val", split="val").startswith("val overall=47.12 ")
+
+
+@pytest.mark.parametrize(("value", "text"), [(0.4712, "47.12"), (None, "-"), (0.0, "0.00"), (1.0, "100.00")])
+def test_percent_has_two_decimals_and_a_dash_for_none(value, text):
+    assert percent(value) == text
+
+
+def test_the_report_is_plain_data_that_agrees_with_the_single_figures():
+    logits, targets = example()
+    figures = report(logits, targets, COUNTS)
+    assert json.loads(json.dumps(figures, allow_nan=False)) == figures
+    shots = shot_accuracy(logits, targets, COUNTS)
+    for name in ("overall", "many", "medium", "few", "balanced"):
+        assert figures[name] == getattr(shots, name)
+    assert figures["top5"] == topk_accuracy(logits, targets)
+    assert figures["calibration_error"] == calibration_error(logits, targets)
+
+
+def test_the_columns_of_an_epoch_carry_the_names_of_their_parts():
+    logits, targets = example()
+    wrong = torch.roll(logits, 1, dims=1)
+    row = epoch_figures({"val": logits, "test": wrong}, {"val": targets, "test": targets}, COUNTS)
+    names = ("overall", "many", "medium", "few", "balanced")
+    assert set(row) == {f"{part}_{name}" for part in ("val", "test") for name in names}
+    assert row["val_overall"] == pytest.approx(7 / 15)
+    assert row["test_overall"] == shot_accuracy(wrong, targets, COUNTS).overall != row["val_overall"]
+    assert epoch_figures({}, {}, COUNTS) == {}
