@@ -1,20 +1,45 @@
-"""Networks by name. A network is one function and one line in `NETWORKS`.
+"""Networks and classifier heads by name: each is one function or class and one line in its table.
 
-Contract: `model.forward_features(x)` gives pooled features [N, D], `model.fc` is the classifier, and
-`model(x) == model.fc(model.forward_features(x))`.
+Contract of a network: `model.forward_features(x)` gives pooled features [N, D], `model.fc` is the classifier,
+and `model(x) == model.fc(model.forward_features(x))`. Of a head: `head(features [N, D])` gives logits [N, K].
 """
 
+import inspect
+from collections.abc import Mapping, Sequence
 from functools import partial
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from models.classifiers import (
+    CosineLinear,
+    DisAlign,
+    EtfHead,
+    Linear,
+    Marc,
+    NearestMean,
+    PriorAdjusted,
+    ScaledLinear,
+    TauNorm,
+)
 from models.resnet_cifar import THIN_BLOCKS, WIDE_LAYERS, ThinResNet, WideResNet
 
-__all__ = ["NETWORKS", "THIN_NETWORKS", "build_model"]
+__all__ = ["HEADS", "NETWORKS", "THIN_NETWORKS", "build_head", "build_model", "head_from_state"]
 
 THIN_NETWORKS = tuple(THIN_BLOCKS)
 NETWORKS = {name: partial(WideResNet, block, layers) for name, (block, layers) in WIDE_LAYERS.items()} | {
     name: partial(ThinResNet, blocks) for name, blocks in THIN_BLOCKS.items()
+}
+HEADS = {
+    "linear": Linear,
+    "lws": ScaledLinear,
+    "tau_norm": TauNorm,
+    "ncm": NearestMean,
+    "ldam": CosineLinear,
+    "etf": EtfHead,
+    "marc": Marc,
+    "disalign": DisAlign,
+    "la": PriorAdjusted,
 }
 
 
@@ -27,3 +52,63 @@ def build_model(name: str, num_classes: int, in_channels: int = 3) -> nn.Module:
     if name not in NETWORKS:
         raise ValueError(f"unknown network {name!r}, known: {', '.join(NETWORKS)}")
     return NETWORKS[name](num_classes=num_classes, in_channels=in_channels)
+
+
+def build_head(
+    kind: str,
+    fc: nn.Linear,
+    class_counts: Sequence[int] | None = None,
+    generator: torch.Generator | None = None,
+    features: Tensor | None = None,
+    labels: Tensor | None = None,
+    **options: float,
+) -> nn.Module:
+    """The head `kind` at its start, with the sizes, type and device of the stage-1 classifier `fc`.
+
+    `fc` is copied, never changed. What a kind does not need is ignored: `class_counts` [K] is for la,
+    `generator` for etf and for linear with fresh=True, `features` [N, D] and `labels` [N] of the training
+    images are for ncm. Options: `fresh` of linear, `tau` of la and tau_norm, `scale` of etf.
+
+    Raises:
+        ValueError: the kind or an option is unknown, an option is out of range, or what it needs is missing.
+    """
+    head = _empty_head(kind, fc.in_features, fc.out_features, options).to(fc.weight)
+    given = {"class_counts": class_counts, "generator": generator, "features": features, "labels": labels}
+    missing = [name for name in head.needs if given[name] is None]
+    if missing:
+        raise ValueError(f"head {kind!r} needs {' and '.join(missing)}")
+    head.start(fc, **{name: given[name] for name in head.needs})
+    return head
+
+
+def head_from_state(kind: str, state: Mapping[str, Tensor], **options: float) -> nn.Module:
+    """The head whose `state_dict()` this is, without its stage-1 classifier; `state` is copied.
+
+    Raises:
+        ValueError: the kind or an option is unknown, or names or shapes do not fit the kind: says which.
+    """
+    weight = state.get("weight")
+    if weight is None or weight.ndim != 2:
+        raise ValueError(f"not the weights of a head {kind!r}: no matrix `weight` [K, D]")
+    head = _empty_head(kind, weight.shape[1], weight.shape[0], options).to(weight)
+    wanted = {name: value.shape for name, value in head.state_dict().items()}
+    found = {name: value.shape for name, value in state.items()}
+    wrong = sorted(name for name in wanted | found if wanted.get(name) != found.get(name))
+    if wrong:
+        raise ValueError(
+            f"not the weights of a head {kind!r}: {', '.join(wrong)} missing, unknown or misshapen"
+        )
+    head.load_state_dict(state, strict=True)
+    return head
+
+
+def _empty_head(kind: str, in_features: int, num_classes: int, options: Mapping[str, float]) -> nn.Module:
+    if kind not in HEADS:
+        raise ValueError(f"unknown head {kind!r}, known: {', '.join(HEADS)}")
+    known = list(inspect.signature(HEADS[kind]).parameters)[2:]
+    unknown = [name for name in options if name not in known]
+    if unknown:
+        raise ValueError(
+            f"unknown option {unknown[0]!r} of head {kind!r}, known: {', '.join(known) or 'none'}"
+        )
+    return HEADS[kind](in_features, num_classes, **options)

@@ -1,0 +1,52 @@
+"""Balanced Softmax and logit adjustment: the class prior, added in training or taken off afterwards.
+
+Shapes: N batch, K classes; π_c = n_c / Σ n is the share of class c in the training set.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from losses.checks import check_class_counts, check_not_negative
+
+
+class BalancedSoftmax(nn.Module):
+    """Cross-entropy of z + τ log π.
+
+    τ = 1 is Balanced Softmax (Ren et al. 2020), written there with log n: the two differ by a constant, which
+    cross-entropy does not see. Another τ is the trained form of logit adjustment (Menon et al. 2021), τ = 0
+    plain cross-entropy.
+
+    Raises:
+        ValueError: a class has no image, or τ is negative.
+    """
+
+    def __init__(self, class_counts: Sequence[int] | Tensor, tau: float = 1.0) -> None:
+        super().__init__()
+        self.tau = check_not_negative("tau", tau)
+        shift = self.tau * log_prior(class_counts)
+        self.register_buffer("shift", shift.to(torch.get_default_dtype()), persistent=False)
+
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """logits [N, K], targets int64 [N] -> mean loss over the batch, a scalar."""
+        return F.cross_entropy(logits + self.shift, targets)
+
+    def extra_repr(self) -> str:
+        return f"tau={self.tau:g}"
+
+
+def logit_adjustment(logits: Tensor, class_counts: Sequence[int] | Tensor, tau: float = 1.0) -> Tensor:
+    """z - τ log π, post hoc: logits [N, K] -> adjusted logits [N, K] of the same type (Menon et al. 2021).
+
+    Raises:
+        ValueError: a class has no image, or τ is negative.
+    """
+    return logits - check_not_negative("tau", tau) * log_prior(class_counts).to(logits)
+
+
+def log_prior(class_counts: Sequence[int] | Tensor) -> Tensor:
+    """log π, float64 [K]."""
+    counts = check_class_counts(class_counts)
+    return counts.log() - counts.sum().log()

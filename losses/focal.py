@@ -1,0 +1,34 @@
+"""Focal loss (Lin et al. 2017): cross-entropy that turns away from what is already learned.
+
+Shapes: N batch, K classes.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from losses.checks import check_not_negative
+
+
+class FocalLoss(nn.Module):
+    """(1 - p)^γ CE with p the softmax probability of the true class; γ = 0 is plain cross-entropy.
+
+    Raises:
+        ValueError: γ is negative.
+    """
+
+    def __init__(self, gamma: float = 1.0) -> None:
+        super().__init__()
+        self.gamma = check_not_negative("gamma", gamma)
+
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """logits [N, K], targets int64 [N] -> mean loss over the batch, a scalar."""
+        true = targets[:, None]
+        others = logits.scatter(1, true, float("-inf")).logsumexp(1)
+        margin = logits.gather(1, true).squeeze(1) - others
+        # p = sigmoid(margin). Staying in logs keeps 1 - p from rounding to 0, where for γ < 1 the power has
+        # an infinite slope and the gradient would be NaN.
+        log_p, log_not_p = F.logsigmoid(margin), F.logsigmoid(-margin)
+        return -((self.gamma * log_not_p).exp() * log_p).mean()
+
+    def extra_repr(self) -> str:
+        return f"gamma={self.gamma:g}"

@@ -1,0 +1,46 @@
+"""Label-aware smoothing of MiSLAS (Zhong et al. 2021): the more images a class has, the softer its labels.
+
+Shapes: N batch, K classes; n_c images of class c.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from losses.checks import check_below_one, check_class_counts
+
+
+class LabelAwareSmoothing(nn.Module):
+    """Cross-entropy against (1 - ε_y) onehot + ε_y / K.
+
+    ε_c = ε_tail + (ε_head - ε_tail) sin(π/2 · (n_c - n_min) / (n_max - n_min)): ε_head for the largest class,
+    ε_tail for the smallest. With balanced counts, where this is 0 / 0, all take ε_tail: none is a head.
+
+    Raises:
+        ValueError: a class has no image, or an ε is not in [0, 1).
+    """
+
+    def __init__(
+        self, class_counts: Sequence[int] | Tensor, eps_head: float = 0.4, eps_tail: float = 0.1
+    ) -> None:
+        super().__init__()
+        self.eps_head = check_below_one("eps_head", eps_head)
+        self.eps_tail = check_below_one("eps_tail", eps_tail)
+        counts = check_class_counts(class_counts)
+        above = counts - counts.min()
+        # Balanced counts: 0 / 1. Any other range of counts is at least one image.
+        place = above / above.max().clamp(min=1)
+        eps = self.eps_tail + (self.eps_head - self.eps_tail) * torch.sin(math.pi / 2 * place)
+        self.register_buffer("eps", eps.to(torch.get_default_dtype()), persistent=False)
+
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """logits [N, K], targets int64 [N] -> mean loss over the batch, a scalar."""
+        log_p = logits.log_softmax(1)
+        true = log_p.gather(1, targets[:, None]).squeeze(1)
+        eps = self.eps[targets]
+        return -((1 - eps) * true + eps * log_p.mean(1)).mean()
+
+    def extra_repr(self) -> str:
+        return f"eps_head={self.eps_head:g}, eps_tail={self.eps_tail:g}"

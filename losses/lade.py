@@ -1,0 +1,46 @@
+"""LADE, label distribution disentangling (Hong et al. 2021): Balanced Softmax plus a bound on each logit.
+
+Shapes: N batch, K classes; π_c = n_c / Σ n is the share of class c in the training set.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from losses.balanced_softmax import log_prior
+from losses.checks import check_not_negative
+
+
+class LADE(nn.Module):
+    """CE(z + log π) + α Σ_c π_c [-z̄_c + m_c + λ m_c²].
+
+    z̄_c is the mean of z_c over the batch's images of class c, 0 where it has none;
+    m_c = log mean_i exp(z_ic - log π_c - log K) over the whole batch. α = 0 is Balanced Softmax.
+    Unlike cross-entropy it pins the logits' level: λ m_c² sees a constant added to all of them.
+
+    Raises:
+        ValueError: a class has no image, or α or λ is negative.
+    """
+
+    def __init__(self, class_counts: Sequence[int] | Tensor, alpha: float = 0.1, lam: float = 0.01) -> None:
+        super().__init__()
+        self.alpha = check_not_negative("alpha", alpha)
+        self.lam = check_not_negative("lam", lam)
+        prior = log_prior(class_counts)
+        self.register_buffer("log_prior", prior.to(torch.get_default_dtype()), persistent=False)
+
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """logits [N, K], targets int64 [N] -> mean loss over the batch, a scalar."""
+        size, num_classes = logits.shape
+        onehot = F.one_hot(targets, num_classes)
+        own = (onehot * logits).sum(0) / onehot.sum(0).clamp(min=1)  # z̄ [K]
+        shifted = logits - self.log_prior - math.log(num_classes)
+        level = shifted.logsumexp(0) - math.log(size)  # m [K]
+        bound = (self.log_prior.exp() * (level - own + self.lam * level.square())).sum()
+        return F.cross_entropy(logits + self.log_prior, targets) + self.alpha * bound
+
+    def extra_repr(self) -> str:
+        return f"alpha={self.alpha:g}, lam={self.lam:g}"
