@@ -1,0 +1,107 @@
+"""The opponent: both stages as an experienced user writes them plainly, in the manner of the field's code.
+
+PIL images, torchvision's transforms, a DataLoader, channels first, `.item()` at every step. In stage 2 the
+whole network runs forward in training mode and backward, the optimiser holds the classifier alone, and the
+test set is encoded again after every epoch, image and mirror image. Nothing here is slowed down on purpose:
+the number of worker processes is the benchmark's to choose, the test batch is as large as ours.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+
+from datasets import ImageSet, ViewSpec
+
+
+class PilImages(Dataset):
+    """An ImageSet one PIL image at a time, as torchvision's CIFAR100 does it."""
+
+    def __init__(self, data: ImageSet, transform: Callable[[Image.Image], Tensor]) -> None:
+        self.images = data.images.permute(0, 2, 3, 1).contiguous().numpy()
+        self.labels = data.labels.tolist()
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.transform(Image.fromarray(self.images[index])), self.labels[index]
+
+
+def train_transform(views: ViewSpec, size: int) -> transforms.Compose:
+    return transforms.Compose(
+        [
+            transforms.RandomCrop(size, padding=views.padding),
+            transforms.RandomHorizontalFlip(),
+            transforms.ToTensor(),
+            transforms.Normalize(views.mean, views.std),
+        ]
+    )
+
+
+def test_transform(views: ViewSpec) -> transforms.Compose:
+    return transforms.Compose([transforms.ToTensor(), transforms.Normalize(views.mean, views.std)])
+
+
+def train_loader(data: ImageSet, views: ViewSpec, batch_size: int, workers: int = 0) -> DataLoader:
+    """Shuffled batches of augmented images."""
+    return DataLoader(
+        PilImages(data, train_transform(views, data.images.shape[-1])),
+        batch_size=batch_size,
+        shuffle=True,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+    )
+
+
+def test_loader(data: ImageSet, views: ViewSpec, batch_size: int, workers: int = 0) -> DataLoader:
+    """Batches of plain images in file order."""
+    return DataLoader(
+        PilImages(data, test_transform(views)),
+        batch_size=batch_size,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+    )
+
+
+def endless(loader: DataLoader) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches without end, so that a part of an epoch can be timed while the workers keep going."""
+    while True:
+        yield from loader
+
+
+def train(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    loss_fn: nn.Module,
+    optimizer: torch.optim.Optimizer,
+) -> tuple[float, float]:
+    """Mean loss and accuracy of one pass of SGD; both stages, which differ in loss and optimiser."""
+    model.train()
+    total_loss, hits, seen = 0.0, 0, 0
+    for inputs, labels in batches:
+        logits = model(inputs)
+        loss = loss_fn(logits, labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        total_loss += loss.item() * len(labels)
+        hits += (logits.argmax(dim=1) == labels).sum().item()
+        seen += len(labels)
+    return total_loss / seen, hits / seen
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
+    """Accuracy of the logits averaged over the image and its mirror image."""
+    model.eval()
+    hits, seen = 0, 0
+    for inputs, labels in batches:
+        logits = (model(inputs) + model(inputs.flip(-1))) / 2
+        hits += (logits.argmax(dim=1) == labels).sum().item()
+        seen += len(labels)
+    return hits / seen

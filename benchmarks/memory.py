@@ -1,0 +1,108 @@
+"""Peak resident memory of main_stage1.py and main_stage2.py, run as a user runs them. Target: under 2.5 GB.
+
+    python -m benchmarks.memory [--network resnet34] [--seconds 60]
+
+About two and a half minutes: each script runs in a process of its own, on the CPU, for one epoch or for
+`--seconds` after its first printed line, whichever ends first. A wide network is stopped within its first
+epoch (stage 2 within its first feature pass), before it evaluates and saves: to cover these give more
+`--seconds` or take a thin network. Stage 2 starts from random weights; everything is written to a temporary
+folder. The peak is Linux's own record (VmHWM); 1 GB is 10^9 bytes. Needs the CIFAR-100 files.
+"""
+
+import math
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from benchmarks import common
+from models import NETWORKS
+
+ROOT = Path(__file__).resolve().parent.parent
+POLL_SECONDS, KILL_SECONDS, TARGET_GB = 0.1, 60, 2.5
+
+
+def peak_gb(pid: int) -> float:
+    """The most resident memory that a process has had so far; 0 where it is gone."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
+    except OSError:
+        return 0.0
+    kibibytes = [line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:")]
+    return int(kibibytes[0]) * 1024 / 1e9 if kibibytes else 0.0
+
+
+def watch(command: list[str], seconds: float, log: Path) -> tuple[float, str]:
+    """Run `command` for at most `seconds` from its first printed line; its peak in GB and how it ended.
+
+    Raises:
+        SystemExit: the command failed by itself.
+    """
+    with open(log, "wb") as output:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
+        peak, deadline = 0.0, math.inf
+        try:
+            while process.poll() is None and time.monotonic() < deadline:
+                peak = max(peak, peak_gb(process.pid))
+                if deadline == math.inf and log.stat().st_size:
+                    deadline = time.monotonic() + seconds
+                time.sleep(POLL_SECONDS)
+            stopped = process.poll() is None
+        finally:
+            end(process)
+    lines = log.read_text(encoding="utf-8").splitlines()
+    if not stopped and process.returncode != 0:
+        raise SystemExit(f"{' '.join(command)} failed:\n" + "\n".join(lines[-5:]))
+    return peak, f"stopped after {seconds:g} s" if stopped else "ran to its end"
+
+
+def end(process: subprocess.Popen) -> None:
+    """Stop a process politely, then firmly."""
+    process.terminate()
+    try:
+        process.wait(KILL_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def commands(network: str, data_dir: Path, folder: Path) -> dict[str, list[str]]:
+    """The two command lines; writes the weights that stage 2 starts from."""
+    data, _ = common.load_cifar100_lt(data_dir)
+    weights = folder / "stage1.pth"
+    torch.save(common.fresh_model(network, data.train, data.views).state_dict(), weights)
+    shared = f"--network {network} --imb_ratio {common.IMB_RATIO} --device cpu --seed 0".split()
+    shared += ["--data_dir", str(data_dir.resolve()), "--out", str(folder), "--ckpt_dir", str(folder)]
+    return {
+        "main_stage1.py": [sys.executable, "main_stage1.py", *shared, "--epochs", "1"],
+        "main_stage2.py": [
+            *(sys.executable, "main_stage2.py", *shared, "--finetune_epoch", "1"),
+            *("--pretrained_pth", str(weights)),
+        ],
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = common.arguments(__doc__)
+    parser.add_argument("--network", default="resnet34", choices=tuple(NETWORKS))
+    parser.add_argument("--seconds", type=common.positive, default=60, help="longest run of each script")
+    args = parser.parse_args(argv)
+    if not common.has_cifar100(args.data_dir):
+        parser.error(f"no CIFAR-100 in {args.data_dir}: the scripts would have to download it first")
+
+    lines = ["| script | peak resident memory, GB | |", "| --- | --- | --- |"]
+    with tempfile.TemporaryDirectory() as name:
+        for script, command in commands(args.network, args.data_dir, Path(name)).items():
+            peak, ending = watch(command, args.seconds, Path(name) / f"{script}.log")
+            verdict = "under" if peak < TARGET_GB else "NOT under"
+            lines.append(f"| {script} | {peak:.2f} | {ending}; {verdict} {TARGET_GB} GB |")
+    title = f"## Memory, {args.network}, CIFAR100-LT, IR {common.IMB_RATIO}, batches of 64"
+    common.publish([title, "\n".join(lines)], args.out)
+
+
+if __name__ == "__main__":
+    main()
