@@ -67,11 +67,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     # ---- loop
     def warn_if_long(seconds: float) -> None:
         if device.type == "cpu" and seconds > LONG_RUN_SECONDS:
-            names = ", ".join(THIN_NETWORKS[1:])
-            run.log(
-                f"note: about {seconds / 3600:.0f} hours to go on this CPU; the thin {names} take a "
-                "fraction of it"
-            )
+            thin = f"; --network {', '.join(THIN_NETWORKS[1:])} take a fraction of it"
+            advice = "" if config.network in THIN_NETWORKS else thin
+            run.log(f"note: about {seconds / 3600:.0f} hours to go on this CPU{advice}")
 
     def train_one(epoch: int, lr: float) -> dict:
         model.train()
