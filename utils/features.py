@@ -62,9 +62,7 @@ class TrainFeatures:
             return self._view(epoch)
         slot = epoch % max(self.count, 1)
         if slot not in self._cache:
-            self._cache[slot] = (
-                self._view(slot) if self.count else eval_features(self.model, self.images, False)[0]
-            )
+            self._cache[slot] = self._view(slot) if self.count else self._plain()
         return self._cache[slot]
 
     @torch.no_grad()

@@ -51,8 +51,8 @@ class Run:
         text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
         write_atomically(self.folder / name, lambda handle: handle.write(text.encode()))
 
-    def write_rows(self, name: str, rows: list[dict]) -> None:
-        """A csv file with a header; the whole file is replaced, so a resumed run leaves no row twice."""
+    def write_rows(self, name: str, rows: list[dict] | dict) -> None:
+        """A csv file of rows, or of columns, with a header; replaced whole: a resume leaves no row twice."""
         text = pd.DataFrame(rows).to_csv(index=False)
         write_atomically(self.folder / name, lambda handle: handle.write(text.encode()))
 
@@ -60,10 +60,7 @@ class Run:
         """per_class.csv: class, name, training images of the long-tailed set, then every per-class figure."""
         columns = {"class": range(len(class_names)), "name": class_names, "train_images": class_counts}
         columns |= figures["classes"]
-        self.write_rows(
-            "per_class.csv",
-            [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)],
-        )
+        self.write_rows("per_class.csv", columns)
 
     def bar(self, steps: Iterable, total: int, title: str) -> Iterator:
         """Pass `steps` through, drawing a bar with its ETA on standard error where that is a terminal."""

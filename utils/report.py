@@ -1,6 +1,7 @@
 """What a run prints at its start and at its end, and the facts that its checkpoints carry."""
 
 import subprocess
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from utils.config import Config, describe
 from utils.device import environment
 from utils.engine import Progress
 from utils.logger import Run
+from utils.logit_metrics import READINGS
 from utils.metrics import percent, result_line
 
 _BARS = "▁▂▃▄▅▆▇█"
@@ -36,11 +38,9 @@ def announce(run: Run, config: Config, data: LongTailedData, model: nn.Module, d
     facts = environment(device) | {"commit": _commit()}
     run.log(f"run folder {run.folder}")
     run.log("configuration\n" + describe(config))
-    run.log(
-        f"data {data.name}: {len(data.train)} training, {len(data.val) if data.val else 0} validation "
-        f"({data.val_source}), "
-        f"{len(data.test)} test images of {data.num_classes} classes"
-    )
+    validation = f"{len(data.val) if data.val else 0} validation ({data.val_source})"
+    sizes = f"{len(data.train)} training, {validation}, {len(data.test)} test images"
+    run.log(f"data {data.name}: {sizes} of {data.num_classes} classes")
     run.log("  " + histogram(data.class_counts))
     for note in data.notes:
         run.log(f"  note: {note}")
@@ -125,17 +125,11 @@ def publish(
     """Leave the final model where the next stage looks for it, then write and print the report."""
     scores = {name: value for name, value in figures.items() if name != "classes"}
     content = content | {"metrics": scores, "selected_on": selected_on, "model": model.state_dict()}
+    place = f"{path}, in place of an older one" if path.exists() else path
     digest = checkpoint.save(path, content)
-    run.log(
-        f"model of epoch {content['epoch']} (selected on {selected_on}) left at {path}, sha256 {digest[:12]}"
-    )
-    finish(
-        run,
-        data,
-        figures,
-        selected_on,
-        {"epoch": content["epoch"], "checkpoint": str(path), "digest": digest},
-    )
+    run.log(f"model of epoch {content['epoch']} (selected on {selected_on}) left at {place}")
+    facts = {"epoch": content["epoch"], "checkpoint": str(path), "digest": digest}
+    finish(run, data, figures, selected_on, facts)
 
 
 def finish(run: Run, data: LongTailedData, figures: dict, selected_on: str, facts: dict) -> None:
@@ -147,22 +141,13 @@ def finish(run: Run, data: LongTailedData, figures: dict, selected_on: str, fact
         f"test balanced accuracy {percent(figures['balanced'])}, top-5 {percent(figures['top5'])}, "
         f"calibration error {percent(figures['calibration_error'])}"
     )
-    for title, reading in (
-        ("LoMa", "per_sample"),
-        ("LoMa", "per_class"),
-        ("RSD", "per_sample"),
-        ("RSD", "per_class"),
-    ):
-        name = f"{title.lower()}_{reading}"
-        shares = ", ".join(
-            f"{group} {'-' if value is None else format(value, '.2f')}"
-            for group, value in figures[name].items()
-        )
-        run.log(f"{title} ({reading}): {shares}")
+    for title, reading in product(("LoMa", "RSD"), READINGS):
+        groups = figures[f"{title.lower()}_{reading}"].items()
+        shares = (f"{group} {'-' if value is None else format(value, '.2f')}" for group, value in groups)
+        run.log(f"{title} ({reading}): {', '.join(shares)}")
     if selected_on == "test":
         run.log(
-            "note: the epoch was chosen on the test set, as in the published protocol: the figure is "
-            "optimistic"
+            "note: the epoch was chosen on the test set, as in the published protocol: an optimistic figure"
         )
     run.result(result_line(figures, selected_on))
 
