@@ -1,4 +1,4 @@
-# make demo: both stages and evaluate on the embedded digits, then evaluate a released model where its data is here
+# make demo: both stages and evaluate on the embedded digits, in under three minutes
 # make test: lint and tests. Both set up their own virtual environment first; VENV=path takes another one.
 VENV ?= .venv
 PYTHON ?= python3
