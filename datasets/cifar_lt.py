@@ -43,8 +43,7 @@ def build_cifar_lt(name: str, data_dir: Path, imb_ratio: float, **split_options:
     if not content["official"]:
         notes.append(
             "the CIFAR files are not byte-identical to the published ones: the subset may hold other images "
-            "of the same "
-            "classes, and accuracies differ by up to about 1.5 points between draws"
+            "of the same classes, and accuracies differ by up to about 1.5 points between draws"
         )
     return LongTailedData(
         name=name,

@@ -41,8 +41,7 @@ ARGUMENTS = [
         "val_source",
         str,
         "validation images: unused (left out by the long-tailed set, up to 20 a class), heldout (taken from "
-        "it before "
-        "stage 1), none",
+        "it before stage 1), none",
         "data",
         TRAIN,
         choices=VAL_SOURCES,
@@ -100,8 +99,7 @@ ARGUMENTS = [
         "views",
         int,
         "augmented views of the training set to compute once and reuse in turn; 0: the plain images; "
-        "default: a fresh "
-        "view every epoch",
+        "default: a fresh view every epoch",
         "frozen features",
         (STAGE2,),
     ),

@@ -109,8 +109,7 @@ def _check_against(known: dict, given: dict) -> None:
         if name in known and name in given and given[name] != known[name]:
             raise UserError(
                 f"the checkpoint was made with --{name} {known[name]}, but --{name} {given[name]} is asked "
-                "for: "
-                "leave the argument out, or name another checkpoint"
+                "for: leave the argument out, or name another checkpoint"
             )
 
 

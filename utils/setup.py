@@ -15,8 +15,7 @@ def load_data(config: Config) -> LongTailedData:
     """The data set of a resolved configuration; no validation images where the script has no use for them.
 
     Raises:
-        UserError: see `datasets.build_data`; validation images are required where they select, or were asked
-        for.
+        UserError: see `datasets.build_data`; validation images must exist where they select or were asked for.
     """
     options = {"subset_seed": config.subset_seed, "val_source": "none"}
     if "val_source" in config:
@@ -46,8 +45,7 @@ def backbone_note(source: Checkpoint, data: LongTailedData, select: str) -> str 
     Otherwise a note for the log.
 
     Raises:
-        UserError: the epoch is to be selected on validation images that the backbone may have been trained
-        on.
+        UserError: the epoch is to be selected on images that the backbone may have been trained on.
     """
     trained_on = source.facts.get("train_digest")
     if trained_on == data.train.digest():
@@ -56,8 +54,7 @@ def backbone_note(source: Checkpoint, data: LongTailedData, select: str) -> str 
     if select == "val":
         raise UserError(
             f"--select val refused: the backbone of {source.path} was trained on {what}, the validation "
-            "images may be "
-            "among them; give both stages the same --val_source, or take --select last"
+            "images may be among them; give both stages the same --val_source, or take --select last"
         )
     return f"the backbone was trained on {what}"
 
