@@ -15,7 +15,7 @@ def load_data(config: Config) -> LongTailedData:
     """The data set of a resolved configuration; no validation images where the script has no use for them.
 
     Raises:
-        UserError: see `datasets.build_data`; validation images must exist where they select or were asked for.
+        UserError: see `datasets.build_data`; validation images must exist where they select or are asked for.
     """
     options = {"subset_seed": config.subset_seed, "val_source": "none"}
     if "val_source" in config:
