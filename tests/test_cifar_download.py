@@ -9,21 +9,10 @@ import urllib.request
 import pytest
 from torchvision import datasets as official
 
-from datasets import build_data
-from tests.cifar_folders import archive_of, forget_proxies, publish_as_cifar100, serving, write_small
-from utils.errors import UserError
+from tests.cifar_folders import archive_of, forget_proxies, publish_as_cifar100, refusal, serving, write_small
 
 # Python 3.12 and 3.13 warn about the way in which torchvision unpacks
 pytestmark = pytest.mark.filterwarnings("ignore:Python 3.14 will:DeprecationWarning")
-
-
-def refusal(root, name: str = "cifar100_lt") -> str:
-    """The one line with which the data set is refused."""
-    with pytest.raises(UserError) as caught:
-        build_data(name, root, 100)
-    message = str(caught.value)
-    assert message and "\n" not in message
-    return message
 
 
 # ---- no network ----

@@ -11,28 +11,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from datasets import build_data
 from tests.cifar_folders import (
     CIFAR10,
     CIFAR100,
     ROW,
     python2_pickle,
+    refusal,
     small_part,
     write_small,
 )
-from utils.errors import UserError
 
 GOOD = small_part(CIFAR100)
 LABELS = GOOD["fine_labels"]
-
-
-def refusal(root, name: str = "cifar100_lt") -> str:
-    """The one line with which the data set is refused."""
-    with pytest.raises(UserError) as caught:
-        build_data(name, root, 100)
-    message = str(caught.value)
-    assert message and "\n" not in message
-    return message
 
 
 # ---- hostile files ----
