@@ -16,9 +16,10 @@ from losses.reweighted import (
     WeightedCrossEntropy,
     class_balanced,
     effective_number_weights,
+    inverse_power,
     inverse_power_weights,
 )
-from losses.weight_balance import WeightBalancing, max_norm_
+from losses.weight_balance import WeightBalancing, max_norm_, max_norm_limit
 
 __all__ = [
     "LADE",
@@ -33,11 +34,13 @@ __all__ = [
     "build_loss",
     "class_balanced",
     "effective_number_weights",
+    "inverse_power",
     "inverse_power_weights",
     "label_smooth_for_gap",
     "logit_adjustment",
     "logit_gap",
     "max_norm_",
+    "max_norm_limit",
     "smooth_labels",
 ]
 
@@ -52,6 +55,7 @@ LOSSES: dict[str, Callable[..., nn.Module]] = {
     "los": LabelOverSmooth,
     "focal": FocalLoss,
     "cb": class_balanced,
+    "power": inverse_power,
     "bsce": BalancedSoftmax,
     "ldam": LDAM,
     "lade": LADE,

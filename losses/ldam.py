@@ -9,14 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from losses.checks import check_above_zero, check_class_counts, check_not_negative
+from utils.checks import check_above_zero, check_class_counts, check_not_negative
 
 
 class LDAM(nn.Module):
     """Cross-entropy of s (cos - Δ_y onehot) with the margins Δ_c = C / n_c^(1/4).
 
-    C is such that the largest margin, that of the rarest class, is `max_margin`. The logits must be cosines,
-    those of a normalised linear classifier: the scale s is applied here, not there.
+    C is such that the largest margin, that of the rarest class, is `max_margin`. The logits must be s cos,
+    those of a normalised linear classifier with the same scale s.
 
     Raises:
         ValueError: a class has no image, the margin is negative or the scale not above 0.
@@ -29,13 +29,13 @@ class LDAM(nn.Module):
         self.max_margin = check_not_negative("max_margin", max_margin)
         self.scale = check_above_zero("scale", scale)
         counts = check_class_counts(class_counts)
-        margins = self.max_margin * (counts.min() / counts) ** 0.25
+        margins = self.scale * self.max_margin * (counts.min() / counts) ** 0.25
         self.register_buffer("margins", margins.to(torch.get_default_dtype()), persistent=False)
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """logits [N, K] (cosines), targets int64 [N] -> mean loss over the batch, a scalar."""
+        """logits [N, K] (s times cosines), targets int64 [N] -> mean loss over the batch, a scalar."""
         onehot = F.one_hot(targets, logits.shape[1])
-        return F.cross_entropy(self.scale * (logits - onehot * self.margins), targets)
+        return F.cross_entropy(logits - onehot * self.margins, targets)
 
     def extra_repr(self) -> str:
         return f"max_margin={self.max_margin:g}, scale={self.scale:g}"

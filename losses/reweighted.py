@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from losses.checks import check_below_one, check_class_counts, check_not_negative
+from utils.checks import check_below_one, check_class_counts, check_not_negative
 
 
 def effective_number_weights(class_counts: Sequence[int] | Tensor, beta: float = 0.9999) -> Tensor:
@@ -63,3 +63,8 @@ class WeightedCrossEntropy(nn.Module):
 def class_balanced(class_counts: Sequence[int] | Tensor, beta: float = 0.9999) -> WeightedCrossEntropy:
     """Cross-entropy with effective-number weights (Cui et al. 2019); β = 0 is plain cross-entropy."""
     return WeightedCrossEntropy(effective_number_weights(class_counts, beta))
+
+
+def inverse_power(class_counts: Sequence[int] | Tensor, rho: float = 1.2) -> WeightedCrossEntropy:
+    """Cross-entropy with inverse-power weights (DisAlign, MARC); ρ = 0 is plain cross-entropy."""
+    return WeightedCrossEntropy(inverse_power_weights(class_counts, rho))

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from losses.checks import check_above_zero
 from losses.reweighted import effective_number_weights
+from utils.checks import check_above_zero
 
 
 class WeightBalancing(nn.Module):
@@ -50,3 +50,16 @@ def max_norm_(weight: Tensor, limit: float) -> Tensor:
     """
     norms = weight.norm(dim=1, keepdim=True)
     return weight.mul_((check_above_zero("limit", limit) / norms).clamp(max=1))
+
+
+@torch.no_grad()
+def max_norm_limit(weight: Tensor, share: float = 0.1) -> float:
+    """A limit for `max_norm_` from the rows of weight [K, D]: min‖w‖ + share (max‖w‖ - min‖w‖).
+
+    Raises:
+        ValueError: the share is not in [0, 1].
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"share must be in [0, 1], got {share:g}")
+    norms = weight.norm(dim=1)
+    return float(norms.min() + share * (norms.max() - norms.min()))

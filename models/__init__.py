@@ -11,17 +11,9 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from models.classifiers import (
-    CosineLinear,
-    DisAlign,
-    EtfHead,
-    Linear,
-    Marc,
-    NearestMean,
-    PriorAdjusted,
-    ScaledLinear,
-    TauNorm,
-)
+from models.class_means import NearestMean
+from models.classifiers import CosineLinear, EtfHead, Linear, LosStep
+from models.corrections import DisAlign, Marc, PriorAdjusted, ScaledLinear, TauNorm
 from models.resnet_cifar import THIN_BLOCKS, WIDE_LAYERS, ThinResNet, WideResNet
 
 __all__ = ["HEADS", "NETWORKS", "THIN_NETWORKS", "build_head", "build_model", "head_from_state"]
@@ -40,6 +32,7 @@ HEADS = {
     "marc": Marc,
     "disalign": DisAlign,
     "la": PriorAdjusted,
+    "los_step": LosStep,
 }
 
 
@@ -66,8 +59,9 @@ def build_head(
     """The head `kind` at its start, with the sizes, type and device of the stage-1 classifier `fc`.
 
     `fc` is copied, never changed. What a kind does not need is ignored: `class_counts` [K] is for la,
-    `generator` for etf and for linear with fresh=True, `features` [N, D] and `labels` [N] of the training
-    images are for ncm. Options: `fresh` of linear, `tau` of la and tau_norm, `scale` of etf.
+    `generator` for etf and for linear with fresh=True, `features` [N, D] (float16 or memory-mapped too) and
+    `labels` [N] of the training images are for ncm and los_step. Options: `fresh` of linear, `tau` of la and
+    tau_norm, `scale` of etf, `strength` of los_step.
 
     Raises:
         ValueError: the kind or an option is unknown, an option is out of range, or what it needs is missing.

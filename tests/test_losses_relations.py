@@ -1,4 +1,4 @@
-"""How the losses relate: where one is another, what they do not see, and what they refuse."""
+"""How the losses relate: where one is another, what they do not see, what they refuse; and MaxNorm."""
 
 import math
 
@@ -14,11 +14,12 @@ from losses import (
     inverse_power_weights,
     logit_adjustment,
     max_norm_,
+    max_norm_limit,
 )
 
 COUNTS = [40, 17, 5, 2, 1]
 BALANCED = [8, 8, 8, 8, 8]
-COUNTED = ["cb", "bsce", "ldam", "lade", "label_aware", "wb"]
+COUNTED = ["cb", "power", "bsce", "ldam", "lade", "label_aware", "wb"]
 
 
 @pytest.fixture(autouse=True)
@@ -49,10 +50,12 @@ def same(found, expected):
         ("focal", None, {"gamma": 0.0}),
         ("cb", COUNTS, {"beta": 0.0}),
         ("cb", BALANCED, {}),
+        ("power", COUNTS, {"rho": 0.0}),
+        ("power", BALANCED, {}),
         ("bsce", COUNTS, {"tau": 0.0}),
         ("bsce", BALANCED, {}),
         ("lade", BALANCED, {"alpha": 0.0}),
-        ("ldam", COUNTS, {"max_margin": 0.0, "scale": 1.0}),
+        ("ldam", COUNTS, {"max_margin": 0.0}),
         ("label_aware", COUNTS, {"eps_head": 0.0, "eps_tail": 0.0}),
     ],
 )
@@ -61,18 +64,13 @@ def test_a_loss_is_cross_entropy_where_its_option_or_balance_turns_it_off(name, 
     same(build_loss(name, counts, **options)(logits, targets), F.cross_entropy(logits, targets))
 
 
-def test_inverse_power_weights_of_power_zero_give_cross_entropy():
-    logits, targets = batch()
-    loss_fn = WeightedCrossEntropy(inverse_power_weights(COUNTS, rho=0.0))
-    same(loss_fn(logits, targets), F.cross_entropy(logits, targets))
-
-
 @pytest.mark.parametrize("rho", [0.5, 1.2])
 def test_weighted_cross_entropy_is_torchs_weighted_mean(rho):
     logits, targets = batch()
     weights = inverse_power_weights(COUNTS, rho)
     expected = F.cross_entropy(logits, targets, weight=weights)
     same(WeightedCrossEntropy(weights)(logits, targets), expected)
+    same(build_loss("power", COUNTS, rho=rho)(logits, targets), expected)
 
 
 def test_lade_without_its_bound_is_balanced_softmax():
@@ -118,18 +116,19 @@ def test_label_aware_smoothing_takes_the_tails_epsilon_where_counts_are_balanced
     same(build_loss("label_aware", BALANCED)(logits, targets), expected)
 
 
-def test_ldam_without_margin_is_cross_entropy_of_the_scaled_cosines():
+def test_the_weighted_mean_does_not_see_the_scale_of_the_weights():
     logits, targets = batch()
-    cosines = logits.tanh()
-    expected = F.cross_entropy(30 * cosines, targets)
-    same(build_loss("ldam", COUNTS, max_margin=0.0)(cosines, targets), expected)
+    weights = inverse_power_weights(COUNTS)
+    torch.testing.assert_close(
+        WeightedCrossEntropy(7 * weights)(logits, targets), WeightedCrossEntropy(weights)(logits, targets)
+    )
 
 
-@pytest.mark.parametrize("name", ["cb", "wb"])
+@pytest.mark.parametrize("name", ["cb", "power", "wb"])
 def test_class_weights_of_a_batch_of_one_class_cancel_in_a_weighted_mean_only(name):
     logits, targets = batch((4, 4, 4))
     ratio = build_loss(name, COUNTS)(logits, targets) / build_loss(name, BALANCED)(logits, targets)
-    same(ratio, torch.tensor(1.0) if name == "cb" else effective_number_weights(COUNTS)[4])
+    same(ratio, effective_number_weights(COUNTS)[4] if name == "wb" else torch.tensor(1.0))
 
 
 def test_weight_balancing_of_two_classes_is_weighted_cross_entropy():
@@ -171,6 +170,24 @@ def test_lade_without_regulariser_sees_a_constant_through_classes_absent_from_th
     same(free(logits + 3, targets) - free(logits, targets), torch.tensor(0.1 * 3 * 17 / 65))
 
 
+# ---- MaxNorm ----
+
+
+def test_max_norm_shrinks_long_rows_to_the_limit_and_leaves_the_others_untouched():
+    weight = torch.tensor([[3.0, 4.0], [0.6, 0.8], [0.1, 0.2], [0.0, 0.0]], requires_grad=True)
+    before = weight.detach().clone()
+    assert max_norm_(weight, 2.0) is weight and weight.is_leaf and weight.grad_fn is None
+    torch.testing.assert_close(weight.detach()[0], torch.tensor([1.2, 1.6]))
+    assert torch.equal(weight.detach()[1:], before[1:])
+
+
+def test_the_limit_of_max_norm_lies_a_share_of_the_way_from_the_shortest_row_to_the_longest():
+    weight = torch.nn.Parameter(torch.tensor([[3.0, 4.0], [0.6, 0.8], [0.0, 2.0]]))
+    limits = [max_norm_limit(weight), *(max_norm_limit(weight, share) for share in (0.0, 0.5, 1.0))]
+    assert limits == pytest.approx([1.4, 1.0, 3.0, 5.0])
+    assert float(max_norm_(weight, limits[0]).norm(dim=1).max().detach()) == pytest.approx(1.4)
+
+
 # ---- refusals ----
 
 
@@ -201,6 +218,7 @@ def test_counts_that_are_no_list_of_two_classes_or_more_are_refused(counts):
         ("focal", "gamma", math.inf, "of at least 0"),
         ("cb", "beta", 1.0, r"in \[0, 1\)"),
         ("cb", "beta", -0.1, r"in \[0, 1\)"),
+        ("power", "rho", -0.1, "of at least 0"),
         ("wb", "beta", math.nan, r"in \[0, 1\)"),
         ("bsce", "tau", -1.0, "of at least 0"),
         ("ldam", "max_margin", -0.5, "of at least 0"),
@@ -224,6 +242,9 @@ def test_weights_and_norms_out_of_range_are_refused():
         logit_adjustment(torch.zeros(1, 5), COUNTS, tau=-1.0)
     with pytest.raises(ValueError, match="limit must be a number above 0, got 0"):
         max_norm_(torch.ones(2, 2), 0.0)
+    for share in (-0.1, 1.1, math.nan):
+        with pytest.raises(ValueError, match=r"share must be in \[0, 1\]"):
+            max_norm_limit(torch.ones(2, 2), share)
     for wrong in (0.0, -1.0, math.nan, math.inf):
         with pytest.raises(ValueError, match="class weights must be numbers above 0"):
             WeightedCrossEntropy(torch.tensor([1.0, wrong]))
@@ -251,4 +272,5 @@ def test_a_missing_option_is_named():
 
 
 def test_the_table_has_the_names_of_the_methods():
-    assert list(LOSSES) == ["ce", "los", "focal", "cb", "bsce", "ldam", "lade", "label_aware", "wb"]
+    names = ["ce", "los", "focal", "cb", "power", "bsce", "ldam", "lade", "label_aware", "wb"]
+    assert list(LOSSES) == names
