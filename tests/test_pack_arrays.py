@@ -1,0 +1,170 @@
+"""Feature packs of the user's own arrays, by `python -m utils.features pack`."""
+
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+
+from tests.helpers import call, refusal
+from utils import features
+from utils.packs import read_pack
+
+
+class Arrays:
+    """Arrays in .npy files below `root`, by argument: the digits' pixels, long-tailed, but for `changed`."""
+
+    def __init__(self, root: Path, num_class: int = 10, **changed: object) -> None:
+        x, y = load_digits(return_X_y=True)
+        x, y = (x[y < num_class] / 16).astype(np.float32), y[y < num_class]
+        rank = np.array([(y[:i] == label).sum() for i, label in enumerate(y)])  # place within its class
+        train, test = rank < 90 - 8 * y, (rank >= 100) & (rank < 130)
+        self.out, self.arrays = root / "out.pack", {"train_x": x[train], "train_y": y[train]}
+        self.arrays |= {"test_x": x[test], "test_y": y[test]} | changed
+        for name, array in self.arrays.items():
+            if array is not None:
+                np.save(root / f"{name}.npy", array, allow_pickle=True)
+        self.words = ["pack", "--out", self.out]
+        for name in self.arrays:
+            self.words += [f"--{name}", root / f"{name}.npy"]
+
+    def pack(self, *words: object) -> str:
+        return call(features.main, *self.words, *words)
+
+    def refusal(self, *words: object) -> str:
+        message = refusal(features.main, *self.words, *words)
+        assert not self.out.is_file()
+        return message
+
+
+def test_the_command_packs_arrays_and_fits_a_classifier(tmp_path):
+    given = Arrays(tmp_path)
+    text = given.pack("--name", "my_digits")
+    pack = read_pack(given.out)
+    assert np.array_equal(pack.train[0], given.arrays["train_x"]) and pack.train.shape[0] == 1
+    assert np.array_equal(pack.test[0], given.arrays["test_x"]) and pack.val is None
+    assert np.array_equal(pack.train_labels, given.arrays["train_y"])
+    assert pack.facts["dataset"] == "my_digits" and pack.facts["imb_ratio"] is None
+    assert pack.facts["class_counts"] == list(range(90, 10, -8)) and pack.facts["class_names"][9] == "9"
+    assert pack.facts["val_source"] == "none" and pack.facts["train_views"] == "plain"
+    logits = pack.test[0] @ pack.fc_weight.T + pack.fc_bias
+    assert (logits.argmax(dim=1) == pack.test_labels).double().mean() > 0.85
+    first, last = text.splitlines()
+    assert first.startswith(
+        "no --fc_weight: logistic regression on 540 training features, training accuracy 9"
+    )
+    size = f"{given.out.stat().st_size / 2**20:.1f} MiB"
+    assert last == (
+        f"pack {given.out}: 540 training (1 view(s)), 300 test, 0 validation features, 64 wide, 10 classes, "
+        f"{size}, sha256 {pack.digest[:12]}"
+    )
+
+
+def test_the_command_keeps_views_validation_names_and_a_given_classifier(tmp_path):
+    (tmp_path / "names.txt").write_text("zéro\none\ntwo\n", encoding="utf-8")
+    x, y = np.random.default_rng(0).normal(size=(2, 6, 4)), np.array([0, 1, 2, 0, 1, 2], dtype=np.uint8)
+    weight, bias = np.eye(3, 4), np.arange(3.0)
+    images, classifier = {"train_x": x, "test_x": x, "val_x": x[0]}, {"fc_weight": weight, "fc_bias": bias}
+    given = Arrays(tmp_path, **images, train_y=y, test_y=y, val_y=y, **classifier)
+    text = given.pack("--class_names", tmp_path / "names.txt", "--dtype", "fp16")
+    pack = read_pack(given.out)
+    assert pack.train.dtype == torch.float16 and np.array_equal(pack.train, x.astype(np.float16))
+    assert pack.val.shape == (1, 6, 4) and pack.facts["val_source"] == "own" and pack.facts["val_clean"]
+    assert pack.facts["class_names"] == ["zéro", "one", "two"] and pack.facts["train_views"] == "augmented"
+    assert np.array_equal(pack.fc_weight, weight) and np.array_equal(pack.fc_bias, bias)
+    assert len(text.splitlines()) == 1 and "6 training (2 view(s)), 6 test, 6 validation features" in text
+
+
+def test_the_fitted_classifier_of_two_classes_has_two_rows_and_decides_as_well(tmp_path):
+    given = Arrays(tmp_path, num_class=2)
+    assert "training accuracy 100.00%" in given.pack()
+    pack = read_pack(given.out)
+    assert pack.fc_weight.shape == (2, 64)
+    assert ((pack.test[0] @ pack.fc_weight.T + pack.fc_bias).argmax(dim=1) == pack.test_labels).all()
+
+
+def test_a_fit_that_does_not_converge_is_said_in_one_line(tmp_path):
+    x = np.random.default_rng(0).normal(size=(60, 40)) * np.logspace(-4, 6, 40)
+    y = np.arange(60) % 3
+    lines = Arrays(tmp_path, train_x=x, train_y=y, test_x=x, test_y=y).pack().splitlines()
+    assert len(lines) == 3 and "had not converged after 1000 steps" in lines[1]
+
+
+def test_arrays_are_mapped_and_stay_as_they_are(tmp_path):
+    given = Arrays(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.glob("*.npy")}
+    given.pack()
+    assert before == {path.name: path.read_bytes() for path in tmp_path.glob("*.npy")}
+
+
+X, Y = np.ones((4, 3), dtype=np.float32), np.array([0, 1, 0, 1])
+REFUSED = {
+    "train_x.npy does not exist": {"train_x": None},
+    "test_y.npy is no .npy file of numbers": {"test_y": np.array([0, "a", None, 1], dtype=object)},
+    "train_x.npy holds float32 [4], expected floats [N, D] or [V, N, D]": {"train_x": X[:, 0]},
+    "test_x.npy holds uint8 [4, 3], expected floats": {"test_x": X.astype(np.uint8)},
+    "train_y.npy holds float64 [4], expected integers [N]": {"train_y": Y.astype(float)},
+    "test_y.npy holds int64 [4, 1], expected integers [N]": {"test_y": Y[:, None]},
+    "train_y.npy holds no labels": {"train_y": Y[:0]},
+    "test_y.npy holds negative labels": {"test_y": Y - 1},
+    "train holds 4 images, train_labels 3 labels": {"train_y": Y[:3]},
+    "labels reach 1099511627777, there are 4 training images": {"test_y": Y + 2**40},
+    "class 1 has no training image": {"train_y": Y * 2, "test_y": Y * 2},
+    "num_class is 1: two classes are needed": {"train_y": Y * 0, "test_y": Y * 0},
+    "test is 2 wide, fc_weight 3": {"test_x": X[:, :2]},
+    "train holds values that are not finite": {"train_x": X * np.nan},
+    "train_x.npy holds values beyond 3.40282e+38: scale them down": {"train_x": X * np.float64(1e39)},
+    "val_labels holds 2: labels must be 0 to 1": {"val_x": X, "val_y": Y * 2},
+    "--val_x and --val_y go together": {"val_x": X},
+    "--fc_weight and --fc_bias go together": {"fc_bias": X[0]},
+    "fc_weight has 3 rows, num_class is 2": {"fc_weight": np.ones((3, 3)), "fc_bias": np.ones(2)},
+    "fc_weight.npy holds float32 [1, 4, 3], expected floats [K, D]": {"fc_weight": X[None], "fc_bias": X[0]},
+}
+
+
+@pytest.mark.parametrize("reason", REFUSED)
+def test_arrays_that_make_no_pack_are_refused(tmp_path, reason):
+    arrays = {"train_x": X, "train_y": Y, "test_x": X, "test_y": Y} | REFUSED[reason]
+    assert reason in Arrays(tmp_path, **arrays).refusal()
+
+
+def test_values_too_large_for_16_bits_are_refused_with_advice_and_fit_32(tmp_path):
+    given = Arrays(tmp_path, train_x=X * 70_000, train_y=Y, test_x=X, test_y=Y)
+    assert "train_x.npy holds values beyond 65504: take --dtype fp32" in given.refusal("--dtype", "fp16")
+    given.pack()
+    assert read_pack(given.out).train.max() == 70_000
+
+
+def test_broken_array_files_class_names_and_places_are_refused(tmp_path):
+    given = Arrays(tmp_path, train_x=X, train_y=Y, test_x=X, test_y=Y)
+    assert "is a folder: name a file" in given.refusal("--out", tmp_path)
+    assert "take letters, digits" in given.refusal("--name", "../mine")
+    assert "absent cannot be read" in given.refusal("--class_names", tmp_path / "absent")
+    (tmp_path / "names").write_text("one\ntwo\nthree\n")
+    assert "class_names has 3 entries, num_class is 2" in given.refusal("--class_names", tmp_path / "names")
+    (tmp_path / "names").write_bytes(b"\xff\xfe")
+    assert "names cannot be read" in given.refusal("--class_names", tmp_path / "names")
+    np.savez(tmp_path / "many.npz", a=X, b=Y)
+    assert "many.npz is no .npy file of numbers" in given.refusal("--test_x", tmp_path / "many.npz")
+    whole = (tmp_path / "test_x.npy").read_bytes()
+    for content in (b"", b"text", whole[:60], whole[:-1], X.dumps()):
+        (tmp_path / "test_x.npy").write_bytes(content)
+        assert "test_x.npy is no .npy file of numbers" in given.refusal()
+
+
+def test_another_subcommand_or_argument_is_refused(tmp_path):
+    for words in ([], ["unpack"], ["--help"]):
+        assert "python -m utils.features pack" in refusal(features.main, *words)
+    assert "required: --train_x" in refusal(features.main, "pack", "--out", tmp_path / "a")
+    assert "unrecognized arguments: --nmae" in Arrays(tmp_path).refusal("--nmae", "x")
+
+
+def test_as_a_module_it_ends_with_one_line_on_standard_error(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["features.py", "pack", "--out", str(tmp_path)])
+    with pytest.raises(SystemExit, match="2"):
+        runpy.run_path(features.__file__, run_name="__main__")
+    out, err = capsys.readouterr()
+    assert not out and err.startswith("error: the following arguments are required") and err.count("\n") == 1

@@ -1,0 +1,234 @@
+"""Feature packs: frozen features, labels and the stage-1 classifier of a data set in one safe file.
+
+The format is safetensors: numbers behind a JSON header, memory-mapped when read, no code inside.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+from torch import Tensor
+
+from utils.checkpoint import content_digest, write_atomically
+from utils.config import FIXED_BY_CHECKPOINT, INHERITED
+from utils.errors import UserError
+
+FORMAT, VERSION = "label-over-smoothing feature pack", 1
+_CHUNK = 1 << 20  # values looked at together
+_FEATURES, _LABELS = (torch.float16, torch.float32), (torch.int64,)
+_LAYOUT = {
+    "train": ("views, images, width", _FEATURES),
+    "train_labels": ("images", _LABELS),
+    "test": ("views, images, width", _FEATURES),
+    "test_labels": ("images", _LABELS),
+    "val": ("views, images, width", _FEATURES),
+    "val_labels": ("images", _LABELS),
+    "fc_weight": ("classes, width", (torch.float32,)),
+    "fc_bias": ("classes", (torch.float32,)),
+}
+_OPTIONAL = ("val", "val_labels")
+_FACTS = {
+    "dataset": (str,),
+    "imb_ratio": (int, float, type(None)),
+    "network": (str,),
+    "num_class": (int,),
+    "class_counts": (list,),
+    "class_names": (list,),
+    "val_source": (str,),
+    "val_clean": (bool,),
+    "train_views": (str,),
+    "stage1_digest": (str, type(None)),
+}
+
+
+@dataclass(frozen=True)
+class Pack:
+    """N training, M test images, D features, K classes; V views. Features are float16 or float32.
+
+    `test` and `val` hold the image, and its mirror image where they have two views. `facts` is plain data and
+    holds at least what `_FACTS` names; imb_ratio None: no ratio; val_clean: the backbone never saw the
+    validation images; train_views: plain or augmented.
+    """
+
+    train: Tensor  # [V, N, D]
+    train_labels: Tensor  # int64 [N]
+    test: Tensor  # [V', M, D]
+    test_labels: Tensor  # int64 [M]
+    val: Tensor | None  # [V', L, D]
+    val_labels: Tensor | None  # int64 [L]
+    fc_weight: Tensor  # float32 [K, D]
+    fc_bias: Tensor  # float32 [K]
+    facts: dict
+    path: Path | None = None
+    digest: str = ""
+
+    @property
+    def known(self) -> dict:
+        """What a later step must not contradict, or takes over."""
+        return {name: self.facts[name] for name in FIXED_BY_CHECKPOINT + INHERITED if name in self.facts}
+
+
+def write_pack(path: Path, pack: Pack) -> str:
+    """Check, then write atomically, labels as int32. Returns the digest.
+
+    Raises:
+        UserError: see `check`; or the file cannot be written, an older one is then untouched.
+    """
+    check(replace(pack, path=None))
+    facts = json.dumps(pack.facts, ensure_ascii=False)
+    tensors = {name: getattr(pack, name) for name in _LAYOUT if getattr(pack, name) is not None}
+    tensors = {name: _stored(value) for name, value in tensors.items()}
+    digest = content_digest({"facts": facts} | tensors)
+    header = {"format": FORMAT, "version": str(VERSION), "facts": facts, "digest": digest}
+
+    def write(handle: object) -> None:
+        try:
+            save_file({name: value.numpy() for name, value in tensors.items()}, handle.name, header)
+        except SafetensorError as error:  # a full disk, say
+            raise OSError(str(error)) from error
+
+    write_atomically(path, write)
+    return digest
+
+
+def _stored(value: Tensor) -> Tensor:
+    value = value.detach().cpu().contiguous()
+    return value.int() if value.dtype == torch.int64 else value
+
+
+def read_pack(path: Path) -> Pack:
+    """Read a pack; its features stay on disk and are mapped into memory.
+
+    Raises:
+        UserError: missing, truncated, altered, of a later version, not a pack, or see `check`.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} does not exist" if not path.exists() else f"{path} is not a file")
+    try:
+        header, tensors = _open(path)
+        if content_digest({"facts": header["facts"]} | tensors) != header["digest"]:
+            raise UserError(f"{path} is damaged: its content does not match the digest inside; remake it")
+        facts = json.loads(header["facts"])
+    except UserError:
+        raise
+    except Exception as error:  # a broken file can raise nearly anything
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"{path} is damaged or not a feature pack: {reason}") from error
+    values = {name: tensors.get(name) for name in _LAYOUT}
+    for name, value in values.items():
+        if value is not None and value.dtype == torch.int32:
+            values[name] = value.long()
+    pack = Pack(**values, facts=facts, path=path, digest=header["digest"])
+    check(pack)
+    return pack
+
+
+def _open(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """The header's own entries and the mapped tensors of a pack of this version."""
+    with open(path, "rb") as handle:
+        if handle.read(4) == b"PK\x03\x04":
+            raise UserError(f"{path} is a checkpoint (.pth) or another zip file, not a feature pack")
+    with safe_open(path, framework="pt") as file:
+        header = file.metadata() or {}
+        if header.get("format") != FORMAT:
+            raise UserError(f"{path} is a safetensors file, but not a feature pack of this project")
+        if int(header["version"]) > VERSION:
+            raise UserError(
+                f"{path} has format version {header['version']}, this code reads up to {VERSION}: update it"
+            )
+        if int(header["version"]) != VERSION:
+            raise UserError(f"{path} is damaged: there is no format version {header['version']}; remake it")
+        names = list(file.keys())
+        missing = [name for name in _LAYOUT if name not in names and name not in _OPTIONAL]
+        if missing:
+            raise UserError(f"{path} has no tensor {missing[0]}; remake it")
+        return header, {name: file.get_tensor(name) for name in names}
+
+
+def check(pack: Pack) -> None:
+    """Raise a UserError, with the file's name where there is one, on the first thing that is wrong."""
+    for problem in _problems(pack):
+        raise UserError(f"{pack.path}: {problem}" if pack.path else problem)
+
+
+def _problems(pack: Pack) -> Iterator[str]:
+    """What is wrong; each step takes for granted that those before it found nothing."""
+    yield from _problems_of_facts(pack.facts)
+    yield from _problems_of_shapes(pack)
+    yield from _problems_of_labels(pack)
+    for name in ("fc_weight", "fc_bias", "train", "test", "val"):
+        tensor = getattr(pack, name)
+        if tensor is not None and not _finite(tensor):
+            yield f"{name} holds values that are not finite"
+
+
+def _problems_of_facts(facts: dict) -> Iterator[str]:
+    if not isinstance(facts, dict):
+        yield f"the facts are a {type(facts).__name__}, not a dict"
+    for name, kinds in _FACTS.items():
+        if name not in facts:
+            yield f"the fact {name} is missing"
+        elif type(facts[name]) not in kinds:
+            yield f"the fact {name} is of type {type(facts[name]).__name__}, not {kinds[0].__name__}"
+    num_class = facts["num_class"]
+    if num_class < 2:
+        yield f"num_class is {num_class}: two classes are needed, or more"
+    for name, kind in (("class_counts", int), ("class_names", str)):
+        if any(type(entry) is not kind for entry in facts[name]):
+            yield f"{name} holds something else than {kind.__name__}"
+        if len(facts[name]) != num_class:
+            yield f"{name} has {len(facts[name])} entries, num_class is {num_class}"
+    if facts["train_views"] not in ("plain", "augmented"):
+        yield f"train_views is {facts['train_views']!r}, not plain or augmented"
+
+
+def _problems_of_shapes(pack: Pack) -> Iterator[str]:
+    for name, (axes, dtypes) in _LAYOUT.items():
+        tensor = getattr(pack, name)
+        if tensor is None:
+            if name not in _OPTIONAL:
+                yield f"{name} is missing"
+            continue
+        found = f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+        if tensor.ndim != len(axes.split(", ")) or tensor.dtype not in dtypes:
+            kinds = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+            yield f"{name} is {found}, expected {kinds} [{axes}]"
+        if 0 in tensor.shape:
+            yield f"{name} is empty: {found}"
+    source = pack.facts["val_source"]
+    if (pack.val is None, pack.val_labels is None) != (source == "none",) * 2:
+        yield f"val_source is {source!r}: val and val_labels go with every source but 'none'"
+    for name in ("train", "test", "val"):
+        features, labels = getattr(pack, name), getattr(pack, f"{name}_labels")
+        if features is not None and features.shape[1] != len(labels):
+            yield f"{name} holds {features.shape[1]} images, {name}_labels {len(labels)} labels"
+        if features is not None and features.shape[2] != pack.fc_weight.shape[1]:
+            yield f"{name} is {features.shape[2]} wide, fc_weight {pack.fc_weight.shape[1]}"
+    for name in ("fc_weight", "fc_bias"):
+        if len(getattr(pack, name)) != pack.facts["num_class"]:
+            yield f"{name} has {len(getattr(pack, name))} rows, num_class is {pack.facts['num_class']}"
+
+
+def _problems_of_labels(pack: Pack) -> Iterator[str]:
+    num_class, counts = pack.facts["num_class"], pack.facts["class_counts"]
+    for name in ("train_labels", "test_labels", "val_labels"):
+        labels = getattr(pack, name)
+        wrong = [] if labels is None else labels[(labels < 0) | (labels >= num_class)].tolist()
+        if wrong:
+            yield f"{name} holds {wrong[0]}: labels must be 0 to {num_class - 1}"
+    found = torch.bincount(pack.train_labels, minlength=num_class).tolist()
+    held_out = pack.facts["val_source"] == "heldout"
+    if 0 in found:
+        yield f"class {found.index(0)} has no training image: labels count from 0, every class needs one"
+    for label, (count, stated) in enumerate(zip(found, counts, strict=True)):
+        if count > stated or (count < stated and not held_out):
+            yield f"class {label} has {count} training images, class_counts says {stated}"
+
+
+def _finite(tensor: Tensor) -> bool:
+    """Looks at a chunk at a time: mapped features need not fit in memory."""
+    return all(bool(chunk.isfinite().all()) for chunk in tensor.flatten().split(_CHUNK))
