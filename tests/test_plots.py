@@ -1,0 +1,250 @@
+"""Pictures of a run folder: which appear, what they show, gaps in the csv files, refusals."""
+
+import subprocess
+import sys
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+from matplotlib.text import Annotation, Text
+from PIL import Image
+
+from losses import logit_gap
+from tests.helpers import call, files_below, refusal
+from utils import plots, run_tables
+from utils.run_tables import read_run
+
+ROOT = Path(__file__).resolve().parent.parent
+COUNTS = [150, 500, 300, 90, 60, 30, 5, 15, 10, 8]
+LOS = [f"finetune_lr=0.0001 label_smooth={delta}" for delta in ("0.98", "0", "0.5", "0.9")]
+HEADS = {"crt": ["finetune_lr=0.1"], "los": LOS, "stage1": [""], "ce": ["finetune_lr=0.0001"], "ncm": [""]}
+
+
+def tables(heads: dict = HEADS, counts: list[int] = COUNTS, seeds: int = 2) -> dict[str, pd.DataFrame]:
+    """The csv files of a made-up run, by name."""
+    draws = np.random.default_rng(0)
+    table, classes, epochs = [], [], []
+    for head in ({"method": name, "setting": text} for name, texts in heads.items() for text in texts):
+        figures = {name: draws.random() for name in (*run_tables.SCORES, "loma_spread")}
+        spreads = {f"{name}_std": 0.01 for name in run_tables.SCORES}
+        table.append(head | {"n": seeds, "selected_on": "val", "failed": None} | figures | spreads)
+        for seed in range(seeds):
+            for label, count in enumerate(counts):
+                figures = {name: draws.random() for name in run_tables.PER_CLASS[2:]}
+                classes.append(head | {"seed": seed, "class": label, "train_images": count} | figures)
+            for epoch in (0,) if head["method"] in ("stage1", "ncm") else (1, 2, 3):
+                figures = {f"val_{name}": draws.random() for name in run_tables.SCORES}
+                epochs.append(head | {"seed": seed, "epoch": epoch, "step": 10 * epoch} | figures)
+    table.sort(key=lambda row: (row["method"] != "stage1", -row["overall"]))  # as a run writes it
+    files = {"table": table, "per_class": classes, "metrics": epochs}
+    return {name: pd.DataFrame(rows) for name, rows in files.items()}
+
+
+def write(folder: Path, files: dict[str, pd.DataFrame]) -> Path:
+    for name, frame in files.items():
+        frame.to_csv(folder / f"{name}.csv", index=False)
+    return folder
+
+
+def picture(folder: Path, name: str, methods: list[str] | None = None) -> Figure | None:
+    """One picture before it is a file."""
+    return plots.PICTURES[name](read_run(folder, methods))
+
+
+def names(folder: Path) -> list[str]:
+    run = read_run(folder, None)
+    return [name for name, draw in plots.PICTURES.items() if draw(run)]
+
+
+def legend(figure: Figure) -> list[str]:
+    return [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def texts(figure: Figure) -> str:
+    return " | ".join(text.get_text() for text in figure.findobj(Text))
+
+
+# ---- files
+
+
+def test_every_picture_appears_as_a_png_and_twice_with_equal_bytes(tmp_path):
+    folder = write(tmp_path, tables())
+    paths = [folder / "plots" / f"{name}.png" for name in plots.PICTURES]
+    assert plots.draw(folder) == paths
+    assert files_below(folder / "plots") == sorted(paths)
+    before = [path.read_bytes() for path in paths]
+    assert call(plots.main, folder).splitlines() == list(map(str, paths))
+    assert [path.read_bytes() for path in paths] == before
+    for path in paths:
+        with Image.open(path) as image:
+            image.load()
+            assert (image.format, image.size) == ("PNG", (1080, 600))
+
+
+def test_no_pyplot_is_loaded(tmp_path):
+    folder = write(tmp_path, tables({"ce": [""]}, seeds=1))
+    code = "import sys; from pathlib import Path; from utils import plots\n"
+    code += "plots.PICTURES = {'balance': plots.PICTURES['balance']}\n"
+    code += f"plots.draw(Path({str(folder)!r})); assert 'matplotlib.pyplot' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (folder / "plots" / "balance.png").is_file()
+
+
+# ---- what they show
+
+
+def test_lines_over_classes_are_means_over_seeds_in_rank_order(tmp_path):
+    files = tables()
+    figure = picture(write(tmp_path, files), "accuracy", ["ce", "ncm"])
+    of_ce = files["per_class"][files["per_class"]["method"] == "ce"]
+    expected = of_ce.groupby("class")["accuracy"].mean()[np.argsort(COUNTS)[::-1]]
+    np.testing.assert_allclose(figure.axes[0].get_lines()[0].get_ydata(), 100 * expected)
+    assert [line.get_xdata()[0] for line in figure.axes[0].get_lines()[2:]] == [3.5, 6.5]
+    assert "many (> 100 images) | medium (20 to 100) | few (< 20)" in texts(figure)
+    assert "selected on: val  ·  seeds: 2" in texts(figure)
+    assert "neighbours" not in texts(figure)
+
+
+def test_many_classes_are_smoothed_and_the_axis_says_so(tmp_path):
+    files = tables({"ce": [""]}, list(range(131, 100, -1)), seeds=1)
+    axes = picture(write(tmp_path, files), "rsd").axes[0]
+    assert axes.get_ylabel() == "RSD, mean of 5 neighbours"
+    values = files["per_class"]["rsd_per_sample"]
+    assert axes.get_lines()[0].get_ydata()[[0, 10]] == pytest.approx([values[:3].mean(), values[8:13].mean()])
+
+
+def test_lines_are_the_controls_and_the_best_others_or_all_that_was_asked_for(tmp_path):
+    files = tables(HEADS | {"cb": [""], "lade": [""]}, seeds=1)
+    others = files["table"][~files["table"]["method"].isin(run_tables.CONTROLS)]
+    best = others.sort_values("overall", ascending=False)["method"][:2]
+    folder = write(tmp_path, files)
+    assert legend(picture(folder, "loma")) == ["stage1", "ce", "los label_smooth=0.98", *best]
+    settings = [f"los label_smooth={delta}" for delta in ("0.98", "0", "0.5", "0.9")]
+    assert legend(picture(folder, "loma", ["los", "ce", "los"])) == [*settings, "ce"]
+
+
+def test_the_path_is_that_of_los_and_ce_on_the_part_that_was_scored(tmp_path):
+    files = tables()
+    figure = picture(write(tmp_path, files), "path")
+    assert figure.axes[0].get_ylabel() == "validation accuracy (%)"
+    assert legend(figure) == ["overall", "many", "medium", "few", "los", "ce"]
+    rows = files["metrics"][files["metrics"]["setting"] == LOS[0]]
+    line = next(line for line in figure.axes[0].get_lines() if line.get_linestyle() == "-")
+    np.testing.assert_allclose(line.get_ydata(), 100 * rows.groupby("step")["val_overall"].mean())
+    on_test = {column: column.replace("val_", "test_") for column in files["metrics"]}
+    write(tmp_path, {"metrics": files["metrics"].rename(columns=on_test)})
+    assert picture(tmp_path, "path").axes[0].get_ylabel() == "test accuracy (%)"
+
+
+def test_a_sweep_of_delta_shows_the_logit_gap(tmp_path):
+    [axes] = picture(write(tmp_path, tables()), "sweep").axes
+    gaps = [f"{delta:g}\n{logit_gap(delta, 10):.2f}" for delta in (0.5, 0.9, 0.98)]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["0\n∞", *gaps]
+
+
+def test_a_grid_gives_a_panel_a_key_with_the_rest_held_fixed(tmp_path):
+    grid = [f"lr={lr} tau={tau}" for lr in ("0.1", "0.001", "0.01") for tau in ("1", "2")]
+    others = {"crt": [f"lr={lr}" for lr in ("2", "1")], "wb": ["kind=a", "kind=b"], "ce": [""]}
+    figure = picture(write(tmp_path, tables({"la": grid} | others, seeds=1)), "sweep")
+    shown = [(axes.get_title(), axes.get_xlabel(), axes.get_xscale()) for axes in figure.axes[:3]]
+    assert shown == [("la tau=1", "lr", "log"), ("la lr=0.1", "tau", "linear"), ("crt", "lr", "linear")]
+    assert list(figure.axes[0].get_lines()[0].get_xdata()) == [0.001, 0.01, 0.1]
+
+
+def test_no_more_than_four_sweeps_are_drawn_and_the_caption_says_so(tmp_path):
+    swept = {name: ["tau=1", "tau=2"] for name in ("la", "crt", "cb", "los", "lws")}
+    figure = picture(write(tmp_path, tables(swept, seeds=1)), "sweep")
+    assert [axes.get_title() for axes in figure.axes] == ["la", "crt", "cb", "los"]
+    assert "4 of 5 sweeps" in texts(figure)
+
+
+def test_the_labels_of_many_methods_do_not_overlap(tmp_path):
+    methods = {f"method_{i}": [""] for i in range(17)}
+    figure = picture(write(tmp_path, tables(methods, seeds=1)), "balance")
+    figure.draw_without_rendering()
+    notes = figure.findobj(Annotation)
+    assert sorted(note.get_text() for note in notes) == sorted(methods)
+    boxes = [Text.get_window_extent(note) for note in notes]
+    assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
+
+
+# ---- gaps
+
+
+@pytest.mark.parametrize("counts", [[7], [500, 5]], ids=["one class", "no medium"])
+def test_few_classes_and_empty_groups_break_nothing(tmp_path, counts, monkeypatch):
+    files = tables(HEADS, counts, seeds=1)
+    files["table"][["many", *run_tables.STDS]] = np.nan
+    files["metrics"]["val_many"] = np.nan
+    monkeypatch.setattr(plots, "DPI", 50)
+    assert [path.stem for path in plots.draw(write(tmp_path, files))] == list(plots.PICTURES)
+    assert "many" not in legend(picture(tmp_path, "sweep")) + legend(picture(tmp_path, "path"))
+
+
+def test_missing_figures_and_failed_heads_are_left_out(tmp_path):
+    files = tables()
+    files["per_class"]["rsd_per_sample"] = np.nan
+    files["per_class"].loc[::3, "loma_per_sample"] = np.inf
+    files["table"]["loma_spread"] = np.nan
+    failed = {"method": "etf", "setting": "", "n": 0, "selected_on": "val", "failed": "loss nan"}
+    files["table"] = pd.concat([files["table"], pd.DataFrame([failed])])
+    assert names(write(tmp_path, files)) == ["accuracy", "loma", "path", "sweep"]
+    assert "no figures of 'etf'" in refusal(plots.main, tmp_path, "--methods", "etf")
+
+
+@pytest.mark.parametrize("gap", ["no file", "no scored part", "one epoch"])
+def test_without_a_course_of_epochs_only_the_path_is_missing(tmp_path, gap):
+    files = tables(seeds=1)
+    rows = files.pop("metrics")
+    if gap == "no scored part":
+        files["metrics"] = rows[["method", "setting", "seed", "epoch", "step"]]
+    elif gap == "one epoch":
+        files["metrics"] = rows[rows["epoch"] == 1]
+    assert not picture(write(tmp_path, files), "path")
+    if gap == "no scored part":
+        assert names(tmp_path) == ["accuracy", "loma", "rsd", "sweep", "balance"]
+
+
+# ---- refusals
+
+
+@pytest.mark.parametrize("name", ["table", "per_class", "metrics"])
+def test_files_that_cannot_be_read_are_named(tmp_path, name):
+    path = write(tmp_path, tables(seeds=1)) / f"{name}.csv"
+    column = "step" if name == "metrics" else run_tables.PER_CLASS[1] if name == "per_class" else "overall"
+    text = path.read_text()
+    for content, reason in (
+        ("", "cannot be read"),
+        ("a,b\n1,2\n1,2,3\n", "cannot be read"),
+        ("a,b\n1,2\n", "has no column method"),
+        (text.replace(column, "other", 1), f"has no column {column}"),
+        (pd.read_csv(path).assign(**{column: "much"}).to_csv(), "much"),
+    ):
+        path.write_text(content)
+        message = refusal(plots.main, tmp_path)
+        assert str(path) in message and reason in message
+    if name != "metrics":
+        path.unlink()
+        assert refusal(plots.main, tmp_path) == f"{path} cannot be read: No such file or directory"
+    assert not (tmp_path / "plots").exists()
+
+
+def test_a_run_in_which_every_head_failed_is_refused(tmp_path):
+    files = tables(seeds=1)
+    files["table"]["overall"] = np.nan
+    assert "no head with figures" in refusal(plots.main, write(tmp_path, files))
+
+
+def test_unknown_none_and_too_many_methods_are_refused(tmp_path):
+    others = {f"{name}_head": [""] for name in "abcdefg"}
+    folder = write(tmp_path, tables(HEADS | others, seeds=1))
+    message = refusal(plots.main, folder, "--methods", "ce, lso")
+    assert message.startswith(f"no figures of 'lso' in {folder}, did you mean los? There are: crt, los,")
+    assert "did you mean" not in refusal(plots.main, folder, "--methods", "xyz")
+    assert "got 0" in refusal(plots.main, folder, "--methods", ",")
+    assert "1 to 6 methods fit" in refusal(plots.main, folder, "--methods", ",".join(others))
+    assert not (folder / "plots").exists()
