@@ -81,8 +81,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         return engine.train_epoch(model, batches, loss_fn, optimizer, lr)
 
     def evaluate() -> dict:
-        logits = {name: engine.predict(model, part, mirror) for name, part in scored.items()}
-        return metrics.epoch_figures(logits, labels, data.class_counts)
+        logits = {name: engine.predict(model, images[name], mirror) for name in scored}
+        classes = {name: metrics.predictions(values) for name, values in logits.items()}
+        return metrics.epoch_figures(classes, labels, data.class_counts)
 
     engine.fit(
         progress,
@@ -98,7 +99,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     # ---- report
     facts["epoch"] = report.load_chosen(run, config.select, progress, model, config.network)
     figures = metrics.report(engine.predict(model, images["test"], mirror), labels["test"], data.class_counts)
-    report.publish(run, published, facts, model, figures, config.select, data)
+    content = facts | {"model": model.state_dict()}
+    where = report.publish(run, published, content, figures, config.select)
+    run.write_per_class(figures, data.class_names, data.class_counts)
+    report.finish(run, figures, config.select, where)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 import argparse
 import difflib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -25,6 +25,7 @@ class Argument:
     group: str
     scripts: tuple[str, ...] = ALL
     choices: Sequence[str] | None = None
+    sweep: bool = False  # several values with commas between
 
 
 ARGUMENTS = [
@@ -71,21 +72,48 @@ ARGUMENTS = [
     Argument("momentum", float, "SGD momentum, 0 to below 1", "optimisation", TRAIN),
     Argument("wd", float, "stage-1 weight decay, on all parameters", "optimisation", (STAGE1,)),
     Argument("nesterov", bool, "Nesterov momentum", "optimisation", TRAIN),
-    Argument("finetune_epoch", int, "stage-2 epochs", "optimisation", (STAGE2,)),
+    Argument("finetune_epoch", int, "stage-2 epochs", "optimisation", (STAGE2,), sweep=True),
     Argument(
         "finetune_lr",
         float,
         "stage-2 learning rate; cosine to 0, a value an epoch",
         "optimisation",
         (STAGE2,),
+        sweep=True,
     ),
-    Argument("finetune_wd", float, "stage-2 weight decay, on the classifier", "optimisation", (STAGE2,)),
+    Argument(
+        "finetune_wd", float, "stage-2 weight decay, on the classifier", "optimisation", (STAGE2,), sweep=True
+    ),
+    Argument(
+        "method",
+        str,
+        "how the classifier is re-trained: names with commas between, all, or list (prints them and ends)",
+        "re-training methods",
+        (STAGE2,),
+    ),
+    Argument(
+        "budget",
+        str,
+        "epochs of each method: its source's, or 20 for all (equal); --finetune_epoch wins over both",
+        "re-training methods",
+        (STAGE2,),
+        choices=("source", "equal"),
+    ),
+    Argument(
+        "seeds",
+        int,
+        "several seeds of stage 2, with commas between, as further heads over the same features",
+        "re-training methods",
+        (STAGE2,),
+        sweep=True,
+    ),
     Argument(
         "label_smooth",
         float,
         "δ of the over-smoothed label (1 - δ) onehot + δ/K, 0 to below 1; 0 is cross-entropy, the control",
         "label over-smoothing",
         (STAGE2,),
+        sweep=True,
     ),
     Argument(
         "logit_gap",
@@ -94,6 +122,55 @@ ARGUMENTS = [
         "δ = K / (K - 1 + e^g); g = 1.11 is δ = .98 at K = 100",
         "label over-smoothing",
         (STAGE2,),
+        sweep=True,
+    ),
+    Argument(
+        "path",
+        float,
+        "los, ce: in place of a learning rate, the logit drop of the most frequent class that LOS makes to "
+        "first order; los_step: the drop itself",
+        "label over-smoothing",
+        (STAGE2,),
+        sweep=True,
+    ),
+    *(
+        Argument(name, float, meaning, "options of methods (commas make a sweep)", (STAGE2,), sweep=True)
+        for name, meaning in (
+            ("tau", "tau_norm: power of the row norms; la, bsce: weight of the log frequencies; 0 or more"),
+            ("rho", "disalign, marc: class weights go with frequency to the -ρ, 0 or more"),
+            ("beta", "cb, wb: β of the effective number of images, 0 to below 1"),
+            ("gamma", "focal: γ of (1 - p)^γ, 0 or more"),
+            ("max_margin", "ldam: margin of the rarest class, 0 or more"),
+            ("scale", "ldam, etf: factor on the cosines, above 0"),
+            ("alpha", "lade: weight of the regulariser, 0 or more"),
+            ("lam", "lade: weight of its square, 0 or more"),
+            ("eps_head", "label_aware: smoothing of the most frequent class, 0 to below 1"),
+            ("eps_tail", "label_aware: smoothing of the rarest class, 0 to below 1"),
+            ("max_norm", "wb: row norms may reach the least plus this share of their range, 0 to 1"),
+        )
+    ),
+    Argument(
+        "features",
+        Path,
+        "feature pack to take instead of images: stage 2 or `python -m utils.features pack` makes one",
+        "frozen features",
+        (STAGE2, EVALUATE),
+    ),
+    Argument(
+        "save_features",
+        Path,
+        "write the frozen features, labels and stage-1 classifier to this pack (the cached views, else the "
+        "plain images)",
+        "frozen features",
+        (STAGE2,),
+    ),
+    Argument(
+        "pack_dtype",
+        str,
+        "number type of --save_features",
+        "frozen features",
+        (STAGE2,),
+        choices=("fp16", "fp32"),
     ),
     Argument(
         "views",
@@ -114,7 +191,8 @@ ARGUMENTS = [
     Argument(
         "select",
         str,
-        "epoch to report: last, best on validation images, or (published protocol, optimistic) best on test",
+        "what chooses the epoch and among a method's settings: last (nothing), val (validation images), test "
+        "(published protocol, optimistic)",
         "selection and report",
         TRAIN,
         choices=("last", "val", "test"),
@@ -153,6 +231,17 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{message} (see {self.prog} --help)")
 
 
+def _several(kind: type) -> Callable[[str], object]:
+    """A value, or where there are commas, the list of values."""
+
+    def convert(text: str) -> object:
+        values = [kind(word) for word in text.split(",")]
+        return values if len(values) > 1 else values[0]
+
+    convert.__name__ = kind.__name__
+    return convert
+
+
 def parse(script: str, description: str, argv: Sequence[str] | None = None) -> dict:
     """What the user gave, by name; an argument that was not given is absent.
 
@@ -176,9 +265,9 @@ def parse(script: str, description: str, argv: Sequence[str] | None = None) -> d
             options["action"] = "store_true"
         else:
             options |= {
-                "type": argument.kind,
+                "type": _several(argument.kind) if argument.sweep else argument.kind,
                 "choices": argument.choices,
-                "metavar": argument.kind.__name__.upper(),
+                "metavar": argument.kind.__name__.upper() + (",..." if argument.sweep else ""),
             }
         if argument.choices:
             del options["metavar"]

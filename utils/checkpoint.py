@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from models import NETWORKS, build_model
+from models import NETWORKS, build_model, head_from_state
 from utils.config import FIXED_BY_CHECKPOINT, INHERITED
 from utils.errors import UserError
 
@@ -78,6 +78,8 @@ def save(path: Path, content: dict) -> str:
 def write_atomically(path: Path, write: callable) -> None:
     """Call `write(handle)` on a temporary file in the same folder, then put it in place of `path`.
 
+    `write` may as well write to the name `handle.name`, and then nothing to the handle.
+
     Raises:
         UserError: the file cannot be written; an older file of that name is then untouched.
     """
@@ -85,9 +87,10 @@ def write_atomically(path: Path, write: callable) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle_number, partial = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-        with os.fdopen(handle_number, "wb") as handle:
+        os.close(handle_number)
+        with open(partial, "wb") as handle:
             write(handle)
-            handle.flush()
+        with open(partial, "rb+") as handle:  # anew: `write` may have put another file under the name
             os.fsync(handle.fileno())
         os.chmod(partial, 0o644)
         os.replace(partial, path)
@@ -174,6 +177,24 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint, network: str) -> None
     model.load_state_dict(state, strict=True)
 
 
+def load_head(model: nn.Module, checkpoint: Checkpoint) -> None:
+    """Put a head that is not linear, if the file holds one, in the place of `model.fc`.
+
+    Raises:
+        UserError: the head's kind or weights are not what this code knows.
+    """
+    head = checkpoint.facts.get("head", {"kind": "linear"})
+    if head["kind"] == "linear":
+        return
+    state = checkpoint.facts.get("head_state", {})
+    try:
+        model.fc = head_from_state(head["kind"], state, **head["options"]).to(model.fc.weight)
+    except ValueError as error:
+        raise UserError(f"{checkpoint.path}: {error}") from error
+    if not all(value.isfinite().all() for value in state.values()):
+        raise UserError(f"{checkpoint.path}: its {head['kind']} head holds values that are not finite")
+
+
 def _rename_last_layer(state: dict[str, Tensor], wanted: set[str]) -> dict[str, Tensor]:
     strangers = [
         n.removesuffix(".weight")
@@ -221,12 +242,13 @@ def _fitting_network(found: dict) -> str | None:
     return None
 
 
-def published_path(root: Path | str, dataset: str, imb_ratio: float, network: str, stage: str) -> Path:
-    """Where a stage leaves its final model for the next."""
-    return Path(root) / dataset / f"IR={imb_ratio:g}" / f"{network}_{stage}.pth"
+def published_path(root: Path | str, dataset: str, imb_ratio: float | None, network: str, stage: str) -> Path:
+    """Where a stage leaves its final model for the next; without a ratio, without a folder of it."""
+    folder = Path(root) / dataset
+    return (folder if imb_ratio is None else folder / f"IR={imb_ratio:g}") / f"{network}_{stage}.pth"
 
 
-def find_published(root: Path, dataset: str, imb_ratio: float, network: str, stage: str) -> Path:
+def find_published(root: Path, dataset: str, imb_ratio: float | None, network: str, stage: str) -> Path:
     """The user's own file, else the released one.
 
     Raises:
@@ -236,7 +258,8 @@ def find_published(root: Path, dataset: str, imb_ratio: float, network: str, sta
     for place in places:
         if place.is_file():
             return place
-    command = f"python main_{stage}.py --dataset {dataset} --imb_ratio {imb_ratio:g} --network {network}"
+    ratio = "" if imb_ratio is None else f" --imb_ratio {imb_ratio:g}"
+    command = f"python main_{stage}.py --dataset {dataset}{ratio} --network {network}"
     others = sorted(
         {
             p.name.removesuffix(f"_{stage}.pth")

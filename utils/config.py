@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from losses.label_over_smooth import check_label_smooth, label_smooth_for_gap
@@ -16,6 +16,10 @@ DEFAULT_DATASET = "cifar100_lt"
 # what a checkpoint was made with: a later step must not contradict the first, and takes over the second
 FIXED_BY_CHECKPOINT = ("dataset", "imb_ratio", "network", "num_class", "subset_seed")
 INHERITED = ("val_source", "val_fraction")
+_NOT_WITH_PACK = (
+    *("data_dir", "workers", "views", "bn_mode", "val_source", "val_fraction", "save_features"),
+    *("subset_seed", "no_tta"),
+)
 
 # name -> (test, what it must be)
 _RANGES = {
@@ -36,6 +40,12 @@ _RANGES = {
     "subset_seed": (lambda v: v >= 0, "0 or more"),
     "imb_ratio": (lambda v: v >= 1, "a number of 1 or more"),
     "val_fraction": (lambda v: 0 < v < 1, "between 0 and 1"),
+    "seeds": (lambda v: v >= 0, "0 or more"),
+    "path": (lambda v: v > 0, "above 0"),
+    "scale": (lambda v: v > 0, "above 0"),
+    **dict.fromkeys(("tau", "rho", "gamma", "max_margin", "alpha", "lam"), (lambda v: v >= 0, "0 or more")),
+    **dict.fromkeys(("beta", "eps_head", "eps_tail"), (lambda v: 0 <= v < 1, "at least 0 and below 1")),
+    "max_norm": (lambda v: 0 <= v <= 1, "between 0 and 1"),
 }
 
 
@@ -97,8 +107,10 @@ def resolve(script: str, given: dict, known: dict | None = None) -> Config:
         _settle_label_smooth(given, values, sources)
     if sources.get("warmup_epochs") == "preset":
         values["warmup_epochs"] = min(values["warmup_epochs"], values["epochs"] - 1)
-    if "seed" in values and values["seed"] is None:
+    if "seed" in values and values["seed"] is None and not values.get("seeds"):
         values["seed"], sources["seed"] = draw_seed(), "drawn"
+    if "seeds" in values:
+        _settle_seeds(given, values, sources)
     if script != EVALUATE:
         values["cur_stage"] = "stage1" if script == STAGE1 else "stage2"
     return Config(values, sources)
@@ -114,15 +126,18 @@ def _check_against(known: dict, given: dict) -> None:
 
 
 def _check_ranges(values: dict) -> None:
-    for name, value in values.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f"--{name} must be a finite number, got {value}")
-        if name in _RANGES and value is not None and not _RANGES[name][0](value):
-            raise UserError(f"--{name} must be {_RANGES[name][1]}, got {value:g}")
+    for name, several in values.items():
+        for value in several if isinstance(several, list) else [several]:
+            if isinstance(value, float) and not math.isfinite(value):
+                raise UserError(f"--{name} must be a finite number, got {value}")
+            if name in _RANGES and value is not None and not _RANGES[name][0](value):
+                raise UserError(f"--{name} must be {_RANGES[name][1]}, got {value:g}")
+        if isinstance(several, list) and len(set(several)) < len(several):
+            raise UserError(f"--{name} names a value twice: {', '.join(map(str, several))}")
 
 
 def _check_pairs(script: str, given: dict, values: dict, preset: dict) -> None:
-    if values["num_class"] != preset["num_class"]:
+    if preset["num_class"] is not None and values["num_class"] != preset["num_class"]:
         raise UserError(
             f"--num_class {values['num_class']}, but {values['dataset']} has {preset['num_class']} classes"
         )
@@ -145,28 +160,62 @@ def _check_pairs(script: str, given: dict, values: dict, preset: dict) -> None:
         raise UserError("--val_fraction has a meaning with --val_source heldout only")
     if values.get("bn_mode") == "train" and values["views"] is not None:
         raise UserError("--bn_mode train recomputes the features at every step: --views cannot cache them")
+    if "path" in given and "finetune_lr" in given:
+        raise UserError("--path and --finetune_lr both set the learning rate: give one of them")
+    _check_pack(given, values)
     if values.get("select") == "val" and values["val_source"] == "none":
         raise UserError("--select val needs validation images: take --val_source unused or heldout")
 
 
+def _check_pack(given: dict, values: dict) -> None:
+    """A feature pack holds the images' features, so what makes or reads images has no meaning beside it."""
+    if "features" in given:
+        idle = [name for name in _NOT_WITH_PACK if name in given]
+        if idle:
+            raise UserError(f"--features holds the features already: --{idle[0]} has no use beside it")
+    if "pack_dtype" in given and "save_features" not in given:
+        raise UserError("--pack_dtype is for --save_features: name a file, or leave it out")
+    if "save_features" in given and values["bn_mode"] == "train":
+        raise UserError("--save_features needs frozen features, --bn_mode train lets them drift")
+
+
+def _settle_seeds(given: dict, values: dict, sources: dict) -> None:
+    """Fill `seed` or `seeds` from whichever of the two was given; `seeds` becomes a list."""
+    if "seed" in given and "seeds" in given:
+        raise UserError("--seed and --seeds say the same thing: give one of them")
+    seeds = values["seeds"]
+    if seeds is None:
+        values["seeds"], sources["seeds"] = [values["seed"]], "from --seed"
+        return
+    values["seeds"] = seeds if isinstance(seeds, list) else [seeds]
+    values["seed"], sources["seed"] = values["seeds"][0], "from --seeds"
+
+
 def _settle_label_smooth(given: dict, values: dict, sources: dict) -> None:
-    """Fill `label_smooth` from whichever of δ and the gap was given."""
+    """Fill `label_smooth` from whichever of δ and the gap was given, or is the preset."""
     if "label_smooth" in given and "logit_gap" in given:
         raise UserError("--label_smooth and --logit_gap say the same thing: give one of them")
     try:
-        if "logit_gap" in given:
-            values["label_smooth"] = label_smooth_for_gap(given["logit_gap"], values["num_class"])
-            sources["label_smooth"] = "from --logit_gap"
-        check_label_smooth(values["label_smooth"])
+        if "logit_gap" in given or values["label_smooth"] is None:
+            values["label_smooth"] = _each(
+                values["logit_gap"], lambda gap: label_smooth_for_gap(gap, values["num_class"])
+            )
+            sources["label_smooth"] = "from --logit_gap" if "logit_gap" in given else "preset"
+        _each(values["label_smooth"], check_label_smooth)
     except ValueError as error:
         raise UserError(f"--{error}") from error
 
 
+def _each(value: float | list[float], change: Callable[[float], float]) -> float | list[float]:
+    return [change(one) for one in value] if isinstance(value, list) else change(value)
+
+
 def describe(config: Config) -> str:
-    """The resolved configuration, a line a value, with where it came from."""
+    """The resolved configuration, a line a value, with where it came from; without what nobody set."""
     rows = [
         (name, json.dumps(value, ensure_ascii=False), config.source(name))
         for name, value in config.as_dict().items()
+        if value is not None
     ]
     width = max(len(name) for name, _, _ in rows)
     return "\n".join(f"  {name:<{width}}  {value:<24} {source}" for name, value, source in rows)

@@ -76,15 +76,21 @@ def train_epoch(
     return {"train_loss": mean_loss, "train_accuracy": int(torch.stack(hits).sum()) / images}
 
 
-@torch.inference_mode()
 def predict(model: nn.Module, images: DeviceImages, mirror: bool, batch_size: int = EVAL_BATCH) -> Tensor:
     """Logits [N, K] of every image, once; with `mirror` the mean of the image's and its mirror image's."""
+    return torch.cat(list(logit_batches(model, images, mirror, batch_size)))
+
+
+def logit_batches(
+    model: nn.Module, images: DeviceImages, mirror: bool, batch_size: int = EVAL_BATCH
+) -> Iterator[Tensor]:
+    """The same a batch [n, K] at a time, in file order."""
     model.eval()
-    logits = []
     for inputs, _ in images.batches(batch_size):
-        out = model(inputs)
-        logits.append((out + model(inputs.flip(-1))) / 2 if mirror else out)
-    return torch.cat(logits)
+        with torch.inference_mode():
+            out = model(inputs)
+            logits = (out + model(inputs.flip(-1))) / 2 if mirror else out
+        yield logits
 
 
 def timed(batches: Iterable, total_steps: int, tell: Callable[[float], None]) -> Iterator:
@@ -117,6 +123,15 @@ class Progress:
     def as_dict(self) -> dict:
         return asdict(self)
 
+    def record(self, row: dict, scored_on: str | None, keep_best: Callable[[], None]) -> None:
+        """Take in a finished epoch; call `keep_best` where it is the best so far, the first of equals."""
+        self.epoch = row["epoch"]
+        self.rows.append(row)
+        score = row[scored_on] if scored_on else None
+        if score is not None and (self.best_score is None or score > self.best_score):
+            self.best_epoch, self.best_score = row["epoch"], score
+            keep_best()
+
 
 def fit(
     progress: Progress,
@@ -147,13 +162,6 @@ def fit(
             raise DivergedError(
                 f"{error} of epoch {epoch + 1}: training stopped, {kept}; try a lower learning rate"
             ) from error
-        row |= evaluate()
-        progress.epoch = epoch + 1
-        progress.rows.append(row)
-        score = row[scored_on] if scored_on else None
-        better = score is not None and (progress.best_score is None or score > progress.best_score)
-        if better:
-            progress.best_epoch, progress.best_score = epoch + 1, score
-            save("best")
+        progress.record(row | evaluate(), scored_on, keep_best=lambda: save("best"))
         save("last")
         log((time.monotonic() - started) / (epoch + 1 - first) * (epochs - epoch - 1))

@@ -1,18 +1,22 @@
 """Frozen features: one no-gradient pass of the backbone, computed once where it can be.
 
-Shapes: N images, D feature, V views at test (the image, and its mirror image where the data set mirrors).
+Shapes: N images, D feature, K classes, V views at test (the image, and its mirror image where the data set
+mirrors).
 """
 
-from collections.abc import Callable, Iterable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from datasets.loaders import DeviceImages
 from utils.engine import EVAL_BATCH
+from utils.errors import UserError, exit_cleanly
 
 # stage 2 draws views that stage 1, which uses one an epoch from 0, never saw
 FIRST_VIEW = 1_000_000
+SCORE_BATCH = 4096
 # shows how far a pass is: (batches, their number, title) -> the same batches
 Watch = Callable[[Iterable, int, str], Iterable]
 
@@ -36,11 +40,38 @@ def eval_features(model: nn.Module, images: DeviceImages, mirror: bool, watch: W
 @torch.no_grad()
 def head_logits(head: nn.Module, features: Tensor) -> Tensor:
     """features [V, N, D] -> logits [N, K], the mean over the views."""
-    return head(features.flatten(0, 1)).unflatten(0, features.shape[:2]).mean(dim=0)
+    return head(features.flatten(0, 1).float()).unflatten(0, features.shape[:2]).mean(dim=0)
 
 
-class TrainFeatures:
-    """Training features of augmented views, by image.
+def logit_batches(head: nn.Module, features: Tensor) -> Iterator[Tensor]:
+    """Logits [n, K] of features [V, N, D], a batch of images after another: no [N, K] is made."""
+    for start in range(0, features.shape[1], SCORE_BATCH):
+        yield head_logits(head, features[:, start : start + SCORE_BATCH])
+
+
+class FeatureViews:
+    """Training features by image, one view of them an epoch; `labels` int64 [N]."""
+
+    def __init__(self, labels: Tensor) -> None:
+        self.labels = labels
+
+    def of_epoch(self, epoch: int) -> Tensor:
+        """Features [N, D] for epoch `epoch`, in file order."""
+        raise NotImplementedError
+
+    def plain(self) -> Tensor:
+        """Features [N, D] of the images as they are."""
+        raise NotImplementedError
+
+    def batches(self, order: Tensor, batch_size: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """(features float32 [N, D], labels [N]) batches of an epoch, in the order given."""
+        features = self.of_epoch(epoch)
+        for index in order.to(features.device).split(batch_size):
+            yield features[index].float(), self.labels[index]
+
+
+class TrainFeatures(FeatureViews):
+    """Training features that a frozen backbone gives of augmented views.
 
     `count` None: a fresh view every epoch; n: n views computed once and reused in turn; 0: the plain images.
     """
@@ -53,17 +84,26 @@ class TrainFeatures:
         count: int | None,
         watch: Watch = unwatched,
     ) -> None:
+        super().__init__(images.labels)
         self.model, self.images, self.seed, self.count, self.watch = model, images, seed, count, watch
-        self._cache: dict[int, Tensor] = {}
+        self._cache: dict[int | str, Tensor] = {}
 
     def of_epoch(self, epoch: int) -> Tensor:
-        """Features [N, D] for epoch `epoch`, in file order."""
-        if self.count is None:
-            return self._view(epoch)
-        slot = epoch % max(self.count, 1)
-        if slot not in self._cache:
-            self._cache[slot] = self._view(slot) if self.count else self._plain()
-        return self._cache[slot]
+        """Features [N, D] for epoch `epoch`, in file order; of fresh views only the last one is kept."""
+        if self.count == 0:
+            return self.plain()
+        view = epoch if self.count is None else epoch % self.count
+        if view not in self._cache:
+            if self.count is None:
+                self._cache = {name: kept for name, kept in self._cache.items() if name == "plain"}
+            self._cache[view] = self._view(view)
+        return self._cache[view]
+
+    def plain(self) -> Tensor:
+        """Features [N, D] of the images as they are, computed once."""
+        if "plain" not in self._cache:
+            self._cache["plain"] = eval_features(self.model, self.images, mirror=False, watch=self.watch)[0]
+        return self._cache["plain"]
 
     @torch.no_grad()
     def _view(self, view: int) -> Tensor:
@@ -74,20 +114,34 @@ class TrainFeatures:
         batches = self.watch(batches, -(-len(self.images) // EVAL_BATCH), f"features of view {view + 1}")
         return torch.cat([self.model.forward_features(inputs) for inputs, _ in batches])
 
-    def _plain(self) -> Tensor:
-        return eval_features(self.model, self.images, mirror=False, watch=self.watch)[0]
+
+class DriftingFeatures(TrainFeatures):
+    """The same from a backbone in training mode, whose batch-norm statistics move with every batch."""
 
     def batches(self, order: Tensor, batch_size: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """(features [N, D], labels [N]) batches of an epoch, in the order given."""
-        features = self.of_epoch(epoch)
-        for index in order.to(features.device).split(batch_size):
-            yield features[index], self.images.labels[index]
-
-    def drifting_batches(self, order: Tensor, batch_size: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """The same from a backbone in training mode, whose batch-norm statistics move with every batch."""
+        """(features [N, D], labels [N]) batches of a fresh view, in the order given."""
+        self._cache.clear()
         self.model.train()
         batches = self.images.augmented(order, batch_size, self.seed, FIRST_VIEW + epoch)
         for inputs, labels in self.watch(batches, -(-len(order) // batch_size), f"epoch {epoch + 1}"):
             with torch.no_grad():
                 features = self.model.forward_features(inputs)
             yield features, labels
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """`python -m utils.features pack ...`: make a feature pack from arrays.
+
+    Raises:
+        UserError: another subcommand; see also `utils.pack_arrays.main`.
+    """
+    words = sys.argv[1:] if argv is None else list(argv)
+    if words[:1] != ["pack"]:
+        raise UserError("say what to do: `python -m utils.features pack ...` (see pack --help)")
+    from utils.pack_arrays import main as pack  # here: training needs none of it
+
+    pack(words[1:])
+
+
+if __name__ == "__main__":
+    exit_cleanly(main)

@@ -29,7 +29,8 @@ class Run:
         self, config: Config, stage: str, folder: Path | None = None, also_writable: Iterable[Path] = ()
     ) -> None:
         self.quiet = config.quiet
-        parent = Path(config.out) / f"{config.dataset}_IR={config.imb_ratio:g}_{stage}"
+        ratio = "" if config.imb_ratio is None else f"_IR={config.imb_ratio:g}"
+        parent = Path(config.out) / f"{config.dataset}{ratio}_{stage}"
         for place in (parent, *also_writable):
             check_writable(place)
         self.folder = folder or _new_folder(parent)
@@ -47,14 +48,15 @@ class Run:
             handle.write(line + "\n")
         print(line, flush=True)
 
-    def write_json(self, name: str, content: dict) -> None:
-        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    def write_text(self, name: str, text: str) -> None:
         write_atomically(self.folder / name, lambda handle: handle.write(text.encode()))
+
+    def write_json(self, name: str, content: dict) -> None:
+        self.write_text(name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
     def write_rows(self, name: str, rows: list[dict] | dict) -> None:
         """A csv file of rows, or of columns, with a header; replaced whole: a resume leaves no row twice."""
-        text = pd.DataFrame(rows).to_csv(index=False)
-        write_atomically(self.folder / name, lambda handle: handle.write(text.encode()))
+        self.write_text(name, pd.DataFrame(rows).to_csv(index=False))
 
     def write_per_class(self, figures: dict, class_names: list[str], class_counts: list[int]) -> None:
         """per_class.csv: class, name, training images of the long-tailed set, then every per-class figure."""

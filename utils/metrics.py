@@ -11,15 +11,18 @@ import torch
 from torch import Tensor
 
 from datasets.long_tail import shot_groups
-from utils.logit_metrics import READINGS, logit_statistics, logits_magnitude, regularized_std
+from utils.logit_metrics import READINGS, LogitStatistics, logits_magnitude, regularized_std
 
 __all__ = [
+    "Scores",
     "ShotAccuracy",
     "calibration_error",
     "logits_magnitude",
+    "predictions",
     "regularized_std",
     "report",
     "shot_accuracy",
+    "shots_of",
     "topk_accuracy",
 ]
 
@@ -40,16 +43,25 @@ class ShotAccuracy:
     support: list[int]
 
 
+def predictions(logits: Tensor) -> Tensor:
+    """logits [N, K] -> predicted classes int64 [N], the first of equals; -1 where one is not a number."""
+    return logits.argmax(dim=1).masked_fill(logits.isnan().any(dim=1), -1)
+
+
 def shot_accuracy(logits: Tensor, targets: Tensor, class_counts: list[int]) -> ShotAccuracy:
     """Score logits [N, K] against targets [N]; groups by training counts [K].
 
     Source: Liu et al. 2019: many above 100, medium 20 to 100, few below 20. Ties go to the first class, as
     argmax gives it. Not-a-number logits count as wrong.
     """
-    correct = (logits.argmax(dim=1) == targets) & ~logits.isnan().any(dim=1)
+    return shots_of(predictions(logits), targets, class_counts)
+
+
+def shots_of(predicted: Tensor, targets: Tensor, class_counts: list[int]) -> ShotAccuracy:
+    """`shot_accuracy` from predicted classes [N]."""
     num_classes = len(class_counts)
     support = torch.bincount(targets, minlength=num_classes).cpu().numpy()
-    hits = torch.bincount(targets[correct], minlength=num_classes).cpu().numpy()
+    hits = torch.bincount(targets[predicted == targets], minlength=num_classes).cpu().numpy()
     per_class = np.divide(hits, support, out=np.full(num_classes, np.nan), where=support > 0)
     groups = {name: _mean(per_class[mask]) for name, mask in shot_groups(class_counts).items()}
     return ShotAccuracy(
@@ -66,6 +78,11 @@ def _mean(values: np.ndarray) -> float | None:
     return float(known.mean()) if len(known) else None
 
 
+def _spread(values: np.ndarray) -> float | None:
+    known = values[~np.isnan(values)]
+    return float(known.std()) if len(known) else None
+
+
 def topk_accuracy(logits: Tensor, targets: Tensor, k: int = 5) -> float | None:
     """Share of images whose class is among the k largest logits; None with k classes or fewer."""
     if logits.shape[1] <= k:
@@ -78,40 +95,84 @@ def calibration_error(logits: Tensor, targets: Tensor, bins: int = CALIBRATION_B
 
     Source: Guo et al. 2017; confidence is the largest softmax probability.
     """
+    return float(_calibration_gaps(logits, targets, bins).abs().sum() / len(targets))
+
+
+def _calibration_gaps(logits: Tensor, targets: Tensor, bins: int) -> Tensor:
+    """Hits minus confidence, summed in each bin of confidence: float64 [bins]."""
     confidence, predicted = logits.double().softmax(dim=1).max(dim=1)
     correct = (predicted == targets).double()
     index = (confidence * bins).ceil().long().sub(1).clamp(0, bins - 1)
     gap = torch.zeros(bins, dtype=torch.float64, device=logits.device)
-    gap.index_add_(0, index, correct - confidence)
-    return float(gap.abs().sum() / len(targets))
+    return gap.index_add_(0, index, correct - confidence)
+
+
+class Scores:
+    """Every figure of a report from batches of logits in one pass: no [N, K] is kept, only [N] and [K].
+
+    `targets` [N] are those of all batches to come, in their order.
+    """
+
+    def __init__(self, targets: Tensor, num_classes: int) -> None:
+        self.targets, self.num_classes = targets, num_classes
+        self._statistics = LogitStatistics(torch.bincount(targets, minlength=num_classes))
+        self._gaps = torch.zeros(CALIBRATION_BINS, dtype=torch.float64, device=targets.device)
+        self._top5: list[float | None] = []
+        self._predicted: list[Tensor] = []
+
+    def add(self, logits: Tensor) -> None:
+        """Take in the next batch of logits [n, K]."""
+        done = sum(map(len, self._predicted))
+        targets = self.targets[done : done + len(logits)]
+        self._predicted.append(predictions(logits))
+        top5 = topk_accuracy(logits, targets)
+        self._top5.append(None if top5 is None else top5 * len(targets))
+        self._gaps += _calibration_gaps(logits, targets, CALIBRATION_BINS)
+        self._statistics.add(logits, targets)
+
+    @property
+    def predicted(self) -> Tensor:
+        """Predicted classes int64 [N]."""
+        return torch.cat(self._predicted)
+
+    def figures(self, class_counts: list[int]) -> dict:
+        """Plain data ready for JSON.
+
+        Scalars at the top; LoMa and RSD, in both readings, as the mean over all classes and over those of
+        each shot group; under `classes` the lists [K] of every per-class figure.
+        """
+        shots = shots_of(self.predicted, self.targets, class_counts)
+        classes = {"test_images": shots.support, "accuracy": shots.per_class}
+        by_group, logit_classes = self.logit_figures(class_counts)
+        images = len(self.targets)
+        return {
+            **{name: getattr(shots, name) for name in ("overall", *GROUPS, "balanced")},
+            "top5": None if None in self._top5 else sum(self._top5) / images,
+            "calibration_error": float(self._gaps.abs().sum() / images),
+            **by_group,
+            "classes": classes | logit_classes,
+        }
+
+    def logit_figures(self, class_counts: list[int]) -> tuple[dict, dict]:
+        """LoMa and RSD in both readings: group means with `spread`, the deviation over classes; lists [K]."""
+        by_group, classes = {}, {}
+        for reading in READINGS:
+            for name, found in (
+                (f"loma_{reading}", self._statistics.magnitude(reading)),
+                (f"rsd_{reading}", self._statistics.regularized_std(reading)),
+            ):
+                values = found.cpu().numpy()
+                groups = {group: _mean(values[mask]) for group, mask in shot_groups(class_counts).items()}
+                by_group[name] = {"all": _mean(values), **groups, "spread": _spread(values)}
+                classes[name] = [None if np.isnan(value) else float(value) for value in values]
+        return by_group, classes
 
 
 def report(logits: Tensor, targets: Tensor, class_counts: list[int]) -> dict:
-    """Every figure of a report, as plain data ready for JSON.
-
-    Scalars at the top; LoMa and RSD, in both readings, as the mean over all classes and over those of each
-    shot group; under `classes` the lists [K] of every per-class figure.
-    """
-    shots = shot_accuracy(logits, targets, class_counts)
-    statistics = logit_statistics(logits, targets)
-    classes = {"test_images": shots.support, "accuracy": shots.per_class}
-    by_group = {}
-    for reading in READINGS:
-        for name, found in (
-            (f"loma_{reading}", statistics.magnitude(reading)),
-            (f"rsd_{reading}", statistics.regularized_std(reading)),
-        ):
-            values = found.cpu().numpy()
-            groups = {group: _mean(values[mask]) for group, mask in shot_groups(class_counts).items()}
-            by_group[name] = {"all": _mean(values), **groups}
-            classes[name] = [None if np.isnan(value) else float(value) for value in values]
-    return {
-        **{name: getattr(shots, name) for name in ("overall", *GROUPS, "balanced")},
-        "top5": topk_accuracy(logits, targets),
-        "calibration_error": calibration_error(logits, targets),
-        **by_group,
-        "classes": classes,
-    }
+    """The figures of `Scores` for logits [N, K] that are all there."""
+    scores = Scores(targets, len(class_counts))
+    scores.add(logits)
+    return scores.figures(class_counts)
 
 
 def percent(value: float | None) -> str:
@@ -119,16 +180,16 @@ def percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.2f}"
 
 
-def result_line(figures: dict, selected_on: str, split: str = "test") -> str:
-    """The line that each script ends with, for people and programs alike."""
+def result_line(figures: dict, selected_on: str, label: str = "") -> str:
+    """The line that each script ends with, for people and programs alike; `label` tells heads apart."""
     shares = " ".join(f"{name}={percent(figures[name])}" for name in ("overall", *GROUPS))
-    return f"{split} {shares} selected_on={selected_on}"
+    return f"test {label}{' ' if label else ''}{shares} selected_on={selected_on}"
 
 
-def epoch_figures(logits: dict[str, Tensor], targets: dict[str, Tensor], class_counts: list[int]) -> dict:
-    """The columns of metrics.csv for the scored parts, by name: logits [N, K] against targets [N]."""
+def epoch_figures(predicted: dict[str, Tensor], targets: dict[str, Tensor], class_counts: list[int]) -> dict:
+    """The columns of metrics.csv for the scored parts, by name: predicted classes [N] against targets [N]."""
     row = {}
-    for part, values in logits.items():
-        shots = shot_accuracy(values, targets[part], class_counts)
+    for part, classes in predicted.items():
+        shots = shots_of(classes, targets[part], class_counts)
         row |= {f"{part}_{name}": getattr(shots, name) for name in ("overall", *GROUPS, "balanced")}
     return row

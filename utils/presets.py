@@ -39,6 +39,18 @@ PRESETS = {
     },
 }
 
+# ours, for a feature pack of the user's own: stage 2 by scale-free settings, whatever K and the feature norms
+OWN_FEATURES = CIFAR100_LT | {
+    "num_class": None,
+    "imb_ratio": None,
+    "network": "features",
+    "val_source": "none",
+    "label_smooth": None,
+    "logit_gap": 1.11,
+    "finetune_lr": None,
+    "path": 5.0,
+}
+
 # ours, for ResNet-20/32/44/56 on CIFAR: the usual recipe of these networks, shortened
 THIN_ON_CIFAR = {"epochs": 60, "lr": 0.1, "warmup_epochs": 2, "wd": 1e-3, "finetune_lr": 1e-4}
 
@@ -49,7 +61,14 @@ COMMON = {
     "workers": 0,
     "pretrained_pth": None,
     "nesterov": False,
+    "method": "los",
+    "budget": "source",
+    "seeds": None,
     "logit_gap": None,
+    "path": None,
+    "features": None,
+    "save_features": None,
+    "pack_dtype": "fp16",
     "views": None,
     "bn_mode": "eval",
     "select": "last",
@@ -66,7 +85,7 @@ COMMON = {
 
 def preset_for(dataset: str, network: str | None = None) -> dict:
     """Defaults for a data set and, where it matters, a network (None: the data set's own)."""
-    preset = COMMON | {"dataset": dataset} | PRESETS[dataset]
+    preset = COMMON | {"dataset": dataset} | PRESETS.get(dataset, OWN_FEATURES)
     if dataset.startswith("cifar") and network in THIN_NETWORKS:
         preset |= THIN_ON_CIFAR
     return preset

@@ -16,6 +16,7 @@ from utils.engine import Progress
 from utils.logger import Run
 from utils.logit_metrics import READINGS
 from utils.metrics import percent, result_line
+from utils.packs import Pack
 
 _BARS = "▁▂▃▄▅▆▇█"
 _COLUMNS = 50
@@ -93,15 +94,22 @@ def save_epoch(
 
 
 def log_epoch(run: Run, progress: Progress, epochs: int, seconds_left: float) -> None:
-    """Write metrics.csv and a line an epoch: accuracies in percent, the rest as it is."""
+    """Write metrics.csv and a line an epoch."""
     run.write_rows("metrics.csv", progress.rows)
-    row = progress.rows[-1]
+    run.log(epoch_line(progress.rows[-1], epochs, seconds_left))
+
+
+def epoch_line(row: dict, epochs: int, seconds_left: float) -> str:
+    """A row of metrics.csv for people: accuracies in percent, the rest as it is."""
     parts = [f"epoch {row['epoch']}/{epochs}", f"lr {row['lr']:.3g}", f"loss {row['train_loss']:.4f}"]
-    parts += [
-        f"{key} {percent(value)}" for key, value in row.items() if key not in ("epoch", "lr", "train_loss")
-    ]
-    minutes, seconds = divmod(int(seconds_left), 60)
-    run.log(", ".join([*parts, f"eta {minutes // 60}:{minutes % 60:02d}:{seconds:02d}"]))
+    shown = ("epoch", "step", "lr", "train_loss")
+    parts += [f"{key} {percent(value)}" for key, value in row.items() if key not in shown]
+    return ", ".join([*parts, eta(seconds_left)])
+
+
+def eta(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds), 60)
+    return f"eta {minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
 
 
 def load_chosen(run: Run, select: str, progress: Progress, model: nn.Module, network: str) -> int:
@@ -113,28 +121,17 @@ def load_chosen(run: Run, select: str, progress: Progress, model: nn.Module, net
     return best.facts["epoch"]
 
 
-def publish(
-    run: Run,
-    path: Path,
-    content: dict,
-    model: nn.Module,
-    figures: dict,
-    selected_on: str,
-    data: LongTailedData,
-) -> None:
-    """Leave the final model where the next stage looks for it, then write and print the report."""
+def publish(run: Run, path: Path, content: dict, figures: dict, selected_on: str) -> dict:
+    """Leave the final model where the next step looks for it; returns what the summary says of it."""
     scores = {name: value for name, value in figures.items() if name != "classes"}
-    content = content | {"metrics": scores, "selected_on": selected_on, "model": model.state_dict()}
     place = f"{path}, in place of an older one" if path.exists() else path
-    digest = checkpoint.save(path, content)
+    digest = checkpoint.save(path, content | {"metrics": scores, "selected_on": selected_on})
     run.log(f"model of epoch {content['epoch']} (selected on {selected_on}) left at {place}")
-    facts = {"epoch": content["epoch"], "checkpoint": str(path), "digest": digest}
-    finish(run, data, figures, selected_on, facts)
+    return {"epoch": content["epoch"], "checkpoint": str(path), "digest": digest}
 
 
-def finish(run: Run, data: LongTailedData, figures: dict, selected_on: str, facts: dict) -> None:
-    """Write per_class.csv and summary.json, print the figures, and end with the result line."""
-    run.write_per_class(figures, data.class_names, data.class_counts)
+def finish(run: Run, figures: dict, selected_on: str, facts: dict, label: str = "") -> None:
+    """Write summary.json, print the figures, and end with the result line."""
     scores = {name: value for name, value in figures.items() if name != "classes"}
     run.write_json("summary.json", {"test": scores, "selected_on": selected_on} | facts)
     run.log(
@@ -149,11 +146,13 @@ def finish(run: Run, data: LongTailedData, figures: dict, selected_on: str, fact
         run.log(
             "note: the epoch was chosen on the test set, as in the published protocol: an optimistic figure"
         )
-    run.result(result_line(figures, selected_on))
+    run.result(result_line(figures, selected_on, label=label))
 
 
-def from_where(source: checkpoint.Checkpoint) -> str:
+def from_where(source: checkpoint.Checkpoint | Pack) -> str:
     """Which file was taken, for the log."""
+    if isinstance(source, Pack):
+        return f"feature pack {source.path} (sha256 {source.digest[:12]})"
     made = source.facts
     what = (
         f"{made['stage']} {made['network']}, epoch {made['epoch']}"

@@ -1,0 +1,149 @@
+"""What the heads of stage 2 are trained and scored on: frozen features of a backbone or of a feature pack.
+
+Shapes: N images, D feature, K classes, V views at test (the image, and its mirror image where there is one).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from datasets.types import ImageSet, LongTailedData
+from utils.config import Config
+from utils.features import FeatureViews
+from utils.packs import Pack
+from utils.path import path_strength
+
+
+class Representation:
+    """Training views, scored parts and the stage-1 classifier: all that a head ever sees.
+
+    `train_counts` [K] are the images that train, `class_counts` [K] those that define the shot groups.
+    `compute` gives the features [V, N, D] of a part by name; once, except where batch-norm drifts.
+    """
+
+    def __init__(
+        self,
+        fc: nn.Linear,
+        train: FeatureViews,
+        compute: Callable[[str], Tensor],
+        labels: dict[str, Tensor],
+        data: LongTailedData,
+        drifting: bool = False,
+    ) -> None:
+        self.fc, self.train, self.labels, self.data, self.drifting = fc, train, labels, data, drifting
+        self.class_counts, self.train_counts = data.class_counts, data.train_counts
+        self._compute, self._known = compute, {}
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_counts)
+
+    def part(self, name: str) -> Tensor:
+        """Features [V, N, D] of `val` or `test`."""
+        if self.drifting:
+            return self._compute(name)
+        if name not in self._known:
+            self._known[name] = self._compute(name)
+        return self._known[name]
+
+    @cached_property
+    def strength_of_path(self) -> float:
+        """The strength of `los_step` whose logit drop is 1; it grows with the drop in proportion.
+
+        Raises:
+            ValueError: there is no such path, as with balanced counts.
+        """
+        return path_strength(1.0, self.train.plain(), self.train.labels, self.num_classes)
+
+
+class PackViews(FeatureViews):
+    """The training views of a pack, in turn; rows are read where they lie, so they need not fit memory."""
+
+    def __init__(self, pack: Pack, device: torch.device) -> None:
+        super().__init__(pack.train_labels.to(device))
+        self._views = pack.train.to(device)
+
+    def of_epoch(self, epoch: int) -> Tensor:
+        """Features [N, D] of the view whose turn it is, in the type of the pack."""
+        return self._views[epoch % len(self._views)]
+
+    def plain(self) -> Tensor:
+        return self._views[0]
+
+
+def pack_representation(pack: Pack, device: torch.device) -> Representation:
+    """The representation that a pack holds."""
+    fc = nn.Linear(pack.fc_weight.shape[1], pack.fc_weight.shape[0], device=device)
+    fc.load_state_dict({"weight": pack.fc_weight, "bias": pack.fc_bias})
+    labels = {"test": pack.test_labels.to(device)}
+    if pack.val is not None:
+        labels["val"] = pack.val_labels.to(device)
+    return Representation(
+        fc, PackViews(pack, device), lambda name: getattr(pack, name).to(device), labels, pack_data(pack)
+    )
+
+
+@dataclass(frozen=True)
+class PackPart(ImageSet):
+    """A part of a pack in the place of images; `known_digest` is that of the images that it was made from."""
+
+    known_digest: str = ""
+
+    def digest(self) -> str:
+        return self.known_digest
+
+
+def pack_data(pack: Pack) -> LongTailedData:
+    """A pack as a data set whose "images" are its features: for the counts, names and notes of a report."""
+    facts = pack.facts
+    digest = facts.get("train_digest") or f"pack {pack.digest}"
+    views = f"{len(pack.train)} fixed {facts['train_views']} view(s)"
+    return LongTailedData(
+        name=facts["dataset"],
+        class_names=facts["class_names"],
+        class_counts=facts["class_counts"],
+        train=PackPart(pack.train[0], pack.train_labels, digest),
+        val=None if pack.val is None else PackPart(pack.val[0], pack.val_labels),
+        val_source=facts["val_source"],
+        test=PackPart(pack.test[0], pack.test_labels),
+        views=None,
+        notes=[f"features of {pack.path}: {views} in training, no fresh augmentation"],
+    )
+
+
+def make_pack(frozen: Representation, config: Config, facts: dict, clean: bool) -> Pack:
+    """The pack of a representation: the views that `--views` caches, else the plain training images.
+
+    `facts` are the checkpoint facts of the run; `clean`: the backbone never saw the validation images.
+    """
+    dtype = {"fp16": torch.float16, "fp32": torch.float32}[config.pack_dtype]
+    count = config.views or 0
+    views = [frozen.train.of_epoch(view) for view in range(count)] or [frozen.train.plain()]
+    kept = (
+        "dataset",
+        "imb_ratio",
+        "network",
+        "num_class",
+        "subset_seed",
+        "val_source",
+        "val_fraction",
+        "seed",
+    )
+    kept += ("class_names", "class_counts", "train_digest", "stage1_digest", "environment")
+    labels = {name: values.cpu() for name, values in frozen.labels.items()}
+    parts = {name: frozen.part(name).to("cpu", dtype) for name in labels}
+    return Pack(
+        train=torch.stack(views).to("cpu", dtype),
+        train_labels=frozen.train.labels.cpu(),
+        test=parts["test"],
+        test_labels=labels["test"],
+        val=parts.get("val"),
+        val_labels=labels.get("val"),
+        fc_weight=frozen.fc.weight.detach().cpu().float(),
+        fc_bias=frozen.fc.bias.detach().cpu().float(),
+        facts={name: facts[name] for name in kept}
+        | {"val_clean": clean and "val" in parts, "train_views": "augmented" if count else "plain"},
+    )

@@ -1,0 +1,265 @@
+"""Many heads over one representation: every head trains by itself, over features that are computed once.
+
+A head's bits depend on its plan and the features alone: it owns its order, its start and its optimiser.
+
+Shapes: N images, D feature, K classes, V views.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from losses import build_loss, max_norm_, max_norm_limit
+from models import build_head
+from utils import engine
+from utils.config import Config
+from utils.errors import UserError
+from utils.features import logit_batches
+from utils.metrics import Scores, epoch_figures, predictions
+from utils.plan import HeadPlan
+from utils.representation import Representation
+from utils.seeding import epoch_order, generator_for
+
+# heads of at most this many weights train on one CPU thread: their steps are too small to share out
+ONE_THREAD_WEIGHTS = 2**18
+# what may end one head and leave the others alone: a loss that is not finite, a start that cannot be, memory
+_FAILURES = (UserError, ValueError, RuntimeError)
+
+
+def balanced_order(seed: int, epoch: int, labels: Tensor, num_classes: int) -> Tensor:
+    """N draws with replacement: a class, each equally likely, then an image of it; int64 [N].
+
+    Source: class-balanced sampling, as in Kang et al. 2020; `labels` int64 [N], every class with an image.
+    """
+    generator = generator_for(seed, "balanced order", epoch)
+    by_class = labels.cpu().argsort(stable=True)
+    counts = torch.bincount(labels.cpu(), minlength=num_classes)
+    first = counts.cumsum(0) - counts
+    drawn = torch.randint(num_classes, (len(labels),), generator=generator)
+    place = torch.rand(len(labels), generator=generator, dtype=torch.float64) * counts[drawn]
+    return by_class[first[drawn] + place.long()]
+
+
+class HeadRun:
+    """One head on its way: its loss and optimiser, how far it is, and why it ended where it failed."""
+
+    def __init__(self, plan: HeadPlan, frozen: Representation, config: Config) -> None:
+        self.plan, self.frozen, self.batch_size = plan, frozen, config.batch_size
+        self.select = config.select
+        self.progress, self.best_state = engine.Progress(), None
+        self.failure: str | None = None
+        self.seconds, self.lr, self.head = 0.0, plan.lr, None
+        self._attempt(lambda: self._start(config))
+
+    def _attempt(self, work: Callable[[], None]) -> None:
+        """Do it, on this head's clock; a failure ends this head alone."""
+        started = time.perf_counter()
+        try:
+            work()
+        except _FAILURES as error:
+            self.failure = " ".join(str(error).split())
+        self.seconds += time.perf_counter() - started
+
+    def _start(self, config: Config) -> None:
+        plan, method, frozen = self.plan, self.plan.method, self.frozen
+        options = dict(plan.options)
+        path = options.pop("path", None)
+        if method.head == "los_step":
+            options["strength"] = path * frozen.strength_of_path
+        elif path is not None:
+            self.lr = self._path_lr(path, config)
+        needs_features = method.head in ("los_step", "ncm")
+        self.head = build_head(
+            method.head,
+            frozen.fc,
+            frozen.train_counts,
+            generator_for(plan.seed, f"head {method.name}"),
+            frozen.train.plain() if needs_features else None,
+            frozen.train.labels if needs_features else None,
+            **method.head_options(options),
+        )
+        if not method.trained:
+            return
+        self.loss_fn = build_loss(method.loss, frozen.train_counts, **method.loss_options(options))
+        self.loss_fn.to(frozen.fc.weight.device)
+        share = options.get("max_norm")
+        self.limit = None if share is None else max_norm_limit(self.head.weight, share)
+        # wb's weight decay is for the rows: like its limit it leaves the bias free
+        decayed = self.head.parameters() if share is None else [self.head.weight]
+        self.optimizer = engine.sgd(decayed, self.lr, config.momentum, plan.wd, config.nesterov)
+        if share is not None:
+            self.optimizer.add_param_group({"params": [self.head.bias], "weight_decay": 0.0})
+
+    def _path_lr(self, path: float, config: Config) -> float:
+        """The learning rate at which los drops by `path` to first order; the control takes it over."""
+        delta = self.plan.options.get("label_smooth") or _first(config.label_smooth)
+        if delta == 0:
+            raise ValueError("--path has no meaning at δ = 0: give --finetune_lr")
+        steps = -(-len(self.frozen.train.labels) // self.batch_size)
+        epochs = range(self.plan.epochs)
+        schedule_sum = steps * sum(engine.cosine_lr(1.0, epoch, self.plan.epochs) for epoch in epochs)
+        return path * self.frozen.strength_of_path / delta * (1 - config.momentum) / schedule_sum
+
+    @property
+    def failed(self) -> bool:
+        return self.failure is not None
+
+    def run_epoch(self, epoch: int, scored: Iterable[str]) -> None:
+        """Train one epoch (0: the first) where the plan has it, and score; untrained heads score only."""
+        if self.failed or epoch >= max(self.plan.epochs, 1):
+            return
+        self._attempt(lambda: self._run_epoch(epoch, list(scored)))
+
+    def _run_epoch(self, epoch: int, scored: list[str]) -> None:
+        plan, row = self.plan, {}
+        steps = -(-len(self.frozen.train.labels) // self.batch_size)
+        if plan.method.trained:
+            lr = engine.cosine_lr(self.lr, epoch, plan.epochs)
+            row = {"epoch": epoch + 1, "step": (epoch + 1) * steps, "lr": lr}
+            batches = self.frozen.train.batches(self._order(epoch), self.batch_size, epoch)
+            row |= engine.train_epoch(self.head, batches, self.loss_fn, self.optimizer, lr)
+            if self.limit is not None:
+                max_norm_(self.head.weight.data, self.limit)
+        else:
+            row = {"epoch": 0, "step": 0, "lr": None, "train_loss": None, "train_accuracy": None}
+        row |= self._score(scored)
+        self.progress.record(row, engine.score_column(self.select, "val" in scored), self._keep_best)
+
+    def _order(self, epoch: int) -> Tensor:
+        labels, seed = self.frozen.train.labels, self.plan.seed
+        if self.plan.method.sampler == "balanced":
+            return balanced_order(seed, epoch, labels, self.frozen.num_classes)
+        return epoch_order(seed, epoch, len(labels))
+
+    def _score(self, scored: list[str]) -> dict:
+        """The columns of metrics.csv for the parts that are scored after every epoch."""
+        predicted = {
+            name: torch.cat([predictions(z) for z in logit_batches(self.head, self.frozen.part(name))])
+            for name in scored
+        }
+        if any((classes < 0).any() for classes in predicted.values()):
+            raise engine.DivergedError("the logits are not finite")
+        return epoch_figures(predicted, self.frozen.labels, self.frozen.class_counts)
+
+    def _keep_best(self) -> None:
+        self.best_state = deepcopy(self.head.state_dict())
+
+    def load_chosen(self) -> None:
+        """Put the selected epoch into the head."""
+        if self.select != "last" and self.best_state is not None:
+            self.head.load_state_dict(self.best_state)
+
+    @property
+    def chosen_epoch(self) -> int:
+        return (self.progress.best_epoch if self.select != "last" else None) or self.progress.epoch
+
+
+@contextmanager
+def _threads_for(frozen: Representation) -> Iterator[None]:
+    """One CPU thread for small heads: faster, and the same bits whatever the number of threads."""
+    before = torch.get_num_threads()
+    if frozen.fc.weight.numel() <= ONE_THREAD_WEIGHTS and not frozen.drifting:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def start_heads(
+    plans: list[HeadPlan], frozen: Representation, scored: list[str], config: Config
+) -> list[HeadRun]:
+    """A head a plan, at its start. Features that all share are computed first, on no head's clock."""
+    if not frozen.drifting:
+        frozen.train.plain()
+        for name in ("test", *scored):
+            frozen.part(name)
+    return [HeadRun(plan, frozen, config) for plan in plans]
+
+
+def _first(value: float | list[float]) -> float:
+    return value[0] if isinstance(value, list) else value
+
+
+def train_heads(
+    heads: list[HeadRun], frozen: Representation, scored: list[str], after_epoch: Callable[[int], None]
+) -> None:
+    """Every epoch of every head, epoch by epoch, so that the features of a view are needed once.
+
+    `after_epoch(epoch)` is told the epochs done.
+
+    Raises:
+        UserError: no head is left.
+    """
+    for epoch in range(max([1, *(head.plan.epochs for head in heads)])):
+        if not frozen.drifting:
+            frozen.train.of_epoch(epoch)  # on no head's clock
+        with _threads_for(frozen):
+            for head in heads:
+                head.run_epoch(epoch, scored)
+        if all(head.failed for head in heads if head.plan.named):
+            raise UserError(_nothing_left([head for head in heads if head.plan.named]))
+        after_epoch(epoch + 1)
+
+
+def _nothing_left(heads: list[HeadRun]) -> str:
+    first = heads[0]
+    who = "" if len(heads) == 1 else f"all {len(heads)} heads failed; {first.plan.method.name}: "
+    return f"{who}{first.failure}: training stopped, nothing was saved; try a lower learning rate"
+
+
+def choose(heads: list[HeadRun], select: str) -> list[HeadRun]:
+    """The heads that are reported: all where nothing selects, else of each method the setting that does best.
+
+    A setting is scored by the mean over its seeds of the best epoch; one with a failed seed is out.
+    """
+    left = [head for head in heads if not head.failed]
+    if select == "last":
+        return left
+    chosen = []
+    for name in dict.fromkeys(head.plan.method.name for head in left):
+        settings: dict[str, list[HeadRun]] = {}
+        for head in heads:
+            if head.plan.method.name == name:
+                settings.setdefault(head.plan.setting, []).append(head)
+        whole = [group for group in settings.values() if not any(head.failed for head in group)]
+        if whole:
+            chosen += max(whole, key=lambda group: sum(h.progress.best_score for h in group) / len(group))
+    return chosen
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A head that is reported: its figures on test, LoMa and RSD on the training images, its predictions."""
+
+    run: HeadRun
+    figures: dict
+    train_groups: dict
+    train_classes: dict
+    predicted: Tensor  # int64 [N]
+
+
+def outcome(run: HeadRun) -> Outcome:
+    """Score the selected epoch on test, once, and take LoMa and RSD on the plain training images."""
+    run.load_chosen()
+    frozen = run.frozen
+    test = _scores(run, frozen.part("test"), frozen.labels["test"])
+    train = _scores(run, frozen.train.plain()[None], frozen.train.labels)
+    return Outcome(
+        run,
+        test.figures(frozen.class_counts),
+        *train.logit_figures(frozen.class_counts),
+        test.predicted.cpu(),
+    )
+
+
+def _scores(run: HeadRun, features: Tensor, labels: Tensor) -> Scores:
+    scores = Scores(labels, run.frozen.num_classes)
+    for logits in logit_batches(run.head, features):
+        scores.add(logits)
+    return scores
