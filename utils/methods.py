@@ -15,6 +15,7 @@ from utils.errors import UserError
 LR_FACTORS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 TAUS = tuple(round(0.1 * step, 1) for step in range(21))
 PATHS = (0.25, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0)
+RHOS = (0.6, 0.9, 1.2)
 EQUAL_EPOCHS = 20
 TRAINING = ("finetune_lr", "finetune_epoch", "finetune_wd")
 # options by which the user sets a method, beside those of the training itself
@@ -29,7 +30,7 @@ class Method:
     """`epochs` 0: nothing is trained; None: the preset's. `lr` None: the preset's; else at batch `per_batch`.
 
     `options` are those that a user may set, with the source's values (None: the run's own). `candidates` are
-    tried under --select val. `fixed` are options of the head that make the method what it is.
+    tried under --select val beside the run's own value. `fixed` are options of the head that make the method what it is.
     """
 
     name: str
@@ -84,6 +85,7 @@ _TABLE = (
         loss="los",
         epochs=None,
         options={"label_smooth": None, "path": None},
+        candidates={"label_smooth": (0.5, 0.9)},
         source="Sun et al. 2025; published for ResNet-34",
     ),
     Method(
@@ -139,6 +141,7 @@ _TABLE = (
         "focal loss",
         loss="focal",
         options={"gamma": 1.0},
+        candidates={"gamma": (0.5, 1.0, 2.0)},
         source="Lin et al. 2017; epochs, lr ours",
         lr=0.01,
         **_OURS,
@@ -189,6 +192,7 @@ _TABLE = (
         epochs=10,
         lr=0.01,
         options={"rho": 1.2},
+        candidates={"rho": RHOS},
         source="Zhang et al. 2021; epochs published, lr ours",
     ),
     Method(
@@ -200,6 +204,7 @@ _TABLE = (
         epochs=10,
         lr=0.05,
         options={"rho": 1.2},
+        candidates={"rho": RHOS},
         source="Wang et al. 2022; lr published (its batch taken as 64), epochs ours",
     ),
     Method(

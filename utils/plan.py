@@ -73,10 +73,9 @@ def _choices(method: Method, config: Config, given: list[str]) -> dict[str, list
     choices = {}
     for name, value in method.options.items():
         asked = _several(getattr(config, name))
-        if name in given or (value is None and asked != [None]):
-            choices[name] = asked
-        else:
-            choices[name] = list(method.candidates.get(name, [value])) if searching else [value]
+        own = asked if name in given or value is None else [value]
+        others = method.candidates.get(name, ()) if searching and name not in given else ()
+        choices[name] = [*own, *(other for other in others if other not in own)]
     if not method.trained:
         return choices
     choices["finetune_epoch"], rates, choices["finetune_wd"] = _budget(method, config, given)
