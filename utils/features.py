@@ -16,7 +16,8 @@ from utils.errors import UserError, exit_cleanly
 
 # stage 2 draws views that stage 1, which uses one an epoch from 0, never saw
 FIRST_VIEW = 1_000_000
-SCORE_BATCH = 4096
+# rows and logits that are scored together
+SCORE_ROWS, SCORE_LOGITS = 4096, 2**22
 # shows how far a pass is: (batches, their number, title) -> the same batches
 Watch = Callable[[Iterable, int, str], Iterable]
 
@@ -45,8 +46,9 @@ def head_logits(head: nn.Module, features: Tensor) -> Tensor:
 
 def logit_batches(head: nn.Module, features: Tensor) -> Iterator[Tensor]:
     """Logits [n, K] of features [V, N, D], a batch of images after another: no [N, K] is made."""
-    for start in range(0, features.shape[1], SCORE_BATCH):
-        yield head_logits(head, features[:, start : start + SCORE_BATCH])
+    rows = max(1, min(SCORE_ROWS, SCORE_LOGITS // len(head.weight)))
+    for start in range(0, features.shape[1], rows):
+        yield head_logits(head, features[:, start : start + rows])
 
 
 class FeatureViews:

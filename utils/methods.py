@@ -30,7 +30,8 @@ class Method:
     """`epochs` 0: nothing is trained; None: the preset's. `lr` None: the preset's; else at batch `per_batch`.
 
     `options` are those that a user may set, with the source's values (None: the run's own). `candidates` are
-    tried under --select val beside the run's own value. `fixed` are options of the head that make the method what it is.
+    tried under --select val beside the run's own value. `fixed` are options of the head that make the method
+    what it is.
     """
 
     name: str

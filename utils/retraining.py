@@ -160,7 +160,7 @@ class HeadRun:
 
 
 @contextmanager
-def _threads_for(frozen: Representation) -> Iterator[None]:
+def threads_for(frozen: Representation) -> Iterator[None]:
     """One CPU thread for small heads: faster, and the same bits whatever the number of threads."""
     before = torch.get_num_threads()
     if frozen.fc.weight.numel() <= ONE_THREAD_WEIGHTS and not frozen.drifting:
@@ -199,7 +199,7 @@ def train_heads(
     for epoch in range(max([1, *(head.plan.epochs for head in heads)])):
         if not frozen.drifting:
             frozen.train.of_epoch(epoch)  # on no head's clock
-        with _threads_for(frozen):
+        with threads_for(frozen):
             for head in heads:
                 head.run_epoch(epoch, scored)
         if all(head.failed for head in heads if head.plan.named):

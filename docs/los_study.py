@@ -1,0 +1,250 @@
+"""How LOS acts, measured on a feature pack: the pictures and figures of docs/los.md.
+
+    python -m docs.los_study [--features PACK] [--out docs/los]
+
+About five minutes on two cores. Accuracies are on the pack's validation images; the test images are not used.
+"""
+
+import argparse
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from losses import label_smooth_for_gap, logit_gap
+from utils.arguments import STAGE2
+from utils.checkpoint import RELEASED
+from utils.config import Config, resolve
+from utils.engine import cosine_lr
+from utils.errors import UserError, exit_cleanly
+from utils.features import logit_batches
+from utils.methods import METHODS, Method
+from utils.metrics import GROUPS, Scores
+from utils.packs import read_pack
+from utils.plan import HeadPlan
+from utils.representation import Representation, pack_representation
+from utils.retraining import HeadRun
+
+PACK = RELEASED / "cifar100_lt" / "IR=100" / "resnet32_features.safetensors"
+EPOCHS, LONG = 20, 16.0
+PATHS = (0.5, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 12.0, 16.0)
+GAPS = (0.11, 0.25, 0.5, 1.11, 2.0, 3.0, 4.61, 5.7, 7.0)
+TAUS = tuple(0.1 * step for step in range(21))
+READINGS = ("per_sample", "per_class")
+# Okabe-Ito; the dashes are for readers in grey
+COLOURS = {"overall": "#000000", "many": "#0072B2", "medium": "#009E73", "few": "#D55E00"}
+CURVES = {"los": "#0072B2", "los_step": "#D55E00", "la": "#009E73", "tau_norm": "#CC79A7"}
+DASHES = {"los": "-", "los_step": "--", "la": "-.", "tau_norm": ":"}
+MARKS = {"los": "o", "los_step": "^", "la": "s", "tau_norm": "D"}
+
+
+class Study:
+    """The heads of a study on one pack: makes, trains and scores them."""
+
+    def __init__(self, features: Path) -> None:
+        pack = read_pack(features)
+        if pack.val is None:
+            raise UserError(f"{features} holds no validation images, and the test images choose nothing here")
+        self.config: Config = resolve(STAGE2, {"features": features, "seed": 0}, pack.known)
+        self.frozen: Representation = pack_representation(pack, torch.device("cpu"))
+
+    def head(
+        self, method: Method, epochs: int = EPOCHS, lr: float | None = None, **options: float
+    ) -> HeadRun:
+        run = HeadRun(HeadPlan(method, options, epochs, lr, 0.0, self.config.seed), self.frozen, self.config)
+        if run.failed:
+            raise UserError(f"{method.name} {run.plan.setting}: {run.failure}")
+        return run
+
+    def scores(self, run: HeadRun) -> dict:
+        """Accuracies in percent, LoMa in both readings by group and by class: on validation."""
+        scores = Scores(self.frozen.labels["val"], self.frozen.num_classes)
+        for logits in logit_batches(run.head, self.frozen.part("val")):
+            scores.add(logits)
+        found = scores.figures(self.frozen.class_counts)
+        row = {name: _times_100(found[name]) for name in ("overall", "balanced", *GROUPS)}
+        for reading in READINGS:
+            loma = found[f"loma_{reading}"]
+            row |= {f"loma_{reading}_{name}": loma[name] for name in (*GROUPS, "spread")}
+        return row | {"classes": found["classes"]}
+
+    def way(self, run: HeadRun, path: float) -> list[dict]:
+        """Scores after every epoch, against the part of the first-order path that is behind."""
+        rates = np.cumsum([cosine_lr(1.0, epoch, EPOCHS) for epoch in range(EPOCHS)])
+        rows = [{"walked": 0.0} | self.scores(run)]
+        for epoch in range(EPOCHS):
+            run.run_epoch(epoch, [])
+            rows.append({"walked": path * rates[epoch] / rates[-1]} | self.scores(run))
+        return rows
+
+    def trained(self, method: Method, **options: float) -> dict:
+        """Scores after all epochs."""
+        run = self.head(method, **options)
+        for epoch in range(run.plan.epochs):
+            run.run_epoch(epoch, [])
+        return self.scores(run)
+
+
+def _times_100(value: float | None) -> float:
+    return np.nan if value is None else 100 * value
+
+
+def draw_ways(study: Study, delta: float) -> tuple[Figure, list[dict]]:
+    """Accuracy and LoMa along the way: LOS, the control, and LOS under class-balanced sampling."""
+    los, path = METHODS["los"], LONG
+    titles = {"los": "LOS", "ce": "control: cross-entropy", "balanced": "LOS, class-balanced sampling"}
+    runs = {
+        "los": study.head(los, label_smooth=delta, path=path),
+        "ce": study.head(METHODS["ce"], path=path),
+        "balanced": study.head(replace(los, sampler="balanced"), label_smooth=delta, path=path),
+    }
+    figure = Figure((7.2, 5), dpi=150, layout="constrained")
+    axes = figure.subplots(2, 3, sharex=True, sharey="row")
+    rows = []
+    for column, (name, run) in enumerate(runs.items()):
+        way = study.way(run, path)
+        rows += [{"study": "way", "head": name} | _flat(row) for row in way]
+        _lines(axes[0, column], way, {part: part for part in COLOURS})
+        _lines(axes[1, column], way, {part: f"loma_per_sample_{part}" for part in GROUPS})
+        axes[0, column].set_title(titles[name], fontsize=9)
+    axes[0, 0].set_ylabel("validation accuracy (%)")
+    axes[1, 0].set_ylabel("LoMa (per_sample)")
+    axes[0, 0].legend(fontsize=8, frameon=False)
+    figure.supxlabel("first-order logit drop of the most frequent class so far (path)", fontsize=9)
+    return figure, rows
+
+
+def _lines(axes: Axes, way: Sequence[dict], columns: dict[str, str]) -> None:
+    marks = {"overall": "o", "many": "s", "medium": "^", "few": "D"}
+    for part, column in columns.items():
+        style = {"color": COLOURS[part], "marker": marks[part], "markersize": 3, "markevery": 4}
+        axes.plot([row["walked"] for row in way], [row[column] for row in way], label=part, **style)
+    _tidy(axes)
+
+
+def _tidy(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color="#e4e4e4", linewidth=0.6)
+    axes.tick_params(labelsize=8)
+
+
+def draw_map(study: Study) -> tuple[Figure, list[dict]]:
+    """Validation accuracy over the label (as its logit gap) and the path."""
+    classes = study.frozen.num_classes
+    deltas = [label_smooth_for_gap(gap, classes) for gap in GAPS]
+    table = np.full((len(GAPS), len(PATHS)), np.nan)
+    rows = []
+    for i, delta in enumerate(deltas):
+        for j, path in enumerate(PATHS):
+            row = study.trained(METHODS["los"], label_smooth=delta, path=path)
+            table[i, j] = row["balanced"]
+            rows.append({"study": "map", "label_smooth": delta, "path": path} | _flat(row))
+    figure = Figure((7.2, 4.4), dpi=150, layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(table, cmap="cividis", aspect="auto", origin="lower")
+    middle = (np.nanmin(table) + np.nanmax(table)) / 2
+    for i, j in np.ndindex(table.shape):
+        colour = "black" if table[i, j] > middle else "white"
+        axes.text(j, i, f"{table[i, j]:.1f}", ha="center", va="center", fontsize=7.5, color=colour)
+    axes.set_xticks(range(len(PATHS)), [f"{path:g}" for path in PATHS], fontsize=8)
+    names = [f"{gap:g} (δ {delta:.3g})" for gap, delta in zip(GAPS, deltas, strict=True)]
+    axes.set_yticks(range(len(GAPS)), names, fontsize=8)
+    axes.set(
+        xlabel="path: first-order logit drop of the most frequent class", ylabel="logit gap g of the label"
+    )
+    figure.colorbar(image, label="validation accuracy, classes alike (%)")
+    return figure, rows
+
+
+def draw_alternatives(study: Study, delta: float) -> tuple[Figure, list[dict]]:
+    """What frequent classes pay for what rare ones gain, by method, each along its own strength."""
+    heads = {
+        "los": [(path, study.trained(METHODS["los"], label_smooth=delta, path=path)) for path in PATHS],
+        "los_step": [(path, study.trained(METHODS["los_step"], epochs=0, path=path)) for path in PATHS],
+        "la": [(tau, study.trained(METHODS["la"], epochs=0, tau=tau)) for tau in TAUS],
+        "tau_norm": [(tau, study.trained(METHODS["tau_norm"], epochs=0, tau=tau)) for tau in TAUS],
+    }
+    figure = Figure((7.2, 3.8), dpi=150, layout="constrained")
+    left, right = figure.subplots(1, 2)
+    rows = []
+    for name, found in heads.items():
+        rows += [{"study": "alternatives", "head": name, "strength": s} | _flat(row) for s, row in found]
+        style = {"color": CURVES[name], "linestyle": DASHES[name], "marker": MARKS[name], "markersize": 3.5}
+        left.plot([row["many"] for _, row in found], [row["few"] for _, row in found], label=name, **style)
+        right.plot([row["many"] for _, row in found], [row["balanced"] for _, row in found], **style)
+    for axes in (left, right):
+        _tidy(axes)
+        axes.set_xlabel("many-shot accuracy (%)")
+    left.set_ylabel("few-shot accuracy (%)")
+    right.set_ylabel("all classes alike (%)")
+    left.legend(fontsize=8, frameon=False)
+    return figure, rows
+
+
+def draw_readings(study: Study, delta: float, path: float) -> tuple[Figure, list[dict]]:
+    """LoMa of each class in both readings, before and after."""
+    heads = {
+        "stage 1": study.scores(study.head(METHODS["stage1"], epochs=0)),
+        "los": study.trained(METHODS["los"], label_smooth=delta, path=path),
+        "la": study.trained(METHODS["la"], epochs=0, tau=1.0),
+    }
+    rank = np.argsort([-count for count in study.frozen.class_counts], kind="stable")
+    window = max(1, len(rank) // 10)
+    figure = Figure((7.2, 3.4), dpi=150, layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    styles = {"stage 1": ("#000000", ":"), "los": (CURVES["los"], "-"), "la": (CURVES["la"], "-.")}
+    for axes, reading in zip(panels, READINGS, strict=True):
+        for name, row in heads.items():
+            values = pd.Series(row["classes"][f"loma_{reading}"], dtype=float).iloc[rank]
+            smooth = values.rolling(window, center=True, min_periods=1).mean()
+            colour, dashes = styles[name]
+            axes.plot(range(1, len(rank) + 1), smooth, color=colour, linestyle=dashes, label=name)
+        axes.set_title(f"LoMa, {reading}", fontsize=9)
+        axes.set_xlabel("class, most frequent first")
+        _tidy(axes)
+    panels[0].legend(fontsize=8, frameon=False)
+    return figure, [{"study": "readings", "head": name} | _flat(row) for name, row in heads.items()]
+
+
+def _flat(row: dict) -> dict:
+    return {name: value for name, value in row.items() if name != "classes"}
+
+
+def printed(rows: Iterable[dict]) -> str:
+    """The figures that docs/los.md quotes."""
+    table = pd.DataFrame(rows)
+    columns = ["study", "head", "label_smooth", "path", "strength", "walked", "balanced", *GROUPS]
+    return table[columns].round(2).to_string(index=False, na_rep="-")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m docs.los_study", description=__doc__.splitlines()[0])
+    parser.add_argument("--features", type=Path, default=PACK, help="pack with validation images")
+    parser.add_argument("--out", type=Path, default=Path("docs/los"), help="folder of the pictures")
+    given = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    study = Study(given.features)
+    delta = study.config.label_smooth
+    gap = logit_gap(delta, study.frozen.num_classes)
+    print(f"{given.features}: δ = {delta:g}, logit gap {gap:.3g}, {EPOCHS} epochs")
+    given.out.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for name, (figure, found) in {
+        "way": draw_ways(study, delta),
+        "alternatives": draw_alternatives(study, delta),
+        "readings": draw_readings(study, delta, path=5.0),
+        "map": draw_map(study),
+    }.items():
+        figure.savefig(given.out / f"{name}.png")
+        rows += found
+    pd.DataFrame(rows).to_csv(given.out / "los_study.csv", index=False, float_format="%.4f")
+    print(printed(rows))
+
+
+if __name__ == "__main__":
+    exit_cleanly(main)
