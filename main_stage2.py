@@ -22,7 +22,7 @@ from utils.packs import Pack, write_pack
 from utils.plan import plan_heads
 from utils.representation import make_pack
 from utils.retraining import choose, outcome, start_heads, train_heads
-from utils.setup import backbone_note, find_source, load_frozen, represent, scored_parts
+from utils.setup import backbone_note, find_source, load_frozen, packed_name, represent, scored_parts
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = resolve(STAGE2, given, source.known)
     plans, notes = plan_heads(config)
     device = pick_device(config.device, config.gpu)
-    network = f"{config.network}_features" if isinstance(source, Pack) else config.network
+    network = packed_name(config.network) if isinstance(source, Pack) else config.network
     published = published_path(config.ckpt_dir, config.dataset, config.imb_ratio, network, "stage2")
 
     # ---- seed: each head has its own, by epoch; augmented views depend on the backbone's
@@ -46,7 +46,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     notes += [seen] if seen else []
 
     # ---- run folder
-    run = Run(config, "stage2", also_writable=[published.parent])
+    pack_folder = [config.save_features.parent] if config.save_features else []
+    run = Run(config, "stage2", also_writable=[published.parent, *pack_folder])
     report.announce(run, config, data, model, device)
     run.log(report.from_where(source))
     head_report.announce(run, config, plans, notes)

@@ -35,6 +35,7 @@ EPOCHS, LONG = 20, 16.0
 PATHS = (0.5, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 12.0, 16.0)
 GAPS = (0.11, 0.25, 0.5, 1.11, 2.0, 3.0, 4.61, 5.7, 7.0)
 TAUS = tuple(0.1 * step for step in range(21))
+FACTORS = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 READINGS = ("per_sample", "per_class")
 # Okabe-Ito; the dashes are for readers in grey
 COLOURS = {"overall": "#000000", "many": "#0072B2", "medium": "#009E73", "few": "#D55E00"}
@@ -114,7 +115,7 @@ def draw_ways(study: Study, delta: float) -> tuple[Figure, list[dict]]:
         axes[0, column].set_title(titles[name], fontsize=9)
     axes[0, 0].set_ylabel("validation accuracy (%)")
     axes[1, 0].set_ylabel("LoMa (per_sample)")
-    axes[0, 0].legend(fontsize=8, frameon=False)
+    axes[0, 1].legend(fontsize=8, frameon=False, loc="center", bbox_to_anchor=(0.5, 0.3))
     figure.supxlabel("first-order logit drop of the most frequent class so far (path)", fontsize=9)
     return figure, rows
 
@@ -131,6 +132,16 @@ def _tidy(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="#e4e4e4", linewidth=0.6)
     axes.tick_params(labelsize=8)
+
+
+def sampler_rows(study: Study, delta: float) -> list[dict]:
+    """LOS under natural and under class-balanced sampling, at multiples of the learning rate of path 5."""
+    los, rows = METHODS["los"], []
+    for sampler in ("natural", "balanced"):
+        for factor in FACTORS:
+            found = study.trained(replace(los, sampler=sampler), label_smooth=delta, path=5.0 * factor)
+            rows.append({"study": "sampler", "head": sampler, "strength": factor} | _flat(found))
+    return rows
 
 
 def draw_map(study: Study) -> tuple[Figure, list[dict]]:
@@ -233,7 +244,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     gap = logit_gap(delta, study.frozen.num_classes)
     print(f"{given.features}: δ = {delta:g}, logit gap {gap:.3g}, {EPOCHS} epochs")
     given.out.mkdir(parents=True, exist_ok=True)
-    rows = []
+    rows = sampler_rows(study, delta)
     for name, (figure, found) in {
         "way": draw_ways(study, delta),
         "alternatives": draw_alternatives(study, delta),

@@ -265,6 +265,7 @@ def find_published(root: Path, dataset: str, imb_ratio: float | None, network: s
             p.name.removesuffix(f"_{stage}.pth")
             for place in places
             for p in place.parent.glob(f"*_{stage}.pth")
+            if not p.name.endswith(f"features_{stage}.pth")
         }
     )
     hint = f"; there is one for --network {' or '.join(others)}" if others else ""

@@ -65,7 +65,8 @@ def _row(group: list[Outcome], references: dict[str, list[Outcome] | None], targ
     first, figures = group[0], [one.figures for one in group]
     plan = first.run.plan
     row = {"method": plan.method.name, "setting": plan.setting, "n": len(group), "epochs": plan.epochs}
-    row |= {"lr": first.run.lr, "chosen_epoch": first.run.chosen_epoch}
+    lr = first.run.lr if plan.method.trained else None
+    row |= {"lr": lr, "chosen_epoch": first.run.chosen_epoch}
     for name in _SHARES:
         row |= _mean_and_std(name, [figure[name] for figure in figures])
     for prefix, sources in (("", figures), ("train_", [one.train_groups for one in group])):

@@ -84,6 +84,8 @@ def resolve(script: str, given: dict, known: dict | None = None) -> Config:
     Raises:
         UserError: a value out of range, arguments that contradict each other, the script or the checkpoint.
     """
+    if "imb_ratio" in given and known and known.get("imb_ratio", 1) is None:
+        raise UserError("--imb_ratio has no meaning for this pack: its class counts are as they are")
     known = {name: value for name, value in (known or {}).items() if value is not None}
     _check_against(known, given)
     dataset = given.get("dataset", known.get("dataset", DEFAULT_DATASET))
@@ -120,8 +122,8 @@ def _check_against(known: dict, given: dict) -> None:
     for name in FIXED_BY_CHECKPOINT:
         if name in known and name in given and given[name] != known[name]:
             raise UserError(
-                f"the checkpoint was made with --{name} {known[name]}, but --{name} {given[name]} is asked "
-                "for: leave the argument out, or name another checkpoint"
+                f"the checkpoint or pack was made with --{name} {known[name]}, but --{name} {given[name]} is "
+                "asked for: leave the argument out, or name another file"
             )
 
 
@@ -164,7 +166,8 @@ def _check_pairs(script: str, given: dict, values: dict, preset: dict) -> None:
         raise UserError("--path and --finetune_lr both set the learning rate: give one of them")
     _check_pack(given, values)
     if values.get("select") == "val" and values["val_source"] == "none":
-        raise UserError("--select val needs validation images: take --val_source unused or heldout")
+        ways = "this pack holds none" if "features" in given else "take --val_source unused or heldout"
+        raise UserError(f"--select val needs validation images: {ways}")
 
 
 def _check_pack(given: dict, values: dict) -> None:
@@ -202,6 +205,9 @@ def _settle_label_smooth(given: dict, values: dict, sources: dict) -> None:
             )
             sources["label_smooth"] = "from --logit_gap" if "logit_gap" in given else "preset"
         _each(values["label_smooth"], check_label_smooth)
+        several = values["label_smooth"] if isinstance(values["label_smooth"], list) else []
+        if len(set(several)) < len(several):
+            raise UserError(f"--logit_gap names values that are the same δ: {values['logit_gap']}")
     except ValueError as error:
         raise UserError(f"--{error}") from error
 

@@ -216,6 +216,7 @@ _TABLE = (
         lr=0.01,
         wd=0.1,
         options={"beta": 0.9999, "max_norm": 0.1},
+        candidates={"finetune_wd": (0.001, 0.01)},
         source="Alshammari et al. 2022; all published",
     ),
     Method(
@@ -255,6 +256,8 @@ def chosen_methods(text: str) -> list[Method]:
     """
     names = list(METHODS) if text == "all" else list(dict.fromkeys(text.split(",")))
     for name in names:
+        if name in ("all", "list"):
+            raise UserError(f"--method {name} stands alone, without other names")
         if name not in METHODS:
             near = difflib.get_close_matches(name, METHODS, n=1)
             hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(METHODS)}, all, list"

@@ -87,7 +87,7 @@ def topk_accuracy(logits: Tensor, targets: Tensor, k: int = 5) -> float | None:
     """Share of images whose class is among the k largest logits; None with k classes or fewer."""
     if logits.shape[1] <= k:
         return None
-    return float((logits.topk(k, dim=1).indices == targets[:, None]).any(dim=1).float().mean())
+    return float((logits.topk(k, dim=1).indices == targets[:, None]).any(dim=1).double().mean())
 
 
 def calibration_error(logits: Tensor, targets: Tensor, bins: int = CALIBRATION_BINS) -> float:

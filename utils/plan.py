@@ -28,7 +28,7 @@ class HeadPlan:
             shown = {"finetune_lr": self.lr, "finetune_epoch": self.epochs, "finetune_wd": self.wd} | shown
             if not self.wd:
                 del shown["finetune_wd"]
-        return " ".join(f"{name}={value:g}" for name, value in shown.items() if value is not None)
+        return " ".join(f"{name}={value:.10g}" for name, value in shown.items() if value is not None)
 
 
 def plan_heads(config: Config) -> tuple[list[HeadPlan], list[str]]:
@@ -47,9 +47,9 @@ def plan_heads(config: Config) -> tuple[list[HeadPlan], list[str]]:
         idle = [method.name for method in methods if not method.takes(option)]
         if len(idle) == len(methods):
             users = ", ".join(method.name for method in METHODS.values() if method.takes(option))
-            raise UserError(f"--{option}: no method of this run has it, it is for {users}")
+            raise UserError(f"--{_as_given(option, config)}: no method of this run has it, it is for {users}")
         if idle:
-            notes.append(f"{', '.join(idle)}: no use for --{option}")
+            notes.append(f"{', '.join(idle)}: no use for --{_as_given(option, config)}")
     plans = []
     for method in methods:
         choices = _choices(method, config, given)
@@ -61,10 +61,19 @@ def plan_heads(config: Config) -> tuple[list[HeadPlan], list[str]]:
             # what is not trained has no use for a second seed
             seeds = config.seeds if method.trained else config.seeds[:1]
             plans += [HeadPlan(method, setting, epochs, lr, wd, seed) for seed in seeds]
+    if config.bn_mode == "train" and len(plans) > 1:
+        raise UserError(
+            f"--bn_mode train lets every head move the backbone: it takes one head, not {len(plans)}"
+        )
     stage1 = METHODS["stage1"]
-    if stage1 not in methods:
+    if stage1 not in methods and config.bn_mode != "train":
         plans.insert(0, HeadPlan(stage1, {}, 0, 0, 0, config.seed, named=False))
     return plans, notes
+
+
+def _as_given(option: str, config: Config) -> str:
+    """The user's own word for an option."""
+    return config.source(option).removeprefix("from --") if "from --" in config.source(option) else option
 
 
 def _choices(method: Method, config: Config, given: list[str]) -> dict[str, list]:
@@ -100,7 +109,8 @@ def _budget(method: Method, config: Config, given: list[str]) -> tuple[list, lis
     if "finetune_lr" not in given and method.lr is not None:
         lr = [method.lr * config.batch_size / method.per_batch]
     if "finetune_wd" not in given and method.wd is not None:
-        wd = [method.wd]
+        searching = config.select == "val"
+        wd = [method.wd, *(method.candidates.get("finetune_wd", ()) if searching else ())]
     return epochs, lr, wd
 
 

@@ -61,6 +61,8 @@ class HeadRun:
         started = time.perf_counter()
         try:
             work()
+        except engine.DivergedError as error:
+            self.failure = f"{error}: training stopped; try a lower learning rate"
         except _FAILURES as error:
             self.failure = " ".join(str(error).split())
         self.seconds += time.perf_counter() - started
@@ -89,15 +91,14 @@ class HeadRun:
         self.loss_fn.to(frozen.fc.weight.device)
         share = options.get("max_norm")
         self.limit = None if share is None else max_norm_limit(self.head.weight, share)
-        # wb's weight decay is for the rows: like its limit it leaves the bias free
-        decayed = self.head.parameters() if share is None else [self.head.weight]
-        self.optimizer = engine.sgd(decayed, self.lr, config.momentum, plan.wd, config.nesterov)
-        if share is not None:
-            self.optimizer.add_param_group({"params": [self.head.bias], "weight_decay": 0.0})
+        self.optimizer = engine.sgd(
+            self.head.parameters(), self.lr, config.momentum, plan.wd, config.nesterov
+        )
 
     def _path_lr(self, path: float, config: Config) -> float:
         """The learning rate at which los drops by `path` to first order; the control takes it over."""
-        delta = self.plan.options.get("label_smooth") or _first(config.label_smooth)
+        own = self.plan.options.get("label_smooth")
+        delta = _first(config.label_smooth) if own is None else own
         if delta == 0:
             raise ValueError("--path has no meaning at δ = 0: give --finetune_lr")
         steps = -(-len(self.frozen.train.labels) // self.batch_size)
@@ -125,6 +126,8 @@ class HeadRun:
             row |= engine.train_epoch(self.head, batches, self.loss_fn, self.optimizer, lr)
             if self.limit is not None:
                 max_norm_(self.head.weight.data, self.limit)
+            if not all(weight.isfinite().all() for weight in self.head.parameters()):
+                raise engine.DivergedError(f"the weights are not finite after epoch {epoch + 1}")
         else:
             row = {"epoch": 0, "step": 0, "lr": None, "train_loss": None, "train_accuracy": None}
         row |= self._score(scored)
@@ -208,19 +211,27 @@ def train_heads(
 
 
 def _nothing_left(heads: list[HeadRun]) -> str:
-    first = heads[0]
-    who = "" if len(heads) == 1 else f"all {len(heads)} heads failed; {first.plan.method.name}: "
-    return f"{who}{first.failure}: training stopped, nothing was saved; try a lower learning rate"
+    first = next(head for head in heads if head.failed)
+    who = "" if len(heads) == 1 else f"no method is left of {len(heads)} heads; {first.plan.method.name}: "
+    return f"{who}{first.failure}; nothing was published"
 
 
 def choose(heads: list[HeadRun], select: str) -> list[HeadRun]:
     """The heads that are reported: all where nothing selects, else of each method the setting that does best.
 
     A setting is scored by the mean over its seeds of the best epoch; one with a failed seed is out.
+
+    Raises:
+        UserError: no head of the methods that the user named is left.
     """
     left = [head for head in heads if not head.failed]
-    if select == "last":
-        return left
+    chosen = left if select == "last" else _best_settings(heads, left)
+    if not any(head.plan.named for head in chosen):
+        raise UserError(_nothing_left([head for head in heads if head.plan.named]))
+    return chosen
+
+
+def _best_settings(heads: list[HeadRun], left: list[HeadRun]) -> list[HeadRun]:
     chosen = []
     for name in dict.fromkeys(head.plan.method.name for head in left):
         settings: dict[str, list[HeadRun]] = {}

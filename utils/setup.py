@@ -59,6 +59,10 @@ def backbone_note(source: Checkpoint | Pack, data: LongTailedData, select: str) 
     if clean or (data.val is None and isinstance(source, Pack)):
         return None
     what = "unknown images" if trained_on is None else "other images than this training set"
+    if select == "val" and isinstance(source, Pack):
+        raise UserError(
+            f"--select val refused: {source.path} says that its backbone may have seen the validation images"
+        )
     if select == "val":
         raise UserError(
             f"--select val refused: the backbone of {source.path} was trained on {what}, the validation "
@@ -91,6 +95,11 @@ def find_source(script: str, given: dict, stage: str | None) -> Checkpoint | Pac
     return source
 
 
+def packed_name(network: str) -> str:
+    """The name under which a classifier for a pack's features is left: it is no whole network."""
+    return f"{network.removesuffix('features').rstrip('_')}_features".lstrip("_")
+
+
 def load_classifier(model: nn.Module, given: dict, config: Config, pack: Pack) -> Checkpoint | None:
     """Put the classifier that evaluate is asked for on top of a pack's features; None: the pack's own.
 
@@ -101,11 +110,13 @@ def load_classifier(model: nn.Module, given: dict, config: Config, pack: Pack) -
     if path is None and given["cur_stage"] == "stage1":
         return None
     if path is None:
-        network = f"{config.network}_features"
+        network = packed_name(config.network)
         path = find_published(Path(config.ckpt_dir), config.dataset, config.imb_ratio, network, "stage2")
     source = read(path)
-    origins = {source.digest, source.facts.get("stage1_digest")}
-    same = pack.facts["stage1_digest"] in origins or source.facts.get("features_digest") == pack.digest
+    if "cur_stage" in given:
+        require_stage(source, given["cur_stage"])
+    origins, stage1 = (source.digest, source.facts.get("stage1_digest")), pack.facts["stage1_digest"]
+    same = (stage1 is not None and stage1 in origins) or source.facts.get("features_digest") == pack.digest
     if source.facts and not same:
         raise UserError(f"{path} is a classifier for other features than those of {pack.path}")
     last = {name: value for name, value in source.state.items() if name.startswith("fc.")}
