@@ -1,8 +1,9 @@
-# make demo: both stages and evaluate on the embedded digits, in under three minutes
+# make demo: both stages and evaluate on the embedded digits, then every method on the released features
 # make test: lint and tests. Both set up their own virtual environment first; VENV=path takes another one.
 VENV ?= .venv
 PYTHON ?= python3
 RUN := $(VENV)/bin/python
+PACK := checkpoints/released/cifar100_lt/IR=100/resnet32_features.safetensors
 DEMO := --dataset digits_lt --seed 0 --out output/demo --ckpt_dir output/demo/checkpoints
 
 .PHONY: setup setup-dev demo test lint format bench clean
@@ -24,6 +25,7 @@ demo: setup
 	$(RUN) main_stage2.py --cur_stage stage2 $(DEMO)
 	$(RUN) evaluate.py --cur_stage stage1 --quiet --dataset digits_lt --out output/demo --ckpt_dir output/demo/checkpoints
 	$(RUN) evaluate.py --cur_stage stage2 --quiet --dataset digits_lt --out output/demo --ckpt_dir output/demo/checkpoints
+	$(RUN) main_stage2.py --features $(PACK) --method all --seed 0 --out output/demo --ckpt_dir output/demo/checkpoints
 
 lint: setup-dev
 	$(RUN) -m ruff check .
@@ -39,6 +41,7 @@ format: setup-dev
 bench: setup
 	$(RUN) -m benchmarks.augment
 	$(RUN) -m benchmarks.stage2
+	$(RUN) -m benchmarks.heads
 	$(RUN) -m benchmarks.steps
 	$(RUN) -m benchmarks.memory
 

@@ -128,7 +128,7 @@ def test_a_bad_argument_is_refused_in_one_line(script, line, expected):
     ],
 )
 def test_a_checkpoint_of_another_run_is_refused(known, line):
-    with pytest.raises(UserError, match="the checkpoint was made with"):
+    with pytest.raises(UserError, match="the checkpoint or pack was made with"):
         settle(EVALUATE, line, known)
 
 

@@ -12,7 +12,7 @@ from datasets.loaders import DeviceImages
 from losses import LabelOverSmooth
 from models import build_model
 from utils.engine import DivergedError, cosine_lr, predict, sgd, train_epoch
-from utils.features import FIRST_VIEW, TrainFeatures, eval_features, head_logits
+from utils.features import FIRST_VIEW, DriftingFeatures, TrainFeatures, eval_features, head_logits
 from utils.seeding import epoch_order
 
 LOSS = LabelOverSmooth(0.9)
@@ -260,8 +260,8 @@ def test_training_the_head_on_features_equals_training_the_whole_network_with_a_
 def test_drifting_batches_move_the_batch_norm_statistics_and_no_weight(train, model):
     before, order = state_of(model), epoch_order(1, 0, len(train))
     reference = copy.deepcopy(model).train()
-    features = TrainFeatures(model, train, seed=3, count=None)
-    drifted = list(features.drifting_batches(order, 64, epoch=2))
+    drifting = DriftingFeatures(model, train, seed=3, count=None)
+    drifted = list(drifting.batches(order, 64, epoch=2))
     with torch.no_grad():
         images = train.augmented(order, 64, seed=3, view=FIRST_VIEW + 2)
         expected = [(reference.forward_features(inputs), labels) for inputs, labels in images]
@@ -269,3 +269,7 @@ def test_drifting_batches_move_the_batch_norm_statistics_and_no_weight(train, mo
         assert torch.equal(ours, theirs) and torch.equal(labels, same_labels) and not ours.requires_grad
     changed = {key for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
     assert changed == {key for key in before if "running_" in key or "num_batches" in key} != set()
+    plain = eval_features(model, train, mirror=False)[0]
+    assert torch.equal(drifting.plain(), plain)
+    list(drifting.batches(order, 64, epoch=3))
+    assert not torch.equal(drifting.plain(), plain)  # no features of the statistics before are kept

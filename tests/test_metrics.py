@@ -7,9 +7,11 @@ import pytest
 import torch
 
 from utils.metrics import (
+    Scores,
     calibration_error,
     epoch_figures,
     percent,
+    predictions,
     report,
     result_line,
     shot_accuracy,
@@ -179,7 +181,9 @@ def test_the_result_line_has_the_published_form_with_a_dash_for_an_empty_group()
     figures = {"overall": 0.4712, "many": 0.7011, "medium": 0.452, "few": None}
     line = result_line(figures, selected_on="last")
     assert line == "test overall=47.12 many=70.11 medium=45.20 few=- selected_on=last"
-    assert result_line(figures, "val", split="val").startswith("val overall=47.12 ")
+    assert result_line(figures, "val", label="method=los seed=1") == (
+        "test method=los seed=1 overall=47.12 many=70.11 medium=45.20 few=- selected_on=val"
+    )
 
 
 @pytest.mark.parametrize(("value", "text"), [(0.4712, "47.12"), (None, "-"), (0.0, "0.00"), (1.0, "100.00")])
@@ -201,9 +205,41 @@ def test_the_report_is_plain_data_that_agrees_with_the_single_figures():
 def test_the_columns_of_an_epoch_carry_the_names_of_their_parts():
     logits, targets = example()
     wrong = torch.roll(logits, 1, dims=1)
-    row = epoch_figures({"val": logits, "test": wrong}, {"val": targets, "test": targets}, COUNTS)
+    predicted = {"val": predictions(logits), "test": predictions(wrong)}
+    row = epoch_figures(predicted, {"val": targets, "test": targets}, COUNTS)
     names = ("overall", "many", "medium", "few", "balanced")
     assert set(row) == {f"{part}_{name}" for part in ("val", "test") for name in names}
     assert row["val_overall"] == pytest.approx(7 / 15)
     assert row["test_overall"] == shot_accuracy(wrong, targets, COUNTS).overall != row["val_overall"]
     assert epoch_figures({}, {}, COUNTS) == {}
+
+
+# ---- scores in batches ----
+
+
+@pytest.mark.parametrize("sizes", [[400], [1] * 400, [7] * 57 + [1], [399, 1], [100, 250, 50]])
+def test_scores_in_several_batches_are_the_report_of_all_at_once(sizes):
+    logits, targets = random_scores()
+    counts = [200, 150, 101, 100, 80, 60, 40, 20, 19, 10, 5, 1]
+    scores = Scores(targets, len(counts))
+    for batch in logits.split(sizes):
+        scores.add(batch)
+    assert torch.equal(scores.predicted, logits.argmax(dim=1))
+    ours, theirs = scores.figures(counts), report(logits, targets, counts)
+    assert ours.keys() == theirs.keys() and 0 < theirs["top5"] < 1
+    ours, theirs = ours | ours.pop("classes"), theirs | theirs.pop("classes")
+    for name, figure in theirs.items():
+        assert ours[name] == pytest.approx(figure, rel=1e-6 if name == "top5" else 1e-9), name
+
+
+def test_the_spread_is_the_deviation_of_a_figure_over_the_classes_that_have_it():
+    logits, targets = random_scores(num_classes=4)
+    logits, targets = logits[targets != 2], targets[targets != 2]  # class 2 has no images
+    figures = report(logits, targets, [300, 50, 40, 5])
+    for name in ("loma_per_sample", "rsd_per_sample", "loma_per_class", "rsd_per_class"):
+        values = [value for value in figures["classes"][name] if value is not None]
+        assert len(values) == 3 and figures["classes"][name][2] is None
+        mean = sum(values) / len(values)
+        spread = math.sqrt(sum((value - mean) ** 2 for value in values) / len(values))
+        assert figures[name]["all"] == pytest.approx(mean)
+        assert figures[name]["spread"] == pytest.approx(spread) and spread > 0

@@ -95,27 +95,29 @@ def test_a_run_announces_its_configuration_data_parameters_steps_and_device(digi
     assert "eta 0:00:0" in text
 
 
-def test_a_run_folder_holds_config_log_metrics_per_class_and_summary(digits):
-    for stage, epochs in (("stage1", 6), ("stage2", 4)):
-        folder = run_folder(digits.root, stage)
-        names = {path.name for path in folder.iterdir()}
-        assert names == {
-            "config.json",
-            "log.txt",
-            "metrics.csv",
-            "per_class.csv",
-            "summary.json",
-            "last.pth",
-            "best.pth",
-        }
-        assert read_metrics(folder)["epoch"].tolist() == list(range(1, epochs + 1))
-        assert json.loads((folder / "config.json").read_text())["config"]["seed"] == 0
-        per_class = pd.read_csv(folder / "per_class.csv")
-        summary = read_summary(folder)
-        assert per_class["train_images"].tolist() == [110, 71, 46, 29, 19, 12, 8, 5, 3, 2]
-        assert per_class["accuracy"].mean() == pytest.approx(summary["test"]["balanced"])
-        assert summary["selected_on"] == "last" and summary["epoch"] == epochs
-        assert last_line((folder / "log.txt").read_text()) in (digits.stage1_text + digits.stage2_text)
+ALWAYS = {"config.json", "log.txt", "metrics.csv", "per_class.csv", "summary.json", "last.pth", "best.pth"}
+
+
+@pytest.mark.parametrize(("stage", "epochs", "more"), [("stage1", 6, set()), ("stage2", 4, {"csv", "md"})])
+def test_a_run_folder_holds_config_log_metrics_per_class_and_summary(digits, stage, epochs, more):
+    folder = run_folder(digits.root, stage)
+    assert {path.name for path in folder.iterdir()} == ALWAYS | {f"table.{kind}" for kind in more}
+    assert json.loads((folder / "config.json").read_text())["config"]["seed"] == 0
+    metrics, per_class = read_metrics(folder), pd.read_csv(folder / "per_class.csv")
+    if stage == "stage2":  # the stage-1 head stands first, for reference
+        heads = [("stage1", ""), ("los", "finetune_lr=0.001 finetune_epoch=4 label_smooth=0.9")]
+        for table in (metrics, per_class):
+            found = table[["method", "setting", "seed"]].fillna("").drop_duplicates()
+            assert [tuple(row) for row in found.values] == [(*head, 0) for head in heads]
+        reference = metrics[metrics["method"] == "stage1"]
+        assert reference["epoch"].tolist() == [0] and reference["train_loss"].isna().all()
+        metrics, per_class = (table[table["method"] == "los"] for table in (metrics, per_class))
+    assert metrics["epoch"].tolist() == list(range(1, epochs + 1))
+    summary = read_summary(folder)
+    assert per_class["train_images"].tolist() == [110, 71, 46, 29, 19, 12, 8, 5, 3, 2]
+    assert per_class["accuracy"].mean() == pytest.approx(summary["test"]["balanced"])
+    assert summary["selected_on"] == "last" and summary["epoch"] == epochs
+    assert last_line((folder / "log.txt").read_text()) in (digits.stage1_text + digits.stage2_text)
 
 
 def test_a_run_that_will_take_hours_on_a_cpu_says_so_and_names_the_thin_networks(tmp_path, monkeypatch):
@@ -215,21 +217,6 @@ def test_views_are_fresh_by_default_cached_by_number_and_plain_at_zero(tmp_path,
     plain = classifier("plain", "--views", "0")
     assert torch.equal(fresh, three)
     assert not torch.equal(fresh, one) and not torch.equal(one, plain)
-
-
-@pytest.mark.parametrize("select", ["val", "test"])
-def test_selection_reports_the_best_epoch_of_its_column_and_says_so(tmp_path, digits, select):
-    text = run_stage2(tmp_path, "--pretrained_pth", digits.stage1, "--select", select, "--seed", "0")
-    column = {"val": "val_balanced", "test": "test_overall"}[select]
-    folder = run_folder(tmp_path, "stage2")
-    rows = read_metrics(folder)
-    best = int(rows["epoch"][rows[column].idxmax()])
-    summary = read_summary(folder)
-    assert summary["epoch"] == best and summary["selected_on"] == select
-    assert RESULT.match(last_line(text)).group(1) == select
-    assert ("chosen on the test set" in text) == (select == "test")
-    assert last_line(run_evaluate(tmp_path, "--cur_stage", "stage2")) == last_line(text)
-    assert ("test_overall" in rows) == (select == "test")
 
 
 def test_a_held_out_part_is_taken_before_stage_1_and_inherited_by_stage_2(tmp_path):

@@ -1,0 +1,60 @@
+"""Stage 2 on the embedded digits without its script: the frozen features, and heads trained over them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from tests.helpers import TrainedDigits
+from utils.arguments import STAGE2, parse
+from utils.config import Config, resolve
+from utils.features import unwatched
+from utils.plan import HeadPlan, plan_heads
+from utils.representation import Representation
+from utils.retraining import HeadRun, start_heads, train_heads
+from utils.setup import find_source, load_frozen, represent, scored_parts
+
+
+def settle(digits: TrainedDigits, *argv: object) -> Config:
+    """The configuration of a stage-2 command line."""
+    words = ["--dataset", "digits_lt", "--pretrained_pth", str(digits.stage1), "--seed", "0"]
+    if "--seeds" in argv:
+        words = words[:-2]
+    given = parse(STAGE2, "", [*words, *map(str, argv)])
+    return resolve(STAGE2, given, find_source(STAGE2, given, "stage1").known)
+
+
+def frozen_features(digits: TrainedDigits, *argv: object) -> Representation:
+    """What the heads of a stage-2 command line see."""
+    config = settle(digits, *argv)
+    source = find_source(STAGE2, {"pretrained_pth": digits.stage1}, "stage1")
+    device = torch.device("cpu")
+    data, model = load_frozen(config, source, device)
+    return represent(config, source, data, model, device, unwatched)
+
+
+def trained(config: Config, frozen: Representation, plans: Sequence[HeadPlan] | None = None) -> list[HeadRun]:
+    """The heads of a command line, or of these plans, after their last epoch."""
+    scored = scored_parts(frozen.labels, config.select)
+    plans = plan_heads(config)[0] if plans is None else list(plans)
+    heads = start_heads(plans, frozen, scored, config)
+    train_heads(heads, frozen, scored, lambda epoch: None)
+    return heads
+
+
+def same_state(one: HeadRun, other: HeadRun) -> bool:
+    """Are two heads equal to the bit?"""
+    first, second = one.head.state_dict(), other.head.state_dict()
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def read_table(folder: Path, name: str = "table") -> pd.DataFrame:
+    """A csv file of a run folder; the setting of a head without options is an empty string."""
+    return pd.read_csv(folder / f"{name}.csv").fillna({"setting": ""})
+
+
+def result_lines(text: str) -> list[dict[str, str]]:
+    """The result lines of a run, in order, as name -> value."""
+    lines = [line.split() for line in text.splitlines() if line.startswith("test ") and "selected_on" in line]
+    return [dict(word.split("=") for word in words[1:]) for words in lines]

@@ -1,0 +1,262 @@
+"""The table of a run: paired tests, means over seeds, order, stars, and the lines that tell heads apart."""
+
+import math
+
+import pandas as pd
+import pytest
+import torch
+from scipy.stats import binomtest
+
+from tests.helpers import run_folder, run_stage2
+from tests.stage2 import frozen_features, read_table, result_lines, settle, trained
+from utils.comparison import aligned, cells, label_of, markdown, mcnemar, table_rows
+from utils.plan import plan_heads
+from utils.retraining import Outcome, outcome
+
+SCORES = ("overall", "many", "medium", "few", "balanced")
+ARGV = (
+    "--method",
+    "los,ce,crt,ncm",
+    "--seeds",
+    "0,1,2",
+    "--finetune_epoch",
+    "2",
+    "--label_smooth",
+    "0.9,0.5",
+)
+FACTS = {"budget": "source", "selected_on": "last"}
+
+
+@pytest.fixture(scope="module")
+def outcomes(digits) -> list[Outcome]:
+    """The heads of a run with sweeps and seeds, scored on test."""
+    frozen = frozen_features(digits, "--views", "0")
+    return [outcome(head) for head in trained(settle(digits, *ARGV), frozen)]
+
+
+@pytest.fixture(scope="module")
+def rows(outcomes) -> list[dict]:
+    return table_rows(outcomes, [], outcomes[0].run.frozen.labels["test"], FACTS)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, digits) -> tuple:
+    """The same by the script: its text and its folder."""
+    root = tmp_path_factory.mktemp("compared")
+    text = run_stage2(root, "--pretrained_pth", digits.stage1, *ARGV)
+    return text, run_folder(root, "stage2")
+
+
+# ---- the paired test
+
+
+def test_the_paired_test_is_the_exact_binomial_one_on_images_that_one_of_the_two_gets_right():
+    targets = torch.tensor([0] * 40)
+    ours, theirs = torch.ones(2, 40, dtype=torch.int64)
+    ours[:9], theirs[3:30] = 0, 0  # 3 only ours, 6 both, 21 only theirs, 10 neither
+    tail = sum(math.comb(24, k) for k in range(4)) / 2**24
+    assert mcnemar(ours, theirs, targets) == pytest.approx(2 * tail)
+    assert mcnemar(ours, theirs, targets) == binomtest(3, 24).pvalue
+
+
+def test_the_paired_test_is_symmetric_and_1_for_equal_or_equally_good_predictions():
+    draw = torch.Generator().manual_seed(0)
+    one, other, targets = torch.randint(0, 3, (3, 200), generator=draw)
+    assert mcnemar(one, other, targets) == mcnemar(other, one, targets) < 1
+    assert mcnemar(one, one, targets) == 1
+    assert mcnemar(torch.tensor([0, 1, 2]), torch.tensor([1, 0, 2]), torch.tensor([0, 0, 2])) == 1
+    assert mcnemar(torch.tensor([1]), torch.tensor([2]), torch.tensor([0])) == 1  # both wrong, differently
+
+
+# ---- rows
+
+
+def test_rows_start_with_stage_1_then_the_most_accurate_a_row_a_method_and_setting(rows):
+    assert rows[0]["method"] == "stage1" and len(rows) == 6
+    overall = [row["overall"] for row in rows[1:]]
+    assert overall == sorted(overall, reverse=True) and overall[0] > overall[-1]
+    assert rows[0]["overall"] < overall[0]  # stage 1 is not first for its accuracy
+    assert {(row["method"], row["n"]) for row in rows} == {
+        *(("stage1", 1), ("los", 3), ("ce", 3), ("crt", 3), ("ncm", 1))
+    }
+    assert all(row.items() >= FACTS.items() and row["failed"] is None for row in rows)
+
+
+def test_figures_of_a_row_are_means_and_deviations_over_its_seeds(outcomes, rows):
+    for row in rows:
+        own = [
+            one.figures
+            for one in outcomes
+            if (one.run.plan.method.name, one.run.plan.setting) == (row["method"], row["setting"])
+        ]
+        for name in (*SCORES, "calibration_error"):
+            values = pd.Series([figures[name] for figures in own])
+            assert row[name] == pytest.approx(values.mean())
+            if len(own) == 1:
+                assert row[f"{name}_std"] is None
+            else:
+                assert row[f"{name}_std"] == pytest.approx(values.std(), abs=1e-12)
+    assert max(row["overall_std"] for row in rows if row["n"] > 1) > 0
+
+
+def test_differences_and_tests_are_to_the_first_setting_and_seed_of_ce_and_los(outcomes, rows):
+    targets = outcomes[0].run.frozen.labels["test"]
+    first = {}
+    for one in outcomes:
+        first.setdefault((one.run.plan.method.name, one.run.plan.setting), one)
+    reference = {row["method"]: row for row in reversed(rows)}
+    reference["los"] = next(row for row in rows if row["method"] == "los" and "smooth=0.9" in row["setting"])
+    for row in rows:
+        for name in ("ce", "los"):
+            other = reference[name]
+            if other is row:
+                assert f"minus_{name}" not in row and f"p_{name}" not in row
+                continue
+            assert row[f"minus_{name}"] == pytest.approx(row["overall"] - other["overall"])
+            ours, theirs = (
+                first[entry["method"], entry["setting"]].predicted.eq(targets) for entry in (row, other)
+            )
+            won, lost = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
+            assert row[f"p_{name}"] == pytest.approx(binomtest(won, won + lost).pvalue)
+
+
+def test_without_the_control_a_table_has_no_difference_to_it(outcomes):
+    few = [one for one in outcomes if one.run.plan.method.name in ("stage1", "crt")]
+    for row in table_rows(few, [], few[0].run.frozen.labels["test"], FACTS):
+        assert not [name for name in row if name.startswith(("minus_", "p_"))]
+
+
+def test_rows_say_what_was_learned_when_and_at_which_rate(rows):
+    by_method = {row["method"]: row for row in rows}
+    assert {name: row["learned"] for name, row in by_method.items()} == {
+        **{"stage1": 0, "los": 650, "ce": 650, "crt": 650, "ncm": 0}
+    }
+    assert by_method["crt"]["lr"] == pytest.approx(0.025) and by_method["ce"]["lr"] == 1e-3
+    assert {row["chosen_epoch"] for row in rows} == {0, 2}
+    assert all(row["seconds"] > 0 for row in rows)
+
+
+def test_failed_heads_come_last_with_their_reason(digits, outcomes):
+    frozen = outcomes[0].run.frozen
+    config = settle(digits, "--method", "ce,crt", "--finetune_lr", "1e38,0.1", "--finetune_epoch", "3")
+    heads = trained(config, frozen)
+    failed = [head for head in heads if head.failed]
+    assert [head.plan.method.name for head in failed] == ["ce", "crt"]
+    left = [outcome(head) for head in heads if not head.failed]
+    rows = table_rows(left, failed, frozen.labels["test"], FACTS)
+    assert [(row["method"], row["n"]) for row in rows[-2:]] == [("ce", 0), ("crt", 0)]
+    assert [row["failed"] for row in rows] == [None] * 3 + [head.failure for head in failed]
+    for line in cells(rows)[-2:]:
+        assert "failed: the loss is" in line[-1] and set(line[2:-1]) == {"-"}
+
+
+# ---- the csv files of a run
+
+
+def test_the_table_of_a_run_can_be_recomputed_from_its_rows_by_class_and_head(finished):
+    _, folder = finished
+    table, classes = read_table(folder), read_table(folder, "per_class")
+    assert classes.groupby(["method", "setting", "seed"]).ngroups == 14 and len(classes) == 140
+    groups = {"many": [0], "medium": [1, 2, 3], "few": [4, 5, 6, 7, 8, 9]}
+    for row in table.itertuples():
+        own = classes.query("method == @row.method and setting == @row.setting")
+        per_head = own.groupby("seed")
+        assert row.n == per_head.ngroups
+        for name, members in groups.items():
+            values = own[own["class"].isin(members)].groupby("seed")["accuracy"].mean()
+            assert getattr(row, name) == pytest.approx(values.mean())
+            if row.n > 1:
+                assert getattr(row, f"{name}_std") == pytest.approx(values.std(), abs=1e-12)
+        for name in ("loma", "rsd", "train_loma", "train_rsd"):
+            for reading in ("per_sample", "per_class"):
+                column = f"{name}_{reading}"
+                found = f"{name}{'_per_class' if reading == 'per_class' else ''}"
+                assert getattr(row, found) == pytest.approx(per_head[column].mean().mean())
+                spread = per_head[column].std(ddof=0).mean()
+                assert getattr(row, f"{found}_spread") == pytest.approx(spread)
+
+
+def test_epochs_of_every_head_are_in_one_file(finished):
+    metrics = read_table(finished[1], "metrics")
+    epochs = metrics.groupby(["method", "setting", "seed"], sort=False)["epoch"].apply(list)
+    assert epochs["los"].tolist() == [[1, 2]] * 6 and epochs["ncm"].tolist() == [[0]]
+    assert list(dict.fromkeys(metrics["method"])) == ["stage1", "los", "ce", "crt", "ncm"]
+
+
+# ---- for people
+
+
+def test_markdown_and_the_aligned_table_have_the_same_cells(rows):
+    expected = cells(rows)
+    lines = markdown(rows).splitlines()
+    assert set(lines[1]) <= set("| -")
+    table = [[cell.strip() for cell in line.strip("|").split("|")] for line in (lines[0], *lines[2:])]
+    assert table == expected
+    shown = aligned(rows).splitlines()
+    assert [line.split() for line in shown] == [" ".join(line).split() for line in expected]
+    starts = [line.rindex(cell[-1]) for line, cell in zip(shown, expected, strict=True)]
+    assert len(set(starts)) == 1  # the last column begins in one place
+
+
+def test_the_best_of_each_column_has_a_star_least_where_less_is_better(rows):
+    table = pd.DataFrame(cells(rows)[1:], columns=cells(rows)[0])
+    keys = {name: name for name in SCORES[:4]}
+    keys |= {"ECE": "calibration_error", "LoMa (spread)": "loma_spread", "RSD (spread)": "rsd"}
+    for title, key in keys.items():
+        values = [row[key] for row in rows]
+        best = max(values) if title in SCORES else min(values)
+        assert [cell.endswith("*") for cell in table[title]] == [value == best for value in values], title
+    for title in set(table) - set(keys):
+        assert not table[title].str.contains("*", regex=False).any()
+
+
+def test_what_cannot_be_is_a_dash_and_a_single_row_has_no_star(rows):
+    row = rows[1] | {"many": None, "many_std": None, "loma": None}
+    header, [*line] = cells([row])
+    shown = dict(zip(header, line, strict=True))
+    assert shown["many"] == "-" and shown["LoMa (spread)"] == "-" and "*" not in "".join(line)
+    assert shown["overall"].count("±") == (row["n"] > 1)
+
+
+def test_the_tables_in_log_and_folder_agree_and_their_caption_says_what_selected(finished):
+    text, folder = finished
+    written = (folder / "table.md").read_text()
+    columns = [cell.strip() for cell in written.splitlines()[0].strip("|").split("|")]
+    for row in read_table(folder).itertuples():
+        line = next(line for line in written.splitlines() if f"| {row.method} |" in line)
+        assert len(line.strip("|").split("|")) == len(columns)
+    for line in ("nothing was selected", "500 test images", "± over 3 seeds of stage 2"):
+        assert line in written and line in text
+    assert "[2 rows" not in text and "nan" not in text
+
+
+# ---- result lines
+
+
+def test_a_result_line_a_head_tells_sweeps_and_seeds_apart_and_the_published_head_is_last(finished):
+    text, folder = finished
+    lines = result_lines(text)
+    assert len(lines) == 13 and "stage1" not in {line["method"] for line in lines}
+    told = [(line["method"], line.get("label_smooth"), line.get("seed")) for line in lines]
+    expected = [("los", delta, seed) for delta in ("0.9", "0.5") for seed in "012"]
+    expected += [*(("ce", None, seed) for seed in "012"), *(("crt", None, seed) for seed in "012")]
+    expected += [("ncm", None, None)]
+    assert told == [*expected[1:], expected[0]]
+    classes = read_table(folder, "per_class")
+    for line in lines:
+        own = classes.query("method == @line['method']")
+        own = own[own["setting"].str.contains(f"label_smooth={line.get('label_smooth')}") | (len(own) < 40)]
+        own = own[own["seed"] == int(line.get("seed", 0))]
+        few = own[own["train_images"] < 20]["accuracy"].mean()
+        assert len(own) == 10 and float(line["few"]) == pytest.approx(100 * few, abs=0.006)
+
+
+def test_a_label_names_what_differs_among_the_heads_of_its_method_and_nothing_else(digits):
+    argv = ("--method", "wb,marc,ce", "--rho", "1,2", "--finetune_wd", "0,0.1", "--seeds", "3,4")
+    plans = plan_heads(settle(digits, *argv))[0][1:]
+    labels = [label_of(plan, plans) for plan in plans]
+    assert len(set(labels)) == len(labels) == 4 + 8 + 4
+    assert labels[2] == "method=wb finetune_wd=0.1 seed=3"
+    assert labels[6] == "method=marc finetune_wd=0.1 rho=1 seed=3"
+    [alone] = plan_heads(settle(digits, "--method", "wb"))[0][1:]
+    assert label_of(alone, [alone]) == "method=wb"

@@ -1,0 +1,296 @@
+"""The table of re-training methods, and the heads that a command line asks for."""
+
+import inspect
+
+import pytest
+import torch
+from torch import nn
+
+import main_stage2
+from losses import LOSSES
+from models import HEADS, build_head
+from tests.heads import COUNTS, D, K, seeded, training_set
+from tests.helpers import call, files_below, places, refusal, run_folder, run_stage2
+from utils.arguments import ARGUMENTS, STAGE2, parse
+from utils.config import resolve
+from utils.methods import LR_FACTORS, METHODS, OPTIONS, PATHS, TAUS, TRAINING, chosen_methods, lead_method
+from utils.plan import HeadPlan, plan_heads
+
+NAMES = [
+    "stage1",
+    "ce",
+    "los",
+    "los_step",
+    "crt",
+    "lws",
+    "tau_norm",
+    "ncm",
+    "cb",
+    "focal",
+    "ldam",
+    "bsce",
+    "la",
+]
+NAMES += ["lade", "disalign", "marc", "wb", "label_aware", "etf"]
+LEARN_NOTHING = {"stage1", "los_step", "tau_norm", "ncm", "la"}
+VAL = ("--select", "val")
+
+
+def plan(argv: list[str]) -> tuple[list[HeadPlan], list[str]]:
+    """The heads that a stage-2 command line asks for, and the notes; nothing is read or trained."""
+    return plan_heads(resolve(STAGE2, parse(STAGE2, "", ["--dataset", "digits_lt", *argv])))
+
+
+def heads(*argv: object) -> list[HeadPlan]:
+    """The heads that the user named."""
+    return [head for head in plan(list(map(str, argv)))[0] if head.named]
+
+
+def tried(name: str, plans: list[HeadPlan]) -> list:
+    """The values that an option takes among the plans."""
+    return list(dict.fromkeys(head.options[name] for head in plans))
+
+
+# ---- the table
+
+
+def test_every_method_of_the_comparison_is_in_the_table_once_the_control_rows_first():
+    assert list(METHODS) == list(dict.fromkeys(METHODS)) and set(METHODS) == set(NAMES)
+    assert all(name == method.name for name, method in METHODS.items())
+    assert [method.name for method in chosen_methods("all")] == list(METHODS)
+    assert list(METHODS)[:3] == ["stage1", "ce", "los"]
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_an_entry_names_its_source_a_head_that_exists_and_a_loss_where_it_trains(method):
+    assert method.what and method.source and method.learns
+    assert method.source == "-" if method.name == "stage1" else len(method.source) > 5
+    assert method.head in HEADS and method.sampler in ("natural", "balanced")
+    assert method.trained == (method.loss in LOSSES) == (method.name not in LEARN_NOTHING)
+    assert (method.learns == "nothing") == (not method.trained)
+    if not method.trained:
+        assert (method.loss, method.epochs, method.lr, method.wd) == (None, 0, None, None)
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_every_option_of_a_method_reaches_its_head_its_loss_or_its_training(method):
+    head = set(inspect.signature(HEADS[method.head]).parameters)
+    loss = set(inspect.signature(LOSSES[method.loss]).parameters) if method.trained else set()
+    training = {"path", "max_norm"} if method.trained else {"path"} if method.head == "los_step" else set()
+    assert set(method.options) <= head | loss | training
+    assert set(method.options) <= set(OPTIONS) and set(method.candidates) <= {*method.options, *TRAINING}
+    assert set(method.fixed) <= head and not set(method.fixed) & set(method.options)
+    given = dict.fromkeys(method.options, 0.5)
+    reached = set(method.head_options(given)) | (set(method.loss_options(given)) if method.trained else set())
+    assert set(method.options) - reached <= training
+
+
+def test_every_option_is_an_argument_that_can_be_swept_and_that_some_method_has():
+    sweeps = {argument.name for argument in ARGUMENTS if argument.sweep}
+    assert {*OPTIONS, *TRAINING} <= sweeps
+    assert {name for method in METHODS.values() for name in method.options} == set(OPTIONS)
+    for name in TRAINING:
+        assert {method.name for method in METHODS.values() if method.takes(name)} == {
+            name for name in NAMES if name not in LEARN_NOTHING
+        }
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_what_an_entry_says_of_its_start_and_of_what_it_learns_is_so(method):
+    features, labels = training_set()
+    options = dict.fromkeys(
+        {"tau", "scale", "strength"} & set(inspect.signature(HEADS[method.head]).parameters), 2.0
+    )
+
+    def started(seed: int) -> nn.Module:
+        fc = nn.Linear(D, K, dtype=torch.float64)
+        nn.init.normal_(fc.weight, generator=seeded(seed))
+        return build_head(method.head, fc, COUNTS, seeded(6), features, labels, **options | method.fixed)
+
+    one, other = (started(seed).state_dict() for seed in (1, 2))
+    from_stage1 = any(not torch.equal(one[name], other[name]) for name in one)
+    assert from_stage1 == (method.start == "stage 1")
+    learned = sum(p.numel() for p in started(1).parameters() if p.requires_grad)
+    if method.trained:
+        whole, scales = method.learns.startswith(("classifier", "D x K map")), "K scales" in method.learns
+        assert (learned >= K * D) == whole and learned >= K * scales + K * D * whole
+
+
+# ---- words of the command line
+
+
+def test_the_list_names_every_method_with_its_source_and_reads_nothing(tmp_path):
+    absent = tmp_path / "absent"
+    text = call(main_stage2.main, "--method", "list", *places(tmp_path), "--pretrained_pth", absent)
+    table, sources = text.split("\nsources\n")
+    assert [line.split()[0] for line in table.strip().splitlines()[1:]] == list(METHODS)
+    assert [line.split(maxsplit=1) for line in sources.strip().splitlines()] == [
+        [name, method.source] for name, method in METHODS.items()
+    ]
+    for method in METHODS.values():
+        row = next(line for line in table.splitlines() if line.split()[0] == method.name)
+        assert method.what in row and all(option in row for option in method.options)
+    assert files_below(tmp_path) == []
+
+
+def test_an_unknown_method_is_refused_with_the_nearest_name_or_all_names():
+    assert refusal(plan, "--method", "loss") == "--method has no 'loss', did you mean los?"
+    assert refusal(plan, "--method", "ce,labelaware") == (
+        "--method has no 'labelaware', did you mean label_aware?"
+    )
+    message = refusal(plan, "--method", "ce,xyz")
+    assert message.startswith("--method has no 'xyz', known: ") and all(name in message for name in NAMES)
+
+
+def test_methods_run_in_the_order_named_once_each_and_the_first_is_published():
+    assert [head.method.name for head in heads("--method", "crt,los,crt,ce")] == ["crt", "los", "ce"]
+    assert [lead_method(text) for text in ("crt,los", "ce", "all")] == ["crt", "ce", "los"]
+    assert [head.method.name for head in heads()] == ["los"]
+
+
+def test_the_stage_1_classifier_stands_beside_methods_that_do_not_name_it():
+    plans = plan(["--method", "ce"])[0]
+    assert [(head.method.name, head.named) for head in plans] == [("stage1", False), ("ce", True)]
+    plans = plan(["--method", "ce,stage1"])[0]
+    assert [(head.method.name, head.named) for head in plans] == [("ce", True), ("stage1", True)]
+
+
+def test_an_option_that_no_method_of_the_run_has_is_refused_and_those_that_have_it_are_named():
+    message = refusal(plan, "--method", "ce,ncm", "--tau", "1,2")
+    assert message == "--tau: no method of this run has it, it is for tau_norm, bsce, la"
+    message = refusal(plan, "--method", "ncm,la", "--finetune_lr", "0.1")
+    assert message.startswith("--finetune_lr: no method of this run has it, it is for ce, los, crt")
+    with_lr = set(message.rpartition("it is for ")[2].split(", "))
+    assert with_lr == set(NAMES) - LEARN_NOTHING
+    assert "--label_smooth: " in refusal(plan, "--method", "ce", "--label_smooth", "0.9")
+
+
+def test_an_option_that_some_methods_have_no_use_for_is_noted_in_the_log(tmp_path, digits):
+    argv = ("--method", "ncm,la,ce", "--tau", "2", "--finetune_epoch", "1")
+    text = run_stage2(tmp_path, "--pretrained_pth", digits.stage1, *argv)
+    notes = ["note: ncm, la: no use for --finetune_epoch", "note: ncm, ce: no use for --tau"]
+    assert [line for line in text.splitlines() if "no use for" in line] == notes
+    assert all(note in (run_folder(tmp_path, "stage2") / "log.txt").read_text() for note in notes)
+    assert plan(["--method", "la,bsce", "--tau", "2"])[1] == []
+
+
+# ---- sweeps, seeds, budgets
+
+
+def test_sweeps_multiply_and_with_seeds_and_come_in_the_order_of_methods_settings_seeds():
+    argv = ("--label_smooth", "0.9,0.8", "--finetune_lr", "0.1,0.01,0.001", "--seeds", "5,3")
+    plans = heads("--method", "ce,los", *argv)
+    expected = [("ce", None, lr, seed) for lr in (0.1, 0.01, 0.001) for seed in (5, 3)]
+    expected += [
+        ("los", delta, lr, seed) for delta in (0.9, 0.8) for lr in (0.1, 0.01, 0.001) for seed in (5, 3)
+    ]
+    found = [(p.method.name, p.options.get("label_smooth"), p.lr, p.seed) for p in plans]
+    assert found == expected
+    assert len({(p.method.name, p.setting, p.seed) for p in plans}) == len(plans)
+
+
+def test_sweeps_of_epochs_weight_decay_and_options_of_one_method_leave_the_others_alone():
+    argv = ("--finetune_epoch", "1,2", "--finetune_wd", "0,0.1", "--rho", "1,2,3")
+    plans = heads("--method", "bsce,marc", *argv)
+    assert [p.method.name for p in plans] == ["bsce"] * 4 + ["marc"] * 12
+    assert {(p.epochs, p.wd) for p in plans} == {(1, 0), (1, 0.1), (2, 0), (2, 0.1)}
+    assert tried("tau", plans[:4]) == [1.0] and tried("rho", plans[4:]) == [1, 2, 3]
+
+
+def test_a_setting_spells_out_what_tells_the_heads_of_a_method_apart():
+    [one] = heads("--method", "wb", "--finetune_epoch", "3", "--finetune_lr", "1e-05")
+    expected = "finetune_lr=1e-05 finetune_epoch=3 finetune_wd=0.1 beta=0.9999 max_norm=0.1"
+    assert one.setting == expected
+    assert [head.setting for head in heads("--method", "ncm,la")] == ["", "tau=1"]
+    [path] = heads("--path", "2", "--finetune_epoch", "3")
+    assert path.setting == "finetune_epoch=3 label_smooth=0.9 path=2" and path.lr is None
+
+
+def test_what_is_not_trained_has_one_seed_and_the_rest_all():
+    plans = heads("--method", "all", "--seeds", "4,5,6")
+    for name in NAMES:
+        seeds = [head.seed for head in plans if head.method.name == name]
+        assert seeds == ([4] if name in LEARN_NOTHING else [4, 5, 6]), name
+    assert plan(["--method", "ce", "--seeds", "4,5"])[0][0].seed == 4
+
+
+def test_a_budget_of_20_epochs_for_all_yields_to_the_users_own_number():
+    def epochs(*argv: str) -> dict[str, int]:
+        plans = heads("--method", "all", *argv)
+        return {head.method.name: head.epochs for head in plans if head.method.trained}
+
+    source = epochs()
+    published = {"crt": 10, "lws": 5, "disalign": 10, "wb": 10, "label_aware": 10, "los": 20, "ce": 20}
+    assert published.items() <= source.items()
+    assert set(epochs("--budget", "equal").values()) == {20} != set(source.values())
+    assert epochs("--budget", "source") == source
+    for budget in ("equal", "source"):
+        assert set(epochs("--budget", budget, "--finetune_epoch", "3").values()) == {3}
+
+
+def test_a_learning_rate_scales_with_the_batch_size_where_its_sources_batch_is_known():
+    usual, double = (heads("--method", "all", "--batch_size", size) for size in (64, 128))
+    for one, other in zip(usual, double, strict=True):
+        if one.method.trained:
+            factor = 2 if one.method.lr else 1  # the recipe of los is for its own batch
+            assert other.lr == pytest.approx(factor * one.lr), one.method.name
+    rates = {head.method.name: head.lr for head in usual}
+    assert rates["crt"] == rates["lws"] == pytest.approx(0.2 * 64 / 512)
+    assert rates["los"] == rates["ce"] == 1e-3
+    assert {p.lr for p in heads("--method", "crt,ce", "--batch_size", 128, "--finetune_lr", 0.7)} == {0.7}
+
+
+def test_weight_decay_is_the_methods_own_or_the_users():
+    decay = {head.method.name: head.wd for head in heads("--method", "los,wb,crt")}
+    assert decay == {"los": 0, "wb": 0.1, "crt": 0}
+    assert {head.wd for head in heads("--method", "los,wb", "--finetune_wd", "0.02")} == {0.02}
+
+
+def test_two_words_for_one_thing_and_a_value_named_twice_are_refused():
+    assert "--path and --finetune_lr" in refusal(plan, "--path", "2", "--finetune_lr", "0.1")
+    assert "--seed and --seeds" in refusal(plan, "--seed", "1", "--seeds", "1,2")
+    assert refusal(plan, "--seeds", "1,2,1") == "--seeds names a value twice: 1, 2, 1"
+    assert "--tau names a value twice" in refusal(plan, "--method", "la", "--tau", "1,1.0")
+    assert "--tau must be 0 or more, got -1" in refusal(plan, "--method", "la", "--tau", "1,-1")
+    assert "--max_norm" in refusal(plan, "--method", "wb", "--max_norm", "1.5")
+
+
+# ---- candidates
+
+
+def test_candidates_are_tried_only_where_validation_selects():
+    methods = ("--method", "la,tau_norm,los_step,ce,focal")
+    for select in ("last", "test"):
+        assert len(heads(*methods, "--select", select)) == 5
+    plans = heads(*methods, *VAL)
+    by_method = {name: [p for p in plans if p.method.name == name] for name in methods[1].split(",")}
+    assert set(tried("tau", by_method["la"])) == set(TAUS) and len(by_method["la"]) == len(TAUS) == 21
+    assert set(tried("path", by_method["los_step"])) == set(PATHS)
+    assert sorted(p.lr for p in by_method["ce"]) == pytest.approx([1e-3 * f for f in LR_FACTORS])
+    gammas = METHODS["focal"].candidates["gamma"]
+    assert set(tried("gamma", by_method["focal"])) == set(gammas)
+    assert len(by_method["focal"]) == len(gammas) * len(LR_FACTORS)
+
+
+def test_a_methods_own_value_is_the_first_of_its_candidates_and_none_comes_twice():
+    for name, method in METHODS.items():
+        usual, plans = heads("--method", name)[0], heads("--method", name, *VAL)
+        assert len({p.setting for p in plans}) == len(plans)
+        for option in method.candidates:
+            if option in TRAINING:
+                assert next(p.wd for p in plans) == usual.wd and len({p.wd for p in plans}) > 1
+                continue
+            assert tried(option, plans)[0] == usual.options[option]
+        if method.trained:
+            assert any(p.lr == usual.lr and p.options == usual.options for p in plans)
+
+
+def test_an_option_that_the_user_gives_has_no_candidates():
+    assert tried("tau", heads("--method", "la", "--tau", "0.7", *VAL)) == [0.7]
+    assert tried("tau", heads("--method", "la", "--tau", "0.7,3", *VAL)) == [0.7, 3]
+    assert {p.lr for p in heads("--method", "ce,crt", "--finetune_lr", "0.3", *VAL)} == {0.3}
+    plans = heads("--method", "los", "--label_smooth", "0.7", *VAL)
+    assert tried("label_smooth", plans) == [0.7] and len(plans) == len(LR_FACTORS)
+    assert len(heads("--method", "los_step", "--path", "3", *VAL)) == 1
+    plans = heads("--method", "los", "--path", "3", "--label_smooth", "0.7", *VAL)
+    assert [(p.options["path"], p.lr) for p in plans] == [(3, None)]

@@ -1,0 +1,298 @@
+"""Stage 2 and evaluate from feature packs: the same bits as from images, and what they refuse."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+import evaluate
+import main_stage2
+from tests.helpers import call, last_line, places, refusal, run_evaluate, run_folder, run_stage1, run_stage2
+from tests.stage2 import read_table, result_lines, trained
+from tests.test_pack_arrays import Arrays
+from tests.test_packs import tiny
+from utils import checkpoint
+from utils.arguments import ARGUMENTS, EVALUATE, STAGE2, parse
+from utils.config import _NOT_WITH_PACK, resolve
+from utils.methods import METHODS
+from utils.packs import read_pack, write_pack
+from utils.representation import pack_representation
+from utils.retraining import outcome
+
+BUDGET = ("--finetune_epoch", "3", "--seed", "0")
+PUBLISHED = Path("ckpt", "digits_lt", "IR=50")
+ONE_OF_EACH_HEAD = {method.head: name for name, method in METHODS.items() if name != "stage1"}.values()
+
+
+def save_pack(root: Path, stage1: Path, *argv: object) -> Path:
+    """A pack of the digits' features from this backbone."""
+    start = ("--pretrained_pth", stage1, "--method", "stage1", *BUDGET[2:], "--views", "0")
+    run_stage2(root, *start, "--save_features", root / "digits.pack", *argv)
+    return root / "digits.pack"
+
+
+@pytest.fixture(scope="module")
+def pack(tmp_path_factory, digits) -> Path:
+    """The plain images' features, fp32; read-only for the tests."""
+    return save_pack(tmp_path_factory.mktemp("pack"), digits.stage1, "--pack_dtype", "fp32")
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory, pack) -> Path:
+    """What stage 2 leaves behind after training on the pack."""
+    root = tmp_path_factory.mktemp("classifier")
+    run_stage2(root, "--features", pack, *BUDGET)
+    return root / PUBLISHED / "resnet8_features_stage2.pth"
+
+
+def refused(root: Path, *argv: object) -> str:
+    """Stage 2's refusal, which leaves nothing behind."""
+    message = refusal(main_stage2.main, *places(root), *argv)
+    assert not (root / "ckpt").exists()
+    return message
+
+
+# ---- the same as from images
+
+
+@pytest.mark.parametrize("name", ["los", "label_aware", "ncm", "disalign"])
+def test_a_pack_of_full_precision_gives_the_bits_of_the_run_on_images(tmp_path, digits, pack, name):
+    budget = BUDGET if METHODS[name].trained else BUDGET[2:]
+    start = ("--pretrained_pth", digits.stage1, "--views", "0", "--method", name)
+    images = run_stage2(tmp_path, *start, *budget)
+    features = run_stage2(tmp_path, "--features", pack, "--method", name, *budget)
+    one, other = (
+        checkpoint.read(tmp_path / PUBLISHED / f"resnet8{kind}_stage2.pth") for kind in ("", "_features")
+    )
+    assert {"fc.weight", "fc.bias"} == set(other.state)
+    assert all(torch.equal(one.state[key], value) for key, value in other.state.items())
+    for key in ("head_state", "progress", "lr", "setting", "stage1_digest"):
+        ours, theirs = ({"": file.facts.get(key)} for file in (one, other))
+        assert checkpoint.content_digest(ours) == checkpoint.content_digest(theirs)
+    assert last_line(features) == last_line(images)
+    assert other.facts["features_digest"] == read_pack(pack).digest
+
+
+def test_a_pack_of_cached_views_trains_as_the_cached_views_do(tmp_path, digits):
+    saved = tmp_path / "views.pack"
+    start = ("--pretrained_pth", digits.stage1, "--views", "2", *BUDGET)
+    run_stage2(tmp_path, *start, "--save_features", saved, "--pack_dtype", "fp32")
+    text = run_stage2(tmp_path, "--features", saved, *BUDGET)
+    assert "2 fixed augmented view(s) in training, no fresh augmentation" in text
+    one, other = (
+        checkpoint.read(tmp_path / PUBLISHED / f"resnet8{kind}_stage2.pth") for kind in ("", "_features")
+    )
+    assert torch.equal(one.state["fc.weight"], other.state["fc.weight"])
+
+
+def test_a_pack_of_half_precision_is_half_as_large_and_gives_nearly_the_same(
+    tmp_path, digits, pack, classifier
+):
+    half = save_pack(tmp_path, digits.stage1)
+    assert read_pack(half).train.dtype == torch.float16
+    assert half.stat().st_size < 0.55 * pack.stat().st_size
+    text = run_stage2(tmp_path, "--features", half, *BUDGET)
+    assert last_line(run_evaluate(tmp_path, "--features", half, "--cur_stage", "stage2")) == last_line(text)
+    path = tmp_path / PUBLISHED / classifier.name
+    one, other = (checkpoint.read(file).state["fc.weight"] for file in (path, classifier))
+    assert not torch.equal(one, other)
+    torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ONE_OF_EACH_HEAD)
+def test_evaluate_repeats_the_line_of_stage_2_on_the_same_pack(tmp_path, pack, name):
+    budget = BUDGET if METHODS[name].trained else ()
+    line = last_line(run_stage2(tmp_path, "--features", pack, "--method", name, *budget))
+    assert last_line(run_evaluate(tmp_path, "--features", pack, "--cur_stage", "stage2")) == line
+    named = ("--pretrained_pth", tmp_path / PUBLISHED / "resnet8_features_stage2.pth")
+    assert last_line(run_evaluate(tmp_path / "else", "--features", pack, *named)) == line
+
+
+def test_evaluate_repeats_the_line_of_stage_1_from_its_pack(tmp_path, digits, pack):
+    line = last_line(run_evaluate(tmp_path, "--features", pack, "--cur_stage", "stage1"))
+    assert line == last_line(digits.stage1_text)
+
+
+def test_evaluate_scores_a_classifier_trained_on_images_with_their_pack(tmp_path, digits, pack):
+    named = run_evaluate(tmp_path, "--features", pack, "--pretrained_pth", digits.stage2)
+    assert last_line(named) == last_line(digits.stage2_text)
+
+
+def test_stage_2_says_that_the_views_of_a_pack_are_fixed_and_which_pack_it_was(tmp_path, pack):
+    text = run_stage2(tmp_path, "--features", pack, "--method", "los,crt", *BUDGET)
+    assert "1 fixed plain view(s) in training, no fresh augmentation" in text
+    assert f"feature pack {pack} (sha256 {read_pack(pack).digest[:12]})" in text
+    assert "110 down to 2 images a class; classes: many 1, medium 3, few 6" in text
+    assert (run_folder(tmp_path, "stage2") / "plots" / "accuracy.png").is_file()
+
+
+def test_validation_images_of_a_pack_select_as_the_images_do(tmp_path, digits, pack):
+    select = (*BUDGET, "--method", "los", "--select", "val")
+    images = run_stage2(tmp_path, "--pretrained_pth", digits.stage1, "--views", "0", *select)
+    ours = read_table(run_folder(tmp_path, "stage2"), "search")
+    features = run_stage2(tmp_path, "--features", pack, *select)
+    assert last_line(features) == last_line(images)
+    assert read_table(run_folder(tmp_path, "stage2"), "search").equals(ours)
+
+
+# ---- the user's own arrays
+
+
+def test_arrays_become_a_pack_that_stage_2_trains_on_and_evaluate_scores(tmp_path):
+    given = Arrays(tmp_path)
+    given.pack("--name", "my_digits")
+    run = (*places(tmp_path), "--features", given.out)
+    text = call(main_stage2.main, *run, "--method", "los,ce,ncm,los_step", *BUDGET)
+    *_, lead = lines = result_lines(text)
+    assert lead.pop("method") == "los" and len(lines) == 4
+    path = float(re.search(r"path +([\d.]+) +preset", text).group(1))
+    settings = read_table(run_folder(tmp_path, "stage2", "my_digits")).set_index("method")["setting"]
+    assert all(f"path={path:g}" in settings[name].split() for name in ("los", "ce"))
+    assert result_lines(call(evaluate.main, *run, "--cur_stage", "stage2")) == [lead]
+    [stage1] = result_lines(call(evaluate.main, *run, "--cur_stage", "stage1"))
+    assert 85 < float(stage1["overall"]) != float(lead["overall"])
+
+
+def test_own_validation_arrays_select(tmp_path):
+    x, y = Arrays(tmp_path).arrays["test_x"], Arrays(tmp_path).arrays["test_y"]
+    given = Arrays(tmp_path, val_x=x[::2], val_y=y[::2], test_x=x[1::2], test_y=y[1::2])
+    given.pack("--name", "mine")
+    argv = ("--method", "la,los_step", "--select", "val", *BUDGET[2:])
+    text = call(main_stage2.main, *places(tmp_path), "--features", given.out, *argv)
+    assert [line["selected_on"] for line in result_lines(text)] == ["val", "val"]
+
+
+class LargestNewTensor(TorchDispatchMode):
+    """Notes the bytes of the largest tensor that an operation makes; a view of another is not new."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        known, made = (
+            {leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)}
+            for tree in ((args, kwargs), out)
+        )
+        known = {storage.data_ptr() for storage in known}
+        sizes = [storage.nbytes() for storage in made if storage.data_ptr() not in known]
+        self.largest = max([self.largest, *sizes])
+        return out
+
+
+def test_training_and_scoring_on_a_pack_copy_no_more_than_some_of_its_rows(tmp_path):
+    images, width = 60_000, 64
+    few = tiny(class_counts=[images - 1000, 900, 100])
+    labels = torch.arange(3).repeat_interleave(torch.tensor(few.facts["class_counts"]))
+    train = torch.ones(1, images, width, dtype=torch.float16)
+    wide = replace(few, train=train, train_labels=labels, test=train[:, :4], fc_weight=torch.zeros(3, width))
+    write_pack(tmp_path / "wide.pack", wide)
+    argv = ["--method", "crt,ncm", "--finetune_epoch", "1", "--seed", "0", "--batch_size", "1024"]
+    config = resolve(STAGE2, parse(STAGE2, "", ["--dataset", "digits_lt", *argv]))
+    frozen = pack_representation(read_pack(tmp_path / "wide.pack"), torch.device("cpu"))
+    with LargestNewTensor() as seen:
+        outcomes = [outcome(head) for head in trained(config, frozen)]
+    assert len(outcomes) == 3
+    assert 1024 * width * 4 <= seen.largest < train.numel() * train.element_size() / 2
+
+
+# ---- refusals
+
+
+def test_broken_packs_are_refused_by_both_scripts_in_one_line(tmp_path, pack):
+    broken, whole = tmp_path / "broken.pack", pack.read_bytes()
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 1
+    for content in (whole[:-100], whole[: len(whole) // 2], bytes(flipped), b"", b"no pack"):
+        broken.write_bytes(content)
+        assert f"{broken} is damaged" in refused(tmp_path, "--features", broken)
+        message = refusal(evaluate.main, *places(tmp_path), "--features", broken, "--cur_stage", "stage1")
+        assert f"{broken} is damaged" in message
+    assert "does not exist" in refused(tmp_path, "--features", tmp_path / "absent")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_pack_of_another_class_count_or_data_set_is_refused(tmp_path, pack):
+    assert "--num_class 7 is asked for" in refused(tmp_path, "--features", pack, "--num_class", "7")
+    assert "--dataset cifar100_lt is asked" in refused(
+        tmp_path, "--features", pack, "--dataset", "cifar100_lt"
+    )
+    assert "--imb_ratio 10" in refused(tmp_path, "--features", pack, "--imb_ratio", "10")
+    write_pack(tmp_path / "three.pack", tiny(dataset="digits_lt"))
+    message = refused(tmp_path, "--features", tmp_path / "three.pack")
+    assert message == "--num_class 3, but digits_lt has 10 classes"
+
+
+@pytest.mark.parametrize("name", _NOT_WITH_PACK)
+def test_an_argument_without_use_beside_a_pack_is_refused(tmp_path, pack, name):
+    argument = next(argument for argument in ARGUMENTS if argument.name == name)
+    values = {int: ["1"], float: ["0.5"], Path: [tmp_path / "some"], bool: []}
+    words = [f"--{name}", *(argument.choices[:1] if argument.choices else values[argument.kind])]
+    expected = f"--features holds the features already: --{name} has no use beside it"
+    if name == "val_fraction":  # it has none without --val_source either
+        expected = "--val_fraction has a meaning with --val_source heldout only"
+    assert refused(tmp_path, "--features", pack, *words) == expected
+    if EVALUATE in argument.scripts:
+        stage = ("--features", pack, "--cur_stage", "stage1")
+        assert refusal(evaluate.main, *places(tmp_path), *stage, *words) == expected
+
+
+def test_options_of_packs_that_contradict_others_are_refused(tmp_path, digits, pack):
+    start = ("--features", pack, "--pretrained_pth", digits.stage1)
+    assert refused(tmp_path, *start) == "--features holds its stage-1 classifier: leave --pretrained_pth out"
+    start = ("--dataset", "digits_lt", "--pretrained_pth", digits.stage1)
+    assert "--pack_dtype is for --save_features" in refused(tmp_path, *start, "--pack_dtype", "fp16")
+    drifting = ("--save_features", tmp_path / "a", "--bn_mode", "train")
+    assert "--save_features needs frozen features" in refused(tmp_path, *start, *drifting)
+
+
+def test_selection_needs_validation_images_in_the_pack_that_its_backbone_never_saw(tmp_path, digits, pack):
+    select = ("--select", "val", "--method", "la")
+    without, unclean = tmp_path / "without.pack", tmp_path / "unclean.pack"
+    save_pack(tmp_path, digits.stage1, "--val_source", "none").rename(without)
+    assert "--select val needs validation images" in refused(tmp_path / "a", "--features", without, *select)
+    save_pack(tmp_path, digits.stage1, "--val_source", "heldout").rename(unclean)
+    assert not read_pack(unclean).facts["val_clean"] and read_pack(pack).facts["val_clean"]
+    message = refused(tmp_path / "a", "--features", unclean, *select)
+    assert message.startswith(f"--select val refused: {unclean} says that its backbone may have seen")
+    assert "other images" in run_stage2(tmp_path / "b", "--features", unclean, *select[2:])
+
+
+def test_a_classifier_of_other_features_is_refused(tmp_path, digits, pack, classifier):
+    run_stage1(tmp_path, "--epochs", "1", "--seed", "7", "--quiet")
+    other = save_pack(tmp_path, tmp_path / PUBLISHED / "resnet8_stage1.pth")
+    for path in (classifier, digits.stage2, digits.stage1):
+        argv = ("--features", other, "--pretrained_pth", path)
+        message = refusal(evaluate.main, *places(tmp_path), *argv)
+        assert message == f"{path} is a classifier for other features than those of {other}"
+
+
+def test_a_classifier_of_other_own_features_is_refused(tmp_path):
+    arrays = Arrays(tmp_path).arrays
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        turned = {key: arrays[key][:, ::-1] for key in ("train_x", "test_x") if name == "two"}
+        Arrays(tmp_path / name, **turned).pack("--name", "mine")
+    start = ("--features", tmp_path / "one" / "out.pack", "--method", "ce", *BUDGET)
+    call(main_stage2.main, *places(tmp_path), *start)
+    [published] = (tmp_path / "ckpt" / "mine").iterdir()
+    other = ("--features", tmp_path / "two" / "out.pack", "--pretrained_pth", published)
+    message = refusal(evaluate.main, *places(tmp_path), *other)
+    assert f"{published} is a classifier for other features" in message
+
+
+def test_a_classifier_without_a_backbone_asks_for_its_pack(tmp_path, classifier):
+    argv = (*places(tmp_path), "--pretrained_pth", classifier)
+    for stage in ((), ("--cur_stage", "stage2")):
+        message = refusal(evaluate.main, *argv, *stage)
+        assert message.startswith(f"{classifier} holds a classifier without a backbone: give the pack")
+        assert message.endswith("by --features")
+
+
+def test_a_missing_stage_2_does_not_offer_the_classifier_of_a_pack_as_a_network(classifier):
+    root = classifier.parents[2]
+    message = refusal(evaluate.main, "--dataset", "digits_lt", "--ckpt_dir", root, "--cur_stage", "stage2")
+    assert message.startswith("no stage2 checkpoint at ") and "--network resnet8_features" not in message

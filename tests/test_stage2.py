@@ -1,0 +1,181 @@
+"""The stage-2 script with every method: what it publishes, what it selects, what it reports."""
+
+import pytest
+import torch
+
+from tests.helpers import last_line, read_metrics, read_summary, run_evaluate, run_folder, run_stage2
+from tests.stage2 import frozen_features, read_table, result_lines, settle, trained
+from utils import checkpoint
+from utils.methods import METHODS
+from utils.retraining import HeadRun, choose, outcome
+
+# options away from what a head is made with
+UNUSUAL = {
+    "etf": ("--scale", "11"),
+    "ldam": ("--scale", "12"),
+    "la": ("--tau", "0.6"),
+    "tau_norm": ("--tau", "1.7"),
+}
+
+# ---- publishing
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_evaluate_repeats_the_line_of_every_method_and_the_backbone_stays_as_it_was(tmp_path, digits, name):
+    epochs = ("--finetune_epoch", "2") if METHODS[name].trained else ()
+    start = ("--pretrained_pth", digits.stage1, "--seed", "0", *epochs, *UNUSUAL.get(name, ()))
+    line = last_line(run_stage2(tmp_path, *start, "--method", name))
+    assert last_line(run_evaluate(tmp_path, "--cur_stage", "stage2")) == line
+    ours, theirs = (
+        read_summary(run_folder(tmp_path, kind))["test"] for kind in ("stage2", "evaluate_stage2")
+    )
+    for key in ("balanced", "top5", "calibration_error", "loma_per_sample", "rsd_per_sample"):
+        assert ours[key] == pytest.approx(theirs[key], rel=1e-4), key
+    assert (line == last_line(digits.stage1_text)) == (name == "stage1")
+    before = checkpoint.read(digits.stage1)
+    after = checkpoint.read(tmp_path / digits.stage2.relative_to(digits.root))
+    kind = METHODS[name].head.replace("los_step", "linear")
+    assert after.facts["head"]["kind"] == kind and after.facts["method"] == name
+    assert after.facts["stage1_digest"] == before.digest and after.state.keys() == before.state.keys()
+    moved = {key for key in before.state if not torch.equal(before.state[key], after.state[key])}
+    assert moved == ({"fc.weight", "fc.bias"} if kind == "linear" and name != "stage1" else set())
+    assert ("head_state" in after.facts) == (kind != "linear")
+
+
+def test_pictures_are_drawn_where_several_heads_are_named(tmp_path, digits):
+    start = ("--pretrained_pth", digits.stage1, "--finetune_epoch", "1", "--seed", "0")
+    text = run_stage2(tmp_path, *start, "--method", "ce,stage1")
+    folder = run_folder(tmp_path, "stage2")
+    pictures = {path.name for path in (folder / "plots").iterdir()}
+    assert {"accuracy.png", "loma.png", "rsd.png", "balance.png"} <= pictures
+    assert f"table and {len(pictures)} pictures in {folder}" in text
+    assert not (run_folder(digits.root, "stage2") / "plots").exists()
+    assert f"python -m utils.plots {run_folder(digits.root, 'stage2')}" in digits.stage2_text
+
+
+# ---- selection
+
+
+@pytest.mark.parametrize("select", ["val", "test"])
+def test_selection_reports_the_best_epoch_of_its_column_and_says_so(tmp_path, digits, select):
+    text = run_stage2(tmp_path, "--pretrained_pth", digits.stage1, "--select", select, "--seed", "0")
+    column = {"val": "val_balanced", "test": "test_overall"}[select]
+    folder = run_folder(tmp_path, "stage2")
+    rows = read_metrics(folder).query("method == 'los'")
+    best = rows.loc[rows[column].idxmax()]
+    summary = read_summary(folder)
+    assert summary["epoch"] == best["epoch"] and summary["selected_on"] == select
+    assert summary["setting"] == best["setting"]
+    assert result_lines(text)[-1]["selected_on"] == select
+    assert ("chosen on the test set" in text) == (select == "test")
+    assert last_line(run_evaluate(tmp_path, "--cur_stage", "stage2")) == last_line(text)
+    assert ("test_overall" in rows) == (select == "test")
+
+
+@pytest.fixture(scope="module")
+def on_validation(tmp_path_factory, digits) -> tuple:
+    """A run over two seeds in which validation chooses among candidates; its text and its folder."""
+    root = tmp_path_factory.mktemp("selected")
+    argv = ("--method", "los,la,ncm,crt", "--seeds", "0,1", "--finetune_epoch", "3", "--select", "val")
+    text = run_stage2(root, "--pretrained_pth", digits.stage1, *argv, "--tau", "0,0.5,1,1.5")
+    return text, run_folder(root, "stage2")
+
+
+def test_validation_chooses_of_each_method_the_setting_that_is_best_on_average_over_the_seeds(on_validation):
+    _, folder = on_validation
+    search, table = read_table(folder, "search"), read_table(folder)
+    for method, rows in search.groupby("method"):
+        means = rows.groupby("setting", sort=False)["score"].mean()
+        chosen = rows[rows["chosen"]]
+        assert set(chosen["setting"]) == {means.idxmax()}
+        assert len(chosen) == rows["seed"].nunique() == (2 if method in ("los", "crt") else 1)
+        assert table.query("method == @method")["setting"].tolist() == [means.idxmax()]
+    first = search.drop_duplicates("method").set_index("method")["chosen"]
+    assert not first["los"] and not first["la"]  # the first setting is not simply taken
+    assert set(table["selected_on"]) == {"val"}
+
+
+def test_the_score_of_a_head_is_its_best_epoch_on_validation_and_test_is_looked_at_once(on_validation):
+    text, folder = on_validation
+    search, metrics = read_table(folder, "search"), read_table(folder, "metrics")
+    assert not [column for column in metrics if column.startswith("test_")]
+    keys = ["method", "setting", "seed"]
+    best = metrics.groupby(keys, sort=False)["val_balanced"]
+    assert search[keys].values.tolist() == list(map(list, best.groups))
+    assert search["score"].tolist() == best.max().tolist()
+    assert search["epoch"].tolist() == metrics.loc[best.idxmax(), "epoch"].tolist()
+    scored = read_table(folder, "per_class")[keys].drop_duplicates()
+    assert scored.values.tolist() == search[search["chosen"]][keys].values.tolist()
+    lines = result_lines(text)
+    assert [(line["method"], line.get("seed")) for line in lines] == [
+        *(("los", "1"), ("la", None), ("ncm", None), ("crt", "0"), ("crt", "1"), ("los", "0"))
+    ]
+    assert {line["selected_on"] for line in lines} == {"val"}
+
+
+def test_the_best_epoch_is_scored_and_not_the_last(digits):
+    argv = ("--finetune_lr", "0.005", "--finetune_epoch", "6", "--select", "test", "--views", "0")
+    los = trained(settle(digits, *argv), frozen_features(digits, *argv))[-1]
+    accuracies = [row["test_overall"] for row in los.progress.rows]
+    assert los.chosen_epoch == 1 + accuracies.index(max(accuracies)) < 6
+    assert max(accuracies) > accuracies[-1]
+    assert outcome(los).figures["overall"] == max(accuracies)
+
+
+@pytest.fixture
+def searched(digits) -> list[HeadRun]:
+    """Learning rates around that of ce, with two seeds; the stage-1 head before them."""
+    argv = ("--method", "ce", "--seeds", "0,1", "--finetune_epoch", "2", "--select", "val")
+    return trained(settle(digits, *argv), frozen_features(digits, "--views", "0"))
+
+
+def test_a_setting_is_chosen_by_its_mean_over_the_seeds_the_first_of_equals(searched):
+    _, *heads = searched
+    for head in heads:
+        head.progress.best_score = 0.5
+    assert choose(searched, "val")[1:] == heads[:2]
+    heads[2].progress.best_score = 0.7  # the best seed of all, but not the best pair
+    heads[3].progress.best_score = 0.4
+    heads[4].progress.best_score = heads[5].progress.best_score = 0.6
+    assert choose(searched, "val") == [searched[0], *heads[4:6]]
+
+
+def test_a_setting_with_a_failed_seed_is_not_chosen(searched):
+    _, first, second = choose(searched, "val")
+    assert first.plan.setting == second.plan.setting and {first.plan.seed, second.plan.seed} == {0, 1}
+    second.failure = "the loss is inf"
+    _, *others = choose(searched, "val")
+    assert len(others) == 2 and all(other.plan.setting != first.plan.setting for other in others)
+    assert choose(searched, "last") == [head for head in searched if head is not second]
+
+
+def test_the_published_protocol_chooses_on_test_and_marks_every_line(tmp_path, digits):
+    argv = (
+        "--method",
+        "los,crt,ncm",
+        "--label_smooth",
+        "0.5,0.9",
+        "--finetune_epoch",
+        "3",
+        "--select",
+        "test",
+    )
+    text = run_stage2(tmp_path, "--pretrained_pth", digits.stage1, "--seed", "0", *argv)
+    lines, folder = result_lines(text), run_folder(tmp_path, "stage2")
+    assert [line["method"] for line in lines] == ["crt", "ncm", "los"]
+    assert {line["selected_on"] for line in lines} == {"test"}
+    table, metrics = read_table(folder), read_table(folder, "metrics")
+    assert set(table["selected_on"]) == {"test"} and table["method"].is_unique
+    for row in table.itertuples():  # of each method the best of all settings and epochs
+        assert row.overall == metrics.query("method == @row.method")["test_overall"].max()
+    assert "chosen on the test images themselves (published protocol): optimistic" in text
+
+
+def test_without_selection_every_setting_is_reported_at_its_last_epoch(tmp_path, digits):
+    argv = ("--method", "ce,la", "--finetune_lr", "0.1,0.001", "--tau", "1,2", "--finetune_epoch", "3")
+    run_stage2(tmp_path, "--pretrained_pth", digits.stage1, *argv)
+    folder = run_folder(tmp_path, "stage2")
+    table = read_table(folder)
+    assert table["method"].value_counts().to_dict() == {"ce": 2, "la": 2, "stage1": 1}
+    assert table.set_index("method")["chosen_epoch"]["ce"].tolist() == [3, 3]
+    assert not (folder / "search.csv").exists() and set(table["selected_on"]) == {"last"}
