@@ -179,3 +179,12 @@ def test_without_selection_every_setting_is_reported_at_its_last_epoch(tmp_path,
     assert table["method"].value_counts().to_dict() == {"ce": 2, "la": 2, "stage1": 1}
     assert table.set_index("method")["chosen_epoch"]["ce"].tolist() == [3, 3]
     assert not (folder / "search.csv").exists() and set(table["selected_on"]) == {"last"}
+
+
+def test_the_best_epoch_of_a_drifting_backbone_is_published_with_its_own_statistics(tmp_path, digits):
+    start = ("--pretrained_pth", digits.stage1, "--seed", "0", "--bn_mode", "train", "--select", "test")
+    line = last_line(run_stage2(tmp_path, *start, "--finetune_epoch", "6", "--finetune_lr", "0.03"))
+    rows = read_metrics(run_folder(tmp_path, "stage2"))
+    assert rows["test_overall"].idxmax() < len(rows) - 1
+    assert f"overall={100 * rows['test_overall'].max():.2f}" in line
+    assert last_line(run_evaluate(tmp_path, "--cur_stage", "stage2")) == line

@@ -51,7 +51,7 @@ class HeadRun:
     def __init__(self, plan: HeadPlan, frozen: Representation, config: Config) -> None:
         self.plan, self.frozen, self.batch_size = plan, frozen, config.batch_size
         self.select = config.select
-        self.progress, self.best_state = engine.Progress(), None
+        self.progress, self.best_state, self.best_backbone = engine.Progress(), None, None
         self.failure: str | None = None
         self.seconds, self.lr, self.head = 0.0, plan.lr, None
         self._attempt(lambda: self._start(config))
@@ -151,11 +151,15 @@ class HeadRun:
 
     def _keep_best(self) -> None:
         self.best_state = deepcopy(self.head.state_dict())
+        if self.frozen.drifting:
+            self.best_backbone = deepcopy(self.frozen.train.model.state_dict())
 
     def load_chosen(self) -> None:
         """Put the selected epoch into the head."""
         if self.select != "last" and self.best_state is not None:
             self.head.load_state_dict(self.best_state)
+            if self.frozen.drifting:
+                self.frozen.train.model.load_state_dict(self.best_backbone)
 
     @property
     def chosen_epoch(self) -> int:
