@@ -74,9 +74,10 @@ def _row(group: list[Outcome], references: dict[str, list[Outcome] | None], targ
             suffix = "" if reading == "per_sample" else "_per_class"
             for metric in ("loma", "rsd"):
                 groups = [source[f"{metric}_{reading}"] for source in sources]
-                for part, name in (("all", ""), ("spread", "_spread")):
+                for part in ("all", "spread", *GROUPS):
                     values = [values[part] for values in groups]
-                    row[f"{prefix}{metric}{suffix}{name}"] = None if None in values else fmean(values)
+                    name = f"{prefix}{metric}{suffix}" + ("" if part == "all" else f"_{part}")
+                    row[name] = None if None in values else fmean(values)
     for name, reference in references.items():
         if reference is not None and reference is not group:
             row[f"minus_{name}"] = row["overall"] - fmean(one.figures["overall"] for one in reference)
@@ -156,7 +157,7 @@ def _setting(row: dict) -> str:
 _COLUMNS: dict[str, tuple[Callable[[dict], str], str | None]] = {
     "method": (lambda row: row["method"], None),
     "n": (lambda row: str(row["n"]), None),
-    **{name: (_percent(name), name) for name in ("overall", *GROUPS)},
+    **{name: (_percent(name), name) for name in ("overall", *GROUPS, "balanced")},
     "ECE": (_percent("calibration_error"), "calibration_error"),
     "LoMa (spread)": (_spread("loma"), "loma_spread"),
     "RSD (spread)": (_spread("rsd"), "rsd"),

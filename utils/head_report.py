@@ -66,6 +66,11 @@ class Watcher:
         self.lead = next(head for head in heads if head.plan.method.name == lead)
         self.epochs = max([1, *(head.plan.epochs for head in heads)])
         self.started, self.told = time.monotonic(), set()
+        by_path = [h for h in heads if h.plan.method.trained and h.plan.options.get("path") and not h.failed]
+        for name, path, lr in dict.fromkeys(
+            (h.plan.method.name, h.plan.options["path"], h.lr) for h in by_path
+        ):
+            run.log(f"{name}, path {path:g}: learning rate {lr:.3g}, from the features' norms")
 
     def after_epoch(self, epoch: int) -> None:
         """Write and tell what `epoch` epochs have brought."""
