@@ -5,6 +5,7 @@ mirrors).
 """
 
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
@@ -51,19 +52,19 @@ def logit_batches(head: nn.Module, features: Tensor) -> Iterator[Tensor]:
         yield head_logits(head, features[:, start : start + rows])
 
 
-class FeatureViews:
+class FeatureViews(ABC):
     """Training features by image, one view of them an epoch; `labels` int64 [N]."""
 
     def __init__(self, labels: Tensor) -> None:
         self.labels = labels
 
+    @abstractmethod
     def of_epoch(self, epoch: int) -> Tensor:
         """Features [N, D] for epoch `epoch`, in file order."""
-        raise NotImplementedError
 
+    @abstractmethod
     def plain(self) -> Tensor:
         """Features [N, D] of the images as they are."""
-        raise NotImplementedError
 
     def batches(self, order: Tensor, batch_size: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """(features float32 [N, D], labels [N]) batches of an epoch, in the order given."""
