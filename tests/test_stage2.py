@@ -31,7 +31,7 @@ def test_evaluate_repeats_the_line_of_every_method_and_the_backbone_stays_as_it_
     )
     for key in ("balanced", "top5", "calibration_error", "loma_per_sample", "rsd_per_sample"):
         assert ours[key] == pytest.approx(theirs[key], rel=1e-4), key
-    assert (line == last_line(digits.stage1_text)) == (name == "stage1")
+    assert name != "stage1" or line == last_line(digits.stage1_text)
     before = checkpoint.read(digits.stage1)
     after = checkpoint.read(tmp_path / digits.stage2.relative_to(digits.root))
     kind = METHODS[name].head.replace("los_step", "linear")
