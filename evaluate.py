@@ -34,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     # ---- data and model: images and a network, or the features of a pack and a classifier
     data, model = load_frozen(config, source, device)
+    model.requires_grad_(False)
     pack = source if isinstance(source, Pack) else None
     if pack:
         source = load_classifier(model, given, config, pack) or pack
