@@ -4,7 +4,10 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
+from tests.heads import inputs, stage1_classifier
 from tests.helpers import TrainedDigits, run_stage1, run_stage2
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -28,3 +31,15 @@ def cifar_dir() -> Path:
             f"no cifar-100-python in {folder}: set LOS_DATA_DIR to a folder that holds the real CIFAR-100"
         )
     return folder
+
+
+@pytest.fixture
+def fc() -> nn.Linear:
+    """A stage-1 classifier of a few classes, for the tests of heads."""
+    return stage1_classifier()
+
+
+@pytest.fixture
+def x() -> torch.Tensor:
+    """Features for it."""
+    return inputs()

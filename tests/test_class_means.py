@@ -9,7 +9,7 @@ from torch import nn
 
 from models import build_head
 from models.class_means import CHUNK, class_means
-from tests.heads import COUNTS, K, array, inputs, largest_tensor, made, stage1_classifier, training_set
+from tests.heads import COUNTS, K, array, largest_tensor, made, training_set
 
 
 def loop_means(features: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:
@@ -24,16 +24,6 @@ def on_disk(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
     mapped = np.memmap(path, np.float16, "w+", shape=(len(labels), 8))
     mapped[:] = generator.normal(size=mapped.shape) + labels[:, None]
     return torch.from_numpy(mapped), torch.from_numpy(labels)
-
-
-@pytest.fixture
-def fc() -> nn.Linear:
-    return stage1_classifier()
-
-
-@pytest.fixture
-def x() -> torch.Tensor:
-    return inputs()
 
 
 # ---- means

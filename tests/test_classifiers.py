@@ -9,7 +9,7 @@ from torch import nn
 from torch.func import functional_call
 
 from models import HEADS, build_head, head_from_state
-from tests.heads import D, K, array, inputs, largest_tensor, made, seeded, stage1_classifier, stirred
+from tests.heads import D, K, array, largest_tensor, made, seeded, stirred
 
 OPTIONS = {
     "tau_norm": {"tau": 0.7},
@@ -30,16 +30,6 @@ LEARNED = {
     "los_step": {},
 }
 LEARNABLE = [kind for kind, learned in LEARNED.items() if learned]
-
-
-@pytest.fixture
-def fc() -> nn.Linear:
-    return stage1_classifier()
-
-
-@pytest.fixture
-def x() -> torch.Tensor:
-    return inputs()
 
 
 # ---- the formulas

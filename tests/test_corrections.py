@@ -3,20 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from models import build_head
-from tests.heads import COUNTS, K, array, inputs, made, stage1_classifier, stirred
-
-
-@pytest.fixture
-def fc() -> nn.Linear:
-    return stage1_classifier()
-
-
-@pytest.fixture
-def x() -> torch.Tensor:
-    return inputs()
+from tests.heads import COUNTS, K, array, made, stirred
 
 
 @pytest.mark.parametrize("kind", ["lws", "marc", "disalign"])

@@ -37,7 +37,7 @@ def test_a_step_of_that_strength_drops_the_logit_by_exactly_the_path(path):
 @pytest.mark.parametrize(("label_smooth", "schedule_sum", "momentum"), [(0.98, 100.0, 0.9), (0.5, 7.5, 0.0)])
 def test_the_learning_rate_makes_the_step_of_that_strength(label_smooth, schedule_sum, momentum):
     features, labels = shuffled()
-    lr = los_path_lr(1.5, features, labels, label_smooth, K, schedule_sum, momentum)
+    lr = los_path_lr(path_strength(1.5, features, labels, K), label_smooth, schedule_sum, momentum)
     step = label_smooth * lr * schedule_sum / (1 - momentum)
     assert step == pytest.approx(path_strength(1.5, features, labels, K), rel=1e-12)
 
@@ -50,7 +50,7 @@ def test_training_at_that_rate_goes_the_path_while_predictions_stay_one_hot(mome
     with torch.no_grad():
         fc.weight.copy_(2000 * torch.eye(K))
     rates = [cosine_lr(1.0, step, steps) for step in range(steps)]
-    lr = los_path_lr(2.0, features, labels, 0.9, K, sum(rates), momentum)
+    lr = los_path_lr(path_strength(2.0, features, labels, K), 0.9, sum(rates), momentum)
     head = build_head("linear", fc)
     optimizer = torch.optim.SGD(head.parameters(), lr=lr, momentum=momentum)
     for rate in rates:
@@ -86,17 +86,22 @@ def test_where_the_step_does_not_lower_the_logit_there_is_no_path(features):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"path": 0.0}, "path must be a number above 0"),
-        ({"path": float("nan")}, "path must be a number above 0"),
-        ({"label_smooth": 0.0}, "plain cross-entropy, a control"),
+        ({"label_smooth": 0.0}, "plain cross-entropy: give --finetune_lr"),
         ({"label_smooth": 1.0}, "label_smooth must be below 1"),
         ({"schedule_sum": 0.0}, "schedule_sum must be a number above 0"),
         ({"momentum": 1.0}, r"momentum must be in \[0, 1\)"),
-        ({"num_classes": 4}, r"labels must be in 0\.\.3"),
     ],
 )
 def test_what_gives_no_learning_rate_is_refused_with_its_reason(changed, message):
-    features, labels = shuffled()
-    wanted = {"path": 1.0, "label_smooth": 0.9, "num_classes": K, "schedule_sum": 10.0, "momentum": 0.9}
+    wanted = {"strength": 1.0, "label_smooth": 0.9, "schedule_sum": 10.0, "momentum": 0.9}
     with pytest.raises(ValueError, match=message):
-        los_path_lr(features=features, labels=labels, **wanted | changed)
+        los_path_lr(**wanted | changed)
+
+
+@pytest.mark.parametrize(
+    ("path", "num_classes", "message"),
+    [(0.0, K, "path must be a number above 0"), (float("nan"), K, "path must be"), (1.0, 4, r"0\.\.3")],
+)
+def test_what_gives_no_strength_is_refused_with_its_reason(path, num_classes, message):
+    with pytest.raises(ValueError, match=message):
+        path_strength(path, *shuffled(), num_classes)

@@ -234,7 +234,7 @@ def test_a_path_sets_the_learning_rate_of_los_and_the_control_takes_it_over(digi
     _, los, ce, step = trained(config, frozen)
     features, labels = frozen.train.plain(), frozen.train.labels
     schedule = 5 * sum(cosine_lr(1.0, epoch, 7) for epoch in range(7))
-    lr = los_path_lr(1.5, features, labels, 0.9, 10, schedule, 0.9)
+    lr = los_path_lr(path_strength(1.5, features, labels, 10), 0.9, schedule, 0.9)
     assert los.lr == pytest.approx(lr) and ce.lr == los.lr
     assert los.progress.rows[0]["lr"] == los.lr
     assert step.head.strength == pytest.approx(path_strength(1.5, features, labels, 10))

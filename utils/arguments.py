@@ -226,7 +226,9 @@ ARGUMENTS = [
 ]
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """A parser whose complaint is a UserError."""
+
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (see {self.prog} --help)")
 
@@ -248,7 +250,7 @@ def parse(script: str, description: str, argv: Sequence[str] | None = None) -> d
     Raises:
         UserError: an unknown argument, one of another script, or a value of the wrong type.
     """
-    parser = _Parser(
+    parser = Parser(
         prog=script,
         description=description,
         allow_abbrev=False,

@@ -105,7 +105,7 @@ _TABLE = (
     Method("marc", "margin calibration", "Wang et al. 2022; lr published (batch taken as 64), epochs ours",
            learns="K scales, K shifts", head="marc", loss="power", epochs=10, lr=0.05,
            options={"rho": 1.2}, candidates={"rho": RHOS}),
-    Method("wb", "weight balancing: decay, MaxNorm", "Alshammari et al. 2022; all published",
+    Method("wb", "weight balancing: decay, MaxNorm", "Alshammari et al. 2022; published (second-hand)",
            loss="wb", epochs=10, lr=0.01, wd=0.1, options={"beta": 0.9999, "max_norm": 0.1},
            candidates={"finetune_wd": (0.001, 0.01)}),
     Method("label_aware", "smoothing by frequency, MiSLAS",

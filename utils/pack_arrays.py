@@ -18,7 +18,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from utils.arguments import _Parser
+from utils.arguments import Parser
 from utils.errors import UserError
 from utils.packs import Pack, check, write_pack
 
@@ -57,7 +57,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _parse(argv: Sequence[str]) -> Namespace:
-    parser = _Parser(
+    parser = Parser(
         prog="python -m utils.features pack", description=__doc__.splitlines()[0], allow_abbrev=False
     )
     for name, text in _ARRAYS.items():

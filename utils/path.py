@@ -45,23 +45,15 @@ def path_strength(path: float, features: Tensor, labels: Tensor, num_classes: in
     return path / drop
 
 
-def los_path_lr(
-    path: float,
-    features: Tensor,
-    labels: Tensor,
-    label_smooth: float,
-    num_classes: int,
-    schedule_sum: float,
-    momentum: float,
-) -> float:
-    """The peak learning rate whose first-order logit drop is `path`; features [N, D], labels int64 [N].
+def los_path_lr(strength: float, label_smooth: float, schedule_sum: float, momentum: float) -> float:
+    """The peak learning rate at which training goes the way of LosStep's `strength`, to first order.
 
     `schedule_sum` is Σ over the optimiser's steps of lr / peak lr.
 
     Raises:
-        ValueError: δ is 0 (a control has no such path), an argument is out of range, or there is no path.
+        ValueError: δ is 0 (a control has no such path), or an argument is out of range.
     """
     if check_label_smooth(label_smooth) == 0:
-        raise ValueError("label_smooth 0 is plain cross-entropy, a control: no learning rate gives it a path")
+        raise ValueError("--path has no meaning at δ = 0, plain cross-entropy: give --finetune_lr")
     steps = check_above_zero("schedule_sum", schedule_sum) / (1 - check_below_one("momentum", momentum))
-    return path_strength(path, features, labels, num_classes) / (label_smooth * steps)
+    return strength / (label_smooth * steps)

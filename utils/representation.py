@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from datasets.types import ImageSet, LongTailedData
-from utils.config import Config
+from utils.config import FIXED_BY_CHECKPOINT, INHERITED, Config
 from utils.features import FeatureViews
 from utils.packs import Pack
 from utils.path import path_strength
@@ -33,7 +33,7 @@ class Representation:
         data: LongTailedData,
         drifting: bool = False,
     ) -> None:
-        self.fc, self.train, self.labels, self.data, self.drifting = fc, train, labels, data, drifting
+        self.fc, self.train, self.labels, self.drifting = fc, train, labels, drifting
         self.class_counts, self.train_counts = data.class_counts, data.train_counts
         self._compute, self._known = compute, {}
 
@@ -74,10 +74,16 @@ class PackViews(FeatureViews):
         return self._views[0]
 
 
+def pack_classifier(pack: Pack) -> nn.Linear:
+    """The stage-1 classifier of a pack."""
+    fc = nn.Linear(pack.fc_weight.shape[1], pack.fc_weight.shape[0])
+    fc.load_state_dict({"weight": pack.fc_weight, "bias": pack.fc_bias})
+    return fc
+
+
 def pack_representation(pack: Pack, device: torch.device) -> Representation:
     """The representation that a pack holds."""
-    fc = nn.Linear(pack.fc_weight.shape[1], pack.fc_weight.shape[0], device=device)
-    fc.load_state_dict({"weight": pack.fc_weight, "bias": pack.fc_bias})
+    fc = pack_classifier(pack).to(device)
     labels = {"test": pack.test_labels.to(device)}
     if pack.val is not None:
         labels["val"] = pack.val_labels.to(device)
@@ -122,17 +128,8 @@ def make_pack(frozen: Representation, config: Config, facts: dict, clean: bool) 
     dtype = {"fp16": torch.float16, "fp32": torch.float32}[config.pack_dtype]
     count = config.views or 0
     views = [frozen.train.of_epoch(view) for view in range(count)] or [frozen.train.plain()]
-    kept = (
-        "dataset",
-        "imb_ratio",
-        "network",
-        "num_class",
-        "subset_seed",
-        "val_source",
-        "val_fraction",
-        "seed",
-    )
-    kept += ("class_names", "class_counts", "train_digest", "stage1_digest", "environment")
+    kept = [*FIXED_BY_CHECKPOINT, *INHERITED, "seed", "class_names", "class_counts"]
+    kept += ["train_digest", "stage1_digest", "environment"]
     labels = {name: values.cpu() for name, values in frozen.labels.items()}
     parts = {name: frozen.part(name).to("cpu", dtype) for name in labels}
     return Pack(

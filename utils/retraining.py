@@ -21,6 +21,7 @@ from utils.config import Config
 from utils.errors import UserError
 from utils.features import logit_batches
 from utils.metrics import Scores, epoch_figures, predictions
+from utils.path import los_path_lr
 from utils.plan import HeadPlan
 from utils.representation import Representation
 from utils.seeding import epoch_order, generator_for
@@ -99,12 +100,10 @@ class HeadRun:
         """The learning rate at which los drops by `path` to first order; the control takes it over."""
         own = self.plan.options.get("label_smooth")
         delta = _first(config.label_smooth) if own is None else own
-        if delta == 0:
-            raise ValueError("--path has no meaning at δ = 0: give --finetune_lr")
         steps = -(-len(self.frozen.train.labels) // self.batch_size)
         epochs = range(self.plan.epochs)
         schedule_sum = steps * sum(engine.cosine_lr(1.0, epoch, self.plan.epochs) for epoch in epochs)
-        return path * self.frozen.strength_of_path / delta * (1 - config.momentum) / schedule_sum
+        return los_path_lr(path * self.frozen.strength_of_path, delta, schedule_sum, config.momentum)
 
     @property
     def failed(self) -> bool:
@@ -117,7 +116,7 @@ class HeadRun:
         self._attempt(lambda: self._run_epoch(epoch, list(scored)))
 
     def _run_epoch(self, epoch: int, scored: list[str]) -> None:
-        plan, row = self.plan, {}
+        plan = self.plan
         steps = -(-len(self.frozen.train.labels) // self.batch_size)
         if plan.method.trained:
             lr = engine.cosine_lr(self.lr, epoch, plan.epochs)

@@ -17,7 +17,7 @@ from utils.config import Config, resolve
 from utils.errors import UserError
 from utils.features import DriftingFeatures, TrainFeatures, Watch, eval_features
 from utils.packs import Pack, read_pack
-from utils.representation import Representation, pack_data, pack_representation
+from utils.representation import Representation, pack_classifier, pack_data, pack_representation
 
 
 def load_data(config: Config) -> LongTailedData:
@@ -135,7 +135,7 @@ def load_frozen(
         UserError: see `load_data` and `checkpoint.load_weights`.
     """
     if isinstance(source, Pack):
-        data, model = pack_data(source), nn.ModuleDict({"fc": pack_representation(source, device).fc})
+        data, model = pack_data(source), nn.ModuleDict({"fc": pack_classifier(source)})
     else:
         data = load_data(config)
         model = build_model(config.network, data.num_classes, data.in_channels)
