@@ -4,24 +4,39 @@ Contract of a network: `model.forward_features(x)` gives pooled features [N, D],
 and `model(x) == model.fc(model.forward_features(x))`. Of a head: `head(features [N, D])` gives logits [N, K].
 """
 
+import difflib
 import inspect
+import re
 from collections.abc import Mapping, Sequence
-from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from models.adapt import torchvision_names, torchvision_network
 from models.class_means import NearestMean
 from models.classifiers import CosineLinear, EtfHead, Linear, LosStep
 from models.corrections import DisAlign, Marc, PriorAdjusted, ScaledLinear, TauNorm
-from models.resnet_cifar import THIN_BLOCKS, WIDE_LAYERS, ThinResNet, WideResNet
+from models.own import own_network
+from models.pretrained import load_pretrained
+from models.resnet_cifar import THIN_BLOCKS, ThinResNet, WideResNet
+from models.resnet_imagenet import RESNETS, ImageNetResNet
 
-__all__ = ["HEADS", "NETWORKS", "THIN_NETWORKS", "build_head", "build_model", "head_from_state"]
+__all__ = [
+    "HEADS",
+    "NETWORKS",
+    "STEMS",
+    "THIN_NETWORKS",
+    "build_head",
+    "build_model",
+    "check_network",
+    "head_from_state",
+    "load_pretrained",
+    "network_label",
+]
 
 THIN_NETWORKS = tuple(THIN_BLOCKS)
-NETWORKS = {name: partial(WideResNet, block, layers) for name, (block, layers) in WIDE_LAYERS.items()} | {
-    name: partial(ThinResNet, blocks) for name, blocks in THIN_BLOCKS.items()
-}
+NETWORKS = (*RESNETS, *THIN_NETWORKS)
+STEMS = {"small": WideResNet, "imagenet": ImageNetResNet}
 HEADS = {
     "linear": Linear,
     "lws": ScaledLinear,
@@ -36,15 +51,58 @@ HEADS = {
 }
 
 
-def build_model(name: str, num_classes: int, in_channels: int = 3) -> nn.Module:
+def build_model(name: str, num_classes: int, in_channels: int = 3, stem: str = "small") -> nn.Module:
     """The network `name` with `num_classes` outputs, initialised from torch's global random state.
 
+    `name` is one of NETWORKS, another classification network of torchvision, or a user's own,
+    `module:function`. `stem` says how the ResNets of torchvision's widths begin: "small" with a 3x3
+    convolution that keeps the resolution, "imagenet" as torchvision's; it has no meaning for the others.
+
     Raises:
-        ValueError: the name is unknown.
+        ValueError: the name or the stem is unknown, the network cannot have `in_channels`, cannot be adapted
+            to the contract, or a user's own fails.
     """
-    if name not in NETWORKS:
-        raise ValueError(f"unknown network {name!r}, known: {', '.join(NETWORKS)}")
-    return NETWORKS[name](num_classes=num_classes, in_channels=in_channels)
+    check_network(name)
+    if stem not in STEMS:
+        raise ValueError(f"unknown stem {stem!r}, known: {', '.join(STEMS)}")
+    if name in THIN_BLOCKS:
+        return ThinResNet(THIN_BLOCKS[name], num_classes, in_channels)
+    if name in RESNETS:
+        return STEMS[stem](**RESNETS[name], num_classes=num_classes, in_channels=in_channels)
+    if in_channels != 3:
+        raise ValueError(
+            f"network {name} takes images of 3 channels, not {in_channels}: take {', '.join(THIN_NETWORKS)}"
+        )
+    return own_network(name, num_classes) if ":" in name else torchvision_network(name, num_classes)
+
+
+def check_network(name: str) -> None:
+    """Refuse a name under which there can be no network; nothing is built or imported.
+
+    Raises:
+        ValueError: unknown, or not written as module:function: says what comes near.
+    """
+    if ":" in name:
+        if ".py:" in name or not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*", name):
+            raise ValueError(
+                f"network {name!r} is not written as Python imports it: my_nets:small_cnn is the function "
+                "small_cnn of my_nets.py"
+            )
+        return
+    known = list(dict.fromkeys((*NETWORKS, *torchvision_names())))
+    if name not in known:
+        near = [other for other in known if name and other.startswith(name)]
+        near = (near + [other for other in difflib.get_close_matches(name, known) if other not in near])[:3]
+        hint = f" (did you mean {' or '.join(near)}?)" if near else ""
+        raise ValueError(
+            f"unknown network {name!r}{hint}, known: {', '.join(NETWORKS)}, any other classification "
+            "network of torchvision, or your own as module:function"
+        )
+
+
+def network_label(name: str) -> str:
+    """The name of a network as part of a file's name: my.nets:small_cnn gives my_nets_small_cnn."""
+    return re.sub(r"[^\w-]", "_", name)
 
 
 def build_head(

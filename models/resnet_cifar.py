@@ -4,28 +4,34 @@ Both keep torchvision's parameter names and shapes (conv1, bn1, layerL.B.conv1, 
 go both ways, strictly. Shapes: N batch, C channels, H, W, D feature, K classes.
 """
 
+from collections.abc import Sequence
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import resnet as tv
 
-WIDE_LAYERS = {
-    "resnet18": (tv.BasicBlock, [2, 2, 2, 2]),
-    "resnet34": (tv.BasicBlock, [3, 4, 6, 3]),
-    "resnet50": (tv.Bottleneck, [3, 4, 6, 3]),
-}
 THIN_BLOCKS = {"resnet8": 1, "resnet20": 3, "resnet32": 5, "resnet44": 7, "resnet56": 9}
 
 
 class WideResNet(tv.ResNet):
     """torchvision's ResNet with a 3x3 stride-1 `conv1` and no max-pool: widths 64..512.
 
-    D = 512, or 2048 for resnet50. Source: the network of the LOS paper's CIFAR100-LT runs (ResNet-34).
+    D = 512 with basic blocks, 2048 with bottlenecks. Source: the network of the LOS paper's CIFAR100-LT runs
+    (ResNet-34).
     """
 
     def __init__(
-        self, block: type[nn.Module], layers: list[int], num_classes: int, in_channels: int = 3
+        self,
+        block: type[nn.Module],
+        layers: Sequence[int],
+        num_classes: int,
+        in_channels: int = 3,
+        groups: int = 1,
+        width_per_group: int = 64,
     ) -> None:
-        super().__init__(block, layers, num_classes=num_classes)
+        super().__init__(
+            block, list(layers), num_classes=num_classes, groups=groups, width_per_group=width_per_group
+        )
         self.conv1 = nn.Conv2d(in_channels, 64, kernel_size=3, stride=1, padding=1, bias=False)
         nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
         self.maxpool = nn.Identity()

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torchvision.models import resnet as tv
 
-from models import NETWORKS, THIN_NETWORKS, build_model
+from models import NETWORKS, THIN_NETWORKS, build_model, check_network, network_label
 from models.resnet_cifar import PadShortcut
 
 WIDE = {"resnet18": tv.resnet18, "resnet34": tv.resnet34, "resnet50": tv.resnet50}
@@ -158,8 +158,84 @@ def test_the_memory_layout_of_the_input_does_not_change_the_logits():
 
 
 def test_an_unknown_network_is_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match=r"unknown network 'resnet33', known: .*resnet34"):
+    with pytest.raises(
+        ValueError, match=r"unknown network 'resnet33' .*known: .*resnet152, .*module:function"
+    ):
         build_model("resnet33", 10)
+    with pytest.raises(ValueError, match=r"unknown network '', known"):
+        build_model("", 10)
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("resnet33", "resnet34"),
+        ("resnext50", "resnext50_32x4d"),
+        ("ResNet50", "resnet50"),
+        ("mobilenet", "mobilenet_v2"),
+        ("efficientnetb0", "efficientnet_b0"),
+    ],
+)
+def test_an_unknown_network_is_refused_with_what_comes_near(name, near):
+    with pytest.raises(ValueError, match=rf"did you mean .*\b{near}\b.*\?") as caught:
+        check_network(name)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_name_is_checked_without_building_or_importing():
+    for name in (*NETWORKS, "vit_h_14", "no_such_module:no_such_function"):
+        check_network(name)
+
+
+@pytest.mark.parametrize(
+    "name", ["my_nets.py:net", "nets/my:net", "my_nets:", ":net", "a:b:c", "1a:b", "a:b()"]
+)
+def test_a_network_of_ones_own_is_written_as_python_imports_it(name):
+    with pytest.raises(ValueError, match="as Python imports it"):
+        check_network(name)
+
+
+def test_the_label_of_a_network_is_safe_in_the_name_of_a_file():
+    assert network_label("my.nets:small_cnn") == "my_nets_small_cnn"
+    assert all(network_label(name) == name for name in (*NETWORKS, "mobilenet_v3_small"))
+    assert network_label("../a b:c") == "___a_b_c"
+
+
+def test_an_unknown_stem_is_refused():
+    with pytest.raises(ValueError, match="unknown stem 'big', known: small, imagenet"):
+        build_model("resnet18", 10, stem="big")
+
+
+@pytest.mark.parametrize(("name", "width"), [("resnet10", 512), ("resnext50_32x4d", 2048)])
+def test_networks_of_photographs_have_a_small_stem_too(name, width):
+    model = build_model(name, 7).eval()
+    assert model.conv1.weight.shape == (64, 3, 3, 3)
+    with torch.no_grad():
+        assert model.forward_features(torch.zeros(1, 3, 16, 16)).shape == (1, width)
+
+
+def test_a_thin_network_is_the_same_with_either_stem():
+    with torch.random.fork_rng():
+        states = []
+        for stem in ("small", "imagenet"):
+            torch.manual_seed(0)
+            states.append(build_model("resnet8", 10, stem=stem).state_dict())
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+@pytest.mark.parametrize("channels", [3, 1])
+def test_a_wide_network_is_drawn_as_torchvisions_and_then_its_stem(channels):
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        model = build_model("resnet18", 10, channels)
+        torch.manual_seed(5)
+        expected = tv.resnet18(num_classes=10)
+        torch.nn.Conv2d(channels, 64, 3, bias=False)
+        stem = torch.nn.init.kaiming_normal_(
+            torch.empty(64, channels, 3, 3), mode="fan_out", nonlinearity="relu"
+        )
+    state = expected.state_dict() | {"conv1.weight": stem}
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet20"])

@@ -16,14 +16,16 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from models import NETWORKS, build_model, head_from_state
-from utils.config import FIXED_BY_CHECKPOINT, INHERITED
+from models import NETWORKS, THIN_NETWORKS, build_model, head_from_state, network_label
+from models.pretrained import differences, first_not_finite, load_state, with_own_names
+from utils.config import FIXED_BY_CHECKPOINT, INHERITED, Config
 from utils.errors import UserError
 
 FORMAT, VERSION = "label-over-smoothing checkpoint", 1
 RELEASED = Path(__file__).resolve().parent.parent / "checkpoints" / "released"
 _PLAIN = (str, int, float, bool, type(None))
-_STATE_KEYS = ("state_dict", "model", "model_state_dict", "net", "weights")
+_STATE_KEYS = ("state_dict", "model", "model_state_dict", "net", "weights", "state_dict_best")
+_PARTS = ("feat_model", "classifier")
 
 
 @dataclass(frozen=True)
@@ -143,12 +145,18 @@ def _load(path: Path) -> object:
 
 
 def _foreign_state(content: object) -> dict[str, Tensor]:
-    """The weights in a foreign file, DataParallel prefixes removed; empty where there are none."""
+    """The weights in a foreign file, DataParallel prefixes removed; empty where there are none.
+
+    The public code of Decoupling (Kang et al. 2020) keeps backbone and classifier apart, as _PARTS.
+    """
     if not isinstance(content, dict):
         return {}
     for key in _STATE_KEYS:
         if isinstance(content.get(key), dict):
             return _foreign_state(content[key])
+    parts = [_foreign_state(content.get(part)) for part in _PARTS]
+    if all(parts):
+        return parts[0] | parts[1]
     if not content or not all(isinstance(value, Tensor) for value in content.values()):
         return {}
     if all(name.startswith("module.") for name in content):
@@ -162,19 +170,14 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint, network: str) -> None
     Raises:
         UserError: names or shapes differ, or a weight is not finite: says which and what to do.
     """
-    state = _rename_last_layer(checkpoint.state, set(model.state_dict()))
+    state = with_own_names(model, checkpoint.state)
     wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     found = {name: tuple(value.shape) for name, value in state.items()}
     if wanted != found:
         raise UserError(_explain_mismatch(checkpoint, network, wanted, found))
-    broken = [
-        name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()
-    ]
-    if broken:
-        raise UserError(
-            f"{checkpoint.path}: {broken[0]} holds values that are not finite; the run had diverged"
-        )
-    model.load_state_dict(state, strict=True)
+    if broken := first_not_finite(state):
+        raise UserError(f"{checkpoint.path}: {broken} holds values that are not finite; the run had diverged")
+    load_state(model, state)
 
 
 def load_head(model: nn.Module, checkpoint: Checkpoint) -> None:
@@ -195,71 +198,65 @@ def load_head(model: nn.Module, checkpoint: Checkpoint) -> None:
         raise UserError(f"{checkpoint.path}: its {head['kind']} head holds values that are not finite")
 
 
-def _rename_last_layer(state: dict[str, Tensor], wanted: set[str]) -> dict[str, Tensor]:
-    strangers = [
-        n.removesuffix(".weight")
-        for n in state
-        if n not in wanted and n.endswith(".weight") and state[n].ndim == 2
-    ]
-    if "fc.weight" in state or len(strangers) != 1:
-        return state
-    last = strangers[0]
-    return {
-        f"fc{n.removeprefix(last)}" if n.startswith(f"{last}.") else n: value for n, value in state.items()
-    }
-
-
 def _explain_mismatch(checkpoint: Checkpoint, network: str, wanted: dict, found: dict) -> str:
-    if {name: shape for name, shape in wanted.items() if not name.startswith("fc.")} == {
-        name: shape for name, shape in found.items() if not name.startswith("fc.")
-    } and "fc.weight" in found:
+    classes = [shapes["fc.weight"][0] if "fc.weight" in shapes else None for shapes in (found, wanted)]
+    if _backbone(wanted) == _backbone(found) and None not in classes and classes[0] != classes[1]:
         return (
-            f"{checkpoint.path} is a {network} with {found['fc.weight'][0]} classes, "
-            f"{wanted['fc.weight'][0]} are needed: "
+            f"{checkpoint.path} is a {network} with {classes[0]} classes, {classes[1]} are needed: "
             "is it a checkpoint of another data set?"
         )
-    missing, extra = sorted(set(wanted) - set(found)), sorted(set(found) - set(wanted))
-    shapes = sorted(name for name in set(wanted) & set(found) if wanted[name] != found[name])
-    details = [
-        f"{len(names)} {what} ({', '.join(names[:2])}{', ...' if len(names) > 2 else ''})"
-        for what, names in (("missing", missing), ("unexpected", extra), ("of another shape", shapes))
-        if names
-    ]
-    fitting = _fitting_network(found)
-    advice = f"its weights fit --network {fitting}" if fitting else "no network here has such weights"
-    return f"{checkpoint.path} is not a {network}: {'; '.join(details)}; {advice}"
+    fitting = _fitting_network(checkpoint.state)
+    advice = f"its weights fit --network {fitting}" if fitting else "no ResNet here has such weights"
+    return f"{checkpoint.path} is not a {network}: {differences(wanted, found)}; {advice}"
 
 
-def _fitting_network(found: dict) -> str | None:
-    """The network here whose names and shapes these are, if any."""
-    if "fc.weight" not in found or "conv1.weight" not in found:
+def _backbone(shapes: dict[str, tuple]) -> dict[str, tuple]:
+    return {name: shape for name, shape in shapes.items() if not name.startswith("fc.")}
+
+
+def _fitting_network(state: dict[str, Tensor]) -> str | None:
+    """The ResNet here whose backbone has these names and shapes, as arguments; None: none has."""
+    first = state.get("conv1.weight")
+    if first is None or first.ndim != 4:
         return None
+    stem = "imagenet" if first.shape[-1] == 7 else "small"
     for name in NETWORKS:
         with torch.device("meta"):
-            model = build_model(name, found["fc.weight"][0], found["conv1.weight"][1])
-        if {key: tuple(value.shape) for key, value in model.state_dict().items()} == found:
-            return name
+            model = build_model(name, 1, first.shape[1], stem)
+        shapes = [
+            _backbone({key: tuple(value.shape) for key, value in some.items()})
+            for some in (model.state_dict(), with_own_names(model, state))
+        ]
+        if shapes[0] == shapes[1]:
+            return name if name in THIN_NETWORKS else f"{name} --stem {stem}"
     return None
 
 
-def published_path(root: Path | str, dataset: str, imb_ratio: float | None, network: str, stage: str) -> Path:
+def published_path(
+    root: Path | str, data_name: str, imb_ratio: float | None, network: str, stage: str
+) -> Path:
     """Where a stage leaves its final model for the next; without a ratio, without a folder of it."""
-    folder = Path(root) / dataset
-    return (folder if imb_ratio is None else folder / f"IR={imb_ratio:g}") / f"{network}_{stage}.pth"
+    folder = Path(root) / data_name
+    folder = folder if imb_ratio is None else folder / f"IR={imb_ratio:g}"
+    return folder / f"{network_label(network)}_{stage}.pth"
 
 
-def find_published(root: Path, dataset: str, imb_ratio: float | None, network: str, stage: str) -> Path:
-    """The user's own file, else the released one.
+def find_published(config: Config, network: str, stage: str) -> Path:
+    """The user's own file for the data of `config`, else the released one.
 
     Raises:
         UserError: neither exists; names the place, the command that makes it, and a file of another network.
     """
-    places = [published_path(folder, dataset, imb_ratio, network, stage) for folder in (root, RELEASED)]
+    places = [
+        published_path(folder, config.data_name, config.imb_ratio, network, stage)
+        for folder in (config.ckpt_dir, RELEASED)
+    ]
     for place in places:
         if place.is_file():
             return place
-    ratio = "" if imb_ratio is None else f" --imb_ratio {imb_ratio:g}"
-    command = f"python main_{stage}.py --dataset {dataset}{ratio} --network {network}"
+    ratio = "" if config.imb_ratio is None else f" --imb_ratio {config.imb_ratio:g}"
+    where = f" --data_dir {config.data_dir}" if config.data_name != config.dataset else ""
+    command = f"python main_{stage}.py --dataset {config.dataset}{where}{ratio} --network {network}"
     others = sorted(
         {
             p.name.removesuffix(f"_{stage}.pth")

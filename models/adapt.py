@@ -1,0 +1,63 @@
+"""Any classifying network made to fit the contract of models/__init__.py: torchvision's by their names.
+
+A user's own: models/own.py. Shapes: N batch, C channels, H, W, D feature, K classes.
+"""
+
+from torch import Tensor, nn
+from torchvision import models as tv
+
+_AUXILIARY = ("googlenet", "inception_v3")
+
+
+class Adapted(nn.Module):
+    """A network whose last linear layer is taken out: `body` gives what went into it, `fc` is that layer.
+
+    The state dict has the network's own names behind `body.`, but for `fc`; models/pretrained.py reads files
+    with the names as they were.
+    """
+
+    def __init__(self, network: nn.Module, last: str) -> None:
+        super().__init__()
+        self.last = last
+        fc = network.get_submodule(last)
+        network.set_submodule(last, nn.Identity())
+        self.body, self.fc = network, fc
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """x [N, C, H, W] -> what the classifier is given, [N, D]."""
+        return self.body(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [N, C, H, W] -> logits [N, K]."""
+        return self.fc(self.forward_features(x))
+
+
+def torchvision_names() -> list[str]:
+    """The names of torchvision's classification networks."""
+    return tv.list_models(module=tv)
+
+
+def torchvision_network(name: str, num_classes: int) -> Adapted:
+    """torchvision's network `name`, without weights, with K = `num_classes` outputs.
+
+    Raises:
+        ValueError: it cannot be adapted: says why.
+    """
+    if name in _AUXILIARY:
+        raise ValueError(f"network {name} has auxiliary classifiers, which nothing here trains: take another")
+    network = tv.get_model(name, weights=None, num_classes=num_classes)
+    last = linear_layers(network, num_classes)
+    if not last:
+        raise ValueError(
+            f"network {name} has a convolution as classifier, not a linear layer to re-train: take another"
+        )
+    return Adapted(network, last[-1])
+
+
+def linear_layers(network: nn.Module, num_classes: int) -> list[str]:
+    """Where in `network` linear layers with K = `num_classes` outputs are, in order."""
+    return [
+        name
+        for name, layer in network.named_modules()
+        if name and isinstance(layer, nn.Linear) and layer.out_features == num_classes
+    ]

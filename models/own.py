@@ -1,0 +1,201 @@
+"""A user's own network, `module:function`: imported, called with the number of classes, adapted where needed.
+
+Shapes: N batch, C channels, H, W, D feature, K classes.
+"""
+
+import importlib
+import inspect
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.adapt import Adapted, linear_layers
+
+_SIZES = (32, 64, 224)
+
+
+def own_network(name: str, num_classes: int) -> nn.Module:
+    """What the function of `name` = "module:function" returns for K = `num_classes`, adapted where needed.
+
+    The function is called with num_classes=K where it has such a parameter, else with K alone. Modules are
+    looked for in the current folder first. A network with `forward_features` and a linear `fc` that keep the
+    contract stays as it is, any other is adapted. Which is so is found by one batch of two random images (32
+    pixels wide, else 64, else 224) in evaluation mode, which leaves network and random state as they were; a
+    network that takes none of these is believed.
+
+    Raises:
+        ValueError: no such module or function; it fails, gives no torch.nn.Module, or one that does not end
+            in a linear layer with K outputs.
+    """
+    with _current_folder_first():
+        function = _find(name)
+        network = _call(name, function, num_classes)
+    if not isinstance(network, nn.Module):
+        raise ValueError(f"network {name} gives a {type(network).__name__}, not a torch.nn.Module")
+    if any(nn.parameter.is_lazy(value) for value in (*network.parameters(), *network.buffers())):
+        raise ValueError(f"network {name} has lazy layers, whose size is not known: give the sizes")
+    return _fit(name, network, num_classes)
+
+
+@contextmanager
+def _current_folder_first() -> Iterator[None]:
+    folder = os.getcwd()
+    importlib.invalidate_caches()
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        with suppress(ValueError):  # a user's module may have taken it out
+            sys.path.remove(folder)
+
+
+def _find(name: str) -> Callable:
+    module_name, _, function_name = name.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # a user's module can raise anything
+        absent = isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}.")
+        if absent:
+            raise ValueError(
+                f"network {name}: there is no module {module_name}, neither in {os.getcwd()} nor installed"
+            ) from error
+        raise ValueError(f"network {name}: importing {module_name} fails: {_one_line(error)}") from error
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        what = "no" if function is None else "no function, but a value,"
+        place = getattr(module, "__file__", None) or f"module {module_name}"
+        raise ValueError(f"network {name}: {place} has {what} {function_name}")
+    return function
+
+
+def _call(name: str, function: Callable, num_classes: int) -> object:
+    try:
+        parameters = inspect.signature(function)
+    except ValueError:  # of some built-in functions
+        parameters = None
+    by_name = parameters is None or _takes(parameters, num_classes=num_classes)
+    if not by_name and not _takes(parameters, num_classes):
+        raise ValueError(
+            f"network {name} cannot be called with the number of classes alone: it takes {parameters}"
+        )
+    try:
+        return function(num_classes=num_classes) if by_name else function(num_classes)
+    except Exception as error:  # a user's function can raise anything
+        raise ValueError(f"network {name} fails for {num_classes} classes: {_one_line(error)}") from error
+
+
+def _takes(parameters: inspect.Signature, *args: int, **kwargs: int) -> bool:
+    try:
+        parameters.bind(*args, **kwargs)
+    except TypeError:
+        return False
+    return True
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+@dataclass
+class _Trial:
+    """Images [2, 3, S, S], what came of them, and of the linear layers with K outputs, by place."""
+
+    images: Tensor
+    out: object
+    linear: dict[str, Tensor]
+
+
+def _fit(name: str, network: nn.Module, num_classes: int) -> nn.Module:
+    trial = _try(network, num_classes)
+    if trial is not None:
+        _check_logits(name, trial.out, num_classes)
+    if _has_contract(network, num_classes) and (trial is None or _keeps_contract(network, trial)):
+        return network
+    places = linear_layers(network, num_classes)
+    if not places:
+        raise ValueError(f"network {name} has no torch.nn.Linear with {num_classes} outputs to re-train")
+    if trial is not None:
+        places = [place for place in trial.linear if torch.equal(trial.linear[place], trial.out)]
+    adapted = Adapted(network, places[-1]) if places else None
+    if adapted is None or (trial is not None and not _keeps_contract(adapted, trial)):
+        raise ValueError(
+            f"network {name} has to end in a torch.nn.Linear with {num_classes} outputs, used once and as it "
+            "is, with nothing behind it (no softmax, no scale)"
+        )
+    return adapted
+
+
+def _has_contract(network: nn.Module, num_classes: int) -> bool:
+    fc = getattr(network, "fc", None)
+    fitting = isinstance(fc, nn.Linear) and fc.out_features == num_classes
+    return fitting and callable(getattr(network, "forward_features", None))
+
+
+def _check_logits(name: str, out: object, num_classes: int) -> None:
+    given = list(out.shape) if isinstance(out, Tensor) else f"a {type(out).__name__}"
+    if given != [2, num_classes]:
+        raise ValueError(
+            f"network {name} gives {given} for 2 images, not logits [2, {num_classes}]: has it the number of "
+            "classes that it is called with?"
+        )
+
+
+def _try(network: nn.Module, num_classes: int) -> _Trial | None:
+    """What `network` gives for two random images of the first size that it takes; None: it takes none."""
+    linear = {}
+
+    def keep(place: str) -> Callable:
+        return lambda layer, given, out: linear.update({place: out.clone()})
+
+    hooks = [
+        network.get_submodule(place).register_forward_hook(keep(place))
+        for place in linear_layers(network, num_classes)
+    ]
+    try:
+        for size in _SIZES:
+            images = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+            images = images.to(next(network.parameters(), images).device)
+            linear.clear()
+            with _untouched(network):
+                try:
+                    return _Trial(images, network(images), dict(linear))
+                except Exception:  # too small an image can raise anything
+                    continue
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return None
+
+
+def _keeps_contract(network: nn.Module, trial: _Trial) -> bool:
+    with _untouched(network):
+        try:
+            features = network.forward_features(trial.images)
+            logits = F.linear(features, network.fc.weight, network.fc.bias)
+            return features.ndim == 2 and torch.allclose(logits, trial.out, rtol=1e-4, atol=1e-5)
+        except Exception:  # a user's network can raise anything
+            return False
+
+
+@contextmanager
+def _untouched(network: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; modes, buffers and torch's random state are put back at the end."""
+    modes = [(module, module.training) for module in network.modules()]
+    buffers = [(buffer, buffer.clone()) for buffer in network.buffers()]
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the run itself will show them
+        network.eval()
+        try:
+            yield
+        finally:
+            for module, mode in modes:
+                module.training = mode
+            for buffer, before in buffers:
+                buffer.copy_(before)

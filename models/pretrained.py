@@ -1,0 +1,139 @@
+"""Weights from elsewhere: under the names that a network here has, and as the start of stage 1."""
+
+import re
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from models.adapt import Adapted
+
+# torchvision's weight files keep the names that DenseNet's and ViT's layers had when they were made
+_EARLIER_NAMES = (
+    (re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)"), r"\1\2"),
+    (re.compile(r"(encoder_layer_\d+\.mlp)\.linear_1\."), r"\1.0."),
+    (re.compile(r"(encoder_layer_\d+\.mlp)\.linear_2\."), r"\1.3."),
+)
+_CLASSIFIER = ("fc.weight", "fc.bias")
+_STEMS = {7: "imagenet", 3: "small"}
+
+
+def with_own_names(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`state` under the names of `model`, as far as that is clear; what is not keeps its name.
+
+    Names that torchvision's files still have from earlier versions, the names of an adapted network before it
+    was adapted, and one last layer of another name than `fc`. Counts of batches that batch-norm keeps and old
+    files lack are those of `model`.
+    """
+    own = model.state_dict()
+    state = {_today(name): value for name, value in state.items()}
+    if isinstance(model, Adapted):
+        state = _behind_body(state, model.last, set(own))
+    state = _last_layer_as_fc(state, set(own))
+    counts = {
+        name: own[name]
+        for name in own
+        if name.endswith("num_batches_tracked")
+        and name not in state
+        and name.replace("num_batches_tracked", "running_mean") in state
+    }
+    return state | counts
+
+
+def load_pretrained(model: nn.Module, state: Mapping[str, Tensor], name: str) -> list[str]:
+    """Load all of `state` but the classifier into `model`, a `name`; returns what keeps its initialisation.
+
+    That is always the classifier, `fc`: even one that fits was trained for other classes.
+
+    Raises:
+        ValueError: names or shapes of the backbone differ, or a weight is not finite: says which. `model` is
+            then as it was.
+    """
+    own = model.state_dict()
+    found = with_own_names(model, state)
+    backbone = {key: value for key, value in found.items() if key not in _CLASSIFIER}
+    wanted = {key: tuple(value.shape) for key, value in own.items() if key not in _CLASSIFIER}
+    given = {key: tuple(value.shape) for key, value in backbone.items()}
+    if given != wanted:
+        raise ValueError(f"not the weights of a {name}: {differences(wanted, given)}")
+    if broken := first_not_finite(backbone):
+        raise ValueError(f"{broken} holds values that are not finite")
+    load_state(model, backbone)
+    return [key for key in own if key in _CLASSIFIER]
+
+
+def load_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Load weights whose names and shapes were compared; what `state` lacks stays.
+
+    Unlike a plain `load_state_dict` this serves networks of torchvision that ask for the version of their
+    state dict (MNASNet): it is today's.
+    """
+    whole = model.state_dict()
+    whole.update(state)
+    model.load_state_dict(whole, strict=True)
+
+
+def first_not_finite(state: Mapping[str, Tensor]) -> str | None:
+    """The name of the first tensor with a value that is not finite."""
+    return next(
+        (name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()),
+        None,
+    )
+
+
+def differences(wanted: Mapping[str, tuple], found: Mapping[str, tuple]) -> str:
+    """How the names and shapes in a file differ from those of a network, in one line."""
+    stem = _stem_difference(wanted.get("conv1.weight"), found.get("conv1.weight"))
+    shapes = [
+        f"{name} {list(found[name])} instead of {list(wanted[name])}"
+        for name in wanted
+        if name in found and wanted[name] != found[name]
+    ]
+    kinds = (
+        ("missing", [name for name in wanted if name not in found]),
+        ("unexpected", [name for name in found if name not in wanted]),
+        ("of another shape", shapes),
+    )
+    parts = [
+        f"{len(names)} {what} ({', '.join(names[:2])}{', ...' if len(names) > 2 else ''})"
+        for what, names in kinds
+        if names
+    ]
+    return "; ".join(parts) + stem
+
+
+def _stem_difference(wanted: tuple | None, found: tuple | None) -> str:
+    kernels = [shape[-1] if shape and len(shape) == 4 else None for shape in (wanted, found)]
+    if kernels[0] == kernels[1] or any(kernel not in _STEMS for kernel in kernels):
+        return ""
+    return f"; the file has the {_STEMS[kernels[1]]} stem, the network the {_STEMS[kernels[0]]} one"
+
+
+def _today(name: str) -> str:
+    for pattern, replacement in _EARLIER_NAMES:
+        name = pattern.sub(replacement, name)
+    return name
+
+
+def _behind_body(state: dict[str, Tensor], last: str, own: set[str]) -> dict[str, Tensor]:
+    """The names of a network before `Adapted` took its layer `last` out, changed to those it has since."""
+    if any(name.startswith("body.") and name in own for name in state):
+        return state
+    return {
+        f"fc.{name.removeprefix(f'{last}.')}" if name.startswith(f"{last}.") else f"body.{name}": value
+        for name, value in state.items()
+    }
+
+
+def _last_layer_as_fc(state: dict[str, Tensor], own: set[str]) -> dict[str, Tensor]:
+    strangers = [
+        name.removesuffix(".weight")
+        for name in state
+        if name not in own and name.endswith(".weight") and state[name].ndim == 2
+    ]
+    if "fc.weight" in state or len(strangers) != 1:
+        return state
+    last = strangers[0]
+    return {
+        f"fc.{name.removeprefix(f'{last}.')}" if name.startswith(f"{last}.") else name: value
+        for name, value in state.items()
+    }

@@ -1,0 +1,64 @@
+"""ResNets for photographs: torchvision's networks, with the contract of models/__init__.py.
+
+Names and shapes of parameters are torchvision's, so that state dicts go both ways, strictly.
+Shapes: N batch, C channels, H, W, D feature, K classes.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import resnet as tv
+
+# block, blocks a stage, and where not 1 and 64: groups, channels a group. torchvision has no resnet10,
+# resnext101_32x4d and resnext152_32x4d: there are published long-tailed figures or weights of them.
+RESNETS = {
+    "resnet10": {"block": tv.BasicBlock, "layers": (1, 1, 1, 1)},
+    "resnet18": {"block": tv.BasicBlock, "layers": (2, 2, 2, 2)},
+    "resnet34": {"block": tv.BasicBlock, "layers": (3, 4, 6, 3)},
+    "resnet50": {"block": tv.Bottleneck, "layers": (3, 4, 6, 3)},
+    "resnet101": {"block": tv.Bottleneck, "layers": (3, 4, 23, 3)},
+    "resnet152": {"block": tv.Bottleneck, "layers": (3, 8, 36, 3)},
+    "resnext50_32x4d": {"block": tv.Bottleneck, "layers": (3, 4, 6, 3), "groups": 32, "width_per_group": 4},
+    "resnext101_32x4d": {"block": tv.Bottleneck, "layers": (3, 4, 23, 3), "groups": 32, "width_per_group": 4},
+    "resnext101_32x8d": {"block": tv.Bottleneck, "layers": (3, 4, 23, 3), "groups": 32, "width_per_group": 8},
+    "resnext101_64x4d": {"block": tv.Bottleneck, "layers": (3, 4, 23, 3), "groups": 64, "width_per_group": 4},
+    "resnext152_32x4d": {"block": tv.Bottleneck, "layers": (3, 8, 36, 3), "groups": 32, "width_per_group": 4},
+    "wide_resnet50_2": {"block": tv.Bottleneck, "layers": (3, 4, 6, 3), "width_per_group": 128},
+    "wide_resnet101_2": {"block": tv.Bottleneck, "layers": (3, 4, 23, 3), "width_per_group": 128},
+}
+
+
+class ImageNetResNet(tv.ResNet):
+    """torchvision's ResNet as it is: a 7x7 stride-2 `conv1`, a max-pool, widths 64..512.
+
+    D = 512 with basic blocks, 2048 with bottlenecks. Initialised as torchvision does, the last batch-norm of
+    a block at 1 and not at 0 (`zero_init_residual` stays off): so does the public code of Decoupling (Kang et
+    al. 2020), whose settings the long-tailed field takes over.
+    """
+
+    def __init__(
+        self,
+        block: type[nn.Module],
+        layers: Sequence[int],
+        num_classes: int,
+        in_channels: int = 3,
+        groups: int = 1,
+        width_per_group: int = 64,
+    ) -> None:
+        super().__init__(
+            block, list(layers), num_classes=num_classes, groups=groups, width_per_group=width_per_group
+        )
+        if in_channels != 3:
+            self.conv1 = nn.Conv2d(in_channels, 64, kernel_size=7, stride=2, padding=3, bias=False)
+            nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """x [N, C, H, W] -> pooled features [N, D]."""
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return torch.flatten(self.avgpool(x), 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [N, C, H, W] -> logits [N, K]."""
+        return self.fc(self.forward_features(x))

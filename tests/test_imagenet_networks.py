@@ -1,0 +1,299 @@
+"""ResNets with torchvision's stem, torchvision's other networks, and weights of others for both."""
+
+import re
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+from torchvision.models import resnet as tv
+
+from models import NETWORKS, THIN_NETWORKS, build_model, load_pretrained
+from models.adapt import Adapted, torchvision_names
+from utils import checkpoint
+from utils.errors import UserError
+
+RESNETS = [name for name in NETWORKS if name not in THIN_NETWORKS]
+THEIRS = [name for name in RESNETS if hasattr(tv, name)]
+UNFIT = {"googlenet", "inception_v3", "squeezenet1_0", "squeezenet1_1"}
+SMALL = ["mobilenet_v3_small", "shufflenet_v2_x0_5", "mnasnet0_5", "regnet_x_400mf", "densenet121"]
+FAMILIES = "alexnet convnext_tiny efficientnet_b0 maxvit_t mobilenet_v2 swin_t swin_v2_t vgg11_bn vit_b_32"
+# torchvision builds a RegNet with numbers read from tensors, so never without memory: the small ones
+REGNETS = ["regnet_x_400mf", "regnet_x_800mf", "regnet_y_400mf", "regnet_y_800mf"]
+
+
+def theirs(name: str, num_classes: int) -> nn.Module:
+    return torchvision.models.get_model(name, weights=None, num_classes=num_classes).eval()
+
+
+def images() -> torch.Tensor:
+    return torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+
+def shapes(model: nn.Module) -> dict[str, tuple]:
+    return {name: (tuple(value.shape), value.dtype) for name, value in model.state_dict().items()}
+
+
+def spread(model: nn.Module) -> nn.Module:
+    """Batch-norm statistics and weights that are not those of a fresh network."""
+    generator = torch.Generator().manual_seed(1)
+    for name, value in model.state_dict().items():
+        if value.is_floating_point() and value.ndim == 1:
+            low = 0.5 if name.endswith(("running_var", "weight")) else -0.1
+            value.uniform_(low, low + 0.2, generator=generator)
+    return model
+
+
+def test_the_resnets_that_the_field_reports_are_there():
+    assert {"resnet10", "resnet18", "resnet50", "resnet152", "resnext50_32x4d"} <= set(RESNETS)
+    assert len(THEIRS) == 10
+
+
+@pytest.mark.parametrize("name", THEIRS)
+def test_with_the_imagenet_stem_names_and_shapes_are_torchvisions(name):
+    with torch.device("meta"):
+        ours = build_model(name, 100, stem="imagenet")
+        assert list(shapes(ours).items()) == list(shapes(theirs(name, 100)).items())
+
+
+@pytest.mark.parametrize(
+    ("name", "block", "layers", "groups", "width"),
+    [
+        ("resnet10", tv.BasicBlock, [1, 1, 1, 1], 1, 64),
+        ("resnext101_32x4d", tv.Bottleneck, [3, 4, 23, 3], 32, 4),
+        ("resnext152_32x4d", tv.Bottleneck, [3, 8, 36, 3], 32, 4),
+    ],
+)
+def test_the_resnets_that_torchvision_has_no_name_for_are_made_of_its_blocks(
+    name, block, layers, groups, width
+):
+    with torch.device("meta"):
+        expected = tv.ResNet(block, layers, num_classes=9, groups=groups, width_per_group=width)
+        assert shapes(build_model(name, 9, stem="imagenet")) == shapes(expected)
+
+
+@pytest.mark.parametrize(("name", "width"), [("resnet18", 512), ("resnext50_32x4d", 2048)])
+def test_with_equal_weights_logits_and_features_are_torchvisions(name, width):
+    ours, other = build_model(name, 7, stem="imagenet").eval(), spread(theirs(name, 7))
+    ours.load_state_dict(other.state_dict(), strict=True)
+    pooled = []
+    other.avgpool.register_forward_hook(lambda module, given, out: pooled.append(out.flatten(1)))
+    with torch.no_grad():
+        assert torch.equal(ours(images()), other(images()))
+        features = ours.forward_features(images())
+        assert features.shape == (2, width) and torch.equal(features, pooled[0])
+        assert torch.equal(ours(images()), ours.fc(features))
+    other.load_state_dict(ours.state_dict(), strict=True)
+
+
+def test_with_the_same_seed_the_initial_weights_are_torchvisions_and_no_batch_norm_starts_at_0():
+    with torch.random.fork_rng():
+        torch.manual_seed(2)
+        ours = build_model("resnet18", 7, stem="imagenet").state_dict()
+        torch.manual_seed(2)
+        other = theirs("resnet18", 7).state_dict()
+    assert all(torch.equal(ours[name], other[name]) for name in other)
+    assert ours["layer1.0.bn2.weight"].eq(1).all()
+
+
+def test_a_network_of_photographs_takes_grey_images():
+    model = build_model("resnet10", 7, in_channels=1, stem="imagenet").eval()
+    assert model.conv1.weight.shape == (64, 1, 7, 7) and model.conv1.stride == (2, 2)
+    with torch.no_grad():
+        assert model(torch.zeros(2, 1, 32, 32)).shape == (2, 7)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        name
+        for name in torchvision_names()
+        if name not in UNFIT and name not in RESNETS and (name in REGNETS or not name.startswith("regnet"))
+    ],
+)
+def test_every_other_classification_network_of_torchvision_has_features_and_a_classifier(name):
+    with torch.device("cpu" if name in REGNETS else "meta"):
+        model = build_model(name, 7).eval()
+        linear = [layer for layer in theirs(name, 7).modules() if isinstance(layer, nn.Linear)]
+        left = [layer for layer in model.body.modules() if isinstance(layer, nn.Linear)]
+        assert type(model.fc) is nn.Linear and model.fc.weight.shape == (7, linear[-1].in_features)
+        assert [layer.out_features for layer in left] == [layer.out_features for layer in linear[:-1]]
+        if name in (*SMALL, *FAMILIES.split()):
+            x = torch.zeros(2, 3, 224, 224)
+            with torch.no_grad():
+                assert model.forward_features(x).shape == (2, linear[-1].in_features)
+
+
+def test_the_classifier_is_found_where_other_layers_have_as_many_outputs():
+    with torch.device("meta"):
+        assert build_model("vit_b_32", 768).last == "heads.head"
+        assert build_model("vgg11", 4096).last == "classifier.6"
+
+
+@pytest.mark.parametrize("name", sorted(UNFIT))
+def test_a_network_that_cannot_be_adapted_is_refused_with_the_reason(name):
+    reason = "convolution as classifier" if name.startswith("squeeze") else "auxiliary classifiers"
+    with pytest.raises(ValueError, match=f"{name} has .*{reason}"):
+        build_model(name, 7)
+
+
+def test_a_network_of_torchvision_takes_no_grey_images():
+    with pytest.raises(ValueError, match="mobilenet_v2 takes images of 3 channels, not 1: take resnet8"):
+        build_model("mobilenet_v2", 7, in_channels=1)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_the_backbone_of_a_torchvision_file_starts_an_adapted_network(name):
+    other, ours = spread(theirs(name, 12)), build_model(name, 7).eval()
+    fresh = ours.fc.weight.clone()
+    assert load_pretrained(ours, other.state_dict(), name) == ["fc.weight", "fc.bias"]
+    assert torch.equal(ours.fc.weight, fresh)
+    ours.fc = other.get_submodule(ours.last)
+    with torch.no_grad():
+        assert torch.equal(ours(images()), other(images()))
+        assert torch.equal(ours(images()), ours.fc(ours.forward_features(images())))
+
+
+def as_earlier(name: str) -> str:
+    """The names that torchvision's weight files of DenseNet and ViT still have."""
+    name = re.sub(r"(denselayer\d+\.)(norm|conv)([12])\.", r"\1\2.\3.", name)
+    return name.replace(".mlp.0.", ".mlp.linear_1.").replace(".mlp.3.", ".mlp.linear_2.")
+
+
+def small_vit() -> nn.Module:
+    return torchvision.models.VisionTransformer(64, 32, 2, 2, 8, 16, num_classes=7).eval()
+
+
+def small_densenet() -> nn.Module:
+    return torchvision.models.DenseNet(8, (2, 2), 8, num_classes=7).eval()
+
+
+@pytest.mark.parametrize(
+    ("make", "last", "sign"),
+    [(small_densenet, "classifier", ".norm.1."), (small_vit, "heads.head", ".mlp.linear_2.")],
+)
+def test_files_with_torchvisions_earlier_names_are_read(make, last, sign):
+    other, ours = spread(make()), Adapted(make(), last).eval()
+    old = {as_earlier(key): value for key, value in other.state_dict().items() if "num_batches" not in key}
+    assert any(sign in key for key in old)
+    load_pretrained(ours, old, "network")
+    ours.fc = other.get_submodule(last)
+    with torch.no_grad():
+        assert torch.equal(ours(images()), other(images()))
+
+
+@pytest.mark.parametrize("last", ["fc", "linear", None])
+def test_a_torchvision_file_of_1000_classes_starts_a_resnet(last):
+    other = theirs("resnet18", 1000).state_dict()
+    if last != "fc":
+        for part in ("weight", "bias"):
+            value = other.pop(f"fc.{part}")
+            other |= {} if last is None else {f"{last}.{part}": value}
+    other = {name: value for name, value in other.items() if "num_batches_tracked" not in name}
+    ours = build_model("resnet18", 7, stem="imagenet")
+    assert load_pretrained(ours, other, "resnet18") == ["fc.weight", "fc.bias"]
+    assert torch.equal(ours.layer4[1].conv2.weight, other["layer4.1.conv2.weight"])
+    assert ours.layer1[0].bn1.num_batches_tracked == 0
+
+
+def test_a_classifier_that_fits_is_left_fresh_too():
+    other, ours = build_model("resnet8", 7), build_model("resnet8", 7)
+    fresh = ours.fc.weight.clone()
+    load_pretrained(ours, other.state_dict(), "resnet8")
+    assert torch.equal(ours.fc.weight, fresh) and torch.equal(ours.conv1.weight, other.conv1.weight)
+
+
+def test_a_checkpoint_of_an_adapted_network_starts_another():
+    other, ours = build_model("mobilenet_v3_small", 12), build_model("mobilenet_v3_small", 7)
+    load_pretrained(ours, other.state_dict(), "mobilenet_v3_small")
+    assert torch.equal(ours.body.features[3].block[0][0].weight, other.body.features[3].block[0][0].weight)
+
+
+def test_weights_that_do_not_fit_are_refused_and_change_nothing():
+    small = build_model("resnet10", 7)
+    before = {name: value.clone() for name, value in small.state_dict().items()}
+    photo = build_model("resnet10", 7, stem="imagenet").state_dict()
+    cases = {
+        r"conv1\.weight \[64, 3, 7, 7\] instead of \[64, 3, 3, 3\].*file has the imagenet stem": photo,
+        r"2 missing \(layer1\.0\.conv1\.weight": {k: v for k, v in before.items() if "layer1.0.c" not in k},
+        r"unexpected \(layer5.weight": before | {"layer5.weight": torch.ones(2), "l.w": torch.ones(1)},
+        r"bn1\.bias holds values that are not finite": before | {"bn1.bias": torch.full((64,), torch.nan)},
+    }
+    for message, state in cases.items():
+        with pytest.raises(ValueError, match=message):
+            load_pretrained(small, state, "resnet10")
+        assert all(torch.equal(value, before[name]) for name, value in small.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v3_small", "mnasnet0_5"])
+def test_an_adapted_network_comes_back_from_its_checkpoint_and_from_torchvisions_file(name, tmp_path):
+    other = spread(theirs(name, 7))
+    torch.save(other.state_dict(), tmp_path / "theirs.pth")
+    first, second = build_model(name, 7).eval(), build_model(name, 7).eval()
+    checkpoint.load_weights(first, checkpoint.read(tmp_path / "theirs.pth"), name)
+    content = {"format": checkpoint.FORMAT, "version": checkpoint.VERSION, "model": first.state_dict()}
+    checkpoint.save(tmp_path / "ours.pth", content)
+    checkpoint.load_weights(second, checkpoint.read(tmp_path / "ours.pth"), name)
+    with torch.no_grad():
+        assert torch.equal(first(images()), other(images()))
+        assert torch.equal(second(images()), other(images()))
+
+
+def decoupling_file(state: dict, key: str) -> dict:
+    """What the public code of Decoupling leaves: backbone and classifier apart, each from DataParallel."""
+    parts = {"feat_model": {}, "classifier": {}}
+    for name, value in state.items():
+        parts["classifier" if name.startswith("fc.") else "feat_model"][f"module.{name}"] = value
+    return {"epoch": 90, "best_epoch": 88, key: parts, "best_acc": 0.444, "centroids": None}
+
+
+@pytest.mark.parametrize("key", ["state_dict_best", "state_dict"])
+def test_a_checkpoint_of_the_decoupling_code_is_read(key, tmp_path):
+    other = spread(build_model("resnet10", 5, stem="imagenet").eval())
+    torch.save(decoupling_file(other.state_dict(), key), tmp_path / "resnet10_uniform_e90.pth")
+    found = checkpoint.read(tmp_path / "resnet10_uniform_e90.pth")
+    ours, start = (build_model("resnet10", k, stem="imagenet").eval() for k in (5, 9))
+    checkpoint.load_weights(ours, found, "resnet10")
+    load_pretrained(start, found.state, "resnet10")
+    with torch.no_grad():
+        assert torch.equal(ours(images()), other(images()))
+        assert torch.equal(start.forward_features(images()), other.forward_features(images()))
+
+
+def refusal(network: str, state: dict) -> str:
+    """Why weights that are no checkpoint of ours are not loaded into a small-stem `network` of 7 classes."""
+    model, found = build_model(network, 7), checkpoint.Checkpoint("x.pth", "", state, {})
+    with pytest.raises(UserError, match=rf"^x\.pth is (not )?a {network}") as caught:
+        checkpoint.load_weights(model, found, network)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "stem", "advice"),
+    [
+        ("resnet10", "imagenet", "--network resnet10 --stem imagenet"),
+        ("resnet18", "small", "--network resnet18 --stem small"),
+        ("resnet20", "small", "--network resnet20"),
+    ],
+)
+def test_foreign_weights_of_another_network_are_named_with_the_network_and_stem_they_fit(name, stem, advice):
+    state = build_model(name, 6, stem=stem).state_dict()
+    state = {key.replace("fc.", "linear."): value for key, value in state.items()}
+    assert refusal("resnet34", state).endswith(f"; its weights fit {advice}")
+
+
+def test_the_other_stem_is_named():
+    message = refusal("resnet10", build_model("resnet10", 7, stem="imagenet").state_dict())
+    assert "1 of another shape (conv1.weight [64, 3, 7, 7] instead of [64, 3, 3, 3])" in message
+    assert "the file has the imagenet stem, the network the small one" in message
+
+
+def test_a_file_of_other_classes_is_named_for_an_adapted_network_too():
+    message = refusal("mobilenet_v3_small", theirs("mobilenet_v3_small", 12).state_dict())
+    assert "mobilenet_v3_small with 12 classes, 7 are needed" in message
+
+
+def test_a_classifier_without_a_bias_is_not_called_one_of_other_classes():
+    state = build_model("resnet8", 7).state_dict()
+    del state["fc.bias"]
+    assert "is not a resnet8: 1 missing (fc.bias)" in refusal("resnet8", state)
