@@ -1,20 +1,31 @@
 """Long-tailed data sets by name. A data set is one file and one line in `DATASETS`."""
 
+import os
+import re
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from datasets.cifar_lt import build_cifar_lt
 from datasets.digits_lt import build_digits_lt
+from datasets.inaturalist import build_inaturalist18
+from datasets.listed_sets import build_imagenet_lt, build_places_lt
 from datasets.long_tail import long_tail_counts, shot_groups
-from datasets.types import ImageSet, LongTailedData, ViewSpec
+from datasets.own import build_folder, build_list
+from datasets.types import CHANNELS, FileSet, FileViews, ImageSet, LongTailedData, ViewSpec
 from utils.errors import UserError
 
 __all__ = [
     "DATASETS",
+    "FILE_DATASETS",
+    "OWN_DATASETS",
+    "FileSet",
+    "FileViews",
     "ImageSet",
     "LongTailedData",
     "ViewSpec",
     "build_data",
+    "data_name",
     "long_tail_counts",
     "shot_groups",
 ]
@@ -23,17 +34,79 @@ DATASETS = {
     "cifar100_lt": partial(build_cifar_lt, "cifar100_lt"),
     "cifar10_lt": partial(build_cifar_lt, "cifar10_lt"),
     "digits_lt": lambda data_dir, **options: build_digits_lt(**options),
+    "imagenet_lt": build_imagenet_lt,
+    "places_lt": build_places_lt,
+    "inaturalist18": build_inaturalist18,
+    "folder": build_folder,
+    "list": build_list,
+}
+PUBLISHED_DATASETS = ("imagenet_lt", "places_lt", "inaturalist18")
+OWN_DATASETS = ("folder", "list")  # a user's own images
+FILE_DATASETS = (*PUBLISHED_DATASETS, *OWN_DATASETS)  # read from disk as they go
+DEFAULT_RATIO = 100  # of the sets that are cut out of a balanced one
+_PATHS = ("split_dir", "train_list", "val_list", "test_list")
+# options of some data sets alone; None and False stand for "not given" and go with all
+_TAKERS = {
+    "views": FILE_DATASETS,
+    "report": FILE_DATASETS,
+    "split_dir": PUBLISHED_DATASETS,
+    "allow_partial": PUBLISHED_DATASETS,
+    "train_list": ("list",),
+    "val_list": ("list",),
+    "test_list": ("list",),
 }
 
 
 def build_data(
-    name: str, data_dir: str | Path = "data", imb_ratio: float = 100, **options: object
+    name: str,
+    data_dir: str | Path = "data",
+    imb_ratio: float | None = None,
+    shots: tuple[int, int] | None = None,
+    **options: object,
 ) -> LongTailedData:
-    """Build the data set `name`; the options are those of `datasets.split.split_long_tailed`.
+    """Build the data set `name`; `shots` are the limits of its shot groups (None: the usual ones).
+
+    `options` are those of `datasets.split.split_long_tailed`, and for data sets of files those of their
+    builders: `views` (None: as ImageNet's), `report`, `split_dir` and `allow_partial`, or the three lists.
+    An `imb_ratio` of None leaves the counts of files as they are, and is 100 for the sets in memory.
 
     Raises:
-        UserError: an unknown name, a ratio out of range, missing or broken files.
+        UserError: an unknown name, a ratio out of range, an option of another data set, missing or broken
+        files.
     """
     if name not in DATASETS:
         raise UserError(f"unknown data set {name!r}, known: {', '.join(DATASETS)}")
-    return DATASETS[name](data_dir=Path(data_dir), imb_ratio=imb_ratio, **options)
+    options = _taken(name, options)
+    if name in FILE_DATASETS:
+        options["views"] = options.get("views") or FileViews(*CHANNELS["imagenet"])
+    elif imb_ratio is None:
+        imb_ratio = DEFAULT_RATIO
+    data = DATASETS[name](data_dir=Path(data_dir), imb_ratio=imb_ratio, **options)
+    if shots is None:
+        shots = data.shots
+    if not 0 <= shots[0] <= shots[1]:
+        raise UserError(f"--shots must be two counts, the smaller first, got {shots[0]} and {shots[1]}")
+    return replace(data, name=data_name(name, data_dir), shots=tuple(shots))
+
+
+def _taken(name: str, options: dict) -> dict:
+    """The options without those that are not for this data set."""
+    taken = dict(options)
+    for option, takers in _TAKERS.items():
+        value = taken.get(option)
+        if name in takers:
+            if value is not None and option in _PATHS:
+                taken[option] = Path(value)
+            continue
+        taken.pop(option, None)
+        if value and option not in ("views", "report"):
+            raise UserError(f"--{option} goes with --dataset {' or '.join(takers)}, not with {name}")
+    return taken
+
+
+def data_name(dataset: str, data_dir: str | Path) -> str:
+    """The name for folders and files; of a user's own images it holds that of their folder."""
+    if dataset not in OWN_DATASETS:
+        return dataset
+    folder = re.sub(r"[^\w.-]", "_", os.path.basename(os.path.abspath(data_dir)))
+    return f"{dataset}_{folder}"

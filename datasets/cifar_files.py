@@ -4,22 +4,18 @@ The files are pickles. They are read through an unpickler that admits NumPy arra
 """
 
 import hashlib
-import http.client
 import os
 import pickle
-import shutil
 import socket
-import tempfile
 from pathlib import Path
 
 import numpy as np
 from torchvision.datasets import CIFAR10, CIFAR100
 from torchvision.datasets.utils import download_and_extract_archive
 
+from datasets.fetch import DOWNLOAD_ERRORS, MAX_FILE_BYTES, TIMEOUT_SECONDS, one_line, scratch_folder
 from utils.errors import UserError
 
-MAX_FILE_BYTES = 1 << 30
-TIMEOUT_SECONDS = 60
 ROW_BYTES = 3 * 32 * 32
 _ADMITTED = {
     (module, name)
@@ -96,32 +92,22 @@ def find_folder(source: type[CIFAR10], data_dir: Path) -> Path:
 
 def _download(source: type[CIFAR10], data_dir: Path) -> None:
     """Fetch and unpack beside the target, then move into place: a failure leaves nothing behind."""
-    partial = None
-    created = [folder for folder in (data_dir, *data_dir.parents) if not folder.exists()]
     timeout = socket.getdefaulttimeout()
     try:
         socket.setdefaulttimeout(TIMEOUT_SECONDS)
-        data_dir.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=".download-", dir=data_dir))
-        download_and_extract_archive(source.url, str(partial), filename=source.filename, md5=source.tgz_md5)
-        os.replace(partial / source.base_folder, data_dir / source.base_folder)
-    except (OSError, RuntimeError, http.client.HTTPException) as error:
+        with scratch_folder(data_dir) as partial:
+            download_and_extract_archive(
+                source.url, str(partial), filename=source.filename, md5=source.tgz_md5
+            )
+            os.replace(partial / source.base_folder, data_dir / source.base_folder)
+    except DOWNLOAD_ERRORS as error:
         raise UserError(
-            f"no {source.base_folder} in {data_dir}, and the download failed ({_one_line(error)}): fetch "
+            f"no {source.base_folder} in {data_dir}, and the download failed ({one_line(error)}): fetch "
             f"{source.url} on a machine with a network, unpack it, and name the folder that holds "
             f"{source.base_folder}/ with --data_dir"
         ) from error
     finally:
         socket.setdefaulttimeout(timeout)
-        if partial is not None:
-            shutil.rmtree(partial, ignore_errors=True)
-        for folder in created:
-            if folder.is_dir() and not any(folder.iterdir()):
-                folder.rmdir()
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _read_pickle(path: Path) -> dict:
@@ -136,7 +122,7 @@ def _read_pickle(path: Path) -> dict:
         raise
     except Exception as error:  # a broken pickle can raise nearly anything
         raise UserError(
-            f"{path} is not an intact CIFAR file ({_one_line(error)}); "
+            f"{path} is not an intact CIFAR file ({one_line(error)}); "
             "replace it, or delete its folder to download the set again"
         ) from error
     if not isinstance(content, dict):

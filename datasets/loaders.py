@@ -15,8 +15,48 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from datasets.draws import crop_draws
+from datasets.jitter import jitter_
 from datasets.types import ImageSet, ViewSpec
 from utils.seeding import generator_for
+
+
+class Normalise:
+    """(x / 255 - mean) / std on `device`, of images that are `width` pixels wide."""
+
+    def __init__(
+        self, mean: tuple[float, ...], std: tuple[float, ...], width: int, device: torch.device | str
+    ) -> None:
+        # for a row of pixels: both run over contiguous memory
+        self._mean = torch.tensor(mean, device=device).repeat(width)
+        self._std = torch.tensor(std, device=device).repeat(width)
+
+    def __call__(self, images: Tensor, jitter: Tensor | None = None) -> Tensor:
+        """uint8 [N, H, W, C] -> float32 [N, C, H, W], channels_last.
+
+        `jitter`: rows of `draws.jitter_draws`, on the CPU, for a colour jitter beforehand.
+        """
+        # torchvision's operations in torchvision's order: equal to the last bit
+        values = images.to(torch.float32).div_(255) if jitter is None else _jittered(images, jitter)
+        rows = values.flatten(2).sub_(self._mean).div_(self._std)
+        return rows.unflatten(2, images.shape[2:]).permute(0, 3, 1, 2)
+
+
+def _jittered(images: Tensor, jitter: Tensor) -> Tensor:
+    """uint8 [N, H, W, 3] -> float32 [N, H, W, 3] in [0, 1], after the colour jitter."""
+    values = torch.empty(images.shape, dtype=torch.float32, device=images.device)
+    # a CPU's cache holds one image
+    step = 1 if images.device.type == "cpu" else max(len(images), 1)
+    for part, out, draws in zip(images.split(step), values.split(step), jitter.split(step), strict=True):
+        planes = part.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format).div_(255)
+        jitter_(planes, draws)
+        out.copy_(planes.permute(0, 2, 3, 1))
+    return values
+
+
+def batch_indices(indices: Tensor, batch_size: int) -> tuple[Tensor, ...]:
+    """Indices [n] a batch at a time; no batch where there are none."""
+    return indices.split(batch_size) if len(indices) else ()
 
 
 class DeviceImages:
@@ -27,11 +67,8 @@ class DeviceImages:
         self.mirror = views.mirror
         self.labels = data.labels.to(device)
         self._images = data.images.permute(0, 2, 3, 1).contiguous().to(device)  # [N, H, W, C]
-        height, width, _ = self._images.shape[1:]
-        # mean and std for a row of pixels: both run over contiguous memory
-        self._mean = torch.tensor(views.mean, device=device).repeat(width)
-        self._std = torch.tensor(views.std, device=device).repeat(width)
-        self.size = height
+        self.size, width, _ = self._images.shape[1:]
+        self._normalise = Normalise(views.mean, views.std, width, device)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -61,30 +98,23 @@ class DeviceImages:
         """Images `index` [N] as they are, normalised."""
         return self._normalise(self._images[index])
 
-    def _normalise(self, images: Tensor) -> Tensor:
-        """uint8 [N, H, W, C] -> float32 [N, C, H, W], channels_last."""
-        # torchvision's operations in torchvision's order: equal to the last bit
-        rows = images.to(torch.float32).flatten(2).div_(255).sub_(self._mean).div_(self._std)
-        return rows.unflatten(2, images.shape[2:]).permute(0, 3, 1, 2)
-
     def draws(self, seed: int, view: int) -> tuple[Tensor, Tensor, Tensor | None]:
         """Crop offsets (top, left) int64 and flips bool of augmented view `view`, each [N], by image."""
-        generator = generator_for(seed, "view", view)
-        offsets = torch.randint(0, 2 * self.padding + 1, (2, len(self)), generator=generator)
-        flips = torch.rand(len(self), generator=generator) < 0.5
-        top, left = offsets.to(self.device)
-        return top, left, flips.to(self.device) if self.mirror else None
+        top, left, flip = crop_draws(len(self), self.padding, generator_for(seed, "view", view))
+        return top.to(self.device), left.to(self.device), flip.to(self.device) if self.mirror else None
 
     def augmented(
         self, order: Tensor, batch_size: int, seed: int, view: int
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches (images, labels) of view `view` in the order given (int64, indices of images)."""
         top, left, flip = self.draws(seed, view)
-        for index in order.to(self.device).split(batch_size):
+        for index in batch_indices(order.to(self.device), batch_size):
             chosen = None if flip is None else flip[index]
             yield self.crop(index, top[index], left[index], chosen), self.labels[index]
 
-    def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches (images, labels) of the plain images in file order."""
-        for index in torch.arange(len(self), device=self.device).split(batch_size):
+    def batches(
+        self, batch_size: int, start: int = 0, stop: int | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches (images, labels) of the plain images `start` to `stop`, in file order."""
+        for index in batch_indices(torch.arange(len(self), device=self.device)[start:stop], batch_size):
             yield self.plain(index), self.labels[index]

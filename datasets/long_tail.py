@@ -7,8 +7,8 @@ import numpy as np
 
 from utils.errors import UserError
 
-MANY_ABOVE = 100
-FEW_BELOW = 20
+# few: fewer training images than the first; many: more than the second
+SHOTS = (20, 100)
 UNUSED_PER_CLASS = 20
 
 
@@ -81,11 +81,13 @@ def held_out_mask(labels: np.ndarray, fraction: float, seed: int = 0) -> np.ndar
     return held_out
 
 
-def shot_groups(class_counts: list[int] | np.ndarray) -> dict[str, np.ndarray]:
-    """Boolean masks [K] by training count: many above 100, medium 20 to 100, few below 20."""
+def shot_groups(
+    class_counts: list[int] | np.ndarray, shots: tuple[int, int] = SHOTS
+) -> dict[str, np.ndarray]:
+    """Boolean masks [K] by training count; with the usual limits many above 100, medium 20 to 100, few below.
+
+    Source: Liu et al. 2019.
+    """
     counts = np.asarray(class_counts)
-    return {
-        "many": counts > MANY_ABOVE,
-        "medium": (counts >= FEW_BELOW) & (counts <= MANY_ABOVE),
-        "few": counts < FEW_BELOW,
-    }
+    low, high = shots
+    return {"many": counts > high, "medium": (counts >= low) & (counts <= high), "few": counts < low}

@@ -1,11 +1,15 @@
 """What every data set hands to the rest of the project."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from datasets.long_tail import SHOTS, shot_groups
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,64 @@ class ImageSet:
         return state.hexdigest()
 
 
+class PathTable:
+    """N relative paths in one block of bytes: two arrays instead of N Python objects.
+
+    A forked loader process shares the arrays with its parent: reading them touches no reference count.
+    """
+
+    def __init__(self, block: np.ndarray, ends: np.ndarray) -> None:
+        self.block, self.ends = block, ends  # uint8 [bytes], int64 [N]: where each path ends
+
+    @staticmethod
+    def of(paths: Sequence[bytes]) -> "PathTable":
+        """Paths as the file system spells them."""
+        block = np.frombuffer(b"".join(paths), dtype=np.uint8)
+        ends = np.fromiter(map(len, paths), dtype=np.int64, count=len(paths)).cumsum()
+        return PathTable(block, ends)
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def raw(self, index: int) -> bytes:
+        start = self.ends[index - 1] if index else 0
+        return self.block[start : self.ends[index]].tobytes()
+
+    def __getitem__(self, index: int) -> str:
+        """The path as text; bytes that are no UTF-8 are escaped as the file system's calls expect."""
+        return self.raw(index).decode("utf-8", "surrogateescape")
+
+    def take(self, index: np.ndarray) -> "PathTable":
+        return PathTable.of([self.raw(i) for i in index.tolist()])
+
+    @property
+    def nbytes(self) -> int:
+        return self.block.nbytes + self.ends.nbytes
+
+
+@dataclass(frozen=True)
+class FileSet:
+    """Images on disk: `root` / paths[i], with labels int64 [N]."""
+
+    root: Path
+    paths: PathTable
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def digest(self) -> str:
+        """Hex sha256 of relative paths and labels, in order: of the list, not of what the files hold."""
+        state = hashlib.sha256(f"{len(self)} files".encode())
+        for array in (self.paths.block, self.paths.ends, self.labels.numpy()):
+            state.update(np.ascontiguousarray(array).data)
+        return state.hexdigest()
+
+    def take(self, index: np.ndarray) -> "FileSet":
+        """The images `index` int64 [n], in that order."""
+        return FileSet(self.root, self.paths.take(index), self.labels[torch.from_numpy(index)])
+
+
 @dataclass(frozen=True)
 class ViewSpec:
     """How an image becomes a network input: random crop after zero padding, flip, (x / 255 - mean) / std."""
@@ -38,34 +100,78 @@ class ViewSpec:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     padding: int
-    mirror: bool  # flips in training, and the mirror image averaged in at test
+    mirror: bool  # flips in training
+
+    @property
+    def mirror_test(self) -> bool:
+        """Is the mirror image averaged in at test?"""
+        return self.mirror
+
+
+# channel mean and deviation in [0, 1]: ImageNet's, CIFAR-10's, iNaturalist 2018's (Kang et al. 2020)
+CHANNELS = {
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "cifar": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+    "inaturalist": ((0.466, 0.471, 0.380), (0.195, 0.194, 0.192)),
+}
+AUGMENTS = ("resized_crop", "pad_crop", "plain")
+
+
+@dataclass(frozen=True)
+class FileViews:
+    """How an image file becomes a network input of `size` x `size` pixels.
+
+    `augment`, the training view: `resized_crop` is torchvision's RandomResizedCrop(size) with its defaults;
+    `pad_crop` resizes to size x size where the file has another size, pads with `padding` zeros, crops;
+    `plain` takes the test view. The test view resizes the shorter side to `resize`, antialiased, and crops
+    the centre (`pad_crop`: resizes to size x size). `jitter` is the strength of torchvision's ColorJitter in
+    brightness, contrast and saturation.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    size: int = 224
+    resize: int = 256
+    augment: str = "resized_crop"
+    padding: int = 0
+    jitter: float = 0.0
+    mirror: bool = True  # flips in training
+    mirror_test: bool = False
 
 
 @dataclass(frozen=True)
 class LongTailedData:
-    """A long-tailed training set with its validation and test parts.
+    """A long-tailed training set with its validation and test parts, in memory or on disk.
 
-    `class_counts` are those of the long-tailed set itself and define the shot groups; `train_counts` are what
-    is left for training after a hold-out. `val` is None where no validation images exist.
+    `class_counts` are those of the long-tailed set itself and define the shot groups by the limits `shots`;
+    `train_counts` are what is left for training after a hold-out. `val` is None where no validation images
+    exist.
     """
 
     name: str
     class_names: list[str]
     class_counts: list[int]
-    train: ImageSet
-    val: ImageSet | None
+    train: ImageSet | FileSet
+    val: ImageSet | FileSet | None
     val_source: str
-    test: ImageSet
-    views: ViewSpec
+    test: ImageSet | FileSet
+    views: ViewSpec | FileViews
     notes: list[str] = field(default_factory=list)
+    shots: tuple[int, int] = SHOTS
 
     @property
     def num_classes(self) -> int:
         return len(self.class_counts)
 
     @property
+    def groups(self) -> list[str]:
+        """The shot group of each class: many, medium or few."""
+        masks = shot_groups(self.class_counts, self.shots)
+        return [next(name for name, mask in masks.items() if mask[k]) for k in range(self.num_classes)]
+
+    @property
     def in_channels(self) -> int:
-        return self.train.images.shape[1]
+        return 3 if isinstance(self.train, FileSet) else self.train.images.shape[1]
 
     @property
     def train_counts(self) -> list[int]:

@@ -90,7 +90,7 @@ def test_help_is_grouped_and_names_every_argument_of_the_script(capsys):
         (STAGE1, "--cur_stage stage2", "--cur_stage stage2 contradicts main_stage1.py, which runs stage1"),
         (STAGE2, "--cur_stage stage1", "--cur_stage stage1 contradicts main_stage2.py, which runs stage2"),
         (STAGE1, "--dataset mnist", "invalid choice: 'mnist'"),
-        (STAGE1, "--network resnet99", "invalid choice: 'resnet99'"),
+        (STAGE1, "--network resnet99", "--network: unknown network 'resnet99'"),
         (
             STAGE1,
             "--finetune_lr 1",

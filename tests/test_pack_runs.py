@@ -229,12 +229,13 @@ def test_a_pack_of_another_class_count_or_data_set_is_refused(tmp_path, pack):
 @pytest.mark.parametrize("name", _NOT_WITH_PACK)
 def test_an_argument_without_use_beside_a_pack_is_refused(tmp_path, pack, name):
     argument = next(argument for argument in ARGUMENTS if argument.name == name)
-    values = {int: ["1"], float: ["0.5"], Path: [tmp_path / "some"], bool: []}
+    values = {int: ["8"], float: ["0.5"], Path: [tmp_path / "some"], bool: []}
     words = [f"--{name}", *(argument.choices[:1] if argument.choices else values[argument.kind])]
     expected = f"--features holds the features already: --{name} has no use beside it"
     if name == "val_fraction":  # it has none without --val_source either
         expected = "--val_fraction has a meaning with --val_source heldout only"
-    assert refused(tmp_path, "--features", pack, *words) == expected
+    if STAGE2 in argument.scripts:
+        assert refused(tmp_path, "--features", pack, *words) == expected
     if EVALUATE in argument.scripts:
         stage = ("--features", pack, "--cur_stage", "stage1")
         assert refusal(evaluate.main, *places(tmp_path), *stage, *words) == expected

@@ -1,0 +1,62 @@
+"""Fetching files: beside the target first, then moved into place, so that a failure leaves nothing behind."""
+
+import http.client
+import shutil
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+TIMEOUT_SECONDS = 60
+MAX_FILE_BYTES = 1 << 30
+DOWNLOAD_ERRORS = (OSError, RuntimeError, http.client.HTTPException)
+_CHUNK = 1 << 20
+
+
+@contextmanager
+def scratch_folder(target: Path) -> Iterator[Path]:
+    """A temporary folder in `target`, gone at the end; folders made for it go too if they stay empty.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    scratch = None
+    created = [folder for folder in (target, *target.parents) if not folder.exists()]
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=".download-", dir=target))
+        yield scratch
+    finally:
+        if scratch is not None:
+            shutil.rmtree(scratch, ignore_errors=True)
+        for folder in created:
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+
+
+def fetch_file(url: str, target: Path) -> None:
+    """Write what `url` answers to `target`.
+
+    Raises:
+        OSError, http.client.HTTPException: no answer within the time, an error, half a file, a huge one.
+    """
+    try:
+        with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as answer, open(target, "wb") as out:
+            size = 0
+            while chunk := answer.read(_CHUNK):
+                size += len(chunk)
+                if size > MAX_FILE_BYTES:
+                    raise OSError(f"{url} answers with more than {MAX_FILE_BYTES >> 20} MiB")
+                out.write(chunk)
+            if answer.length:  # what the server announced and did not send
+                raise OSError(f"{url} ends {answer.length} bytes early")
+    except urllib.error.HTTPError as error:
+        error.close()
+        raise
+
+
+def one_line(error: Exception) -> str:
+    """The error's own words, or its kind where it has none."""
+    return " ".join(str(error).split()) or type(error).__name__

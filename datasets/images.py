@@ -1,0 +1,35 @@
+"""The images of a part, ready for a network: from memory or from files, behind one interface."""
+
+from pathlib import Path
+
+import torch
+
+from datasets.file_images import FileImages
+from datasets.loaders import DeviceImages
+from datasets.own import _images_below
+from datasets.types import FileSet, FileViews, ImageSet, PathTable, ViewSpec
+from utils.errors import UserError, raise_problem
+
+# what the loops take: `labels`, len(), `augmented(order, batch_size, seed, view)`, `batches(batch_size, ...)`
+Images = DeviceImages | FileImages
+
+
+def open_images(
+    part: ImageSet | FileSet, views: ViewSpec | FileViews, device: torch.device, workers: int = 0
+) -> Images:
+    """The whole part on the device, or its files through `workers` loader processes."""
+    if isinstance(part, FileSet):
+        return FileImages(part, views, device, workers)
+    return DeviceImages(part, views, device)
+
+
+def images_below(folder: Path) -> FileSet:
+    """Every image file below `folder`, by name; nothing is known of their labels, which are 0.
+
+    Raises:
+        UserError: it is no folder, cannot be read, or holds no image.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder" if folder.exists() else f"{folder} does not exist")
+    paths = _images_below(str(folder), "", raise_problem)
+    return FileSet(folder, PathTable.of(paths), torch.zeros(len(paths), dtype=torch.int64))

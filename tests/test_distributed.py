@@ -1,0 +1,205 @@
+"""Several processes on one machine, started by torchrun over gloo: the same results as one process alone."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from tests.distributed_worker import BATCH, work
+from tests.file_trees import imagenet_tree
+from tests.helpers import call, last_line, places
+from utils.distributed import ALONE, Steps, World
+
+ROOT = Path(__file__).resolve().parent.parent
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+
+
+def start(*words: object) -> subprocess.Popen:
+    """A command under torchrun with two processes of one thread each."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([*TORCHRUN, *map(str, words)], cwd=ROOT, env=environment, **pipes)
+
+
+def torchrun(*words: object) -> tuple[int, str, str]:
+    """Run it to its end: exit status, standard output, standard error."""
+    process = start(*words)
+    out, err = process.communicate(timeout=240)
+    return process.returncode, out, err
+
+
+@pytest.fixture(scope="module")
+def alone() -> dict[str, torch.Tensor]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield work(ALONE)
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("accum", [1, 2])
+def test_two_processes_train_and_score_as_one_does(alone, tmp_path, accum):
+    code, _, err = torchrun("tests/distributed_worker.py", tmp_path, accum)
+    assert code == 0, err
+    results = [torch.load(tmp_path / f"rank{rank}.pth", weights_only=True) for rank in (0, 1)]
+    for result in results:
+        assert result.keys() == alone.keys()
+        for name, value in alone.items():
+            if value.is_floating_point():
+                torch.testing.assert_close(result[name], value, rtol=2e-4, atol=2e-5, msg=name, equal_nan=True)
+            else:
+                assert torch.equal(result[name], value), name
+    assert all(torch.equal(results[0][name], results[1][name]) for name in alone)
+    assert len(results[0]["predicted"]) == 500  # every image once, in one process or the other
+    moved = sum(float(v.abs().sum()) for n, v in alone.items() if n.startswith("model."))
+    assert moved > 0
+
+
+def test_accumulated_parts_give_the_gradient_of_the_whole_step(alone):
+    apart = work(ALONE, accum=4)
+    for name, value in alone.items():
+        if name.startswith("model.") and value.is_floating_point():
+            torch.testing.assert_close(apart[name], value, rtol=2e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 8])
+@pytest.mark.parametrize("images", [1, 31, 33, 64, 100, 305])
+@pytest.mark.parametrize("accum", [1, 2])
+def test_every_image_counts_once_with_the_same_weight(images, size, accum):
+    batch = 48
+    order = torch.randperm(images)
+    counted, weights = [], torch.zeros(images)
+    for rank in range(size):
+        steps = Steps(images, batch, accum, World(rank, size))
+        own, parts = steps.own(order).split(steps.part_size), list(steps.parts())
+        assert len(own) == len(parts)
+        assert sum(part.last for part in parts) == len(steps)
+        for chunk, part in zip(own, parts, strict=True):
+            assert len(chunk) >= min(2, steps.part_size)  # batch-norm needs two
+            counted += chunk[: part.rows].tolist()
+            if part.rows:
+                weights[chunk[: part.rows]] += part.weight / part.rows / size
+    assert sorted(counted) == list(range(images))
+    for step in range(-(-images // batch)):
+        chunk = order[step * batch : (step + 1) * batch]
+        torch.testing.assert_close(weights[chunk], torch.full((len(chunk),), 1 / len(chunk)))
+
+
+def test_a_batch_that_cannot_be_shared_out_is_refused():
+    with pytest.raises(Exception, match=r"--batch_size 50 must be a multiple of 4 process\(es\) x --accum 3"):
+        Steps(100, 50, 3, World(0, 4))
+
+
+def test_blocks_cover_everything_once():
+    for length in (0, 1, 7, 8, 9, 24_426):
+        for size in (1, 2, 3, 8):
+            blocks = [World(rank, size).block(length) for rank in range(size)]
+            assert [i for start, stop in blocks for i in range(start, stop)] == list(range(length))
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("imagenet")
+    imagenet_tree(root, counts=(120, 60, 30, 15), test_per_class=80, val_per_class=5)
+    return root
+
+
+def line(tree: Path, root: Path) -> list[str]:
+    """What the runs on the tree share: a tiny network on small crops."""
+    words = ["--dataset", "imagenet_lt", "--data_dir", str(tree), "--allow_partial", "--network", "resnet8"]
+    return [*words, "--image_size", "32", "--device", "cpu", "--workers", "1", *places(root)]
+
+
+def test_the_published_sequence_runs_under_torchrun_and_equals_one_process(tree, tmp_path):
+    import evaluate
+    import main_stage2
+
+    code, out, err = torchrun(
+        *("main_stage1.py", "--cur_stage", "stage1", "--epochs", "2", "--batch_size", "16", "--seed", "0"),
+        *line(tree, tmp_path),
+    )
+    assert code == 0, err
+    assert "2 processes, each on device cpu" in out
+    assert out.count("run folder") == 1 and last_line(out).startswith("test overall=")
+    second = ["--cur_stage", "stage2", "--finetune_epoch", "2", "--seed", "0", "--save_features"]
+    code, out, err = torchrun("main_stage2.py", *second, tmp_path / "two.safetensors", *line(tree, tmp_path))
+    assert code == 0, err
+    two = last_line(out)
+    text = call(main_stage2.main, *second, tmp_path / "one.safetensors", *line(tree, tmp_path / "one"),
+                "--pretrained_pth", tmp_path / "ckpt" / "imagenet_lt" / "resnet8_stage1.pth")  # fmt: skip
+    assert last_line(text) == two
+    from utils.packs import read_pack
+
+    one, other = (read_pack(tmp_path / f"{name}.safetensors") for name in ("one", "two"))
+    for name in ("train", "test", "val"):
+        assert torch.equal(getattr(one, f"{name}_labels"), getattr(other, f"{name}_labels"))
+        torch.testing.assert_close(getattr(one, name), getattr(other, name), rtol=1e-3, atol=1e-3)
+    assert not list(tmp_path.rglob("*.parts"))
+
+    arguments = ["--cur_stage", "stage2", *line(tree, tmp_path)]
+    code, out, err = torchrun("evaluate.py", *arguments, "--predictions", tmp_path / "two.csv")
+    assert code == 0, err
+    text = call(evaluate.main, *arguments, "--predictions", tmp_path / "one.csv")
+    assert last_line(out) == last_line(text) == two
+    one, other = (pd.read_csv(tmp_path / f"{name}.csv") for name in ("one", "two"))
+    assert list(one["image"]) == list(other["image"]) and len(set(one["image"])) == len(one) == 4 * 80
+    assert (one["predicted"] == other["predicted"]).all()
+    assert np.allclose(one["confidence"], other["confidence"], atol=1e-4)
+
+
+def test_a_mistake_is_said_once_and_ends_all_processes(tree, tmp_path):
+    code, out, err = torchrun("main_stage1.py", *line(tree, tmp_path), "--epochs", "1", "--batch_size", "15")
+    assert code != 0
+    said = [words for words in err.splitlines() if words.startswith("error")]
+    assert said == [
+        "error: --batch_size 15 must be a multiple of 2 process(es) x --accum 1: it counts the images of a "
+        "step, over all of them"
+    ]
+    assert "run folder" not in out and not list(tmp_path.rglob("*.pth"))
+
+
+def test_an_unreadable_image_in_one_process_is_named_and_ends_all(tree, tmp_path):
+    broken = tmp_path / "data"
+    subprocess.run(["cp", "-r", tree, broken], check=True)
+    victim = next((broken / "val").rglob("*.JPEG"))
+    victim.write_bytes(victim.read_bytes()[:200])
+    code, _, err = torchrun("main_stage1.py", *line(broken, tmp_path), "--epochs", "1", "--batch_size", "16")
+    assert code != 0
+    said = [words for words in err.splitlines() if words.startswith("error")]
+    assert len(said) == 1 and victim.name in said[0]
+
+
+def test_a_process_that_is_killed_ends_the_others_within_seconds(tree, tmp_path):
+    process = start(
+        *("main_stage1.py", *line(tree, tmp_path), "--epochs", "1000", "--batch_size", "16", "--seed", "0")
+    )
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.rglob("last.pth")) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    [children] = [
+        Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    ]
+    workers = [int(pid) for pid in children if b"main_stage1" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    assert len(workers) == 2
+    os.kill(workers[1], signal.SIGKILL)
+    started = time.monotonic()
+    _, err = process.communicate(timeout=60)
+    assert process.returncode != 0 and "Signal 9 (SIGKILL)" in err
+    assert time.monotonic() - started < 45
+    assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
+
+
+def test_a_rank_of_its_own_seed_is_drawn_once_for_all(tree, tmp_path):
+    code, _, err = torchrun("main_stage1.py", *line(tree, tmp_path), "--epochs", "1", "--batch_size", "16")
+    assert code == 0, err
+    [folder] = (tmp_path / "out" / "imagenet_lt_stage1").iterdir()
+    record = json.loads((folder / "config.json").read_text())
+    assert record["processes"] == 2 and isinstance(record["config"]["seed"], int)
+    assert BATCH == 32

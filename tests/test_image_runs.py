@@ -1,0 +1,359 @@
+"""The three scripts on images on disk: every data set on its true layout, a user's own images and networks."""
+
+import json
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+import evaluate
+import main_stage1
+import main_stage2
+from datasets import build_data
+from tests.file_trees import folder_tree, imagenet_tree, inat_tree, list_tree, places_tree
+from tests.helpers import call, last_line, places, refusal, run_folder
+from utils import checkpoint
+from utils.packs import read_pack
+
+COUNTS = (24, 12, 6)
+SMALL = ["--image_size", "32", "--network", "resnet8", "--workers", "0"]
+SHORT = {
+    main_stage1.main: ["--epochs", "2", "--batch_size", "16", "--seed", "0"],
+    main_stage2.main: ["--finetune_epoch", "2", "--batch_size", "16", "--seed", "0"],
+    evaluate.main: [],
+}
+
+
+def sequence(root: Path, *words: object) -> list[str]:
+    """Stage 1, stage 2 and evaluate, one after another; what each printed."""
+    texts = []
+    for script, stage in zip(SHORT, ("stage1", "stage2", "stage2"), strict=True):
+        texts.append(call(script, "--cur_stage", stage, *words, *places(root), *SHORT[script]))
+    return texts
+
+
+TREES = {
+    "imagenet_lt": [partial(imagenet_tree, flat_val=flat) for flat in (False, True)],
+    "inaturalist18": [partial(inat_tree, kind=kind) for kind in ("json", "txt")]
+    + [partial(inat_tree, layout="torchvision")],
+    "places_lt": [places_tree],
+}
+
+
+@pytest.mark.parametrize(
+    ("dataset", "make"), [(dataset, make) for dataset, makers in TREES.items() for make in makers]
+)
+def test_a_published_data_set_trains_and_evaluates_on_its_true_layout(tmp_path, dataset, make):
+    make(tmp_path / "data", counts=COUNTS, test_per_class=4)
+    words = ["--dataset", dataset, "--data_dir", tmp_path / "data"]
+    stage1, stage2, found = sequence(tmp_path, *words, *SMALL, "--allow_partial")
+    assert "42 training" in stage1 and "12 test images of 3 classes" in stage1
+    assert f"note: not the published {dataset}" in stage1
+    assert "0.66287" not in stage2 and "logit gap 1.11 at its optimum" in stage2
+    assert "(views x images: " in stage2 and "train 2 x 42, plain 1 x 42" in stage2
+    assert last_line(stage2) == last_line(found)
+    if dataset != "inaturalist18":
+        assert "validation (own)" in stage1 and "val_overall" in stage1
+    message = refusal(main_stage1.main, *words, *SMALL, *places(tmp_path / "again"))
+    assert "--allow_partial" in message and not (tmp_path / "again").exists()
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with class sub-folders of images, and both stages trained on it."""
+    root = tmp_path_factory.mktemp("own")
+    folder_tree(root / "pets", counts=COUNTS, test_per_class=5)
+    sequence(root, "--dataset", "folder", "--data_dir", root / "pets", *SMALL)
+    return root
+
+
+def of_own(own: Path, *words: object) -> list[object]:
+    return ["--dataset", "folder", "--data_dir", own / "pets", *SMALL, *words]
+
+
+def test_own_images_are_named_by_their_folder_and_keep_their_class_names(own):
+    assert (own / "ckpt" / "folder_pets" / "resnet8_stage2.pth").is_file()
+    facts = checkpoint.read(own / "ckpt" / "folder_pets" / "resnet8_stage1.pth").facts
+    assert facts["class_names"] == ["ant", "bee", "cat"] and facts["class_counts"] == list(COUNTS)
+    assert (facts["image_size"], facts["augment"], facts["num_class"]) == (32, "resized_crop", 3)
+    assert not list(own.rglob("*.bin"))  # the features are gone with the run
+
+
+def test_predictions_of_the_test_set_are_a_row_an_image(own, tmp_path):
+    text = call(
+        evaluate.main,
+        *of_own(own, "--cur_stage", "stage2", "--predictions", tmp_path / "p.csv", *places(own)),
+    )
+    rows = pd.read_csv(tmp_path / "p.csv")
+    assert len(rows) == 15 and rows["image"].is_unique
+    assert all((own / "pets" / name).is_file() for name in rows["image"])
+    assert list(rows["label_name"]) == [name for name in ("ant", "bee", "cat") for _ in range(5)]
+    accuracy = 100 * (rows["label"] == rows["predicted"]).mean()
+    assert f"overall={accuracy:.2f} " in last_line(text)
+    assert rows["confidence"].between(1 / 3, 1).all()
+
+
+def test_a_folder_without_labels_is_predicted_as_the_test_set_is(own, tmp_path):
+    call(
+        evaluate.main,
+        *of_own(own, "--cur_stage", "stage2", "--predictions", tmp_path / "known.csv", *places(own)),
+    )
+    model = own / "ckpt" / "folder_pets" / "resnet8_stage2.pth"
+    text = call(
+        evaluate.main,
+        *("--pretrained_pth", model, "--predict", own / "pets" / "test", "--predictions", tmp_path / "p.csv"),
+        *("--out", tmp_path / "out", "--workers", "0"),
+    )
+    assert last_line(text) == f"predicted images=15 file={tmp_path / 'p.csv'}"
+    known, found = pd.read_csv(tmp_path / "known.csv"), pd.read_csv(tmp_path / "p.csv")
+    assert list("test/" + found["image"]) == list(known["image"])
+    for column in ("predicted", "predicted_name", "confidence"):
+        assert list(found[column]) == list(known[column])
+
+
+def test_a_network_of_images_in_memory_predicts_files_of_any_size(own, tmp_path):
+    text = call(
+        evaluate.main,
+        *("--network", "resnet32", "--imb_ratio", "100", "--cur_stage", "stage2", "--out", tmp_path),
+        *("--predict", own / "pets" / "test", "--predictions", tmp_path / "p.csv", "--workers", "0"),
+    )
+    assert last_line(text).startswith("predicted images=15")
+    assert pd.read_csv(tmp_path / "p.csv")["predicted"].between(0, 99).all()
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--predict", "nowhere"], "nowhere does not exist"),
+        (["--predict", "{own}/pets/test/ant/000.jpg"], "is not a folder"),
+        (["--predict", "{own}/empty"], "holds no image"),
+        (["--num_class", "4"], "--num_class 3, but --num_class 4 is asked for"),
+        (["--imb_ratio", "10"], "--imb_ratio"),
+        (["--tta", "--no_flip"], "--tta and --no_flip contradict each other"),
+        (["--train_list", "a.txt"], "--train_list goes with --dataset list, not with folder"),
+    ],
+)
+def test_what_evaluate_cannot_do_is_said_in_one_line(own, tmp_path, words, expected):
+    (own / "empty").mkdir(exist_ok=True)
+    words = [word.format(own=own) for word in words]
+    ckpt = ["--ckpt_dir", own / "ckpt", "--out", tmp_path / "out"]
+    assert expected in refusal(evaluate.main, *of_own(own, "--cur_stage", "stage2", *words, *ckpt))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_checkpoint_of_other_classes_is_refused(own, tmp_path):
+    folder_tree(tmp_path / "pets", classes=("ant", "bird", "cat"), counts=COUNTS, test_per_class=2)
+    words = ["--dataset", "folder", "--data_dir", tmp_path / "pets", "--cur_stage", "stage2", *SMALL]
+    message = refusal(evaluate.main, *words, "--ckpt_dir", own / "ckpt", "--out", tmp_path / "out")
+    assert "knows class 1 as 'bee', folder_pets has 'bird' there" in message
+
+
+def test_saved_features_serve_a_later_stage_2_with_the_same_result(own, tmp_path):
+    pack = tmp_path / "pets.safetensors"
+    words = of_own(own, "--cur_stage", "stage2", *SHORT[main_stage2.main])
+    first = call(
+        main_stage2.main, *words, "--save_features", pack, "--out", tmp_path / "out", "--ckpt_dir",
+        tmp_path / "ckpt", "--pretrained_pth", own / "ckpt" / "folder_pets" / "resnet8_stage1.pth",
+    )  # fmt: skip
+    assert read_pack(pack).facts["dataset"] == "folder_pets" and not list(tmp_path.rglob("*.bin"))
+    again = call(
+        main_stage2.main, "--features", pack, *places(tmp_path / "again"), *SHORT[main_stage2.main]
+    )
+    assert last_line(again) == last_line(first)
+
+
+def test_an_extraction_that_was_cut_off_is_gone_on_with(own, tmp_path, monkeypatch):
+    pack = tmp_path / "pets.safetensors"
+    words = of_own(own, "--cur_stage", "stage2", "--save_features", pack, *places(tmp_path))
+    words += ["--pretrained_pth", own / "ckpt" / "folder_pets" / "resnet8_stage1.pth", "--seed", "0"]
+    bad = own / "pets" / "train" / "cat" / "003.jpg"
+    content = bad.read_bytes()
+    bad.write_bytes(b"")
+    try:
+        assert "003.jpg" in refusal(main_stage2.main, *words)
+    finally:
+        bad.write_bytes(content)
+    parts = tmp_path / "pets.safetensors.parts"
+    done = {path.relative_to(parts) for path in parts.rglob("*") if ".done" in str(path.parent)}
+    assert any("test.done" in str(path) for path in done)  # what came before is there
+    call(main_stage2.main, *words)
+    assert not parts.exists() and read_pack(pack).train.shape[:2] == (2, sum(COUNTS))
+
+
+def test_lists_with_a_validation_part_select_on_it(tmp_path):
+    list_tree(tmp_path / "data", counts=COUNTS, test_per_class=4, val_per_class=3)
+    lists = [word for part in ("train", "val", "test") for word in (f"--{part}_list", f"{part}.txt")]
+    words = ["--dataset", "list", "--data_dir", tmp_path / "data", *lists, *SMALL]
+    texts = [
+        call(main_stage1.main, *words, "--select", "val", *places(tmp_path), *SHORT[main_stage1.main]),
+        call(main_stage2.main, *words, "--select", "val", *places(tmp_path), *SHORT[main_stage2.main]),
+    ]
+    assert all(last_line(text).endswith("selected_on=val") for text in texts)
+    assert "9 validation (own)" in texts[1]
+    message = refusal(main_stage1.main, "--dataset", "list", "--data_dir", tmp_path / "data")
+    assert message == "--dataset list needs --train_list FILE and --test_list FILE (lines `path label`)"
+
+
+def test_the_limits_of_the_shot_groups_can_be_set(own, tmp_path):
+    text = call(
+        main_stage1.main, *of_own(own, "--shots", "10,20", *places(tmp_path), *SHORT[main_stage1.main])
+    )
+    assert "classes: many 1, medium 1, few 1" in text
+    rows = pd.read_csv(run_folder(tmp_path, "stage1", "folder_pets") / "per_class.csv")
+    assert list(rows["group"]) == ["many", "medium", "few"]
+    summary = json.loads((run_folder(tmp_path, "stage1", "folder_pets") / "summary.json").read_text())
+    assert [summary["test"][name] for name in ("many", "medium", "few")] == list(rows["accuracy"])
+    text = call(main_stage2.main, *of_own(own, *places(tmp_path), *SHORT[main_stage2.main], "--method", "ce,los"))
+    assert "classes: many 1, medium 1, few 1" in text  # the checkpoint's
+    for wrong in ("20", "100,20", "1,2,3", "0,20"):
+        assert "--shots" in refusal(main_stage1.main, *of_own(own, "--shots", wrong, *places(tmp_path)))
+
+
+def test_balanced_images_are_made_long_tailed_and_the_rest_validates(tmp_path):
+    folder_tree(tmp_path / "data", counts=(20, 20, 20), test_per_class=4)
+    text = call(
+        main_stage1.main,
+        *("--dataset", "folder", "--data_dir", tmp_path / "data", "--imb_ratio", "4", *SMALL),
+        *(*places(tmp_path), *SHORT[main_stage1.main]),
+    )
+    assert "35 training, 25 validation (unused), 12 test images" in text
+    assert (tmp_path / "ckpt" / "folder_data" / "IR=4" / "resnet8_stage1.pth").is_file()
+
+
+def test_small_images_take_the_way_of_cifar_with_the_same_bits(tmp_path):
+    """The same pixels as PNG files and in memory: the same weights after training, to the last bit."""
+    from datasets.images import open_images
+    from datasets.loaders import DeviceImages
+    from datasets.types import ImageSet, ViewSpec
+    from datasets.decode import read_image
+    from utils.data_setup import file_views
+    from utils.arguments import STAGE1, parse
+    from utils.config import resolve
+
+    folder_tree(tmp_path / "data", counts=COUNTS, test_per_class=4, suffix=".png")
+    line = "--dataset folder --image_size 64 --augment pad_crop --normalise cifar"
+    views = file_views(resolve(STAGE1, parse(STAGE1, "", line.split())))
+    data = build_data("folder", tmp_path / "data", views=views, val_source="none")
+    from torchvision.transforms.v2 import functional
+
+    files = [read_image(str(data.train.root / data.train.paths[i])) for i in range(len(data.train))]
+    pixels = torch.stack([functional.resize(image, [64, 64], antialias=True) for image in files])
+    memory = DeviceImages(
+        ImageSet(pixels, data.train.labels), ViewSpec(views.mean, views.std, views.padding, mirror=True)
+    )
+    order = torch.randperm(len(memory), generator=torch.Generator().manual_seed(1))
+    ours = open_images(data.train, views, torch.device("cpu"))
+    pairs = zip(ours.augmented(order, 16, 0, 3), memory.augmented(order, 16, 0, 3), strict=True)
+    assert all(torch.equal(one, other) for a, b in pairs for one, other in zip(a, b, strict=True))
+
+
+# ---- networks
+
+
+def test_a_network_of_torchvision_trains_by_its_name(own, tmp_path):
+    words = of_own(own, *places(tmp_path))
+    words[words.index("resnet8")] = "mobilenet_v3_small"
+    for script, stage in ((main_stage1.main, "stage1"), (main_stage2.main, "stage2")):
+        text = call(script, "--cur_stage", stage, *words, *SHORT[script])
+    assert last_line(call(evaluate.main, "--cur_stage", "stage2", *words)) == last_line(text)
+
+
+def test_a_network_of_the_users_own_trains_by_module_and_function(own, tmp_path, monkeypatch):
+    (tmp_path / "my_nets.py").write_text(
+        "from torch import nn\n\n\ndef tiny(num_classes):\n"
+        "    body = nn.Sequential(nn.Conv2d(3, 8, 3, stride=4), nn.ReLU(), nn.AdaptiveAvgPool2d(1))\n"
+        "    return nn.Sequential(body, nn.Flatten(), nn.Linear(8, num_classes))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    words = of_own(own, *places(tmp_path))
+    words[words.index("resnet8")] = "my_nets:tiny"
+    for script, stage in ((main_stage1.main, "stage1"), (main_stage2.main, "stage2")):
+        text = call(script, "--cur_stage", stage, *words, *SHORT[script])
+    assert (tmp_path / "ckpt" / "folder_pets" / "my_nets_tiny_stage2.pth").is_file()
+    assert last_line(call(evaluate.main, "--cur_stage", "stage2", *words)) == last_line(text)
+
+
+def test_stage_1_starts_from_weights_of_another_data_set(own, tmp_path):
+    start = own / "ckpt" / "folder_pets" / "resnet8_stage1.pth"
+    folder_tree(tmp_path / "data", classes=("x", "y"), counts=(8, 4), test_per_class=2)
+    words = ["--dataset", "folder", "--data_dir", tmp_path / "data", *SMALL, "--seed", "0"]
+    words += ["--epochs", "1", "--lr", "1e-12", "--batch_size", "8", *places(tmp_path)]
+    text = call(main_stage1.main, *words, "--pretrained", start)
+    assert f"started from {start}" in text and "the classifier afresh" in text
+    found = checkpoint.read(tmp_path / "ckpt" / "folder_data" / "resnet8_stage1.pth").state
+    for name, value in checkpoint.read(start).state.items():
+        if "weight" in name and not name.startswith("fc."):
+            torch.testing.assert_close(found[name], value)
+    assert found["fc.weight"].shape == (2, 64)
+    words[words.index("resnet8")] = "resnet20"
+    assert "--pretrained" in refusal(main_stage1.main, *words, "--pretrained", start)
+
+
+@pytest.mark.parametrize(("stem", "size"), [("small", 3), ("imagenet", 7)])
+def test_the_stem_is_the_users_choice_and_the_checkpoints_memory(own, tmp_path, stem, size):
+    words = of_own(own, *places(tmp_path))
+    words[words.index("resnet8")] = "resnet10"
+    call(main_stage1.main, *words, "--stem", stem, *SHORT[main_stage1.main])
+    source = checkpoint.read(tmp_path / "ckpt" / "folder_pets" / "resnet10_stage1.pth")
+    assert source.state["conv1.weight"].shape == (64, 3, size, size)
+    text = call(evaluate.main, *words, "--cur_stage", "stage1")
+    assert f'stem           "{stem}"' in text or f'"{stem}"' in text
+
+
+# ---- precision, batch size
+
+
+def test_mixed_precision_trains_close_to_full_precision(own, tmp_path):
+    lines = []
+    for amp in ("off", "bf16"):
+        root = tmp_path / amp
+        call(main_stage1.main, *of_own(own, *places(root), "--amp", amp, *SHORT[main_stage1.main]))
+        lines.append(pd.read_csv(run_folder(root, "stage1", "folder_pets") / "metrics.csv")["train_loss"])
+        weights = checkpoint.read(root / "ckpt" / "folder_pets" / "resnet8_stage1.pth").state
+        assert all(value.dtype in (torch.float32, torch.int64) for value in weights.values())
+    assert lines[0].tolist() != lines[1].tolist()
+    assert lines[0].tolist() == pytest.approx(lines[1].tolist(), rel=0.05)
+    assert "--amp fp16 needs a CUDA device" in refusal(
+        main_stage1.main, *of_own(own, "--amp", "fp16", "--device", "cpu", *places(tmp_path / "fp16"))
+    )
+
+
+def test_a_presets_learning_rate_goes_with_the_batch_size_and_a_given_one_does_not(own, tmp_path):
+    words = of_own(own, *places(tmp_path), "--epochs", "1", "--seed", "0")
+    text = call(main_stage1.main, *words, "--batch_size", "32")
+    assert "0.0125" in text and "preset, times batch size / 256" in text
+    text = call(main_stage1.main, *words, "--batch_size", "32", "--lr", "0.05")
+    assert "times batch size" not in text
+
+
+def test_parts_of_a_step_add_up_to_it(own, tmp_path):
+    """In one process too: what --accum changes is rounding and batch-norm's statistics, not the recipe."""
+    for accum in ("1", "2"):
+        words = of_own(own, *places(tmp_path / accum), "--accum", accum, *SHORT[main_stage1.main])
+        text = call(main_stage1.main, *words)
+        assert "steps an epoch: 3" in text
+    assert "must be a multiple of 1 process(es) x --accum 3" in refusal(
+        main_stage1.main, *of_own(own, *places(tmp_path), "--accum", "3", *SHORT[main_stage1.main])
+    )
+
+
+def test_sync_bn_without_cuda_is_refused(own, tmp_path):
+    message = refusal(
+        main_stage1.main,
+        *of_own(own, "--sync_bn", "--device", "cpu", *places(tmp_path), *SHORT[main_stage1.main]),
+    )
+    assert message == "--sync_bn needs CUDA devices, this run is on cpu"
+
+
+def test_a_set_in_memory_has_no_use_for_what_is_for_files(tmp_path):
+    for words in (["--image_size", "32"], ["--jitter", "0.4"], ["--tta"], ["--split_dir", "x"]):
+        message = refusal(main_stage1.main, "--dataset", "digits_lt", *words, *places(tmp_path))
+        assert message == f"{words[0]} is for images on disk, digits_lt has no use for it"
+
+
+def test_a_backbone_moves_no_bit_in_stage_2_over_files(own):
+    one, two = (checkpoint.read(own / "ckpt" / "folder_pets" / f"resnet8_stage{k}.pth") for k in (1, 2))
+    assert all(torch.equal(one.state[n], two.state[n]) for n in one.state if not n.startswith("fc."))
+    assert not torch.equal(one.state["fc.weight"], two.state["fc.weight"])

@@ -1,0 +1,213 @@
+"""iNaturalist 2018: annotations and text lists give the same set, wherever its images lie."""
+
+import json
+import shutil
+import sys
+
+import numpy as np
+import pytest
+
+from datasets import build_data
+from tests.file_trees import (
+    INAT_JSON,
+    INAT_LISTS,
+    edit,
+    entries,
+    inat_lists,
+    inat_tree,
+    refused,
+    write_annotations,
+)
+from tests.measure import measure
+
+COUNTS, TEST = (12, 6, 3), 4
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    """A small iNaturalist with annotations and text lists, read-only for the tests."""
+    return inat_tree(tmp_path_factory.mktemp("inat"), COUNTS, TEST, kind="both")
+
+
+@pytest.fixture
+def lists(both, tmp_path):
+    """A copy of the text lists alone; give it as split_dir."""
+    for name in INAT_LISTS.values():
+        shutil.copy(both / name, tmp_path)
+    return tmp_path
+
+
+def build(root, **options):
+    return build_data("inaturalist18", root, allow_partial=True, **options)
+
+
+# ---- annotations and lists ----
+
+
+def test_annotations_and_text_lists_give_the_same_images_and_labels(both, lists):
+    from_json, from_text = build(both), build(both, split_dir=lists)
+    parts = inat_lists(COUNTS, TEST)
+    for data in (from_json, from_text):
+        assert entries(data.train) == parts["train"] and entries(data.test) == parts["val"]
+        assert data.class_counts == list(COUNTS) and data.val is None and data.val_source == "none"
+    assert from_json.train.digest() == from_text.train.digest()
+    assert from_json.test.digest() == from_text.test.digest()
+
+
+def test_the_notes_say_which_were_read(both, lists):
+    assert build(both).notes[0] == f"read from {both / 'train2018.json'} and {both / 'val2018.json'}"
+    found = build(both, split_dir=lists).notes[0]
+    assert found == f"read from {lists / 'iNaturalist18_train.txt'} and {lists / 'iNaturalist18_val.txt'}"
+
+
+def test_annotations_in_a_folder_of_their_own_are_found_after_lists_beside_the_images(tmp_path):
+    root = inat_tree(tmp_path / "images", kind="json", lists=tmp_path / "images" / "annotations")
+    assert f"{root / 'annotations' / 'train2018.json'}" in build(root).notes[0]
+    inat_tree(tmp_path / "images", kind="txt")
+    assert "iNaturalist18_train.txt" in build(root).notes[0]
+
+
+def test_half_of_the_annotations_do_not_come_before_whole_lists(tmp_path):
+    root = inat_tree(tmp_path, kind="both")
+    (root / "val2018.json").unlink()
+    assert "iNaturalist18_train.txt" in build(root).notes[0]
+
+
+def test_category_ids_with_gaps_become_ranks_the_same_for_train_and_test(tmp_path):
+    root = inat_tree(tmp_path, COUNTS, TEST)
+    parts = inat_lists(COUNTS, TEST)
+    ids = {0: 41, 1: 7, 2: 5000}
+    for part, found in parts.items():
+        write_annotations(root / INAT_JSON[part], [(name, ids[label]) for name, label in found])
+    data = build(root)
+    ranks = {0: 1, 1: 0, 2: 2}
+    assert entries(data.train) == [(name, ranks[label]) for name, label in parts["train"]]
+    assert entries(data.test) == [(name, ranks[label]) for name, label in parts["val"]]
+    assert data.class_names == ["Species 7", "Species 41", "Species 5000"] and data.class_counts == [6, 12, 3]
+
+
+def test_annotations_are_joined_to_images_by_id_not_by_position(tmp_path):
+    root = inat_tree(tmp_path, COUNTS, TEST)
+    found = inat_lists(COUNTS, TEST)["train"]
+    turned = [{"id": i, "image_id": 9 + i, "category_id": found[i][1]} for i in reversed(range(len(found)))]
+    write_annotations(root / "train2018.json", found, annotations=turned)
+    assert entries(build(root).train) == found
+
+
+def test_a_byte_order_mark_is_let_pass(tmp_path):
+    root = inat_tree(tmp_path)
+    path = root / "train2018.json"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert build(root).class_counts == list(COUNTS)
+
+
+# ---- class names ----
+
+
+def test_class_names_are_those_of_the_categories(both, lists):
+    assert build(both).class_names == ["Species 0", "Species 1", "Species 2"]
+    assert build(both, split_dir=lists).class_names == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize(
+    "categories",
+    [None, [], "none", [{"id": 0, "name": "a"}, {"id": 1}], [{"id": i, "name": "same"} for i in range(3)]],
+)
+def test_without_a_name_for_each_category_the_folders_name_the_classes(tmp_path, categories):
+    root = inat_tree(tmp_path)
+    write_annotations(root / "train2018.json", inat_lists(COUNTS, TEST)["train"], categories=categories)
+    assert build(root).class_names == ["0", "1", "2"]
+
+
+# ---- layouts of the images ----
+
+
+@pytest.mark.parametrize("kind", ["json", "txt"])
+@pytest.mark.parametrize("layout", ["official", "content", "torchvision"])
+def test_images_are_found_in_every_layout(both, tmp_path, kind, layout):
+    usual, data = build(both), build(inat_tree(tmp_path, kind=kind, layout=layout))
+    for ours, theirs in ((usual.train, data.train), (usual.test, data.test)):
+        assert ours.labels.tolist() == theirs.labels.tolist()
+        for i in range(len(ours)):
+            same = (ours.root / ours.paths[i]).read_bytes()
+            assert (theirs.root / theirs.paths[i]).read_bytes() == same
+
+
+def test_images_that_are_not_there_are_refused_with_the_trees_that_are_expected(both, lists):
+    folder = lists / "images"
+    folder.mkdir()
+    message = refused("inaturalist18", folder, split_dir=lists, allow_partial=True)
+    assert f"{folder}/train_val2018/Plantae/7477/" in message and f"{folder}/2018/Plantae/7477/" in message
+
+
+# ---- validation, totals, parts at odds ----
+
+
+def test_validation_can_only_be_held_out(both):
+    data = build(both, val_source="heldout", val_fraction=0.25)
+    assert data.val_source == "heldout" and len(data.train) + len(data.val) == sum(COUNTS)
+    for source in ("own", "unused"):
+        assert build(both, val_source=source).val is None
+        message = refused("inaturalist18", both, val_source=source, val_required=True, allow_partial=True)
+        assert message.endswith("take --val_source heldout")
+
+
+def test_other_totals_and_a_ratio_are_refused(both):
+    assert "21 train images instead of 437,513, 12 test images" in refused("inaturalist18", both)
+    assert "leave --imb_ratio out" in refused("inaturalist18", both, imb_ratio=10)
+
+
+def test_a_category_in_val_that_train_lacks_is_refused(tmp_path):
+    root = inat_tree(tmp_path)
+    found = inat_lists(COUNTS, TEST)["val"]
+    write_annotations(root / "val2018.json", [*found[1:], (found[0][0], 8)])
+    message = refused("inaturalist18", root, allow_partial=True)
+    assert (
+        f"{root / 'val2018.json'}: category 8 has no training image in {root / 'train2018.json'}" in message
+    )
+
+
+def test_a_class_in_the_val_list_that_train_lacks_is_refused(both, lists):
+    path = lists / "iNaturalist18_val.txt"
+    first = path.read_text().splitlines()[0]
+    edit(path, first, first.rsplit(" ", 1)[0] + " 3")
+    message = refused("inaturalist18", both, split_dir=lists, allow_partial=True)
+    assert message.startswith(f"{path}: class 3 of ")
+
+
+def test_the_same_file_in_train_and_val_is_refused(tmp_path):
+    root = inat_tree(tmp_path)
+    parts = inat_lists(COUNTS, TEST)
+    write_annotations(root / "val2018.json", [*parts["val"], parts["train"][5]])
+    message = refused("inaturalist18", root, allow_partial=True)
+    assert f"is in both {root / 'train2018.json'} and {root / 'val2018.json'}" in message
+
+
+# ---- full size ----
+
+READ = """
+from datasets.annotations import read_annotations as read
+summary = lambda found: [len(found.paths), int(found.categories.sum()), len(found.names)]
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is read off /proc")
+def test_annotations_of_full_size_are_read_in_three_seconds_and_400_mb(tmp_path):
+    labels = np.arange(437_513) * 7 % 8142
+    image = (
+        '{"license": 3, "file_name": "train_val2018/Plantae/%d/%032x.jpg", "rights_holder": "A. Person", '
+        '"height": 600, "width": 800, "id": %d}'
+    )
+    path = tmp_path / "train2018.json"
+    with open(path, "w") as out:
+        out.write('{"info": {"year": 2018}, "images": [')
+        out.write(", ".join(image % (k, i, i) for i, k in enumerate(labels.tolist())))
+        out.write('], "licenses": [{"id": 3, "name": "free"}], "annotations": [')
+        entry = '{"image_id": %d, "category_id": %d, "id": %d}'
+        out.write(", ".join(entry % (i, k, i) for i, k in enumerate(labels.tolist())))
+        categories = [{"id": k, "name": f"Species {k}"} for k in range(8142)]
+        out.write(f'], "categories": {json.dumps(categories)}}}')
+    (measured,) = measure(READ, path)
+    path.unlink()
+    assert measured.summary == [437_513, int(labels.sum()), 8142]
+    assert measured.seconds < 3 and measured.megabytes < 400, measured

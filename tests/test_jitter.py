@@ -1,0 +1,117 @@
+"""The colour jitter of a batch is torchvision's of every image, with the image's own factors and order."""
+
+import numpy as np
+import pytest
+import torch
+import torchvision.transforms.v2.functional as tv
+from torchvision import transforms
+
+from datasets.draws import jitter_draws
+from datasets.jitter import BRIGHTNESS, CONTRAST, OPERATIONS, ORDERS, SATURATION, jitter_
+from datasets.loaders import Normalise
+from tests.odd_images import picture
+from utils.seeding import generator_for
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+ADJUST = {BRIGHTNESS: tv.adjust_brightness, CONTRAST: tv.adjust_contrast, SATURATION: tv.adjust_saturation}
+EXACT = 1e-6  # of values in [0, 1]
+
+
+def pictures(count: int = 12) -> torch.Tensor:
+    """uint8 [N, H, W, 3]"""
+    return torch.from_numpy(np.stack([np.asarray(picture(i, 40, 30)) for i in range(count)]))
+
+
+def planes(count: int = 12) -> torch.Tensor:
+    """float32 [N, 3, H, W] in [0, 1]"""
+    return pictures(count).permute(0, 3, 1, 2).float().div(255)
+
+
+def by_torchvision(images: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
+    changed = []
+    for image, row in zip(images, draws.tolist(), strict=True):
+        out = image
+        for operation in ORDERS[int(row[3])]:
+            out = ADJUST[operation](out, row[operation])
+        changed.append(out)
+    return torch.stack(changed)
+
+
+def draws(count: int = 12, strength: float = 0.4, seed: int = 0) -> torch.Tensor:
+    return jitter_draws(count, strength, generator_for(seed, "jitter", 0))
+
+
+def test_the_orders_are_all_six():
+    assert len(set(ORDERS)) == 6 and all(set(order) == set(OPERATIONS) for order in ORDERS)
+
+
+@pytest.mark.parametrize("strength", [0.4, 0.9])
+def test_a_batch_equals_torchvision_image_by_image(strength):
+    images, rows = planes(60), draws(60, strength)
+    assert rows[:, 3].unique().tolist() == [0, 1, 2, 3, 4, 5]
+    expected = by_torchvision(images, rows)
+    assert (expected - images).abs().mean() > 0.02
+    jitter_(images, rows)
+    assert (images - expected).abs().max() < EXACT
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize("factor", [0.0, 0.6, 1.0, 1.4])
+def test_each_operation_alone_equals_torchvision(operation, factor):
+    images, rows = planes(), torch.ones(12, 4)
+    rows[:, operation] = factor
+    rows[:, 3] = torch.arange(12) % 6
+    expected = ADJUST[operation](images, factor)
+    jitter_(images, rows)
+    assert (images - expected).abs().max() < EXACT
+
+
+def test_values_are_clamped_after_every_operation():
+    images = planes(1).repeat(6, 1, 1, 1)
+    rows = torch.tensor([[1.9, 0.2, 1.0, order] for order in range(6)])
+    assert images.max() * 1.9 > 1.5  # so that clamping in between has an effect
+    expected = by_torchvision(images, rows)
+    jitter_(images, rows)
+    assert (images - expected).abs().max() < EXACT
+    assert images.min() >= 0 and images.max() <= 1
+
+
+def test_an_image_is_changed_alike_alone_and_in_a_batch():
+    rows, normalise = draws(), Normalise(MEAN, STD, 40, "cpu")
+    together = normalise(pictures(), rows)
+    for i in range(12):
+        assert torch.equal(normalise(pictures()[i : i + 1], rows[i : i + 1])[0], together[i])
+
+
+def test_normalising_after_the_jitter_gives_channels_last_and_torchvisions_values():
+    rows = draws()
+    ours = Normalise(MEAN, STD, 40, "cpu")(pictures(), rows)
+    expected = tv.normalize(by_torchvision(planes(), rows), MEAN, STD)
+    assert ours.is_contiguous(memory_format=torch.channels_last) and ours.dtype == torch.float32
+    assert (ours - expected).abs().max() < 1e-5
+
+
+def test_factors_of_one_change_nothing_beyond_rounding():
+    images = planes()
+    jitter_(images, torch.tensor([[1.0, 1.0, 1.0, i % 6] for i in range(12)]))
+    assert (images - planes()).abs().max() < EXACT
+
+
+def test_torchvisions_own_jitter_has_the_same_mean_and_spread():
+    """Mean grey, contrast and saturation of one picture under 1500 jitters of either."""
+    image = planes(1)[0]
+    jitter = transforms.ColorJitter(0.4, 0.4, 0.4)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        theirs = torch.stack([jitter(image) for _ in range(1500)])
+    ours = image.expand(1500, -1, -1, -1).clone()
+    jitter_(ours, draws(1500))
+    for figure in (
+        lambda x: x.mean((1, 2, 3)),
+        lambda x: x.std((1, 2, 3)),
+        lambda x: (x.amax(1) - x.amin(1)).mean((1, 2)),
+    ):
+        one, other = figure(ours), figure(theirs)
+        error = (one.var() + other.var()).div(1500).sqrt()
+        assert (one.mean() - other.mean()).abs() < 4 * error
+        assert 0.9 < one.std() / other.std() < 1.1

@@ -1,0 +1,241 @@
+"""ImageNet-LT and Places-LT: lists, totals, layouts of the images, validation, options."""
+
+import shutil
+
+import numpy as np
+import pytest
+
+from datasets import build_data, data_name
+from datasets.listed_sets import IMAGENET_LT, PLACES_LT
+from datasets.types import FileViews
+from tests.file_trees import edit, imagenet_tree, places_tree, refused, write_list
+
+PARTIAL = {"allow_partial": True}
+
+
+@pytest.fixture(scope="module")
+def imagenet(tmp_path_factory):
+    """A small ImageNet, read-only for the tests."""
+    return imagenet_tree(tmp_path_factory.mktemp("imagenet"))
+
+
+@pytest.fixture
+def lists(imagenet, tmp_path):
+    """A copy of its lists, to be spoilt; give it as split_dir."""
+    for path in imagenet.glob("*.txt"):
+        shutil.copy(path, tmp_path)
+    return tmp_path
+
+
+def files_of(images) -> list:
+    return [images.root / images.paths[i] for i in range(len(images))]
+
+
+# ---- what is built ----
+
+
+def test_imagenet_lt_is_what_its_lists_say(imagenet):
+    data = build_data("imagenet_lt", imagenet, **PARTIAL)
+    assert data.name == "imagenet_lt" and data.class_names == ["n01440764", "n01443537", "n01484850"]
+    assert data.class_counts == data.train_counts == [12, 6, 3] and data.in_channels == 3
+    for part, images in (("train", data.train), ("val", data.val), ("test", data.test)):
+        lines = (imagenet / f"ImageNet_LT_{part}.txt").read_text().splitlines()
+        found = [f"{images.paths[i]} {images.labels[i]}" for i in range(len(images))]
+        assert found == lines
+        assert all(path.is_file() for path in files_of(images))
+    assert data.val_source == "own" and data.shots == (20, 100)
+
+
+def test_the_part_of_the_whole_is_said_in_the_notes(imagenet):
+    (note,) = build_data("imagenet_lt", imagenet, **PARTIAL).notes
+    assert "21 train images instead of 115,846" in note and "3 classes instead of 1,000" in note
+
+
+def test_views_and_shots_are_handed_on(imagenet):
+    views = FileViews((0.5,) * 3, (0.25,) * 3, size=64)
+    data = build_data("imagenet_lt", imagenet, views=views, shots=(4, 9), **PARTIAL)
+    assert data.views is views and data.shots == (4, 9)
+    assert build_data("imagenet_lt", imagenet, **PARTIAL).views.mean == (0.485, 0.456, 0.406)
+
+
+@pytest.mark.parametrize("shots", [(100, 20), (-1, 20)])
+def test_shot_limits_in_the_wrong_order_are_refused(imagenet, shots):
+    assert "--shots" in refused("imagenet_lt", imagenet, shots=shots, **PARTIAL)
+
+
+def test_classes_without_class_folders_are_numbered(lists, imagenet):
+    for path in lists.glob("*.txt"):
+        path.write_text(path.read_text().replace("n01443537/", "n01440764/"))
+    data_dir = lists / "images"
+    data_dir.mkdir()
+    found = []
+    data = build_data("imagenet_lt", data_dir, split_dir=lists, report=found.append, **PARTIAL)
+    assert data.class_names == ["0", "1", "2"]
+
+
+# ---- where images may lie ----
+
+
+@pytest.mark.parametrize("kaggle", [False, True])
+@pytest.mark.parametrize("flat_val", [False, True])
+def test_test_images_in_class_folders_and_in_one_flat_folder_are_the_same_set(
+    imagenet, tmp_path, kaggle, flat_val
+):
+    usual = build_data("imagenet_lt", imagenet, **PARTIAL)
+    root = imagenet_tree(tmp_path / "other", kaggle=kaggle, flat_val=flat_val)
+    other = build_data("imagenet_lt", root, **PARTIAL)
+    for ours, theirs in ((usual.train, other.train), (usual.val, other.val), (usual.test, other.test)):
+        assert [p.read_bytes() for p in files_of(ours)] == [p.read_bytes() for p in files_of(theirs)]
+        assert ours.labels.tolist() == theirs.labels.tolist()
+    assert other.train.digest() == usual.train.digest()
+    assert other.class_names == usual.class_names
+
+
+@pytest.mark.parametrize("layout", ["folders", "flat", "256", "large"])
+def test_places_lt_is_found_in_class_folders_and_as_places365_is_shipped(tmp_path, layout):
+    data = build_data("places_lt", places_tree(tmp_path, layout=layout), **PARTIAL)
+    assert data.class_names == ["airfield", "airplane_cabin", "arena-hockey"]
+    assert data.class_counts == [12, 6, 3] and data.val_source == "own"
+    for images in (data.train, data.val, data.test):
+        assert all(path.is_file() for path in files_of(images))
+
+
+def test_lists_in_split_dir_come_before_those_in_data_dir(lists, imagenet):
+    first = "train/n01440764/n01440764_10.JPEG 0\n"
+    edit(lists / "ImageNet_LT_train.txt", first, "")
+    (lists / "ImageNet_LT_val.txt").unlink()
+    data = build_data("imagenet_lt", imagenet, split_dir=str(lists), **PARTIAL)
+    assert data.class_counts == [11, 6, 3] and len(data.val) == 6
+
+
+@pytest.mark.parametrize("part", ["train", "val", "test"])
+def test_images_that_are_not_there_are_refused_with_the_tree_that_is_expected(lists, imagenet, part):
+    path = lists / f"ImageNet_LT_{part}.txt"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([lines[0].replace("_", "_9"), *lines[1:]]))
+    message = refused("imagenet_lt", imagenet, split_dir=lists, **PARTIAL)
+    assert str(path) in message and lines[0].replace("_", "_9").split()[0] in message
+    assert f"{imagenet}/train/n01440764/" in message and f"{imagenet}/val/ILSVRC2012_val_" in message
+
+
+def test_two_listed_images_that_would_be_one_file_in_the_flat_folder_are_refused(tmp_path):
+    root = imagenet_tree(tmp_path, flat_val=True)
+    old = "val/n01443537/ILSVRC2012_val_00000101"
+    edit(root / "ImageNet_LT_test.txt", old, "val/n01443537/ILSVRC2012_val_00000001")
+    assert "ILSVRC2012_val_00000001.JPEG' is twice in" in refused("imagenet_lt", root, **PARTIAL)
+
+
+def test_a_data_dir_or_split_dir_that_is_no_folder_is_refused(imagenet, tmp_path):
+    assert f"{tmp_path / 'absent'} is no folder: --data_dir" in refused("imagenet_lt", tmp_path / "absent")
+    a_file = imagenet / "ImageNet_LT_val.txt"
+    assert "--split_dir" in refused("imagenet_lt", imagenet, split_dir=a_file)
+    assert "--data_dir" in refused("places_lt", a_file)
+
+
+# ---- totals ----
+
+
+@pytest.mark.parametrize(
+    ("published", "classes", "counts"),
+    [
+        (IMAGENET_LT, 1000, (115_846, 20_000, 50_000, 1280, 5)),
+        (PLACES_LT, 365, (62_500, 7_300, 36_500, 4980, 5)),
+    ],
+)
+def test_the_published_totals_pass_and_any_other_is_refused(tmp_path, published, classes, counts):
+    train, val, test, most, least = counts
+    sizes = np.full(classes, least)
+    sizes[0] = most
+    share, rest = divmod(train - sizes.sum(), classes - 2)
+    sizes[1:-1] += share
+    sizes[1 : 1 + rest] += 1
+    for part, per_class in (("train", sizes), ("val", val // classes), ("test", test // classes)):
+        labels = np.repeat(np.arange(classes), per_class).tolist()
+        entries = [(f"{part}/c{label:04}/{i}.jpg", label) for i, label in enumerate(labels)]
+        write_list(tmp_path / published.lists[part], entries)
+        first = tmp_path / entries[0][0]
+        first.parent.mkdir(parents=True)
+        first.touch()
+    data = build_data(published.name, tmp_path)
+    assert data.num_classes == classes and len(data.train) == train and data.notes == []
+    assert (max(data.class_counts), min(data.class_counts)) == (most, least)
+    train_list = tmp_path / published.lists["train"]
+    last = train_list.read_text().splitlines()[-1]
+    edit(train_list, f"{last}\n", "train/c0002/moved.jpg 2\n")
+    assert f"{most:,} down to 4 training images" in refused(published.name, tmp_path)
+    edit(train_list, "train/c0002/moved.jpg 2\n", "")
+    message = refused(published.name, tmp_path)
+    assert f"{train - 1:,} train images instead of {train:,}" in message and "--allow_partial" in message
+    assert build_data(published.name, tmp_path, allow_partial=True).class_counts[-1] == least - 1
+
+
+def test_other_totals_than_the_published_ones_are_refused(imagenet):
+    message = refused("imagenet_lt", imagenet)
+    for words in (
+        "21 train images instead of 115,846",
+        "6 val images",
+        "12 test images",
+        "ImageNet_LT_test.txt",
+    ):
+        assert words in message
+
+
+def test_a_ratio_for_a_set_that_is_long_tailed_as_it_is_is_refused(imagenet):
+    assert "leave --imb_ratio out" in refused("imagenet_lt", imagenet, imb_ratio=100, **PARTIAL)
+
+
+# ---- validation ----
+
+
+def test_the_hold_out_comes_out_of_the_training_list_in_its_order(imagenet):
+    whole = build_data("imagenet_lt", imagenet, **PARTIAL)
+    data = build_data("imagenet_lt", imagenet, val_source="heldout", val_fraction=0.25, **PARTIAL)
+    assert data.class_counts == [12, 6, 3] and data.val_source == "heldout"
+    train, val = files_of(data.train), files_of(data.val)
+    assert len(val) == 6 and sorted(train + val) == sorted(files_of(whole.train))
+    assert train == [path for path in files_of(whole.train) if path not in val]
+
+
+def test_no_validation_is_given_where_none_is_asked_for(imagenet):
+    data = build_data("imagenet_lt", imagenet, val_source="none", **PARTIAL)
+    assert data.val is None and data.val_source == "none"
+
+
+def test_a_set_that_keeps_every_image_has_no_unused_ones(imagenet):
+    data = build_data("imagenet_lt", imagenet, val_source="unused", **PARTIAL)
+    assert data.val is None and data.val_source == "none"
+    message = refused("imagenet_lt", imagenet, val_source="unused", val_required=True, **PARTIAL)
+    assert message.endswith("take --val_source own or heldout")
+
+
+# ---- options and names ----
+
+
+@pytest.mark.parametrize("option", ["train_list", "val_list", "test_list"])
+def test_lists_of_ones_own_are_refused_for_a_named_set(imagenet, option):
+    message = refused("imagenet_lt", imagenet, **{option: "train.txt"}, **PARTIAL)
+    assert message == f"--{option} goes with --dataset list, not with imagenet_lt"
+
+
+def test_options_of_files_are_refused_for_a_set_in_memory_and_their_defaults_let_pass(tmp_path):
+    assert "--split_dir goes with" in refused("digits_lt", tmp_path, split_dir=tmp_path)
+    assert "--allow_partial goes with" in refused("digits_lt", tmp_path, **PARTIAL)
+    usual = build_data("digits_lt", imb_ratio=50)
+    data = build_data(
+        "digits_lt", imb_ratio=50, views=None, split_dir=None, allow_partial=False, report=print
+    )
+    assert data.train.digest() == usual.train.digest() and data.views == usual.views
+
+
+def test_a_set_in_memory_takes_shot_limits_and_its_usual_ratio():
+    data = build_data("digits_lt", shots=(5, 50))
+    assert data.shots == (5, 50) and data.class_counts[0] == 110 and data.class_counts[-1] == 1
+
+
+def test_own_data_is_named_after_its_folder_and_the_others_after_themselves(tmp_path, monkeypatch):
+    assert data_name("imagenet_lt", "/data/imagenet") == "imagenet_lt"
+    assert data_name("folder", "/data/my birds (2)") == "folder_my_birds__2_"
+    assert data_name("list", "/data/Vögel-1.0_x/") == "list_Vögel-1.0_x"
+    monkeypatch.chdir(tmp_path)
+    assert data_name("folder", ".") == f"folder_{tmp_path.name}"
+    assert data_name("list", "a/..") == f"list_{tmp_path.name}"

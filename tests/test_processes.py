@@ -1,0 +1,96 @@
+"""Loader processes: how they start, stay, fail and end, and what they hold."""
+
+import multiprocessing
+import os
+import pickle
+import signal
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import torch
+
+from datasets.decode import read_image
+from datasets.file_images import FileImages, ViewedFiles
+from datasets.types import FileSet, PathTable
+from tests.odd_images import broken_files, file_set, png, readable_files
+from tests.test_file_images import SMALL, USUAL, gather, view_of
+from utils.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> FileSet:
+    """24 images of every kind."""
+    return file_set(tmp_path_factory.mktemp("files"), readable_files())
+
+
+def processes() -> set[int]:
+    return {process.pid for process in multiprocessing.active_children()}
+
+
+def test_processes_stay_for_the_next_pass_and_end_with_close(files):
+    before = processes()
+    images = FileImages(files, SMALL, workers=2)
+    assert processes() == before  # they start with the first batch
+    view_of(images)
+    started = processes()
+    assert len(started - before) == 2
+    for view in range(2):
+        view_of(images, view=view)
+        next(images.batches(4))  # a pass may be left early
+    assert processes() == started
+    again = view_of(images)
+    images.close()
+    assert processes() == before
+    assert torch.equal(view_of(images), again)
+    images.close()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_later_pass_ends_the_one_before(files, workers):
+    with closing(FileImages(files, SMALL, workers=workers)) as images:
+        first = images.batches(4)
+        next(first)
+        next(images.batches(4))
+        with pytest.raises(RuntimeError, match="later series"):
+            next(first)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("name", ["cut.jpg", "text.jpg", "missing.jpg"])
+def test_an_unreadable_image_is_named_in_one_line_whichever_process_finds_it(tmp_path, name, workers):
+    content = {f"{i}.png": png(i) for i in range(12)}
+    files = file_set(tmp_path, content | {name: broken_files().get(name, (b"", ""))[0]})
+    path = f"{tmp_path}/{name}"
+    if name == "missing.jpg":
+        Path(path).unlink()
+    with closing(FileImages(files, SMALL, workers=workers)) as images:
+        with pytest.raises(UserError) as expected:
+            read_image(path)
+        for batches in (images.batches(4), images.augmented(torch.arange(13), 4, 0, 0)):
+            with pytest.raises(UserError) as caught:
+                list(batches)
+            assert str(caught.value) == str(expected.value)
+        assert len(gather(images.batches(4, 0, 12))) == 12
+
+
+def test_a_killed_process_is_a_message_that_says_what_to_try(files):
+    handler, before = signal.getsignal(signal.SIGCHLD), processes()
+    with closing(FileImages(files, SMALL, workers=2)) as images:
+        batches = images.augmented(torch.arange(24).repeat(20), 4, 0, 0)
+        next(batches)
+        assert signal.getsignal(signal.SIGCHLD) == handler
+        for pid in processes() - before:
+            os.kill(pid, signal.SIGKILL)
+        with pytest.raises(UserError, match="--workers 1 instead of 2"):
+            list(batches)
+        assert processes() == before
+
+
+def test_a_loader_process_of_inaturalist_holds_arrays_of_32_megabytes():
+    paths = [b"train_val2018/Plantae/%d/%032x.jpg" % (i % 8142, i) for i in range(437_513)]
+    table = PathTable.of(paths)
+    held = ViewedFiles(FileSet(Path("data"), table, torch.zeros(len(table), dtype=torch.int64)), USUAL)
+    assert len(table) == 437_513 and table.nbytes < 32e6
+    assert len(pickle.dumps(held)) < table.nbytes + 2000  # no further table
+    assert table.raw(437_512) == paths[-1]

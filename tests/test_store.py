@@ -1,0 +1,116 @@
+"""Features on disk: blocks, going on after a stop, damage, refusals."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from utils.distributed import ALONE
+from utils.errors import UserError
+from utils.store import BLOCK, FeatureStore
+
+IMAGES, WIDTH = 2 * BLOCK + 50, 3
+ORIGIN = {"backbone": "abc", "seed": 0}
+
+
+def value(view: int, start: int, stop: int) -> Tensor:
+    return (torch.arange(start, stop)[:, None] / 8 + view).expand(-1, WIDTH)
+
+
+class Extractor:
+    """Gives known features, and remembers which images it was asked for."""
+
+    def __init__(self, stop_after: int | None = None) -> None:
+        self.asked, self.given, self.stop_after = [], 0, stop_after
+
+    def __call__(self, views: tuple[int, int], start: int, stop: int) -> Iterator[Tensor]:
+        self.asked.append((views, start, stop))
+        for first in range(start, stop, BLOCK):
+            if self.given == self.stop_after:
+                raise KeyboardInterrupt
+            self.given += 1
+            last = min(first + BLOCK, stop)
+            yield torch.stack([value(view, first, last) for view in range(*views)])
+
+
+def fill(folder: Path, extract: Extractor, name: str = "train", **origin: object) -> Tensor:
+    store = FeatureStore(folder, ORIGIN | origin, torch.float16, ALONE)
+    return store.fill(name, (2, IMAGES, WIDTH), [(0, 1), (1, 2)], extract)
+
+
+def whole() -> Tensor:
+    return torch.stack([value(view, 0, IMAGES) for view in (0, 1)]).half()
+
+
+def test_every_view_of_every_image_is_extracted_once_in_one_pass_a_view(tmp_path):
+    extract = Extractor()
+    features = fill(tmp_path, extract)
+    assert torch.equal(features, whole())
+    assert extract.asked == [((0, 1), 0, IMAGES), ((1, 2), 0, IMAGES)]
+
+
+def test_views_that_come_together_are_extracted_together(tmp_path):
+    extract = Extractor()
+    store = FeatureStore(tmp_path, ORIGIN, torch.float32, ALONE)
+    features = store.fill("test", (2, IMAGES, WIDTH), [(0, 2)], extract)
+    assert torch.equal(features.half(), whole()) and features.dtype == torch.float32
+    assert extract.asked == [((0, 2), 0, IMAGES)]
+
+
+@pytest.mark.parametrize("blocks", [0, 1, 2, 3, 5])
+def test_a_stopped_extraction_goes_on_where_it_was(tmp_path, blocks):
+    with pytest.raises(KeyboardInterrupt):
+        fill(tmp_path, Extractor(stop_after=blocks))
+    again = Extractor()
+    assert torch.equal(fill(tmp_path, again), whole())
+    assert again.given == 6 - blocks
+    nothing = Extractor()
+    assert torch.equal(fill(tmp_path, nothing), whole()) and nothing.given == 0
+
+
+def test_a_damaged_block_is_extracted_again_and_no_other(tmp_path):
+    fill(tmp_path, Extractor())
+    content = bytearray((tmp_path / "train.bin").read_bytes())
+    content[(BLOCK + 7) * WIDTH * 2] ^= 1  # one bit, in the second block of the first view
+    (tmp_path / "train.bin").write_bytes(content)
+    again = Extractor()
+    assert torch.equal(fill(tmp_path, again), whole())
+    assert again.asked == [((0, 1), BLOCK, 2 * BLOCK)]
+
+
+def test_a_file_of_another_size_is_made_anew(tmp_path):
+    fill(tmp_path, Extractor())
+    with open(tmp_path / "train.bin", "rb+") as handle:
+        handle.truncate(100)
+    again = Extractor()
+    assert torch.equal(fill(tmp_path, again), whole()) and again.given == 6
+
+
+def test_features_of_something_else_are_refused(tmp_path):
+    fill(tmp_path, Extractor())
+    with pytest.raises(UserError, match="holds features of another backbone"):
+        fill(tmp_path, Extractor(), seed=1)
+
+
+def test_features_beyond_half_precision_are_named(tmp_path):
+    store = FeatureStore(tmp_path, ORIGIN, torch.float16, ALONE)
+    with pytest.raises(UserError, match="images 0 to 255 are not finite in float16"):
+        store.fill("test", (1, 300, 2), [(0, 1)], lambda *_: iter([torch.full((1, 256, 2), 1e6)]))
+
+
+def test_a_disk_without_room_is_said_before_anything_is_extracted(tmp_path):
+    store = FeatureStore(tmp_path, ORIGIN, torch.float32, ALONE)
+    extract = Extractor()
+    with pytest.raises(UserError, match=r"needs \d+\.\d\d GiB, .* GiB free: take fewer --views"):
+        store.fill("train", (1, 2**40, 2048), [(0, 1)], extract)
+    assert extract.asked == []
+
+
+def test_what_is_discarded_stays_readable(tmp_path):
+    store = FeatureStore(tmp_path / "features", ORIGIN, torch.float16, ALONE)
+    features = store.fill("train", (2, IMAGES, WIDTH), [(0, 1), (1, 2)], Extractor())
+    store.discard()
+    assert not (tmp_path / "features").exists()
+    assert torch.equal(features, whole())
