@@ -3,22 +3,32 @@
     python evaluate.py --imb_ratio 100 --cur_stage stage2
     python evaluate.py --imb_ratio 100 --cur_stage stage1 --pretrained_pth FILE
     python evaluate.py --features PACK --cur_stage stage2
+    python evaluate.py --pretrained_pth FILE --predict FOLDER
 
 Without a file it takes what the stage left behind, else a released checkpoint, and says which.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
-from utils import checkpoint, engine, report
+import torch
+from datasets.file_images import FileImages
+
+from datasets.images import images_below
+from utils import checkpoint, distributed, engine, report
 from utils.arguments import EVALUATE, parse
-from utils.config import resolve
+from utils.checkpoint import Checkpoint
+from utils.config import Config, resolve
+from utils.data_setup import mirror_at_test, open_parts
 from utils.device import pick_device
+from utils.distributed import World
 from utils.errors import UserError, exit_cleanly
 from utils.features import logit_batches
 from utils.logger import Run
-from utils.metrics import Scores
 from utils.packs import Pack
-from utils.setup import find_source, load_classifier, load_frozen, on_device
+from utils.precision import speed_up
+from utils.predictions import write_scored, write_unlabelled
+from utils.setup import find_source, load_classifier, load_frozen, network_for_files
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -29,8 +39,13 @@ def main(argv: Sequence[str] | None = None) -> None:
             "say what to evaluate: --cur_stage stage1, --cur_stage stage2, or --pretrained_pth FILE"
         )
     source = find_source(EVALUATE, given, given.get("cur_stage"))
+    world = distributed.join()
     config = resolve(EVALUATE, given, source.known)
-    device = pick_device(config.device, config.gpu)
+    device = pick_device(config.device, config.gpu, world)
+    stage = source.facts.get("stage", given.get("cur_stage", "foreign"))
+    if config.predict:
+        predict_folder(config, source, device, stage, world)
+        return
 
     # ---- data and model: images and a network, or the features of a pack and a classifier
     data, model = load_frozen(config, source, device)
@@ -38,28 +53,50 @@ def main(argv: Sequence[str] | None = None) -> None:
     pack = source if isinstance(source, Pack) else None
     if pack:
         source = load_classifier(model, given, config, pack) or pack
-        features = pack.test.to(device)
-        mirror, batches = len(features) == 2, logit_batches(model.fc, features)
-        labels = pack.test_labels.to(device)
+        features, labels = pack.test.to(device), pack.test_labels.to(device)
+        mirror = len(features) == 2
+        start, stop = world.block(len(labels))
+        batches = logit_batches(model.fc, features[:, start:stop])
     else:
         checkpoint.load_head(model, source)
-        test = on_device(data, device)["test"]
-        mirror = data.views.mirror and not config.no_tta
-        batches, labels = engine.logit_batches(model, test, mirror), test.labels
+        test = open_parts(data, device, config.workers)["test"]
+        mirror, labels = mirror_at_test(data, config), test.labels
+        batches = engine.logit_batches(model, test, mirror, world=world)
 
     # ---- report
     stage = source.facts.get("stage", given.get("cur_stage", "foreign"))
-    run = Run(config, f"evaluate_{stage}")
-    report.announce(run, config, data, model, device)
+    folders = [Path(config.predictions).parent] if config.predictions else []
+    run = Run(config, f"evaluate_{stage}", also_writable=folders, world=world)
+    report.announce(run, config, data, model, device, world)
     run.log(report.from_where(source))
     run.log(f"mirror averaging: {'on' if mirror else 'off'}")
-    scores = Scores(labels, data.num_classes)
-    for logits in batches:
-        scores.add(logits)
-    figures = scores.figures(data.class_counts)
+    scores = engine.score(batches, labels, data.num_classes, world)
+    figures = scores.figures(data.class_counts, data.shots)
     facts = {"checkpoint": str(source.path), "digest": source.digest, "mirror": mirror}
-    run.write_per_class(figures, data.class_names, data.class_counts)
+    run.write_per_class(figures, data)
+    if config.predictions:
+        write_scored(run, Path(config.predictions), data, scores)
     report.finish(run, figures, source.facts.get("selected_on", "unknown"), facts)
+
+
+def predict_folder(
+    config: Config, source: Checkpoint, device: torch.device, stage: str, world: World
+) -> None:
+    """Predict every image below a folder; their labels are not known, so nothing is scored."""
+    model, views, class_names = network_for_files(config, source)
+    checkpoint.load_head(model, source)
+    model.to(device, memory_format=torch.channels_last)
+    speed_up(model, config, device)
+    found = images_below(Path(config.predict))
+    folders = [Path(config.predictions).parent] if config.predictions else []
+    run = Run(config, f"predict_{stage}", also_writable=folders, world=world)
+    run.log(report.from_where(source))
+    run.log(f"{len(found):,} images below {config.predict}, {len(class_names)} classes")
+    images = FileImages(found, views, device, config.workers)
+    batches = engine.logit_batches(model, images, views.mirror_test and not config.no_tta, world=world)
+    path = Path(config.predictions) if config.predictions else run.folder / "predictions.csv"
+    write_unlabelled(run, path, found, batches, class_names, world)
+    run.result(f"predicted images={len(found)} file={path}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Stage 1: learn the backbone on a long-tailed set with cross-entropy, weight decay and natural sampling.
 
     python main_stage1.py --imb_ratio 100 --cur_stage stage1
+    torchrun --nproc_per_node 8 main_stage1.py --dataset imagenet_lt --data_dir FOLDER --cur_stage stage1
 
 The published recipe of LOS (ICLR 2025) on CIFAR100-LT: ResNet-34, 200 epochs, SGD, cosine. Leaves its model
 where main_stage2.py looks for it. On a CPU take a thin network: --network resnet32 (60 epochs, about an
@@ -12,16 +13,19 @@ from collections.abc import Sequence
 import torch
 
 from losses import build_loss
-from models import THIN_NETWORKS, build_model
-from utils import checkpoint, engine, metrics, report
+from models import THIN_NETWORKS
+from utils import checkpoint, distributed, engine, metrics, report
 from utils.arguments import STAGE1, parse
 from utils.config import resolve
+from utils.data_setup import load_data, mirror_at_test, open_parts, scored_parts
 from utils.device import pick_device
+from utils.distributed import Steps
 from utils.errors import exit_cleanly
 from utils.logger import Run
+from utils.precision import loss_scaler, speed_up
 from utils.resume import read_resume
 from utils.seeding import epoch_order
-from utils.setup import load_data, on_device, scored_parts
+from utils.setup import build_network, start_pretrained
 
 LONG_RUN_SECONDS = 2 * 3600
 
@@ -30,10 +34,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     # ---- config
     given = parse(STAGE1, __doc__.splitlines()[0], argv)
     resumed = read_resume(given)
-    config = resolve(STAGE1, given, resumed.config if resumed else None)
-    device = pick_device(config.device, config.gpu)
+    world = distributed.join()
+    config = world.agree(resolve(STAGE1, given, resumed.config if resumed else None))
+    device = pick_device(config.device, config.gpu, world)
     published = checkpoint.published_path(
-        config.ckpt_dir, config.dataset, config.imb_ratio, config.network, "stage1"
+        config.ckpt_dir, config.data_name, config.imb_ratio, config.network, "stage1"
     )
 
     # ---- seed
@@ -41,25 +46,35 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     # ---- data
     data = load_data(config)
-    images = on_device(data, device)
+    images = open_parts(data, device, config.workers)
     train, scored = images["train"], scored_parts(images, config.select)
     labels = {name: part.labels for name, part in images.items()}
-    mirror = data.views.mirror and not config.no_tta
-    steps = -(-len(train) // config.batch_size)
+    mirror = mirror_at_test(data, config)
+    steps = Steps(len(train), config.batch_size, config.accum, world)
 
     # ---- model
-    model = build_model(config.network, data.num_classes, data.in_channels)
+    model = build_network(config, data.num_classes, data.in_channels)
+    started_from = start_pretrained(model, config) if config.pretrained and not resumed else None
     model.to(device, memory_format=torch.channels_last)
+    speed_up(model, config, device)
+    learner = distributed.parallel(model, world, device, config.sync_bn)
     loss_fn = build_loss("ce", data.train_counts)
 
     # ---- optimiser
     optimizer = engine.sgd(model.parameters(), config.lr, config.momentum, config.wd, config.nesterov)
+    scaler = loss_scaler(config)
 
     # ---- resume
-    progress = resumed.restore(model, optimizer, data, config.network) if resumed else engine.Progress()
+    progress = (
+        resumed.restore(model, optimizer, scaler, data, config.network) if resumed else engine.Progress()
+    )
     first_epoch = progress.epoch
-    run = Run(config, "stage1", resumed.folder if resumed else None, also_writable=[published.parent])
-    report.announce(run, config, data, model, device)
+    folder = resumed.folder if resumed else None
+    run = Run(config, "stage1", folder, also_writable=[published.parent], world=world)
+    report.announce(run, config, data, model, device, world)
+    run.log(steps.told(config.lr))
+    if started_from:
+        run.log(started_from)
     for change in resumed.changes(device) if resumed else []:
         run.log(f"note: resumed at epoch {first_epoch}, the last bits may differ: {change}")
     facts = report.model_facts(config, data, device)
@@ -72,18 +87,20 @@ def main(argv: Sequence[str] | None = None) -> None:
             run.log(f"note: about {seconds / 3600:.0f} hours to go on this CPU{advice}")
 
     def train_one(epoch: int, lr: float) -> dict:
-        model.train()
-        order = epoch_order(config.seed, epoch, len(train))
-        batches = train.augmented(order, config.batch_size, config.seed, epoch)
+        learner.train()
+        order = steps.own(epoch_order(config.seed, epoch, len(train)))
+        batches = train.augmented(order, steps.part_size, config.seed, epoch)
+        total = len(steps) * config.accum
         if epoch == first_epoch:
-            batches = engine.timed(batches, steps * (config.epochs - epoch), warn_if_long)
-        batches = run.bar(batches, steps, f"epoch {epoch + 1}/{config.epochs}")
-        return engine.train_epoch(model, batches, loss_fn, optimizer, lr)
+            batches = engine.timed(batches, total * (config.epochs - epoch), warn_if_long)
+        batches = run.bar(batches, total, f"epoch {epoch + 1}/{config.epochs}")
+        figures = engine.train_epoch(learner, batches, loss_fn, optimizer, lr, steps.parts(), scaler, world)
+        distributed.share_buffers(model, world)
+        return figures
 
     def evaluate() -> dict:
-        logits = {name: engine.predict(model, images[name], mirror) for name in scored}
-        classes = {name: metrics.predictions(values) for name, values in logits.items()}
-        return metrics.epoch_figures(classes, labels, data.class_counts)
+        classes = {name: engine.predict_classes(model, images[name], mirror, world) for name in scored}
+        return metrics.epoch_figures(classes, labels, data.class_counts, data.shots)
 
     engine.fit(
         progress,
@@ -92,16 +109,20 @@ def main(argv: Sequence[str] | None = None) -> None:
         train=train_one,
         evaluate=evaluate,
         scored_on=engine.score_column(config.select, "val" in images),
-        save=lambda name: report.save_epoch(run, name, facts, progress, model, optimizer),
+        save=lambda name: report.save_epoch(run, name, facts, progress, model, optimizer, scaler),
         log=lambda seconds_left: report.log_epoch(run, progress, config.epochs, seconds_left),
     )
 
     # ---- report
+    world.wait()
     facts["epoch"] = report.load_chosen(run, config.select, progress, model, config.network)
-    figures = metrics.report(engine.predict(model, images["test"], mirror), labels["test"], data.class_counts)
+    logits = engine.logit_batches(model, images["test"], mirror, world=world)
+    figures = engine.score(logits, labels["test"], data.num_classes, world).figures(
+        data.class_counts, data.shots
+    )
     content = facts | {"model": model.state_dict()}
     where = report.publish(run, published, content, figures, config.select)
-    run.write_per_class(figures, data.class_names, data.class_counts)
+    run.write_per_class(figures, data)
     report.finish(run, figures, config.select, where)
 
 

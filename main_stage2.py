@@ -5,24 +5,28 @@
 
 The published recipe on CIFAR100-LT: 20 epochs of SGD on the last layer, from its stage-1 weights, natural
 sampling. The backbone runs without gradients; its test features are computed once. `--method` takes other
-re-training methods, any number of them over the same features; `--method list` prints them.
+re-training methods, any number of them over the same features; `--method list` prints them. Under torchrun
+the processes share the features' extraction, and the first one trains the heads.
 """
 
+import shutil
 from collections.abc import Sequence
 
-from utils import head_report, report
+from utils import distributed, head_report, report
 from utils.arguments import STAGE2, parse
 from utils.checkpoint import published_path
 from utils.config import resolve
+from utils.data_setup import scored_parts
 from utils.device import pick_device
 from utils.errors import exit_cleanly
+from utils.extraction import parts_folder
 from utils.logger import Run
 from utils.methods import lead_method, listing
 from utils.packs import Pack, write_pack
 from utils.plan import plan_heads
 from utils.representation import make_pack
 from utils.retraining import choose, outcome, start_heads, train_heads
-from utils.setup import backbone_note, find_source, load_frozen, packed_name, represent, scored_parts
+from utils.setup import backbone_note, find_source, load_frozen, packed_name, represent
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -32,11 +36,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(listing())
         return
     source = find_source(STAGE2, given, "stage1")
-    config = resolve(STAGE2, given, source.known)
+    world = distributed.join()
+    config = world.agree(resolve(STAGE2, given, source.known))
     plans, notes = plan_heads(config)
-    device = pick_device(config.device, config.gpu)
+    device = pick_device(config.device, config.gpu, world)
     network = packed_name(config.network) if isinstance(source, Pack) else config.network
-    published = published_path(config.ckpt_dir, config.dataset, config.imb_ratio, network, "stage2")
+    published = published_path(config.ckpt_dir, config.data_name, config.imb_ratio, network, "stage2")
 
     # ---- seed: each head has its own, by epoch; augmented views depend on the backbone's
 
@@ -47,16 +52,20 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     # ---- run folder
     pack_folder = [config.save_features.parent] if config.save_features else []
-    run = Run(config, "stage2", also_writable=[published.parent, *pack_folder])
-    report.announce(run, config, data, model, device)
+    run = Run(config, "stage2", also_writable=[published.parent, *pack_folder], world=world)
+    report.announce(run, config, data, model, device, world)
     run.log(report.from_where(source))
     head_report.announce(run, config, plans, notes)
     facts = report.model_facts(config, data, device) | head_report.source_facts(source)
 
     # ---- frozen features: a view of the training set an epoch, the parts that are scored once
-    frozen = represent(config, source, data, model, device, run.bar)
+    epochs = max([1, *(plan.epochs for plan in plans)])
+    frozen = represent(config, source, data, model, device, run, epochs, world)
+    if not world.main:
+        return
     if config.save_features:
         digest = write_pack(config.save_features, make_pack(frozen, config, facts, clean=not seen))
+        shutil.rmtree(parts_folder(config.save_features), ignore_errors=True)
         run.log(f"features left at {config.save_features} (sha256 {digest[:12]})")
     scored = scored_parts(frozen.labels, config.select)
 

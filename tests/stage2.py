@@ -9,11 +9,18 @@ import torch
 from tests.helpers import TrainedDigits
 from utils.arguments import STAGE2, parse
 from utils.config import Config, resolve
+from utils.data_setup import scored_parts
 from utils.features import unwatched
 from utils.plan import HeadPlan, plan_heads
 from utils.representation import Representation
 from utils.retraining import HeadRun, start_heads, train_heads
-from utils.setup import find_source, load_frozen, represent, scored_parts
+from utils.setup import find_source, load_frozen, represent
+
+
+class SilentRun:
+    """What features in memory need of a run: no bar."""
+
+    bar = staticmethod(unwatched)
 
 
 def settle(digits: TrainedDigits, *argv: object) -> Config:
@@ -31,7 +38,7 @@ def frozen_features(digits: TrainedDigits, *argv: object) -> Representation:
     source = find_source(STAGE2, {"pretrained_pth": digits.stage1}, "stage1")
     device = torch.device("cpu")
     data, model = load_frozen(config, source, device)
-    return represent(config, source, data, model, device, unwatched)
+    return represent(config, source, data, model, device, SilentRun, epochs=1)
 
 
 def trained(config: Config, frozen: Representation, plans: Sequence[HeadPlan] | None = None) -> list[HeadRun]:

@@ -9,6 +9,7 @@ from statistics import fmean, stdev
 from scipy.stats import binomtest
 from torch import Tensor
 
+from datasets import LongTailedData
 from utils.metrics import GROUPS, percent
 from utils.plan import HeadPlan
 from utils.retraining import HeadRun, Outcome
@@ -92,17 +93,16 @@ def _mean_and_std(name: str, values: list[float | None]) -> dict:
     return {name: fmean(values), f"{name}_std": stdev(values) if len(values) > 1 else None}
 
 
-def per_class_rows(
-    outcomes: Sequence[Outcome], class_names: list[str], class_counts: list[int]
-) -> list[dict]:
+def per_class_rows(outcomes: Sequence[Outcome], data: LongTailedData) -> list[dict]:
     """A row a head and class: accuracy, LoMa and RSD on test, and LoMa and RSD on the training images."""
     rows = []
     for one in outcomes:
         plan = one.run.plan
         columns = one.figures["classes"] | {f"train_{name}": v for name, v in one.train_classes.items()}
-        for k, (name, count) in enumerate(zip(class_names, class_counts, strict=True)):
+        classes = zip(data.class_names, data.class_counts, data.groups, strict=True)
+        for k, (name, count, group) in enumerate(classes):
             head = {"method": plan.method.name, "setting": plan.setting, "seed": plan.seed}
-            row = head | {"class": k, "name": name, "train_images": count}
+            row = head | {"class": k, "name": name, "train_images": count, "group": group}
             rows.append(row | {column: values[k] for column, values in columns.items()})
     return rows
 

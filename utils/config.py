@@ -2,10 +2,13 @@
 
 import json
 import math
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from datasets import FILE_DATASETS, data_name
 from losses.label_over_smooth import check_label_smooth, label_smooth_for_gap
+from models import check_network
 from utils.arguments import ARGUMENTS, EVALUATE, STAGE1
 from utils.errors import UserError
 from utils.presets import preset_for
@@ -14,11 +17,14 @@ from utils.seeding import draw_seed
 DEFAULT_DATASET = "cifar100_lt"
 
 # what a checkpoint was made with: a later step must not contradict the first, and takes over the second
-FIXED_BY_CHECKPOINT = ("dataset", "imb_ratio", "network", "num_class", "subset_seed")
-INHERITED = ("val_source", "val_fraction")
+FIXED_BY_CHECKPOINT = ("dataset", "imb_ratio", "network", "num_class", "subset_seed", "stem")
+ON_DISK = ("image_size", "augment", "jitter", "no_flip", "normalise", "tta")
+INHERITED = ("val_source", "val_fraction", "shots", *ON_DISK)
+LISTS = ("train_list", "val_list", "test_list")
+_FILES = ("split_dir", *LISTS, "allow_partial", *ON_DISK)
 _NOT_WITH_PACK = (
     *("data_dir", "workers", "views", "bn_mode", "val_source", "val_fraction", "save_features"),
-    *("subset_seed", "no_tta"),
+    *("subset_seed", "no_tta", "amp", "compile", "predict", *_FILES),
 )
 
 # name -> (test, what it must be)
@@ -33,6 +39,10 @@ _RANGES = {
     "finetune_wd": (lambda v: v >= 0, "0 or more"),
     "momentum": (lambda v: 0 <= v < 1, "at least 0 and below 1"),
     "warmup_epochs": (lambda v: v >= 0, "0 or more"),
+    "accum": (lambda v: v >= 1, "1 or more"),
+    "image_size": (lambda v: v >= 8, "8 or more"),
+    "jitter": (lambda v: 0 <= v < 1, "at least 0 and below 1"),
+    "shots": (lambda v: v >= 1, "1 or more"),
     "views": (lambda v: v >= 0, "0 or more"),
     "workers": (lambda v: v >= 0, "0 or more"),
     "gpu": (lambda v: v >= 0, "0 or more"),
@@ -71,6 +81,11 @@ class Config:
     def source(self, name: str) -> str:
         return self._sources[name]
 
+    @property
+    def data_name(self) -> str:
+        """The data set's name in paths: of a user's own images with their folder's."""
+        return data_name(self.dataset, self.data_dir) if "data_dir" in self else self.dataset
+
     def as_dict(self) -> dict:
         """Plain data, ready for JSON and for a checkpoint."""
         return {
@@ -79,13 +94,14 @@ class Config:
 
 
 def resolve(script: str, given: dict, known: dict | None = None) -> Config:
-    """Merge `given` (the user's), `known` (a checkpoint's) and the preset; check every value.
+    """Merge `given` (the user's), `known` (a checkpoint's, None: not read yet) and the preset; check all.
 
     Raises:
         UserError: a value out of range, arguments that contradict each other, the script or the checkpoint.
     """
     if "imb_ratio" in given and known and known.get("imb_ratio", 1) is None:
-        raise UserError("--imb_ratio has no meaning for this pack: its class counts are as they are")
+        raise UserError("--imb_ratio has no meaning here: the checkpoint or pack has class counts of its own")
+    settled = known is not None
     known = {name: value for name, value in (known or {}).items() if value is not None}
     _check_against(known, given)
     dataset = given.get("dataset", known.get("dataset", DEFAULT_DATASET))
@@ -103,10 +119,14 @@ def resolve(script: str, given: dict, known: dict | None = None) -> Config:
             if name in origin
         )
         values[name], sources[name] = origin[name], label
+    _scale_rates(values, sources, preset)
     _check_ranges(values)
-    _check_pairs(script, given, values, preset)
+    _check_network(values, sources)
+    _check_pairs(script, given, known, values, preset)
     if "label_smooth" in values:
-        _settle_label_smooth(given, values, sources)
+        _settle_label_smooth(given, values, sources, settled)
+    if values.get("workers", 0) is None:
+        values["workers"], sources["workers"] = default_workers(), "from the cores"
     if sources.get("warmup_epochs") == "preset":
         values["warmup_epochs"] = min(values["warmup_epochs"], values["epochs"] - 1)
     if "seed" in values and values["seed"] is None and not values.get("seeds"):
@@ -116,6 +136,35 @@ def resolve(script: str, given: dict, known: dict | None = None) -> Config:
     if script != EVALUATE:
         values["cur_stage"] = "stage1" if script == STAGE1 else "stage2"
     return Config(values, sources)
+
+
+def _scale_rates(values: dict, sources: dict, preset: dict) -> None:
+    """The linear rule: where the user changes the batch size alone, a preset's learning rate goes with it.
+
+    The way that training goes, rate times steps, so stays as long as it was (Goyal et al. 2017).
+    """
+    usual = preset["batch_size"]
+    if values.get("batch_size", usual) == usual:
+        return
+    for name in ("lr", "finetune_lr"):
+        if sources.get(name) == "preset" and values[name] is not None and values["batch_size"] > 0:
+            values[name] *= values["batch_size"] / usual
+            sources[name] = f"preset, times batch size / {usual}"
+
+
+def _check_network(values: dict, sources: dict) -> None:
+    if sources.get("network") == "given":
+        try:
+            check_network(values["network"])
+        except ValueError as error:
+            raise UserError(f"--network: {error}") from error
+
+
+def default_workers() -> int:
+    """Loader processes of this process: a core each, one left for itself, at most 16."""
+    sharing = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(16, cores // sharing - 1))
 
 
 def _check_against(known: dict, given: dict) -> None:
@@ -134,11 +183,14 @@ def _check_ranges(values: dict) -> None:
                 raise UserError(f"--{name} must be a finite number, got {value}")
             if name in _RANGES and value is not None and not _RANGES[name][0](value):
                 raise UserError(f"--{name} must be {_RANGES[name][1]}, got {value:g}")
-        if isinstance(several, list) and len(set(several)) < len(several):
+        if isinstance(several, list) and len(set(several)) < len(several) and name != "shots":
             raise UserError(f"--{name} names a value twice: {', '.join(map(str, several))}")
 
 
-def _check_pairs(script: str, given: dict, values: dict, preset: dict) -> None:
+def _check_pairs(script: str, given: dict, known: dict, values: dict, preset: dict) -> None:
+    if values.get("allow_partial"):
+        preset["num_class"] = None
+        values["num_class"] = given.get("num_class", known.get("num_class"))
     if preset["num_class"] is not None and values["num_class"] != preset["num_class"]:
         raise UserError(
             f"--num_class {values['num_class']}, but {values['dataset']} has {preset['num_class']} classes"
@@ -160,14 +212,41 @@ def _check_pairs(script: str, given: dict, values: dict, preset: dict) -> None:
         raise UserError("--nesterov needs a --momentum above 0")
     if "val_fraction" in given and values.get("val_source") != "heldout":
         raise UserError("--val_fraction has a meaning with --val_source heldout only")
+    if values.get("bn_mode") == "train" and given.get("views") is None:
+        values["views"] = None
     if values.get("bn_mode") == "train" and values["views"] is not None:
         raise UserError("--bn_mode train recomputes the features at every step: --views cannot cache them")
     if "path" in given and "finetune_lr" in given:
         raise UserError("--path and --finetune_lr both set the learning rate: give one of them")
+    _check_shots(values)
     _check_pack(given, values)
+    _check_files(given, values)
     if values.get("select") == "val" and values["val_source"] == "none":
-        ways = "this pack holds none" if "features" in given else "take --val_source unused or heldout"
+        ways = "this pack holds none" if "features" in given else "take --val_source own, unused or heldout"
         raise UserError(f"--select val needs validation images: {ways}")
+
+
+def _check_shots(values: dict) -> None:
+    shots = values.get("shots")
+    if shots is not None and not (isinstance(shots, list) and len(shots) == 2 and shots[0] <= shots[1]):
+        raise UserError(f"--shots takes two limits LOW,HIGH as in 20,100, got {shots}")
+
+
+def _check_files(given: dict, values: dict) -> None:
+    """What speaks of images on disk has no meaning for a set in memory, and lists are for one of them."""
+    dataset = values["dataset"]
+    if dataset not in FILE_DATASETS and "predict" not in given:
+        idle = [name for name in _FILES if name in given]
+        if idle:
+            raise UserError(f"--{idle[0]} is for images on disk, {dataset} has no use for it")
+    lists = [name for name in LISTS if name in given]
+    if lists and dataset != "list":
+        raise UserError(f"--{lists[0]} goes with --dataset list, not with {dataset}")
+    if dataset == "list" and {"train_list", "test_list"} - set(lists) and "predict" not in given:
+        raise UserError("--dataset list needs --train_list FILE and --test_list FILE (lines `path label`)")
+    for one, other in (("tta", "no_tta"), ("tta", "no_flip")):
+        if one in given and other in given:
+            raise UserError(f"--{one} and --{other} contradict each other: give one of them")
 
 
 def _check_pack(given: dict, values: dict) -> None:
@@ -194,12 +273,19 @@ def _settle_seeds(given: dict, values: dict, sources: dict) -> None:
     values["seed"], sources["seed"] = values["seeds"][0], "from --seeds"
 
 
-def _settle_label_smooth(given: dict, values: dict, sources: dict) -> None:
-    """Fill `label_smooth` from whichever of δ and the gap was given, or is the preset."""
+def _settle_label_smooth(given: dict, values: dict, sources: dict, settled: bool) -> None:
+    """Fill `label_smooth` from whichever of δ and the gap was given, or is the preset.
+
+    Not `settled`: the checkpoint that may know the number of classes has still to be found.
+    """
     if "label_smooth" in given and "logit_gap" in given:
         raise UserError("--label_smooth and --logit_gap say the same thing: give one of them")
     try:
         if "logit_gap" in given or values["label_smooth"] is None:
+            if values["num_class"] is None and not settled:
+                return
+            if values["num_class"] is None:
+                raise UserError("a logit gap needs the number of classes, unknown here: say --num_class")
             values["label_smooth"] = _each(
                 values["logit_gap"], lambda gap: label_smooth_for_gap(gap, values["num_class"])
             )

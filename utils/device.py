@@ -6,17 +6,22 @@ import numpy as np
 import torch
 import torchvision
 
+from utils.distributed import ALONE, World
 from utils.errors import UserError
 
 
-def pick_device(name: str, gpu: int | None = None) -> torch.device:
-    """`auto` takes CUDA, else Apple's mps, else the CPU.
+def pick_device(name: str, gpu: int | None = None, world: World = ALONE) -> torch.device:
+    """`auto` takes CUDA, else Apple's mps, else the CPU; of several processes each takes a CUDA device.
 
     Raises:
-        UserError: a device that is unknown or not here.
+        UserError: a device that is unknown or not here, or one for several processes.
     """
     if gpu is not None:
         name = f"cuda:{gpu}"
+    if world.size > 1 and name.startswith("cuda:"):
+        raise UserError(f"{name} for {world.size} processes: leave the number out, each takes a device")
+    if world.size > 1 and (name == "cuda" or (name == "auto" and torch.cuda.is_available())):
+        name = f"cuda:{world.local_rank}"
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
@@ -29,6 +34,7 @@ def pick_device(name: str, gpu: int | None = None) -> torch.device:
             raise UserError(
                 f"--device {name}, but torch {torch.__version__} sees {found} CUDA devices: try --device cpu"
             )
+        torch.cuda.set_device(device)
     elif device.type == "mps" and not torch.backends.mps.is_available():
         raise UserError("--device mps, but torch sees none here: try --device cpu")
     elif device.type not in ("cpu", "mps"):

@@ -6,13 +6,17 @@ Shapes: N batch, C channels, H, W, D feature, K classes, V views of an image.
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
+from itertools import repeat
 
 import torch
 from torch import Tensor, nn
 
-from datasets.loaders import DeviceImages
+from datasets.images import Images
+from utils.distributed import ALONE, Part, World, gradients_kept_local
 from utils.errors import UserError
+from utils.metrics import Scores, predictions
 
 EVAL_BATCH = 256
 WARM_STEPS, TIMED_STEPS = 3, 10
@@ -46,10 +50,14 @@ def train_epoch(
     loss_fn: nn.Module,
     optimizer: torch.optim.Optimizer,
     lr: float,
+    parts: Iterable[Part] | None = None,
+    scaler: torch.amp.GradScaler | None = None,
+    world: World = ALONE,
 ) -> dict:
     """One pass of SGD over `batches` of (inputs [N, ...], labels [N]); returns mean loss and accuracy.
 
-    The model's train/eval mode is the caller's.
+    The model's train/eval mode is the caller's. `parts` says of each batch what it is in its step (None: a
+    step of its own); `scaler` keeps fp16 gradients in range. The figures are those of all processes.
 
     Raises:
         DivergedError: a loss is not finite. On the CPU before its update; on an accelerator, where looking at
@@ -58,39 +66,67 @@ def train_epoch(
     """
     for group in optimizer.param_groups:
         group["lr"] = lr
+    scaler = scaler or torch.amp.GradScaler(enabled=False)
     losses, hits, images = [], [], 0
-    for step, (inputs, labels) in enumerate(batches):
-        logits = model(inputs)
-        loss = loss_fn(logits, labels)
-        if loss.device.type == "cpu" and not math.isfinite(loss.item()):
-            raise DivergedError(f"the loss is {loss.item()} at step {step + 1}")
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
+    for step, ((inputs, targets), part) in enumerate(zip(batches, parts or repeat(Part()), strict=False)):
+        labels = targets[: part.rows]
+        with nullcontext() if part.last else gradients_kept_local(model):
+            logits = model(inputs)[: part.rows]
+            loss = loss_fn(logits, labels) if len(labels) else logits.sum()
+            if loss.device.type == "cpu" and not math.isfinite(loss.item()):
+                raise DivergedError(f"the loss is {loss.item()} at step {step + 1}")
+            scaler.scale(loss * part.weight).backward()
+        if part.last:
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad(set_to_none=True)
         losses.append(loss.detach() * len(labels))
         hits.append((logits.detach().argmax(dim=1) == labels).sum())
         images += len(labels)
-    mean_loss = float(torch.stack(losses).sum()) / images
+    sums = [torch.stack(losses).sum().double(), torch.stack(hits).sum().double()]
+    sums = world.total(torch.stack([*sums, torch.full_like(sums[0], images)])).tolist()
+    mean_loss = sums[0] / sums[2]
     if not math.isfinite(mean_loss):
         raise DivergedError("the loss is not finite")
-    return {"train_loss": mean_loss, "train_accuracy": int(torch.stack(hits).sum()) / images}
+    return {"train_loss": mean_loss, "train_accuracy": sums[1] / sums[2]}
 
 
-def predict(model: nn.Module, images: DeviceImages, mirror: bool, batch_size: int = EVAL_BATCH) -> Tensor:
+def predict(model: nn.Module, images: Images, mirror: bool, batch_size: int = EVAL_BATCH) -> Tensor:
     """Logits [N, K] of every image, once; with `mirror` the mean of the image's and its mirror image's."""
     return torch.cat(list(logit_batches(model, images, mirror, batch_size)))
 
 
 def logit_batches(
-    model: nn.Module, images: DeviceImages, mirror: bool, batch_size: int = EVAL_BATCH
+    model: nn.Module,
+    images: Images,
+    mirror: bool,
+    batch_size: int = EVAL_BATCH,
+    world: World = ALONE,
 ) -> Iterator[Tensor]:
-    """The same a batch [n, K] at a time, in file order."""
+    """The same a batch [n, K] at a time, in file order; of several processes each takes its block."""
     model.eval()
-    for inputs, _ in images.batches(batch_size):
+    for inputs, _ in images.batches(batch_size, *world.block(len(images))):
         with torch.inference_mode():
             out = model(inputs)
             logits = (out + model(inputs.flip(-1))) / 2 if mirror else out
         yield logits
+
+
+def predict_classes(model: nn.Module, images: Images, mirror: bool, world: World = ALONE) -> Tensor:
+    """Predicted classes int64 [N] of every image, in all processes."""
+    own = [predictions(logits) for logits in logit_batches(model, images, mirror, world=world)]
+    return world.gather(torch.cat(own) if own else images.labels[:0])
+
+
+def score(batches: Iterable[Tensor], labels: Tensor, num_classes: int, world: World = ALONE) -> Scores:
+    """The scores of logits [n, K], batch by batch in file order, against `labels` [N] of all of them.
+
+    Of several processes each brings the logits of its block, and gets the scores of all.
+    """
+    scores = Scores(labels, num_classes, first=world.block(len(labels))[0])
+    for logits in batches:
+        scores.add(logits)
+    return scores.of_all(world)
 
 
 def timed(batches: Iterable, total_steps: int, tell: Callable[[float], None]) -> Iterator:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from datasets.loaders import DeviceImages
+from datasets.images import Images
 from utils.engine import EVAL_BATCH
 from utils.errors import UserError, exit_cleanly
 
@@ -27,16 +27,47 @@ def unwatched(batches: Iterable, total: int, title: str) -> Iterable:
     return batches
 
 
-@torch.no_grad()
-def eval_features(model: nn.Module, images: DeviceImages, mirror: bool, watch: Watch = unwatched) -> Tensor:
+def eval_features(model: nn.Module, images: Images, mirror: bool, watch: Watch = unwatched) -> Tensor:
     """Features of the plain images [V, N, D]: V = 2 with `mirror`, else 1."""
+    return torch.cat(list(eval_batches(model, images, mirror, watch)), dim=1)
+
+
+def eval_batches(
+    model: nn.Module,
+    images: Images,
+    mirror: bool,
+    watch: Watch = unwatched,
+    start: int = 0,
+    stop: int | None = None,
+) -> Iterator[Tensor]:
+    """The same of images start..stop, a batch [V, n, D] after another."""
     model.eval()
-    views = [[], []] if mirror else [[]]
-    for inputs, _ in watch(images.batches(EVAL_BATCH), -(-len(images) // EVAL_BATCH), "features"):
-        views[0].append(model.forward_features(inputs))
-        if mirror:
-            views[1].append(model.forward_features(inputs.flip(-1)))
-    return torch.stack([torch.cat(view) for view in views])
+    stop = len(images) if stop is None else stop
+    batches = images.batches(EVAL_BATCH, start, stop)
+    for inputs, _ in watch(batches, -(-(stop - start) // EVAL_BATCH), "features"):
+        with torch.no_grad():
+            views = [inputs, inputs.flip(-1)] if mirror else [inputs]
+            features = torch.stack([model.forward_features(view) for view in views])
+        yield features
+
+
+def view_batches(
+    model: nn.Module,
+    images: Images,
+    seed: int,
+    view: int,
+    watch: Watch = unwatched,
+    start: int = 0,
+    stop: int | None = None,
+) -> Iterator[Tensor]:
+    """Features of augmented view `view` of images start..stop, a batch [n, D] after another."""
+    model.eval()
+    stop = len(images) if stop is None else stop
+    batches = images.augmented(torch.arange(start, stop), EVAL_BATCH, seed, FIRST_VIEW + view)
+    for inputs, _ in watch(batches, -(-(stop - start) // EVAL_BATCH), f"features of view {view + 1}"):
+        with torch.no_grad():
+            features = model.forward_features(inputs)
+        yield features
 
 
 @torch.no_grad()
@@ -66,6 +97,10 @@ class FeatureViews(ABC):
     def plain(self) -> Tensor:
         """Features [N, D] of the images as they are."""
 
+    def stacked(self, count: int) -> Tensor:
+        """The first `count` views [V, N, D]; of none the plain images."""
+        return torch.stack([self.of_epoch(view) for view in range(count)] or [self.plain()])
+
     def batches(self, order: Tensor, batch_size: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """(features float32 [N, D], labels [N]) batches of an epoch, in the order given."""
         features = self.of_epoch(epoch)
@@ -82,7 +117,7 @@ class TrainFeatures(FeatureViews):
     def __init__(
         self,
         model: nn.Module,
-        images: DeviceImages,
+        images: Images,
         seed: int,
         count: int | None,
         watch: Watch = unwatched,
@@ -99,7 +134,8 @@ class TrainFeatures(FeatureViews):
         if view not in self._cache:
             if self.count is None:
                 self._cache = {name: kept for name, kept in self._cache.items() if name == "plain"}
-            self._cache[view] = self._view(view)
+            batches = view_batches(self.model, self.images, self.seed, view, self.watch)
+            self._cache[view] = torch.cat(list(batches))
         return self._cache[view]
 
     def plain(self) -> Tensor:
@@ -107,15 +143,6 @@ class TrainFeatures(FeatureViews):
         if "plain" not in self._cache:
             self._cache["plain"] = eval_features(self.model, self.images, mirror=False, watch=self.watch)[0]
         return self._cache["plain"]
-
-    @torch.no_grad()
-    def _view(self, view: int) -> Tensor:
-        self.model.eval()
-        batches = self.images.augmented(
-            torch.arange(len(self.images)), EVAL_BATCH, self.seed, FIRST_VIEW + view
-        )
-        batches = self.watch(batches, -(-len(self.images) // EVAL_BATCH), f"features of view {view + 1}")
-        return torch.cat([self.model.forward_features(inputs) for inputs, _ in batches])
 
 
 class DriftingFeatures(TrainFeatures):

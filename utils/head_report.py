@@ -130,7 +130,7 @@ def _write_tables(
     caption = comparison.caption(facts, outcomes, len(targets))
     run.write_rows("table.csv", rows)
     run.write_text("table.md", f"{comparison.markdown(rows)}\n\n{caption}\n")
-    run.write_rows("per_class.csv", comparison.per_class_rows(outcomes, data.class_names, data.class_counts))
+    run.write_rows("per_class.csv", comparison.per_class_rows(outcomes, data))
     if config.select != "last":
         run.write_rows("search.csv", comparison.search_rows(heads, [one.run for one in outcomes]))
     run.log(f"\n{comparison.aligned(rows)}\n{caption}\n")

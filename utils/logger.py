@@ -11,8 +11,10 @@ from pathlib import Path
 import pandas as pd
 from progress.bar import Bar
 
+from datasets import LongTailedData
 from utils.checkpoint import write_atomically
 from utils.config import Config
+from utils.distributed import ALONE, World
 from utils.errors import UserError
 
 BAR_SECONDS = 0.2
@@ -21,22 +23,31 @@ BAR_SECONDS = 0.2
 class Run:
     """A run folder `out/<dataset>_IR=<r>_<stage>/<time>/`. Creating it is the first thing that a run writes.
 
+    Of several processes only the first one writes and prints.
+
     Raises:
         UserError: the folder, or one of `also_writable`, cannot be written.
     """
 
     def __init__(
-        self, config: Config, stage: str, folder: Path | None = None, also_writable: Iterable[Path] = ()
+        self,
+        config: Config,
+        stage: str,
+        folder: Path | None = None,
+        also_writable: Iterable[Path] = (),
+        world: World = ALONE,
     ) -> None:
-        self.quiet = config.quiet
+        self.main, self.quiet = world.main, config.quiet or not world.main
         ratio = "" if config.imb_ratio is None else f"_IR={config.imb_ratio:g}"
-        parent = Path(config.out) / f"{config.dataset}{ratio}_{stage}"
-        for place in (parent, *also_writable):
+        parent = Path(config.out) / f"{config.data_name}{ratio}_{stage}"
+        for place in (parent, *also_writable) if world.main else ():
             check_writable(place)
-        self.folder = folder or _new_folder(parent)
+        self.folder = world.agree(folder or _new_folder(parent) if world.main else None)
 
     def log(self, text: str = "") -> None:
         """A line (or several) to standard output, unless quiet, and to log.txt."""
+        if not self.main:
+            return
         if not self.quiet:
             print(text, flush=True)
         with open(self.folder / "log.txt", "a", encoding="utf-8") as handle:
@@ -44,12 +55,16 @@ class Run:
 
     def result(self, line: str) -> None:
         """The closing line: printed even when quiet."""
+        if not self.main:
+            return
         with open(self.folder / "log.txt", "a", encoding="utf-8") as handle:
             handle.write(line + "\n")
         print(line, flush=True)
 
     def write_text(self, name: str, text: str) -> None:
-        write_atomically(self.folder / name, lambda handle: handle.write(text.encode()))
+        """A file of the run folder, replaced whole."""
+        if self.main:
+            write_atomically(self.folder / name, lambda handle: handle.write(text.encode()))
 
     def write_json(self, name: str, content: dict) -> None:
         self.write_text(name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
@@ -58,11 +73,11 @@ class Run:
         """A csv file of rows, or of columns, with a header; replaced whole: a resume leaves no row twice."""
         self.write_text(name, pd.DataFrame(rows).to_csv(index=False))
 
-    def write_per_class(self, figures: dict, class_names: list[str], class_counts: list[int]) -> None:
-        """per_class.csv: class, name, training images of the long-tailed set, then every per-class figure."""
-        columns = {"class": range(len(class_names)), "name": class_names, "train_images": class_counts}
-        columns |= figures["classes"]
-        self.write_rows("per_class.csv", columns)
+    def write_per_class(self, figures: dict, data: LongTailedData) -> None:
+        """per_class.csv: class, name, images in the long-tailed set, shot group, every per-class figure."""
+        columns = {"class": range(data.num_classes), "name": data.class_names}
+        columns |= {"train_images": data.class_counts, "group": data.groups}
+        self.write_rows("per_class.csv", columns | figures["classes"])
 
     def bar(self, steps: Iterable, total: int, title: str) -> Iterator:
         """Pass `steps` through, drawing a bar with its ETA on standard error where that is a terminal."""

@@ -36,6 +36,11 @@ class LogitStatistics:
         self._gap, self._gap_square = empty.clone(), empty.clone()  # z_k - mean of the others over class k
         self._class_means = empty.clone()  # sum over classes c of the mean of z_k over class c
 
+    @property
+    def sums(self) -> tuple[Tensor, ...]:
+        """What adds up over batches, and so over processes."""
+        return self._own, self._own_square, self._gap, self._gap_square, self._class_means
+
     def add(self, logits: Tensor, targets: Tensor) -> None:
         """Take in a batch of logits [N, K] with targets int64 [N]."""
         logits = logits.double()

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datasets.long_tail import shot_groups
+from datasets.long_tail import SHOTS, shot_groups
+from utils.distributed import World
 from utils.logit_metrics import READINGS, LogitStatistics, logits_magnitude, regularized_std
 
 __all__ = [
@@ -48,22 +49,25 @@ def predictions(logits: Tensor) -> Tensor:
     return logits.argmax(dim=1).masked_fill(logits.isnan().any(dim=1), -1)
 
 
-def shot_accuracy(logits: Tensor, targets: Tensor, class_counts: list[int]) -> ShotAccuracy:
-    """Score logits [N, K] against targets [N]; groups by training counts [K].
+def shot_accuracy(
+    logits: Tensor, targets: Tensor, class_counts: list[int], shots: tuple[int, int] = SHOTS
+) -> ShotAccuracy:
+    """Score logits [N, K] against targets [N]; groups by training counts [K], see `shot_groups`.
 
-    Source: Liu et al. 2019: many above 100, medium 20 to 100, few below 20. Ties go to the first class, as
-    argmax gives it. Not-a-number logits count as wrong.
+    Ties go to the first class, as argmax gives it. Not-a-number logits count as wrong.
     """
-    return shots_of(predictions(logits), targets, class_counts)
+    return shots_of(predictions(logits), targets, class_counts, shots)
 
 
-def shots_of(predicted: Tensor, targets: Tensor, class_counts: list[int]) -> ShotAccuracy:
+def shots_of(
+    predicted: Tensor, targets: Tensor, class_counts: list[int], shots: tuple[int, int] = SHOTS
+) -> ShotAccuracy:
     """`shot_accuracy` from predicted classes [N]."""
     num_classes = len(class_counts)
     support = torch.bincount(targets, minlength=num_classes).cpu().numpy()
     hits = torch.bincount(targets[predicted == targets], minlength=num_classes).cpu().numpy()
     per_class = np.divide(hits, support, out=np.full(num_classes, np.nan), where=support > 0)
-    groups = {name: _mean(per_class[mask]) for name, mask in shot_groups(class_counts).items()}
+    groups = {name: _mean(per_class[mask]) for name, mask in shot_groups(class_counts, shots).items()}
     return ShotAccuracy(
         overall=float(hits.sum() / support.sum()),
         balanced=_mean(per_class),
@@ -95,65 +99,80 @@ def calibration_error(logits: Tensor, targets: Tensor, bins: int = CALIBRATION_B
 
     Source: Guo et al. 2017; confidence is the largest softmax probability.
     """
-    return float(_calibration_gaps(logits, targets, bins).abs().sum() / len(targets))
-
-
-def _calibration_gaps(logits: Tensor, targets: Tensor, bins: int) -> Tensor:
-    """Hits minus confidence, summed in each bin of confidence: float64 [bins]."""
     confidence, predicted = logits.double().softmax(dim=1).max(dim=1)
-    correct = (predicted == targets).double()
+    return float(_calibration_gaps(confidence, predicted == targets, bins).abs().sum() / len(targets))
+
+
+def _calibration_gaps(confidence: Tensor, correct: Tensor, bins: int) -> Tensor:
+    """Hits minus confidence, summed in each bin of confidence: float64 [bins]."""
     index = (confidence * bins).ceil().long().sub(1).clamp(0, bins - 1)
-    gap = torch.zeros(bins, dtype=torch.float64, device=logits.device)
-    return gap.index_add_(0, index, correct - confidence)
+    gap = torch.zeros(bins, dtype=torch.float64, device=confidence.device)
+    return gap.index_add_(0, index, correct.double() - confidence)
 
 
 class Scores:
     """Every figure of a report from batches of logits in one pass: no [N, K] is kept, only [N] and [K].
 
-    `targets` [N] are those of all batches to come, in their order.
+    `targets` [N] are those of all batches to come, in their order, which begin with image `first`.
     """
 
-    def __init__(self, targets: Tensor, num_classes: int) -> None:
-        self.targets, self.num_classes = targets, num_classes
+    def __init__(self, targets: Tensor, num_classes: int, first: int = 0) -> None:
+        self.targets, self.num_classes, self._next = targets, num_classes, first
         self._statistics = LogitStatistics(torch.bincount(targets, minlength=num_classes))
         self._gaps = torch.zeros(CALIBRATION_BINS, dtype=torch.float64, device=targets.device)
-        self._top5: list[float | None] = []
-        self._predicted: list[Tensor] = []
+        self._top5_hits = torch.zeros(1, dtype=torch.float64, device=targets.device)
+        self._predicted: list[Tensor] = [targets[:0]]
+        self._confidence: list[Tensor] = [targets[:0].float()]
 
     def add(self, logits: Tensor) -> None:
         """Take in the next batch of logits [n, K]."""
-        done = sum(map(len, self._predicted))
-        targets = self.targets[done : done + len(logits)]
+        targets = self.targets[self._next : self._next + len(logits)]
+        self._next += len(logits)
         self._predicted.append(predictions(logits))
-        top5 = topk_accuracy(logits, targets)
-        self._top5.append(None if top5 is None else top5 * len(targets))
-        self._gaps += _calibration_gaps(logits, targets, CALIBRATION_BINS)
+        self._top5_hits += (topk_accuracy(logits, targets) or 0.0) * len(targets)
+        confidence, likeliest = logits.double().softmax(dim=1).max(dim=1)
+        self._confidence.append(confidence.float())
+        self._gaps += _calibration_gaps(confidence, likeliest == targets, CALIBRATION_BINS)
         self._statistics.add(logits, targets)
+
+    def of_all(self, world: World) -> "Scores":
+        """Take in what the other processes have scored, in the order of their ranks; returns itself."""
+        if world.size > 1:
+            self._predicted = [world.gather(self.predicted)]
+            self._confidence = [world.gather(self.confidence)]
+            for sums in (self._gaps, self._top5_hits, *self._statistics.sums):
+                world.total(sums)
+        return self
 
     @property
     def predicted(self) -> Tensor:
         """Predicted classes int64 [N]."""
         return torch.cat(self._predicted)
 
-    def figures(self, class_counts: list[int]) -> dict:
+    @property
+    def confidence(self) -> Tensor:
+        """The largest softmax probability of each image, float32 [N]."""
+        return torch.cat(self._confidence)
+
+    def figures(self, class_counts: list[int], shots: tuple[int, int] = SHOTS) -> dict:
         """Plain data ready for JSON.
 
         Scalars at the top; LoMa and RSD, in both readings, as the mean over all classes and over those of
         each shot group; under `classes` the lists [K] of every per-class figure.
         """
-        shots = shots_of(self.predicted, self.targets, class_counts)
-        classes = {"test_images": shots.support, "accuracy": shots.per_class}
-        by_group, logit_classes = self.logit_figures(class_counts)
+        accuracy = shots_of(self.predicted, self.targets, class_counts, shots)
+        classes = {"test_images": accuracy.support, "accuracy": accuracy.per_class}
+        by_group, logit_classes = self.logit_figures(class_counts, shots)
         images = len(self.targets)
         return {
-            **{name: getattr(shots, name) for name in ("overall", *GROUPS, "balanced")},
-            "top5": None if None in self._top5 else sum(self._top5) / images,
+            **{name: getattr(accuracy, name) for name in ("overall", *GROUPS, "balanced")},
+            "top5": None if self.num_classes <= 5 else float(self._top5_hits) / images,
             "calibration_error": float(self._gaps.abs().sum() / images),
             **by_group,
             "classes": classes | logit_classes,
         }
 
-    def logit_figures(self, class_counts: list[int]) -> tuple[dict, dict]:
+    def logit_figures(self, class_counts: list[int], shots: tuple[int, int] = SHOTS) -> tuple[dict, dict]:
         """LoMa and RSD in both readings: group means with `spread`, the deviation over classes; lists [K]."""
         by_group, classes = {}, {}
         for reading in READINGS:
@@ -162,7 +181,8 @@ class Scores:
                 (f"rsd_{reading}", self._statistics.regularized_std(reading)),
             ):
                 values = found.cpu().numpy()
-                groups = {group: _mean(values[mask]) for group, mask in shot_groups(class_counts).items()}
+                masks = shot_groups(class_counts, shots).items()
+                groups = {group: _mean(values[mask]) for group, mask in masks}
                 by_group[name] = {"all": _mean(values), **groups, "spread": _spread(values)}
                 classes[name] = [None if np.isnan(value) else float(value) for value in values]
         return by_group, classes
@@ -186,10 +206,15 @@ def result_line(figures: dict, selected_on: str, label: str = "") -> str:
     return f"test {label}{' ' if label else ''}{shares} selected_on={selected_on}"
 
 
-def epoch_figures(predicted: dict[str, Tensor], targets: dict[str, Tensor], class_counts: list[int]) -> dict:
+def epoch_figures(
+    predicted: dict[str, Tensor],
+    targets: dict[str, Tensor],
+    class_counts: list[int],
+    shots: tuple[int, int] = SHOTS,
+) -> dict:
     """The columns of metrics.csv for the scored parts, by name: predicted classes [N] against targets [N]."""
     row = {}
     for part, classes in predicted.items():
-        shots = shots_of(classes, targets[part], class_counts)
-        row |= {f"{part}_{name}": getattr(shots, name) for name in ("overall", *GROUPS, "balanced")}
+        accuracy = shots_of(classes, targets[part], class_counts, shots)
+        row |= {f"{part}_{name}": getattr(accuracy, name) for name in ("overall", *GROUPS, "balanced")}
     return row

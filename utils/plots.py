@@ -23,7 +23,7 @@ from matplotlib.lines import Line2D
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
-from datasets.long_tail import FEW_BELOW, MANY_ABOVE, shot_groups
+from datasets.long_tail import SHOTS, shot_groups
 from losses import logit_gap
 from utils.checkpoint import write_atomically
 from utils.errors import exit_cleanly
@@ -94,8 +94,8 @@ def _legend(figure: Figure, title: str, handles: Sequence[Artist]) -> None:
 
 def _over_classes(column: str, title: str, unit: str, run: RunTables) -> Figure | None:
     """A figure of each class, most frequent class first, mean over seeds."""
-    counts = run.classes.drop_duplicates("class").set_index("class")["train_images"]
-    counts = counts.sort_index().sort_values(ascending=False, kind="stable")
+    classes = run.classes.drop_duplicates("class").set_index("class").sort_index()
+    counts = classes["train_images"].sort_values(ascending=False, kind="stable")
     window = max(5, len(counts) // 10 | 1) if len(counts) > SMOOTHED_ABOVE else 1
     values = run.classes.groupby(["class", "method", "setting"])[column].mean().unstack([1, 2])
     values = values.loc[counts.index].rolling(window, center=True, min_periods=1).mean()
@@ -112,23 +112,30 @@ def _over_classes(column: str, title: str, unit: str, run: RunTables) -> Figure 
         }
         axes.plot(range(1, len(counts) + 1), values[line.method, line.setting], **style)
     _legend(figure, f"{title} of each class", axes.get_lines())
-    _mark_groups(axes, counts.to_numpy())
+    _mark_groups(axes, counts.to_numpy(), classes.loc[counts.index].get("group"))
     smoothed = f", mean of {window} neighbours" if window > 1 else ""
     axes.set(xlabel="class, by rank in training images", ylabel=unit + smoothed)
     return figure
 
 
-def _mark_groups(axes: Axes, counts: np.ndarray) -> None:
-    """Boundaries and names of the shot groups over classes in rank order; slim groups go without a name."""
-    bounds = (f"> {MANY_ABOVE} images", f"{FEW_BELOW} to {MANY_ABOVE}", f"< {FEW_BELOW}")
+def _mark_groups(axes: Axes, counts: np.ndarray, groups: pd.Series | None) -> None:
+    """Boundaries and names of the shot groups over classes in rank order; slim groups go without a name.
+
+    `groups` are those of the run; where they are not the usual ones, or slim, they go without their limits.
+    """
+    low, high = SHOTS
+    bounds = (f"> {high} images", f"{low} to {high}", f"< {low}")
+    usual = shot_groups(counts)
+    own = usual if groups is None else {name: (groups == name).to_numpy() for name in usual}
+    room = 0.22 if all((own[name] == usual[name]).all() for name in usual) else 1.0
     start = 0.5
-    for (name, mask), bound in zip(shot_groups(counts).items(), bounds, strict=True):
+    for (name, mask), bound in zip(own.items(), bounds, strict=True):
         share, end = mask.mean(), start + mask.sum()
         if start > 0.5 and share:
             axes.axvline(start, color=GREY, linewidth=0.8)
         if share > 0.06:
             place = {"transform": axes.get_xaxis_transform(), "ha": "center", "va": "bottom"}
-            text = f"{name} ({bound})" if share > 0.22 else name
+            text = f"{name} ({bound})" if share > room else name
             axes.text((start + end) / 2, 1.01, text, color=GREY, fontsize=SMALL, **place)
         start = end
     axes.set_xlim(0.5, start)

@@ -20,6 +20,34 @@ CIFAR100_LT = {
     "label_smooth": 0.98,
 }
 
+# LOS's own settings on the large sets are UNKNOWN. Stage 1: the Decoupling protocol (Kang et al. 2020), which
+# the field shares. Stage 2: ours, by settings that carry over K and feature norms: logit gap, path.
+IMAGENET_LT = {
+    "num_class": 1000,
+    "imb_ratio": None,
+    "network": "resnet50",
+    "stem": "imagenet",
+    "val_source": "own",
+    "image_size": 224,
+    "augment": "resized_crop",
+    "jitter": 0.4,
+    "normalise": "imagenet",
+    "batch_size": 512,
+    "momentum": 0.9,
+    "epochs": 90,
+    "lr": 0.2,
+    "warmup_epochs": 0,
+    "wd": 5e-4,
+    "finetune_epoch": 10,
+    "finetune_lr": None,
+    "finetune_wd": 0.0,
+    "label_smooth": None,
+    "logit_gap": 1.11,
+    "path": 5.0,
+    "views": 2,
+    "workers": None,  # by the number of cores
+}
+
 PRESETS = {
     "cifar100_lt": CIFAR100_LT,
     # not published: CIFAR100-LT's, with the δ that gives 10 classes the same logit gap (1.11)
@@ -37,7 +65,23 @@ PRESETS = {
         "finetune_lr": 1e-3,
         "label_smooth": 0.9,
     },
+    "imagenet_lt": IMAGENET_LT,
+    "inaturalist18": IMAGENET_LT
+    | {
+        "num_class": 8142,
+        "val_source": "none",
+        "jitter": 0.0,
+        "normalise": "inaturalist",
+        "wd": 1e-4,
+        "finetune_epoch": 30,
+    },
+    # ours after the usual ResNet-152 that starts from ImageNet weights (--pretrained)
+    "places_lt": IMAGENET_LT
+    | {"num_class": 365, "network": "resnet152", "batch_size": 256, "epochs": 30, "lr": 0.01},
+    # ours, for a user's own images
+    "folder": IMAGENET_LT | {"num_class": None, "jitter": 0.0, "batch_size": 256, "lr": 0.1},
 }
+PRESETS["list"] = PRESETS["folder"]
 
 # ours, for a feature pack of the user's own: stage 2 by scale-free settings, whatever K and the feature norms
 OWN_FEATURES = CIFAR100_LT | {
@@ -56,10 +100,24 @@ THIN_ON_CIFAR = {"epochs": 60, "lr": 0.1, "warmup_epochs": 2, "wd": 1e-3, "finet
 
 COMMON = {
     "data_dir": "data",
+    "split_dir": None,
+    "train_list": None,
+    "val_list": None,
+    "test_list": None,
+    "allow_partial": False,
     "subset_seed": None,
+    "shots": [20, 100],
+    "image_size": None,
+    "augment": None,
+    "jitter": None,
+    "no_flip": False,
+    "normalise": None,
+    "stem": "small",
+    "pretrained": None,
     "val_fraction": 0.1,
     "workers": 0,
     "pretrained_pth": None,
+    "accum": 1,
     "nesterov": False,
     "method": "los",
     "budget": "source",
@@ -73,6 +131,12 @@ COMMON = {
     "bn_mode": "eval",
     "select": "last",
     "no_tta": False,
+    "tta": False,
+    "predictions": None,
+    "predict": None,
+    "amp": "off",
+    "compile": False,
+    "sync_bn": False,
     "out": "output",
     "ckpt_dir": "checkpoints",
     "resume": None,

@@ -9,9 +9,12 @@ from torch import nn
 from torch.optim import Optimizer
 
 from datasets import LongTailedData, shot_groups
+from datasets.long_tail import SHOTS
+from datasets.types import FileSet
 from utils import checkpoint
-from utils.config import Config, describe
+from utils.config import ON_DISK, Config, describe
 from utils.device import environment
+from utils.distributed import ALONE, World
 from utils.engine import Progress
 from utils.logger import Run
 from utils.logit_metrics import READINGS
@@ -22,9 +25,9 @@ _BARS = "▁▂▃▄▅▆▇█"
 _COLUMNS = 50
 
 
-def histogram(class_counts: list[int]) -> str:
+def histogram(class_counts: list[int], shots: tuple[int, int] = SHOTS) -> str:
     """Class counts as a row of bars in label order, their range, and the sizes of the shot groups."""
-    groups = shot_groups(class_counts)
+    groups = shot_groups(class_counts, shots)
     stride = max(1, -(-len(class_counts) // _COLUMNS))
     sampled, top = class_counts[::stride], max(class_counts)
     bars = "".join(_BARS[min(7, 8 * count // (top + 1))] for count in sampled)
@@ -32,7 +35,14 @@ def histogram(class_counts: list[int]) -> str:
     return f"{bars}  {max(class_counts)} down to {min(class_counts)} images a class; classes: {sizes}"
 
 
-def announce(run: Run, config: Config, data: LongTailedData, model: nn.Module, device: torch.device) -> None:
+def announce(
+    run: Run,
+    config: Config,
+    data: LongTailedData,
+    model: nn.Module,
+    device: torch.device,
+    world: World = ALONE,
+) -> None:
     """Print and record what the run is before its first step."""
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     total = sum(p.numel() for p in model.parameters())
@@ -42,17 +52,19 @@ def announce(run: Run, config: Config, data: LongTailedData, model: nn.Module, d
     validation = f"{len(data.val) if data.val else 0} validation ({data.val_source})"
     sizes = f"{len(data.train)} training, {validation}, {len(data.test)} test images"
     run.log(f"data {data.name}: {sizes} of {data.num_classes} classes")
-    run.log("  " + histogram(data.class_counts))
+    run.log("  " + histogram(data.class_counts, data.shots))
     for note in data.notes:
         run.log(f"  note: {note}")
-    if "workers" in config and config.workers:
+    if config.workers and not isinstance(data.train, FileSet):
         run.log(f"  note: --workers {config.workers} has no use here, {data.name} lives on the device")
     run.log(f"model {config.network}: {trainable:,} trainable of {total:,} parameters")
     if "batch_size" in config:
         run.log(f"steps an epoch: {-(-len(data.train) // config.batch_size)}")
-    run.log(f"device {facts['device']}, {facts['threads']} CPU threads, torch {facts['torch']}")
+    where = f"device {facts['device']}, {facts['threads']} CPU threads, torch {facts['torch']}"
+    run.log(where if world.size == 1 else f"{world.size} processes, each on {where}")
     record = {
         "config": config.as_dict(),
+        "processes": world.size,
         "class_counts": data.class_counts,
         "trainable": trainable,
         "environment": facts,
@@ -70,8 +82,11 @@ def model_facts(config: Config, data: LongTailedData, device: torch.device) -> d
         "imb_ratio": config.imb_ratio,
         "network": config.network,
         "head": {"kind": "linear"},
-        "num_class": config.num_class,
+        "num_class": data.num_classes,
         "subset_seed": config.subset_seed,
+        "stem": config.stem,
+        "shots": list(data.shots),
+        **{name: getattr(config, name) for name in ON_DISK},
         "val_source": data.val_source,
         "val_fraction": config.val_fraction if data.val_source == "heldout" else None,
         "class_names": data.class_names,
@@ -84,13 +99,20 @@ def model_facts(config: Config, data: LongTailedData, device: torch.device) -> d
 
 
 def save_epoch(
-    run: Run, name: str, facts: dict, progress: Progress, model: nn.Module, optimizer: Optimizer | None = None
+    run: Run,
+    name: str,
+    facts: dict,
+    progress: Progress,
+    model: nn.Module,
+    optimizer: Optimizer,
+    scaler: torch.amp.GradScaler,
 ) -> None:
-    """Write `last.pth` or `best.pth` into the run folder; last.pth with the optimiser, where one is given."""
+    """Write `last.pth` or `best.pth` into the run folder; last.pth with what a resume needs."""
     content = facts | {"epoch": progress.epoch, "progress": progress.as_dict(), "model": model.state_dict()}
-    if name == "last" and optimizer is not None:
-        content["optimizer"] = optimizer.state_dict()
-    checkpoint.save(run.folder / f"{name}.pth", content)
+    if name == "last":
+        content |= {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}
+    if run.main:
+        checkpoint.save(run.folder / f"{name}.pth", content)
 
 
 def log_epoch(run: Run, progress: Progress, epochs: int, seconds_left: float) -> None:
@@ -123,6 +145,8 @@ def load_chosen(run: Run, select: str, progress: Progress, model: nn.Module, net
 
 def publish(run: Run, path: Path, content: dict, figures: dict, selected_on: str) -> dict:
     """Leave the final model where the next step looks for it; returns what the summary says of it."""
+    if not run.main:
+        return {}
     scores = {name: value for name, value in figures.items() if name != "classes"}
     place = f"{path}, in place of an older one" if path.exists() else path
     digest = checkpoint.save(path, content | {"metrics": scores, "selected_on": selected_on})

@@ -10,6 +10,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
+from datasets.long_tail import SHOTS
 from datasets.types import ImageSet, LongTailedData
 from utils.config import FIXED_BY_CHECKPOINT, INHERITED, Config
 from utils.features import FeatureViews
@@ -35,6 +36,7 @@ class Representation:
     ) -> None:
         self.fc, self.train, self.labels, self.drifting = fc, train, labels, drifting
         self.class_counts, self.train_counts = data.class_counts, data.train_counts
+        self.shots = data.shots
         self._compute, self._known = compute, {}
 
     @property
@@ -59,19 +61,25 @@ class Representation:
         return path_strength(1.0, self.train.plain(), self.train.labels, self.num_classes)
 
 
-class PackViews(FeatureViews):
-    """The training views of a pack, in turn; rows are read where they lie, so they need not fit memory."""
+class StoredViews(FeatureViews):
+    """Views [V, N, D] that are there already, in turn; `plain` [N, D]: the first where not given.
 
-    def __init__(self, pack: Pack, device: torch.device) -> None:
-        super().__init__(pack.train_labels.to(device))
-        self._views = pack.train.to(device)
+    Rows are read where they lie, so they need not fit memory.
+    """
+
+    def __init__(self, views: Tensor, labels: Tensor, plain: Tensor | None = None) -> None:
+        super().__init__(labels)
+        self._views, self._plain = views, views[0] if plain is None else plain
 
     def of_epoch(self, epoch: int) -> Tensor:
-        """Features [N, D] of the view whose turn it is, in the type of the pack."""
+        """Features [N, D] of the view whose turn it is, in the type in which they are stored."""
         return self._views[epoch % len(self._views)]
 
     def plain(self) -> Tensor:
-        return self._views[0]
+        return self._plain
+
+    def stacked(self, count: int) -> Tensor:
+        return self._views if count in (0, len(self._views)) else self._views[:count]
 
 
 def pack_classifier(pack: Pack) -> nn.Linear:
@@ -87,9 +95,8 @@ def pack_representation(pack: Pack, device: torch.device) -> Representation:
     labels = {"test": pack.test_labels.to(device)}
     if pack.val is not None:
         labels["val"] = pack.val_labels.to(device)
-    return Representation(
-        fc, PackViews(pack, device), lambda name: getattr(pack, name).to(device), labels, pack_data(pack)
-    )
+    train = StoredViews(pack.train.to(device), pack.train_labels.to(device))
+    return Representation(fc, train, lambda name: getattr(pack, name).to(device), labels, pack_data(pack))
 
 
 @dataclass(frozen=True)
@@ -116,6 +123,7 @@ def pack_data(pack: Pack) -> LongTailedData:
         val_source=facts["val_source"],
         test=PackPart(pack.test[0], pack.test_labels),
         views=None,
+        shots=tuple(facts.get("shots", SHOTS)),
         notes=[f"features of {pack.path}: {views} in training, no fresh augmentation"],
     )
 
@@ -127,13 +135,12 @@ def make_pack(frozen: Representation, config: Config, facts: dict, clean: bool) 
     """
     dtype = {"fp16": torch.float16, "fp32": torch.float32}[config.pack_dtype]
     count = config.views or 0
-    views = [frozen.train.of_epoch(view) for view in range(count)] or [frozen.train.plain()]
     kept = [*FIXED_BY_CHECKPOINT, *INHERITED, "seed", "class_names", "class_counts"]
     kept += ["train_digest", "stage1_digest", "environment"]
     labels = {name: values.cpu() for name, values in frozen.labels.items()}
     parts = {name: frozen.part(name).to("cpu", dtype) for name in labels}
     return Pack(
-        train=torch.stack(views).to("cpu", dtype),
+        train=frozen.train.stacked(count).to("cpu", dtype),
         train_labels=frozen.train.labels.cpu(),
         test=parts["test"],
         test_labels=labels["test"],
@@ -142,6 +149,7 @@ def make_pack(frozen: Representation, config: Config, facts: dict, clean: bool) 
         fc_weight=frozen.fc.weight.detach().cpu().float(),
         fc_bias=frozen.fc.bias.detach().cpu().float(),
         facts={name: facts[name] for name in kept}
+        | {"dataset": config.data_name}
         | {"val_clean": clean and "val" in parts, "train_views": "augmented" if count else "plain"}
         | {"selected_on": facts["stage1_selected_on"] or "unknown"},
     )

@@ -13,7 +13,10 @@ from utils.engine import Progress
 from utils.errors import UserError
 
 # where a run lies and what it runs on may change, what it computes may not
-_FREE = ("resume", "out", "ckpt_dir", "data_dir", "device", "gpu", "quiet", "workers")
+_FREE = (
+    *("resume", "out", "ckpt_dir", "data_dir", "split_dir", "train_list", "val_list", "test_list"),
+    *("pretrained", "device", "gpu", "quiet", "workers"),
+)
 _SAME_BITS = ("threads", "device", "torch", "cpu_capability")
 
 
@@ -26,9 +29,14 @@ class Resumed:
     config: dict
 
     def restore(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, data: LongTailedData, network: str
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        scaler: torch.amp.GradScaler,
+        data: LongTailedData,
+        network: str,
     ) -> Progress:
-        """Load weights and optimiser; return how far the run was.
+        """Load weights, optimiser and scaler; return how far the run was.
 
         Raises:
             UserError: the training images are not those of the run.
@@ -39,6 +47,7 @@ class Resumed:
             )
         checkpoint.load_weights(model, self.source, network)
         optimizer.load_state_dict(self.source.facts["optimizer"])
+        scaler.load_state_dict(self.source.facts.get("scaler", {}))
         return Progress(**self.source.facts["progress"])
 
     def changes(self, device: torch.device) -> list[str]:

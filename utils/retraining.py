@@ -146,7 +146,7 @@ class HeadRun:
         }
         if any((classes < 0).any() for classes in predicted.values()):
             raise engine.DivergedError("the logits are not finite")
-        return epoch_figures(predicted, self.frozen.labels, self.frozen.class_counts)
+        return epoch_figures(predicted, self.frozen.labels, self.frozen.class_counts, self.frozen.shots)
 
     def _keep_best(self) -> None:
         self.best_state = deepcopy(self.head.state_dict())
@@ -266,8 +266,8 @@ def outcome(run: HeadRun) -> Outcome:
     train = _scores(run, frozen.train.plain()[None], frozen.train.labels)
     return Outcome(
         run,
-        test.figures(frozen.class_counts),
-        *train.logit_figures(frozen.class_counts),
+        test.figures(frozen.class_counts, frozen.shots),
+        *train.logit_figures(frozen.class_counts, frozen.shots),
         test.predicted.cpu(),
     )
 

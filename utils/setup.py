@@ -1,49 +1,78 @@
-"""What the scripts set up alike: data, the checkpoint or pack to start from, honest validation, features."""
+"""What the scripts set up alike: the network, the checkpoint or pack to start from, honest selection."""
 
-from collections.abc import Iterable
 from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from datasets import LongTailedData, build_data
-from datasets.loaders import DeviceImages
-from models import build_model
+from datasets import FILE_DATASETS, OWN_DATASETS, LongTailedData
+from datasets.types import CHANNELS, FileSet, FileViews
+from models import build_model, load_pretrained
 from utils import checkpoint
 from utils.arguments import EVALUATE
 from utils.checkpoint import Checkpoint, find_published, read, require_stage
 from utils.config import Config, resolve
+from utils.data_setup import file_views, load_data, mirror_at_test, open_parts
+from utils.distributed import ALONE, World
 from utils.errors import UserError
-from utils.features import DriftingFeatures, TrainFeatures, Watch, eval_features
+from utils.extraction import Origin, extract_to_disk
+from utils.features import DriftingFeatures, TrainFeatures, eval_features
+from utils.logger import Run
 from utils.packs import Pack, read_pack
+from utils.precision import speed_up
 from utils.representation import Representation, pack_classifier, pack_data, pack_representation
 
 
-def load_data(config: Config) -> LongTailedData:
-    """The data set of a resolved configuration; no validation images where the script has no use for them.
+def build_network(config: Config, num_classes: int, in_channels: int = 3) -> nn.Module:
+    """The network of a configuration, at its initialisation; a classifier without bias gets one, of zeros.
 
     Raises:
-        UserError: see `datasets.build_data`; validation images must exist where they select or are asked for.
+        UserError: there is no such network, or it cannot be built.
     """
-    options = {"subset_seed": config.subset_seed, "val_source": "none"}
-    if "val_source" in config:
-        asked = config.source("val_source") == "given" and config.val_source != "none"
-        options["val_source"] = config.val_source
-        options["val_fraction"] = config.val_fraction
-        options["val_required"] = asked or config.select == "val"
-    return build_data(config.dataset, config.data_dir, config.imb_ratio, **options)
+    try:
+        model = build_model(config.network, num_classes, in_channels, config.stem)
+    except ValueError as error:
+        raise UserError(f"--network: {error}") from error
+    if model.fc.bias is None:  # the heads of stage 2 have one
+        model.fc.bias = nn.Parameter(torch.zeros(num_classes))
+    return model
 
 
-def on_device(data: LongTailedData, device: torch.device) -> dict[str, DeviceImages]:
-    """The parts that exist, by name: train, val, test."""
-    parts = {"train": data.train, "val": data.val, "test": data.test}
-    return {name: DeviceImages(part, data.views, device) for name, part in parts.items() if part is not None}
+def start_pretrained(model: nn.Module, config: Config) -> str:
+    """Put the weights of --pretrained into all of `model` but its classifier; returns a line for the log.
+
+    Raises:
+        UserError: the file is broken, or of another network.
+    """
+    source = read(Path(config.pretrained))
+    try:
+        load_pretrained(model, source.state, config.network)
+    except ValueError as error:
+        raise UserError(f"--pretrained {source.path}: {error}") from error
+    return f"started from {source.path} (sha256 {source.digest[:12]}), the classifier afresh"
 
 
-def scored_parts(parts: Iterable[str], select: str) -> list[str]:
-    """Of the parts that exist, those scored after every epoch: validation, and test only where it selects."""
-    return [name for name in parts if name == "val" or (name == "test" and select == "test")]
+def network_for_files(config: Config, source: Checkpoint) -> tuple[nn.Module, FileViews, list[str]]:
+    """The network of a checkpoint for image files of no data set: it, their views, the class names.
+
+    Raises:
+        UserError: the checkpoint does not say how many classes it has, or is not made for colour images.
+    """
+    if config.dataset == "digits_lt":
+        raise UserError("--predict reads colour images, digits_lt has grey ones of 8 x 8 pixels")
+    if config.num_class is None:
+        raise UserError(f"how many classes {source.path} has is not known: say --num_class")
+    names = source.facts.get("class_names") or [str(k) for k in range(config.num_class)]
+    if config.dataset in FILE_DATASETS:
+        views = file_views(config)
+    else:  # CIFAR: what is not 32 x 32 is resized
+        mean, std = CHANNELS["cifar"]
+        views = FileViews(mean, std, size=32, resize=32, augment="pad_crop", mirror_test=True)
+    model = build_network(config, config.num_class)
+    checkpoint.load_weights(model, source, config.network)
+    return model, views, names
 
 
 def backbone_note(source: Checkpoint | Pack, data: LongTailedData, select: str) -> str | None:
@@ -84,7 +113,7 @@ def find_source(script: str, given: dict, stage: str | None) -> Checkpoint | Pac
         return read_pack(given["features"])
     if path is None:
         wanted = resolve(script, given)
-        path = find_published(Path(wanted.ckpt_dir), wanted.dataset, wanted.imb_ratio, wanted.network, stage)
+        path = find_published(wanted, wanted.network, stage)
     source = read(path)
     if stage is not None:
         require_stage(source, stage)
@@ -110,8 +139,7 @@ def load_classifier(model: nn.Module, given: dict, config: Config, pack: Pack) -
     if path is None and given["cur_stage"] == "stage1":
         return None
     if path is None:
-        network = packed_name(config.network)
-        path = find_published(Path(config.ckpt_dir), config.dataset, config.imb_ratio, network, "stage2")
+        path = find_published(config, packed_name(config.network), "stage2")
     source = read(path)
     if "cur_stage" in given:
         require_stage(source, given["cur_stage"])
@@ -132,17 +160,28 @@ def load_frozen(
     """The data and the frozen network of stage 2; of a pack its features, and a "network" of the classifier.
 
     Raises:
-        UserError: see `load_data` and `checkpoint.load_weights`.
+        UserError: see `load_data` and `checkpoint.load_weights`; or the checkpoint has other classes.
     """
     if isinstance(source, Pack):
         data, model = pack_data(source), nn.ModuleDict({"fc": pack_classifier(source)})
     else:
         data = load_data(config)
-        model = build_model(config.network, data.num_classes, data.in_channels)
+        _check_class_names(source, data, config.dataset)
+        model = build_network(config, data.num_classes, data.in_channels)
         checkpoint.load_weights(model, source, config.network)
+        speed_up(model, config, device)
     model.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
     model.fc.requires_grad_(True)
     return data, model
+
+
+def _check_class_names(source: Checkpoint, data: LongTailedData, dataset: str) -> None:
+    """Of a user's own images the labels are the ranks of the names: another set of names shifts them."""
+    names = source.facts.get("class_names", data.class_names)
+    if dataset in OWN_DATASETS and names != data.class_names:
+        pairs = zip_longest(names, data.class_names)
+        label, (was, now) = next((k, pair) for k, pair in enumerate(pairs) if pair[0] != pair[1])
+        raise UserError(f"{source.path} knows class {label} as {was!r}, {data.name} has {now!r} there")
 
 
 def represent(
@@ -151,21 +190,31 @@ def represent(
     data: LongTailedData,
     model: nn.Module,
     device: torch.device,
-    watch: Watch,
+    run: Run,
+    epochs: int,
+    world: World = ALONE,
 ) -> Representation:
-    """The frozen features that the heads see. Views are keyed by the backbone's own seed."""
+    """The frozen features that the heads see for `epochs` epochs. Views are keyed by the backbone's own seed.
+
+    Those of image files, and of several processes, go through a store on disk.
+    """
     if isinstance(source, Pack):
         return pack_representation(source, device)
-    images = on_device(data, device)
-    mirror = data.views.mirror and not config.no_tta
-    drifting = config.bn_mode == "train"
+    images = open_parts(data, device, config.workers)
+    mirror = mirror_at_test(data, config)
     views_seed = source.facts.get("seed", config.seed)
+    drifting = config.bn_mode == "train"
+    labels = {name: part.labels for name, part in images.items() if name != "train"}
+    if not drifting and (isinstance(data.train, FileSet) or world.size > 1):
+        origin = Origin(source.digest, data, views_seed, mirror)
+        train, parts = extract_to_disk(config, origin, model, images, run, epochs, world)
+        return Representation(model.fc, train, lambda name: parts[name].to(device), labels, data)
     kind = DriftingFeatures if drifting else TrainFeatures
     return Representation(
         model.fc,
-        kind(model, images["train"], views_seed, config.views, watch),
-        lambda name: eval_features(model, images[name], mirror, watch),
-        {name: part.labels for name, part in images.items() if name != "train"},
+        kind(model, images["train"], views_seed, config.views, run.bar),
+        lambda name: eval_features(model, images[name], mirror, run.bar),
+        labels,
         data,
         drifting,
     )

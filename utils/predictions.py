@@ -1,0 +1,58 @@
+"""What a network says of single images: a csv row each, of the test set or of images without labels."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from datasets import LongTailedData
+from datasets.types import FileSet
+from utils.checkpoint import write_atomically
+from utils.distributed import World
+from utils.logger import Run
+from utils.metrics import Scores, predictions
+
+
+def write_scored(run: Run, path: Path, data: LongTailedData, scores: Scores) -> None:
+    """image, label, label_name, predicted, predicted_name, confidence of each test image, in file order.
+
+    `image` is the path below the data folder, or the number of an image that has no file.
+    """
+    labels = scores.targets.cpu().numpy()
+    predicted = scores.predicted.cpu().numpy()
+    columns = {
+        "image": _names(data.test),
+        "label": labels,
+        "label_name": [data.class_names[k] for k in labels],
+        "predicted": predicted,
+        "predicted_name": [data.class_names[k] for k in predicted],
+        "confidence": scores.confidence.cpu().numpy(),
+    }
+    _write(run, path, columns)
+
+
+def _names(part: object) -> Iterable:
+    return [part.paths[i] for i in range(len(part))] if isinstance(part, FileSet) else range(len(part))
+
+
+def write_unlabelled(
+    run: Run, path: Path, images: FileSet, batches: Iterable[Tensor], class_names: list[str], world: World
+) -> None:
+    """image, predicted, predicted_name, confidence of images whose logits [n, K] are this process's block."""
+    found = [(predictions(logits), logits.double().softmax(dim=1).amax(dim=1)) for logits in batches]
+    own = [torch.cat([images.labels[:0], *(pair[0].cpu() for pair in found)])]
+    own.append(torch.cat([torch.zeros(0, dtype=torch.float64), *(pair[1].cpu() for pair in found)]))
+    predicted, confidence = (world.gather(values).numpy() for values in own)
+    names = [class_names[k] for k in predicted]
+    columns = {"image": _names(images), "predicted": predicted, "predicted_name": names}
+    _write(run, path, columns | {"confidence": confidence})
+
+
+def _write(run: Run, path: Path, columns: dict) -> None:
+    if run.main:
+        frame = pd.DataFrame(columns)
+        text = frame.to_csv(index=False, float_format="%.6f")
+        write_atomically(path, lambda handle: handle.write(text.encode("utf-8", "surrogateescape")))
+        run.log(f"{len(frame):,} predictions left at {path}")

@@ -1,0 +1,149 @@
+"""Features on disk: extracted in blocks by any number of processes, gone on with after a stop, mapped.
+
+A folder holds NAME.bin, the raw array [V, N, D], and NAME.done/, a file for every finished block with the
+digest of its values. Shapes: V views, N images, D feature.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from utils.distributed import World
+from utils.engine import EVAL_BATCH
+from utils.errors import UserError
+
+# images that are finished together: a batch, so that its bits do not depend on who extracts it
+BLOCK = EVAL_BATCH
+Views = tuple[int, int]  # first and behind the last view of a pass over the images
+# gives the features [v, n, D] of images start..stop, a block after another: (views, start, stop) -> blocks
+Extract = Callable[[Views, int, int], Iterable[Tensor]]
+
+
+class FeatureStore:
+    """The arrays in `folder`, made from what `identity` (plain data) names.
+
+    Raises:
+        UserError: the folder holds features of something else, or cannot be written.
+    """
+
+    def __init__(self, folder: Path, identity: dict, dtype: torch.dtype, world: World) -> None:
+        self.folder, self.world = folder, world
+        self.dtype = {torch.float16: np.float16, torch.float32: np.float32}[dtype]
+        identity = identity | {"dtype": str(dtype), "block": BLOCK}
+        if world.main:
+            try:
+                self._claim(identity)
+            except OSError as error:
+                raise UserError(f"{folder} cannot be written: {error.strerror or error}") from error
+        world.wait()
+
+    def _claim(self, identity: dict) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        note, text = self.folder / "identity.json", json.dumps(identity, indent=1, sort_keys=True)
+        if note.exists() and note.read_text() != text:
+            raise UserError(
+                f"{self.folder} holds features of another backbone, data set or setting: remove it, or give "
+                "--save_features another name"
+            )
+        note.write_text(text)
+
+    def fill(self, name: str, shape: tuple[int, int, int], passes: list[Views], extract: Extract) -> Tensor:
+        """The array `name` of `shape` [V, N, D], mapped; what it lacks is extracted, each process a share.
+
+        `passes`: the views that are extracted together, in order.
+
+        Raises:
+            UserError: the disk has no room for it.
+        """
+        path, done = self.folder / f"{name}.bin", self.folder / f"{name}.done"
+        todo = self.world.agree(self._todo(path, done, shape, passes) if self.world.main else None)
+        array = np.memmap(path, self.dtype, "r+", shape=shape)
+        for views, start, stop in _runs(todo[slice(*self.world.block(len(todo)))]):
+            first = start
+            for features in extract(views, start, stop):
+                block = slice(first, first + features.shape[1])
+                array[views[0] : views[1], block] = self._stored(features, block)
+                _mark(done, array, views, block)
+                first = block.stop
+        self.world.wait()
+        return torch.from_numpy(np.memmap(path, self.dtype, "c", shape=shape))
+
+    def _todo(self, path: Path, done: Path, shape: tuple[int, int, int], passes: list[Views]) -> list:
+        """The blocks that are not finished, (views, start, stop), of a file that has room for all."""
+        self._reserve(path, done, shape)
+        array = np.memmap(path, self.dtype, "r", shape=shape)
+        blocks = [(views, *block) for views in passes for block in _blocks(shape[1])]
+        return [block for block in blocks if not _is_done(done, array, *block)]
+
+    def _stored(self, features: Tensor, block: slice) -> np.ndarray:
+        with np.errstate(over="ignore"):
+            values = features.cpu().numpy().astype(self.dtype)
+        if not np.isfinite(values).all():
+            raise UserError(
+                f"features of images {block.start} to {block.stop - 1} are not finite in "
+                f"{np.dtype(self.dtype).name}: the backbone has diverged, or take --pack_dtype fp32"
+            )
+        return values
+
+    def _reserve(self, path: Path, done: Path, shape: tuple[int, int, int]) -> None:
+        needed = int(np.prod(shape, dtype=np.int64)) * np.dtype(self.dtype).itemsize
+        present = path.stat().st_size if path.exists() else 0
+        free = shutil.disk_usage(self.folder).free
+        if needed - present > free:
+            raise UserError(
+                f"{path} needs {needed / 2**30:.2f} GiB, {self.folder} has {free / 2**30:.2f} GiB free: take "
+                "fewer --views, or another folder (--out, --save_features)"
+            )
+        if present != needed:  # a file of another size is of no use
+            shutil.rmtree(done, ignore_errors=True)
+            with open(path, "wb") as handle:
+                handle.truncate(needed)
+        done.mkdir(exist_ok=True)
+
+    def discard(self) -> None:
+        """Remove the folder. What is mapped stays readable for this process."""
+        if self.world.main:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _blocks(images: int) -> Iterator[Views]:
+    for start in range(0, images, BLOCK):
+        yield start, min(start + BLOCK, images)
+
+
+def _runs(blocks: list[tuple[Views, int, int]]) -> Iterator[tuple[Views, int, int]]:
+    """Blocks of the same views that follow each other, joined: one pass over the images for each run."""
+    run = None
+    for views, start, stop in blocks:
+        if run and run[0] == views and run[2] == start:
+            run = (views, run[1], stop)
+            continue
+        if run:
+            yield run
+        run = (views, start, stop)
+    if run:
+        yield run
+
+
+def _marker(done: Path, views: Views, start: int) -> Path:
+    return done / f"{views[0]}-{views[1]}_{start}"
+
+
+def _digest(array: np.ndarray, views: Views, start: int, stop: int) -> str:
+    return hashlib.sha256(np.ascontiguousarray(array[views[0] : views[1], start:stop]).data).hexdigest()
+
+
+def _mark(done: Path, array: np.ndarray, views: Views, block: slice) -> None:
+    _marker(done, views, block.start).write_text(_digest(array, views, block.start, block.stop))
+
+
+def _is_done(done: Path, array: np.ndarray, views: Views, start: int, stop: int) -> bool:
+    """Was the block finished, and is it still what it was?"""
+    marker = _marker(done, views, start)
+    return marker.is_file() and marker.read_text() == _digest(array, views, start, stop)
