@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from datasets.file_images import FileImages
 
+from datasets.file_images import FileImages
 from datasets.images import images_below
 from utils import checkpoint, distributed, engine, report
 from utils.arguments import EVALUATE, parse
@@ -77,6 +77,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if config.predictions:
         write_scored(run, Path(config.predictions), data, scores)
     report.finish(run, figures, source.facts.get("selected_on", "unknown"), facts)
+    distributed.leave()
 
 
 def predict_folder(
@@ -97,6 +98,7 @@ def predict_folder(
     path = Path(config.predictions) if config.predictions else run.folder / "predictions.csv"
     write_unlabelled(run, path, found, batches, class_names, world)
     run.result(f"predicted images={len(found)} file={path}")
+    distributed.leave()
 
 
 if __name__ == "__main__":

@@ -124,6 +124,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     where = report.publish(run, published, content, figures, config.select)
     run.write_per_class(figures, data)
     report.finish(run, figures, config.select, where)
+    distributed.leave()
 
 
 if __name__ == "__main__":

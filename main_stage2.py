@@ -61,7 +61,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     # ---- frozen features: a view of the training set an epoch, the parts that are scored once
     epochs = max([1, *(plan.epochs for plan in plans)])
     frozen = represent(config, source, data, model, device, run, epochs, world)
-    if not world.main:
+    distributed.leave()
+    if not world.main:  # the first process has all features and trains the heads
         return
     if config.save_features:
         digest = write_pack(config.save_features, make_pack(frozen, config, facts, clean=not seen))

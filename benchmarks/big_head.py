@@ -9,7 +9,6 @@ Random features: the time does not depend on them.
 
 import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -54,8 +53,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     shares = [1 - b / a for a, b in zip(seconds["steps"], seconds["products"], strict=True)]
     milliseconds = [f"{1000 * min(values) / given.steps:.0f}" for values in seconds.values()]
     lines = [
-        f"stage-2 step, K = {CLASSES}, D = {WIDTH}, batch {BATCH}: {milliseconds[0]} ms, its two products alone "
-        f"{milliseconds[1]} ms (minima)",
+        f"stage-2 step, K = {CLASSES}, D = {WIDTH}, batch {BATCH}: {milliseconds[0]} ms, its two products "
+        f"alone {milliseconds[1]} ms (minima)",
         f"share of the step outside the two products: {common.spread(shares)} (min / median / max, "
         f"n = {len(shares)}; goal below 0.3)",
     ]

@@ -137,10 +137,9 @@ def _clear(bar: Bar) -> None:
 def summary(data: LongTailedData, images: int, problems: int, warnings: int) -> str:
     """The closing line."""
     fewest, most = min(data.class_counts, default=0), max(data.class_counts, default=0)
-    return (
-        f"{data.name}: {images:,} images, {problems:,} problems, {warnings:,} warnings; "
-        f"{data.num_classes:,} classes of {fewest:,} to {most:,} training images"
-    )
+    counts = {"image": images, "problem": problems, "warning": warnings}
+    listed = ", ".join(f"{number:,} {word}{'s' * (number != 1)}" for word, number in counts.items())
+    return f"{data.name}: {listed}; {data.num_classes:,} classes of {fewest:,} to {most:,} training images"
 
 
 def main(argv: Sequence[str] | None = None) -> None:

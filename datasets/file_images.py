@@ -123,7 +123,10 @@ class ViewedFiles(Dataset):
 
 def resized_crop(image: Tensor, row: list[float], views: FileViews) -> Tensor:
     """uint8 [3, H, W] -> [3, S, S]: the crop of a row of `draws.resized_crop_draws`, not yet mirrored."""
-    return F.resized_crop(image, *crop_box(row, *image.shape[1:]), [views.size] * 2, antialias=True)
+    top, left, height, width = crop_box(row, *image.shape[1:])
+    part = image.permute(1, 2, 0)[top : top + height, left : left + width]
+    # where the three values of a pixel lie together, resizing and collecting take half the time
+    return _squared(part.contiguous().permute(2, 0, 1), views.size)
 
 
 def pad_crop(image: Tensor, row: list[float], views: FileViews) -> Tensor:

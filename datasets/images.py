@@ -6,7 +6,7 @@ import torch
 
 from datasets.file_images import FileImages
 from datasets.loaders import DeviceImages
-from datasets.own import _images_below
+from datasets.own import image_paths
 from datasets.types import FileSet, FileViews, ImageSet, PathTable, ViewSpec
 from utils.errors import UserError, raise_problem
 
@@ -31,5 +31,5 @@ def images_below(folder: Path) -> FileSet:
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder" if folder.exists() else f"{folder} does not exist")
-    paths = _images_below(str(folder), "", raise_problem)
+    paths = [path.removeprefix(b"./") for path in image_paths(folder, ".", raise_problem)]
     return FileSet(folder, PathTable.of(paths), torch.zeros(len(paths), dtype=torch.int64))

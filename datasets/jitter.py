@@ -15,27 +15,47 @@ OPERATIONS = BRIGHTNESS, CONTRAST, SATURATION = range(3)
 ORDERS = tuple(permutations(OPERATIONS))
 
 
-def jitter_(images: Tensor, draws: Tensor) -> None:
-    """Change float images [N, 3, H, W] of values in [0, 1] in place.
+def jittered(images: Tensor, draws: Tensor, together: int | None = None) -> Tensor:
+    """uint8 [N, H, W, 3] -> float32 [N, H, W, 3] in [0, 1], changed in colour.
 
     `draws`, on the CPU, are rows of `draws.jitter_draws`: a factor an operation, and which of ORDERS it is.
+    So many images are worked on `together`; by default all, on a CPU one.
     """
+    number, height, width, _ = images.shape
     orders = torch.tensor(ORDERS)[draws[:, 3].long()]  # [N, 3]
-    for operation in orders.unbind(dim=1):
-        _adjust_(images, operation, draws.gather(1, operation[:, None]).squeeze(1))
-
-
-def _adjust_(images: Tensor, operation: Tensor, factor: Tensor) -> None:
-    """One operation and its factor an image, both [N] on the CPU: what is the same for all costs least."""
-    factor, contrast, rest = (
-        column.to(images.device, non_blocking=True)[:, None, None, None]
-        for column in (factor, operation == CONTRAST, (1 - factor) * (operation != BRIGHTNESS))
+    steps = [_weights(order, draws).to(images.device) for order in orders.unbind(dim=1)]
+    if together is None:  # a CPU's cache holds one image
+        together = 1 if images.device.type == "cpu" else number
+    # memory that is used again costs no page faults
+    values, all_planes, all_grey = (
+        torch.empty(shape, dtype=torch.float32, device=images.device)
+        for shape in (images.shape, (together, 3, height, width), (together, 1, height, width))
     )
-    if (operation == BRIGHTNESS).all():
-        images.mul_(factor).clamp_(0, 1)
+    for at in range(0, number, together):
+        part = slice(at, min(at + together, number))
+        planes, grey = all_planes[: part.stop - at], all_grey[: part.stop - at]
+        planes.copy_(images[part].permute(0, 3, 1, 2)).div_(255)
+        for weights, dark in zip(steps, (orders[part] == BRIGHTNESS).all(dim=0).tolist(), strict=True):
+            _move_(planes, *weights[:, part], None if dark else grey)
+        values[part] = planes.permute(0, 2, 3, 1)
+    return values
+
+
+def _weights(operation: Tensor, draws: Tensor) -> Tensor:
+    """[3, N, 1, 1, 1]: of an image itself, of its mean grey, of its grey, where `operation` [N] is next."""
+    factor = draws.gather(1, operation[:, None]).squeeze(1)
+    rest = 1 - factor
+    weights = torch.stack([factor, rest * (operation == CONTRAST), rest * (operation == SATURATION)])
+    return weights[:, :, None, None, None]
+
+
+def _move_(images: Tensor, own: Tensor, of_mean: Tensor, of_grey: Tensor, grey: Tensor | None) -> None:
+    """Mix images [n, 3, H, W] in place with their grey, noted in `grey` [n, 1, H, W]; None: with black."""
+    if grey is None:
+        images.mul_(own).clamp_(0, 1)
         return
     red, green, blue = images.split(1, dim=1)
-    grey = red.mul(0.2989).add_(green, alpha=0.587).add_(blue, alpha=0.114)
+    torch.mul(red, 0.2989, out=grey).add_(green, alpha=0.587).add_(blue, alpha=0.114)
     mean = grey.mean(dim=(1, 2, 3), keepdim=True)
-    away_from = torch.where(contrast, mean, grey).mul_(rest)
-    images.mul_(factor).add_(away_from).clamp_(0, 1)
+    grey.mul_(of_grey).add_(mean.mul_(of_mean))
+    images.mul_(own).add_(grey).clamp_(0, 1)

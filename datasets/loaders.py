@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from datasets.draws import crop_draws
-from datasets.jitter import jitter_
+from datasets.jitter import jittered
 from datasets.types import ImageSet, ViewSpec
 from utils.seeding import generator_for
 
@@ -37,21 +37,9 @@ class Normalise:
         `jitter`: rows of `draws.jitter_draws`, on the CPU, for a colour jitter beforehand.
         """
         # torchvision's operations in torchvision's order: equal to the last bit
-        values = images.to(torch.float32).div_(255) if jitter is None else _jittered(images, jitter)
+        values = images.to(torch.float32).div_(255) if jitter is None else jittered(images, jitter)
         rows = values.flatten(2).sub_(self._mean).div_(self._std)
         return rows.unflatten(2, images.shape[2:]).permute(0, 3, 1, 2)
-
-
-def _jittered(images: Tensor, jitter: Tensor) -> Tensor:
-    """uint8 [N, H, W, 3] -> float32 [N, H, W, 3] in [0, 1], after the colour jitter."""
-    values = torch.empty(images.shape, dtype=torch.float32, device=images.device)
-    # a CPU's cache holds one image
-    step = 1 if images.device.type == "cpu" else max(len(images), 1)
-    for part, out, draws in zip(images.split(step), values.split(step), jitter.split(step), strict=True):
-        planes = part.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format).div_(255)
-        jitter_(planes, draws)
-        out.copy_(planes.permute(0, 2, 3, 1))
-    return values
 
 
 def batch_indices(indices: Tensor, batch_size: int) -> tuple[Tensor, ...]:

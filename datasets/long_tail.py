@@ -34,14 +34,21 @@ def long_tail_counts(num_classes: int, max_count: int, imb_ratio: float) -> list
     return counts
 
 
+def by_class(labels: np.ndarray) -> dict[int, np.ndarray]:
+    """Label -> indices of its images, in file order, of every class that has some; labels int64 [N]."""
+    order = np.argsort(labels, kind="stable")
+    present, first = np.unique(labels[order], return_index=True)
+    return dict(zip(present.tolist(), np.split(order, first[1:]), strict=True)) if len(order) else {}
+
+
 def keep_indices(labels: np.ndarray, counts: list[int], subset_seed: int | None = None) -> np.ndarray:
     """The first n_k images of each class in file order, classes in label order.
 
     With a subset_seed they are drawn at random instead. labels int64 [N] -> indices [sum of counts].
     """
-    kept = []
+    kept, found, none = [], by_class(labels), np.zeros(0, dtype=np.int64)
     for label, count in enumerate(counts):
-        of_class = np.flatnonzero(labels == label)
+        of_class = found.get(label, none)
         if len(of_class) < count:
             raise UserError(f"class {label} has {len(of_class)} images, {count} are needed")
         if subset_seed is not None:
@@ -57,7 +64,7 @@ def unused_indices(labels: np.ndarray, kept: np.ndarray, per_class: int = UNUSED
     """
     left_out = np.ones(len(labels), dtype=bool)
     left_out[kept] = False
-    picked = [np.flatnonzero(left_out & (labels == label))[-per_class:] for label in np.unique(labels)]
+    picked = [of_class[left_out[of_class]][-per_class:] for of_class in by_class(labels).values()]
     return np.concatenate(picked)
 
 
@@ -73,10 +80,9 @@ def held_out_mask(labels: np.ndarray, fraction: float, seed: int = 0) -> np.ndar
     if not 0 < fraction < 1:
         raise UserError(f"--val_fraction must be between 0 and 1, got {fraction:g}")
     held_out = np.zeros(len(labels), dtype=bool)
-    for label in np.unique(labels):
-        of_class = np.flatnonzero(labels == label)
+    for label, of_class in by_class(labels).items():
         take = min(max(1, round(fraction * len(of_class))), len(of_class) - 1)
-        chosen = np.random.default_rng([seed, int(label)]).permutation(of_class)[:take]
+        chosen = np.random.default_rng([seed, label]).permutation(of_class)[:take]
         held_out[chosen] = True
     return held_out
 

@@ -94,7 +94,7 @@ def _scan(root: Path, part: str, classes: list[str], report: Report) -> Part:
     paths: list[bytes] = []
     counts = []
     for name in classes:
-        found = _images_below(root, f"{part}/{name}", report)
+        found = image_paths(root, f"{part}/{name}", report)
         counts.append(len(found))
         paths += found
     labels = torch.from_numpy(np.repeat(np.arange(len(classes)), counts))
@@ -114,7 +114,7 @@ def _class_folders(folder: Path, report: Report) -> list[str]:
     return names
 
 
-def _images_below(root: Path, folder: str, report: Report) -> list[bytes]:
+def image_paths(root: Path, folder: str, report: Report) -> list[bytes]:
     """Images at any depth below root/folder, relative to root, in the order of torchvision's ImageFolder.
 
     A folder that holds none is reported; one that is not there has none.

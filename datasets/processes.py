@@ -67,11 +67,15 @@ class Processes:
         self._answers, self._loader = iter(()), None
 
     def _start(self) -> Iterator:
-        if self._loader is None:
-            # without a generator of its own it would draw from torch's global one
-            self._loader = DataLoader(sampler=self._requests, generator=torch.Generator(), **self._options)
         with _own_signals(), warnings.catch_warnings():
+            # more processes than cores are the user's choice; a forked process uses one thread
+            warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
             warnings.filterwarnings("ignore", ".*multi-threaded.*fork", DeprecationWarning)
+            if self._loader is None:
+                # without a generator of its own it would draw from torch's global one
+                self._loader = DataLoader(
+                    sampler=self._requests, generator=torch.Generator(), **self._options
+                )
             return iter(self._loader)
 
     @contextmanager

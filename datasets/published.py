@@ -129,10 +129,12 @@ def place(
 
     A layout maps a listed path to the one in the folder. `expected` shows the tree where nothing fits.
     """
-    first = part.images.paths.raw(0) if len(part.images) else b"."
+    if not len(part.images):  # reported where it was read
+        return part
+    first = part.images.paths.raw(0)
     for root in roots:
         for layout in layouts:
-            if os.path.exists(os.path.join(os.fsencode(root), layout(first))):
+            if os.path.isfile(os.path.join(os.fsencode(root), layout(first))):
                 moved = PathTable.of([layout(path) for path in paths_of(part.images.paths)])
                 return replace(part, images=replace(part.images, root=root, paths=moved))
     report(f"{part.source}: its first image {shown(first)} is not there: expected {expected}")

@@ -201,6 +201,14 @@ def test_plain_batches_are_every_image_once_in_file_order(data, images):
     assert torch.equal(torch.cat([inputs for inputs, _ in batches]), images.plain(torch.arange(5)))
 
 
+def test_a_part_of_the_plain_images_can_be_asked_for(data, images):
+    whole = torch.cat([inputs for inputs, _ in images.batches(5)])
+    inputs, labels = zip(*images.batches(2, 1, 4), strict=True)
+    assert torch.equal(torch.cat(inputs), whole[1:4]) and torch.equal(torch.cat(labels), data.labels[1:4])
+    assert [len(labels) for _, labels in images.batches(2, 3)] == [2]
+    assert list(images.batches(2, 5)) == [] == list(images.augmented(torch.arange(0), 2, 0, 0))
+
+
 def test_digits_are_never_flipped_and_shifted_by_one_pixel_at_most():
     data = build_data("digits_lt", imb_ratio=50)
     images = DeviceImages(data.train, data.views)

@@ -53,7 +53,9 @@ def test_two_processes_train_and_score_as_one_does(alone, tmp_path, accum):
         assert result.keys() == alone.keys()
         for name, value in alone.items():
             if value.is_floating_point():
-                torch.testing.assert_close(result[name], value, rtol=2e-4, atol=2e-5, msg=name, equal_nan=True)
+                torch.testing.assert_close(
+                    result[name], value, rtol=2e-4, atol=2e-5, msg=name, equal_nan=True
+                )
             else:
                 assert torch.equal(result[name], value), name
     assert all(torch.equal(results[0][name], results[1][name]) for name in alone)
@@ -183,9 +185,7 @@ def test_a_process_that_is_killed_ends_the_others_within_seconds(tree, tmp_path)
     deadline = time.monotonic() + 120
     while not list(tmp_path.rglob("last.pth")) and time.monotonic() < deadline:
         time.sleep(0.2)
-    [children] = [
-        Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    ]
+    [children] = [Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
     workers = [int(pid) for pid in children if b"main_stage1" in Path(f"/proc/{pid}/cmdline").read_bytes()]
     assert len(workers) == 2
     os.kill(workers[1], signal.SIGKILL)

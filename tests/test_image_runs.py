@@ -1,4 +1,4 @@
-"""The three scripts on images on disk: every data set on its true layout, a user's own images and networks."""
+"""The scripts on images on disk: every data set on its true layout, a user's own images and networks."""
 
 import json
 from functools import partial
@@ -158,9 +158,7 @@ def test_saved_features_serve_a_later_stage_2_with_the_same_result(own, tmp_path
         tmp_path / "ckpt", "--pretrained_pth", own / "ckpt" / "folder_pets" / "resnet8_stage1.pth",
     )  # fmt: skip
     assert read_pack(pack).facts["dataset"] == "folder_pets" and not list(tmp_path.rglob("*.bin"))
-    again = call(
-        main_stage2.main, "--features", pack, *places(tmp_path / "again"), *SHORT[main_stage2.main]
-    )
+    again = call(main_stage2.main, "--features", pack, *places(tmp_path / "again"), *SHORT[main_stage2.main])
     assert last_line(again) == last_line(first)
 
 
@@ -205,7 +203,9 @@ def test_the_limits_of_the_shot_groups_can_be_set(own, tmp_path):
     assert list(rows["group"]) == ["many", "medium", "few"]
     summary = json.loads((run_folder(tmp_path, "stage1", "folder_pets") / "summary.json").read_text())
     assert [summary["test"][name] for name in ("many", "medium", "few")] == list(rows["accuracy"])
-    text = call(main_stage2.main, *of_own(own, *places(tmp_path), *SHORT[main_stage2.main], "--method", "ce,los"))
+    text = call(
+        main_stage2.main, *of_own(own, *places(tmp_path), *SHORT[main_stage2.main], "--method", "ce,los")
+    )
     assert "classes: many 1, medium 1, few 1" in text  # the checkpoint's
     for wrong in ("20", "100,20", "1,2,3", "0,20"):
         assert "--shots" in refusal(main_stage1.main, *of_own(own, "--shots", wrong, *places(tmp_path)))
@@ -224,13 +224,13 @@ def test_balanced_images_are_made_long_tailed_and_the_rest_validates(tmp_path):
 
 def test_small_images_take_the_way_of_cifar_with_the_same_bits(tmp_path):
     """The same pixels as PNG files and in memory: the same weights after training, to the last bit."""
+    from datasets.decode import read_image
     from datasets.images import open_images
     from datasets.loaders import DeviceImages
     from datasets.types import ImageSet, ViewSpec
-    from datasets.decode import read_image
-    from utils.data_setup import file_views
     from utils.arguments import STAGE1, parse
     from utils.config import resolve
+    from utils.data_setup import file_views
 
     folder_tree(tmp_path / "data", counts=COUNTS, test_per_class=4, suffix=".png")
     line = "--dataset folder --image_size 64 --augment pad_crop --normalise cifar"

@@ -140,6 +140,12 @@ def test_images_that_are_not_there_are_refused_with_the_trees_that_are_expected(
     assert f"{folder}/train_val2018/Plantae/7477/" in message and f"{folder}/2018/Plantae/7477/" in message
 
 
+def test_a_list_of_bare_names_is_not_taken_for_another_layout(both, lists):
+    path = lists / "iNaturalist18_train.txt"
+    path.write_text("".join(line.rpartition("/")[2] for line in path.read_text().splitlines(True)))
+    assert "its first image" in refused("inaturalist18", both, split_dir=lists, allow_partial=True)
+
+
 # ---- validation, totals, parts at odds ----
 
 

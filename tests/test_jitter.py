@@ -7,7 +7,7 @@ import torchvision.transforms.v2.functional as tv
 from torchvision import transforms
 
 from datasets.draws import jitter_draws
-from datasets.jitter import BRIGHTNESS, CONTRAST, OPERATIONS, ORDERS, SATURATION, jitter_
+from datasets.jitter import BRIGHTNESS, CONTRAST, OPERATIONS, ORDERS, SATURATION, jittered
 from datasets.loaders import Normalise
 from tests.odd_images import picture
 from utils.seeding import generator_for
@@ -27,14 +27,18 @@ def planes(count: int = 12) -> torch.Tensor:
     return pictures(count).permute(0, 3, 1, 2).float().div(255)
 
 
+def changed(images: torch.Tensor, draws: torch.Tensor, together: int | None = None) -> torch.Tensor:
+    """float32 [N, 3, H, W] of uint8 [N, H, W, 3]"""
+    return jittered(images, draws, together).permute(0, 3, 1, 2)
+
+
 def by_torchvision(images: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
-    changed = []
+    out = []
     for image, row in zip(images, draws.tolist(), strict=True):
-        out = image
+        out.append(image)
         for operation in ORDERS[int(row[3])]:
-            out = ADJUST[operation](out, row[operation])
-        changed.append(out)
-    return torch.stack(changed)
+            out[-1] = ADJUST[operation](out[-1], row[operation])
+    return torch.stack(out)
 
 
 def draws(count: int = 12, strength: float = 0.4, seed: int = 0) -> torch.Tensor:
@@ -45,35 +49,34 @@ def test_the_orders_are_all_six():
     assert len(set(ORDERS)) == 6 and all(set(order) == set(OPERATIONS) for order in ORDERS)
 
 
+@pytest.mark.parametrize("together", [1, 7, 60])
 @pytest.mark.parametrize("strength", [0.4, 0.9])
-def test_a_batch_equals_torchvision_image_by_image(strength):
+def test_a_batch_equals_torchvision_image_by_image(strength, together):
     images, rows = planes(60), draws(60, strength)
     assert rows[:, 3].unique().tolist() == [0, 1, 2, 3, 4, 5]
     expected = by_torchvision(images, rows)
     assert (expected - images).abs().mean() > 0.02
-    jitter_(images, rows)
-    assert (images - expected).abs().max() < EXACT
+    assert (changed(pictures(60), rows, together) - expected).abs().max() < EXACT
 
 
+@pytest.mark.parametrize("together", [1, 12])
 @pytest.mark.parametrize("operation", OPERATIONS)
 @pytest.mark.parametrize("factor", [0.0, 0.6, 1.0, 1.4])
-def test_each_operation_alone_equals_torchvision(operation, factor):
-    images, rows = planes(), torch.ones(12, 4)
+def test_each_operation_alone_equals_torchvision(operation, factor, together):
+    rows = torch.ones(12, 4)
     rows[:, operation] = factor
     rows[:, 3] = torch.arange(12) % 6
-    expected = ADJUST[operation](images, factor)
-    jitter_(images, rows)
-    assert (images - expected).abs().max() < EXACT
+    expected = ADJUST[operation](planes(), factor)
+    assert (changed(pictures(), rows, together) - expected).abs().max() < EXACT
 
 
 def test_values_are_clamped_after_every_operation():
-    images = planes(1).repeat(6, 1, 1, 1)
+    one = pictures(1).repeat(6, 1, 1, 1)
     rows = torch.tensor([[1.9, 0.2, 1.0, order] for order in range(6)])
-    assert images.max() * 1.9 > 1.5  # so that clamping in between has an effect
-    expected = by_torchvision(images, rows)
-    jitter_(images, rows)
-    assert (images - expected).abs().max() < EXACT
-    assert images.min() >= 0 and images.max() <= 1
+    assert one.max() / 255 * 1.9 > 1.5  # so that clamping in between has an effect
+    ours = changed(one, rows)
+    assert (ours - by_torchvision(planes(1).repeat(6, 1, 1, 1), rows)).abs().max() < EXACT
+    assert ours.min() >= 0 and ours.max() <= 1
 
 
 def test_an_image_is_changed_alike_alone_and_in_a_batch():
@@ -92,20 +95,17 @@ def test_normalising_after_the_jitter_gives_channels_last_and_torchvisions_value
 
 
 def test_factors_of_one_change_nothing_beyond_rounding():
-    images = planes()
-    jitter_(images, torch.tensor([[1.0, 1.0, 1.0, i % 6] for i in range(12)]))
-    assert (images - planes()).abs().max() < EXACT
+    rows = torch.tensor([[1.0, 1.0, 1.0, i % 6] for i in range(12)])
+    assert (changed(pictures(), rows) - planes()).abs().max() < EXACT
 
 
 def test_torchvisions_own_jitter_has_the_same_mean_and_spread():
     """Mean grey, contrast and saturation of one picture under 1500 jitters of either."""
-    image = planes(1)[0]
-    jitter = transforms.ColorJitter(0.4, 0.4, 0.4)
+    jitter, image = transforms.ColorJitter(0.4, 0.4, 0.4), planes(1)[0]
     with torch.random.fork_rng():
         torch.manual_seed(0)
         theirs = torch.stack([jitter(image) for _ in range(1500)])
-    ours = image.expand(1500, -1, -1, -1).clone()
-    jitter_(ours, draws(1500))
+    ours = changed(pictures(1).expand(1500, -1, -1, -1), draws(1500))
     for figure in (
         lambda x: x.mean((1, 2, 3)),
         lambda x: x.std((1, 2, 3)),

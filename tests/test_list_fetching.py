@@ -156,6 +156,12 @@ def test_a_list_that_lacks_a_line_is_refused_and_removed(places, server):
     assert content(places) == ["train", "val"]
 
 
+def test_a_list_with_a_bad_line_more_is_refused_and_removed(places, server):
+    spoil(server / NAMES[1], (server / NAMES[1]).read_text() + "and so on\n")
+    assert "something else than the list of 7,300 lines" in refused("places_lt", places)
+    assert content(places) == ["train", "val"]
+
+
 def test_a_fetched_list_is_checked_like_any_other(places, server):
     text = (server / NAMES[1]).read_text()
     spoil(server / NAMES[1], text)

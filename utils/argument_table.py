@@ -78,10 +78,16 @@ ARGUMENTS = [
         "validation images: own (the data set's list or folder), unused (left out by the long-tailed set, "
         "up to 20 a class), heldout (taken from it before stage 1), none",
         "data",
-        TRAIN,
+        (*TRAIN, CHECK),
         choices=VAL_SOURCES,
     ),
-    Argument("val_fraction", float, "share of each class held out, with --val_source heldout", "data", TRAIN),
+    Argument(
+        "val_fraction",
+        float,
+        "share of each class held out, with --val_source heldout",
+        "data",
+        (*TRAIN, CHECK),
+    ),
     Argument(
         "workers",
         int,

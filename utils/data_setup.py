@@ -22,7 +22,7 @@ def load_data(config: Config, report: Callable[[str], None] = raise_problem) -> 
         asked = config.source("val_source") == "given" and config.val_source != "none"
         options["val_source"] = config.val_source
         options["val_fraction"] = config.val_fraction
-        options["val_required"] = asked or config.select == "val"
+        options["val_required"] = asked or ("select" in config and config.select == "val")
     if config.dataset in FILE_DATASETS:
         options |= {name: getattr(config, name) for name in ("split_dir", *LISTS, "allow_partial")}
         options |= {"views": file_views(config) if "augment" in config else None, "report": report}

@@ -166,11 +166,9 @@ class Steps:
 
     def told(self, lr: float) -> str:
         """What a step is made of, and the linear rule, for the log."""
-        return (
-            f"a step: {self.batch_size} images = {self.world.size} process(es) x {self.accum} part(s) x "
-            f"{self.part_size}; linear rule: learning rate {lr:g} here is {256 * lr / self.batch_size:g} at 256 "
-            "images a step"
-        )
+        rate = f"learning rate {lr:g} here is {256 * lr / self.batch_size:g} at 256 images a step"
+        shares = f"{self.world.size} process(es) x {self.accum} part(s) x {self.part_size}"
+        return f"a step: {self.batch_size} images = {shares}; linear rule: {rate}"
 
     def _shares(self) -> Iterator[tuple[int, int, int]]:
         """Of each step: where this process's share starts and stops in the order, the images of the step."""

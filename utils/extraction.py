@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from datasets import LongTailedData
+from datasets.file_images import FileImages
 from datasets.images import Images
 from datasets.types import FileSet
 from utils.config import Config
@@ -82,6 +83,9 @@ def extract_to_disk(
     parts = {name: fill(name, plain(name, origin.mirror)) for name in images if name != "train"}
     train = fill("train", augmented if views else plain("train", False))
     unchanged = fill("plain", plain("train", False)) if views else train
+    for part in images.values():
+        if isinstance(part, FileImages):
+            part.close()
     if not config.save_features:
         store.discard()
     labels = images["train"].labels

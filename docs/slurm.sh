@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# Stage 1 and stage 2 of ImageNet-LT on one node with 8 GPUs, or on several with --nodes:
+#   sbatch --nodes 1 docs/slurm.sh imagenet_lt /data/imagenet
+#SBATCH --job-name los
+#SBATCH --ntasks-per-node 1
+#SBATCH --gpus-per-node 8
+#SBATCH --cpus-per-task 96
+#SBATCH --time 12:00:00
+#SBATCH --output los_%j.log
+set -euo pipefail
+dataset=${1:?which data set} data_dir=${2:?its folder}
+cd "${SLURM_SUBMIT_DIR:-.}"
+first_node=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+run() {
+    srun torchrun --nnodes "$SLURM_NNODES" --nproc_per_node 8 --rdzv_backend c10d \
+        --rdzv_id "$SLURM_JOB_ID" --rdzv_endpoint "$first_node:29500" "$@"
+}
+run main_stage1.py --dataset "$dataset" --data_dir "$data_dir" --cur_stage stage1 --amp bf16
+run main_stage2.py --dataset "$dataset" --data_dir "$data_dir" --cur_stage stage2 --amp bf16 \
+    --save_features "output/${dataset}_features.safetensors"

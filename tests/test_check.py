@@ -1,0 +1,156 @@
+"""`python -m datasets.check` lists everything wrong with a data set on disk, and only that."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from datasets import check
+from datasets.check import Finding, scan
+from datasets.types import FileSet
+from tests.helpers import call
+from tests.odd_images import broken_files, file_set, jpeg, png, readable_files, write
+from utils.errors import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def found(parts: dict[str, FileSet], workers: int = 2) -> tuple[list[str], list[str]]:
+    """Problems and warnings of a scan; every image must have been looked at."""
+    findings = list(scan(parts, workers))
+    assert sum(finding.images for finding in findings) == sum(map(len, parts.values()))
+    problems = [line for finding in findings for line in finding.problems]
+    return problems, [line for finding in findings for line in finding.warnings]
+
+
+def sound(folder: Path, first: int, count: int) -> FileSet:
+    return file_set(folder, {f"{i}.png": png(i) for i in range(first, first + count)})
+
+
+def test_a_sound_set_of_every_kind_of_file_has_no_problem(tmp_path):
+    parts = {
+        "train": file_set(tmp_path / "train", readable_files()),
+        "test": file_set(tmp_path / "test", readable_files(1)),
+    }
+    assert found(parts) == ([], [])
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_every_broken_file_is_listed_once_in_the_order_of_the_list(tmp_path, workers):
+    files = {f"{i}.png": png(i) for i in range(150)}
+    broken = {name: content for name, (content, _) in broken_files().items()}
+    train = file_set(tmp_path, files | broken)
+    (tmp_path / "77.png").unlink()
+    problems, warnings = found({"train": train}, workers)
+    assert warnings == []
+    assert len(problems) == len(broken) + 1
+    for name, line in zip(["77.png", *broken], problems, strict=True):
+        assert line.startswith(f"{tmp_path}/{name} ") and "\n" not in line
+    assert "does not exist" in problems[0]
+
+
+def test_a_damaged_jpeg_that_decoders_let_pass_is_a_warning(tmp_path):
+    """Half of the picture is missing, but the end marker is there: libjpeg fills in grey."""
+    whole = jpeg(1)
+    files = {"0.jpg": jpeg(0), "grey_half.jpg": whole[: len(whole) // 2] + b"\xff\xd9", "2.jpg": jpeg(2)}
+    problems, warnings = found({"train": file_set(tmp_path, files)})
+    assert problems == []
+    (line,) = warnings
+    assert line.startswith(f"{tmp_path}/grey_half.jpg ") and "premature end" in line
+
+
+def test_test_images_that_are_training_images_by_content_are_listed(tmp_path):
+    train = sound(tmp_path / "train", 0, 80)
+    test = sound(tmp_path / "test", 100, 70)
+    write(tmp_path / "test", "103.png", png(64))
+    write(tmp_path / "test", "169.png", png(0))
+    val = sound(tmp_path / "val", 200, 5)
+    problems, _ = found({"train": train, "val": val, "test": test})
+    assert [line.split(" (test)")[0] for line in problems] == [
+        f"{tmp_path}/test/103.png",
+        f"{tmp_path}/test/169.png",
+    ]
+    assert f"{tmp_path}/train/64.png" in problems[0] and f"{tmp_path}/train/0.png" in problems[1]
+
+
+def test_unreadable_files_are_no_copies_of_each_other(tmp_path):
+    parts = {
+        name: file_set(tmp_path / name, {"0.png": png(), "empty.jpg": b""}) for name in ("train", "test")
+    }
+    write(tmp_path / "test", "0.png", png(9))
+    problems, _ = found(parts)
+    assert len(problems) == 2 and all("is empty" in line for line in problems)
+
+
+def test_a_part_with_a_last_chunk_of_one_image_is_scanned_whole(tmp_path):
+    findings = list(scan({"train": sound(tmp_path, 0, check.CHUNK + 1)}, 2))
+    assert [finding.images for finding in findings] == [check.CHUNK, 1, 0]
+    assert findings[-1] == Finding(0, [], [])
+
+
+# ---- the command ----
+
+
+def tree(folder: Path) -> Path:
+    """Two classes of class folders as torchvision's ImageFolder takes them, in `folder` / pets."""
+    number = 0
+    folder = folder / "pets"
+    for part, counts in (("train", (8, 3)), ("test", (2, 2))):
+        for name, count in zip(("cat", "dog"), counts, strict=True):
+            for _ in range(count):
+                write(folder / part / name, f"{number}.jpg", jpeg(number))
+                number += 1
+    return folder
+
+
+def command(folder: Path, dataset: str = "folder") -> list[str]:
+    return ["--dataset", dataset, "--data_dir", str(folder), "--workers", "1"]
+
+
+def test_the_command_ends_with_a_summary_line(tmp_path):
+    text = call(check.main, *command(tree(tmp_path)))
+    expected = "folder_pets: 15 images, 0 problems, 0 warnings; 2 classes of 3 to 8 training images"
+    assert text.splitlines() == [expected]
+
+
+def test_problems_are_printed_and_end_the_command_with_status_2(tmp_path, capsys):
+    pets = tree(tmp_path)
+    write(pets, "train/cat/1.jpg", b"")
+    write(pets, "test/dog/14.jpg", jpeg(2))
+    with pytest.raises(SystemExit) as ending:
+        check.main(command(pets))
+    assert ending.value.code == 2
+    lines = capsys.readouterr().out.splitlines()
+    assert "train/cat/1.jpg is empty" in lines[0]
+    assert "test/dog/14.jpg (test) holds the same bytes as" in lines[1]
+    assert lines[2].startswith("folder_pets: 15 images, 2 problems, 0 warnings")
+
+
+def test_problems_of_the_lists_are_counted_too(tmp_path, capsys):
+    pets = tree(tmp_path)
+    write(pets, "train.txt", b"train/cat/0.jpg 0\ntrain/cat/1.jpg\ntrain/dog/8.jpg 1\n../x.jpg 0\n")
+    write(pets, "test.txt", b"test/cat/11.jpg 0\ntest/dog/13.jpg 1\n")
+    lists = ["--train_list", str(pets / "train.txt"), "--test_list", str(pets / "test.txt")]
+    with pytest.raises(SystemExit):
+        check.main([*command(pets, "list"), *lists])
+    lines = capsys.readouterr().out.splitlines()
+    assert "train.txt, line 2" in lines[0] and "train.txt, line 4" in lines[1]
+    assert lines[2] == "list_pets: 4 images, 2 problems, 0 warnings; 2 classes of 1 to 1 training images"
+
+
+def test_a_set_in_memory_has_nothing_to_scan():
+    with pytest.raises(UserError, match="held in memory"):
+        check.main(["--dataset", "digits_lt"])
+
+
+def test_python_m_runs_it_with_a_name_that_is_no_text(tmp_path):
+    pets = tree(tmp_path)
+    Path(os.fsdecode(os.fsencode(pets) + b"/train/cat/latin\xe9.jpg")).write_bytes(b"no image")
+    line = [sys.executable, "-m", "datasets.check", *command(pets)]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and done.stderr == ""
+    problem, summary = done.stdout.splitlines()
+    assert "latin" in problem and "is no image" in problem
+    assert summary.startswith("folder_pets: 16 images, 1 problem, 0 warnings")
