@@ -42,6 +42,8 @@ bench: setup
 	$(RUN) -m benchmarks.augment
 	$(RUN) -m benchmarks.stage2
 	$(RUN) -m benchmarks.heads
+	$(RUN) -m benchmarks.decode
+	$(RUN) -m benchmarks.big_head
 	$(RUN) -m benchmarks.steps
 	$(RUN) -m benchmarks.memory
 

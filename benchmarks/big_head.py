@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"share of the step outside the two products: {common.spread(shares)} (min / median / max, "
         f"n = {len(shares)}; goal below 0.3)",
     ]
-    common.publish([common.machine_line(), "\n".join(lines)], given.out)
+    common.publish(["\n".join(lines)], given.out)
 
 
 if __name__ == "__main__":

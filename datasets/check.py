@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from progress.bar import Bar
+from torch.utils.data import Dataset
 
 from datasets.decode import decode_image, read_bytes, shown
 from datasets.processes import Processes
@@ -54,7 +55,7 @@ def scan(parts: dict[str, FileSet], workers: int) -> Iterator[Finding]:
     yield Finding(0, list(_leaks(parts, digests)), [])
 
 
-class _Scanned:
+class _Scanned(Dataset):
     """What a scanning process holds; a request is the name of a part and the first image of a chunk."""
 
     def __init__(self, parts: dict[str, FileSet]) -> None:

@@ -9,6 +9,7 @@ A JPEG has no checksum: damage inside it that leaves its end in place is decoded
 """
 
 import io
+import os
 import struct
 import warnings
 import zlib
@@ -24,6 +25,7 @@ from torchvision.io import ImageReadMode, decode_jpeg, decode_png
 from utils.errors import UserError
 
 MAX_PIXELS = 89_478_485  # more take over 256 MiB as RGB: Pillow's own limit for a warning
+MAX_BYTES = 1 << 30
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # for Pillow; some others run programs
 
 _JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
@@ -52,10 +54,13 @@ def read_bytes(path: str) -> bytearray:
     """What a file holds.
 
     Raises:
-        UserError: it is missing, a folder, or may not be read.
+        UserError: it is missing, a folder, larger than MAX_BYTES, or may not be read.
     """
     try:
         with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > MAX_BYTES:
+                raise UserError(f"{shown(path)} has {size:,} bytes, more than any image: {_REMEDY}")
             return bytearray(file.read())
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(

@@ -13,7 +13,7 @@ import torch
 from PIL import Image, ImageFile
 
 from datasets import decode
-from datasets.decode import MAX_PIXELS, decode_image, read_image
+from datasets.decode import MAX_BYTES, MAX_PIXELS, decode_image, read_image
 from tests.odd_images import (
     PHOTO,
     bomb_png,
@@ -112,16 +112,19 @@ def test_a_broken_file_is_named_with_the_reason(tmp_path, name):
     assert message.startswith(path) and word in message
 
 
-def test_a_missing_file_a_folder_and_a_name_that_leads_nowhere_are_named(tmp_path):
+def test_a_missing_file_a_folder_a_huge_file_and_a_name_that_leads_nowhere_are_named(tmp_path):
     (tmp_path / "folder.jpg").mkdir()
     (tmp_path / "loop.jpg").symlink_to("loop.jpg")
     write(tmp_path, "file.jpg", jpeg())
+    with open(tmp_path / "huge.jpg", "wb") as file:
+        file.truncate(MAX_BYTES + 1)  # takes no room
     for name, word in (
         ("missing.jpg", "does not exist"),
         ("file.jpg/inside.jpg", "does not exist"),
         ("folder.jpg", "is a folder"),
         ("loop.jpg", "cannot be read"),
         ("x" * 300 + ".jpg", "cannot be read"),
+        ("huge.jpg", "more than any image"),
     ):
         assert word in refusal(str(tmp_path / name))
     assert "cannot be read" in refusal("null\0byte.jpg")

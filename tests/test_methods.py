@@ -228,12 +228,11 @@ def test_a_budget_of_20_epochs_for_all_yields_to_the_users_own_number():
         assert set(epochs("--budget", budget, "--finetune_epoch", "3").values()) == {3}
 
 
-def test_a_learning_rate_scales_with_the_batch_size_where_its_sources_batch_is_known():
+def test_every_learning_rate_that_the_user_leaves_open_scales_with_the_batch_size():
     usual, double = (heads("--method", "all", "--batch_size", size) for size in (64, 128))
     for one, other in zip(usual, double, strict=True):
         if one.method.trained:
-            factor = 2 if one.method.lr else 1  # the recipe of los is for its own batch
-            assert other.lr == pytest.approx(factor * one.lr), one.method.name
+            assert other.lr == pytest.approx(2 * one.lr), one.method.name
     rates = {head.method.name: head.lr for head in usual}
     assert rates["crt"] == rates["lws"] == pytest.approx(0.2 * 64 / 512)
     assert rates["los"] == rates["ce"] == 1e-3
