@@ -11,7 +11,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from torchvision.io import write_png
+from PIL import Image
 
 from datasets import DATASETS, FILE_DATASETS, build_data
 from utils.errors import UserError, exit_cleanly
@@ -42,7 +42,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             ranked = name if name == str(label) else f"{label:0{digits}}_{name}"
             folder = given.to / part / ranked
             folder.mkdir(parents=True, exist_ok=True)
-            write_png(image, str(folder / f"{number:05}.png"))
+            pixels = image[0] if len(image) == 1 else image.permute(1, 2, 0)
+            Image.fromarray(pixels.numpy()).save(folder / f"{number:05}.png")
         print(f"{given.to / part}: {len(images)} images of {data.num_classes} classes")
 
 
