@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
 
     # ---- data and model: images and a network, or the features of a pack and a classifier
-    data, model = load_frozen(config, source, device)
+    data, model = load_frozen(config, source, device, world)
     model.requires_grad_(False)
     pack = source if isinstance(source, Pack) else None
     if pack:

@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.manual_seed(config.seed)
 
     # ---- data
-    data = load_data(config)
+    data = world.in_turn(lambda: load_data(config))
     images = open_parts(data, device, config.workers)
     train, scored = images["train"], scored_parts(images, config.select)
     labels = {name: part.labels for name, part in images.items()}

@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     # ---- seed: each head has its own, by epoch; augmented views depend on the backbone's
 
     # ---- data and model: images and the frozen backbone, or the features of a pack
-    data, model = load_frozen(config, source, device)
+    data, model = load_frozen(config, source, device, world)
     seen = backbone_note(source, data, config.select)
     notes += [seen] if seen else []
 

@@ -146,9 +146,11 @@ def summary(data: LongTailedData, images: int, problems: int, warnings: int) -> 
 def main(argv: Sequence[str] | None = None) -> None:
     config = resolve(CHECK, parse(CHECK, __doc__.splitlines()[0], argv))
     listed: list[str] = []
-    data = load_data(config, report=listed.append)
-    for problem in listed:
-        print(problem, flush=True)
+    try:
+        data = load_data(config, report=listed.append)
+    finally:  # what was found before something that ends the reading
+        for problem in listed:
+            print(problem, flush=True)
     parts = {"train": data.train, "val": data.val, "test": data.test}
     parts = {name: part for name, part in parts.items() if isinstance(part, FileSet)}
     if not parts:

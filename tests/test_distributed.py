@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import torch
 
-from tests.distributed_worker import BATCH, work
+from tests.distributed_worker import work
 from tests.file_trees import imagenet_tree
 from tests.helpers import call, last_line, places
 from utils.distributed import ALONE, Steps, World
@@ -202,4 +202,3 @@ def test_a_rank_of_its_own_seed_is_drawn_once_for_all(tree, tmp_path):
     [folder] = (tmp_path / "out" / "imagenet_lt_stage1").iterdir()
     record = json.loads((folder / "config.json").read_text())
     assert record["processes"] == 2 and isinstance(record["config"]["seed"], int)
-    assert BATCH == 32

@@ -17,7 +17,8 @@ from tests.test_pack_arrays import Arrays
 from tests.test_packs import tiny
 from utils import checkpoint
 from utils.arguments import ARGUMENTS, EVALUATE, STAGE2, parse
-from utils.config import _NOT_WITH_PACK, resolve
+from utils.config import resolve
+from utils.config_checks import NOT_WITH_PACK
 from utils.methods import METHODS
 from utils.packs import read_pack, write_pack
 from utils.representation import pack_representation
@@ -226,7 +227,7 @@ def test_a_pack_of_another_class_count_or_data_set_is_refused(tmp_path, pack):
     assert message == "--num_class 3, but digits_lt has 10 classes"
 
 
-@pytest.mark.parametrize("name", _NOT_WITH_PACK)
+@pytest.mark.parametrize("name", NOT_WITH_PACK)
 def test_an_argument_without_use_beside_a_pack_is_refused(tmp_path, pack, name):
     argument = next(argument for argument in ARGUMENTS if argument.name == name)
     values = {int: ["8"], float: ["0.5"], Path: [tmp_path / "some"], bool: []}

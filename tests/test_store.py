@@ -103,7 +103,9 @@ def test_features_beyond_half_precision_are_named(tmp_path):
 def test_a_disk_without_room_is_said_before_anything_is_extracted(tmp_path):
     store = FeatureStore(tmp_path, ORIGIN, torch.float32, ALONE)
     extract = Extractor()
-    with pytest.raises(UserError, match=r"needs \d+\.\d\d GiB, .* GiB free: take fewer --views"):
+    with pytest.raises(
+        UserError, match=r"needs \d+\.\d\d GiB, its disk has .* GiB free .*: take fewer --views"
+    ):
         store.fill("train", (1, 2**40, 2048), [(0, 1)], extract)
     assert extract.asked == []
 

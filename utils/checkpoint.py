@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from models import NETWORKS, THIN_NETWORKS, build_model, head_from_state, network_label
 from models.pretrained import differences, first_not_finite, load_state, with_own_names
-from utils.config import FIXED_BY_CHECKPOINT, INHERITED, Config
+from utils.config import Config
+from utils.config_checks import FIXED_BY_CHECKPOINT, INHERITED
 from utils.errors import UserError
 
 FORMAT, VERSION = "label-over-smoothing checkpoint", 1

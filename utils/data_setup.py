@@ -7,7 +7,8 @@ import torch
 from datasets import FILE_DATASETS, LongTailedData, build_data
 from datasets.images import Images, open_images
 from datasets.types import CHANNELS, FileViews
-from utils.config import LISTS, Config
+from utils.config import Config
+from utils.config_checks import LISTS
 from utils.errors import UserError, raise_problem
 
 

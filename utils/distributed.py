@@ -7,7 +7,7 @@ Without torchrun a run is a world of one process, and nothing here does anything
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -61,6 +61,15 @@ class World:
         if self.size > 1:
             dist.all_reduce(values)
         return values
+
+    def in_turn(self, work: Callable[[], Any]) -> Any:
+        """`work` by the first process, then by the others: what it downloads is there for them."""
+        if not self.main:
+            self.wait()
+        result = work()
+        if self.main:
+            self.wait()
+        return result
 
     def wait(self) -> None:
         """Go on when every process has come here."""

@@ -68,7 +68,8 @@ def train_epoch(
         group["lr"] = lr
     scaler = scaler or torch.amp.GradScaler(enabled=False)
     losses, hits, images = [], [], 0
-    for step, ((inputs, targets), part) in enumerate(zip(batches, parts or repeat(Part()), strict=False)):
+    together = zip(batches, repeat(Part()) if parts is None else parts, strict=parts is not None)
+    for step, ((inputs, targets), part) in enumerate(together):
         labels = targets[: part.rows]
         with nullcontext() if part.last else gradients_kept_local(model):
             logits = model(inputs)[: part.rows]

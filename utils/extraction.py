@@ -68,7 +68,7 @@ def extract_to_disk(
     listed = ", ".join(f"{name} {v} x {n:,}" for name, (v, n, _) in shapes.items())
     gigabytes = sum(v * n * d for v, n, d in shapes.values()) * dtype.itemsize / 2**30
     run.log(f"features as {dtype} to {folder}: {gigabytes:.2f} GiB (views x images: {listed})")
-    store = FeatureStore(folder, origin.as_dict() | {"views": views}, dtype, world)
+    store = FeatureStore(folder, origin.as_dict() | {"count": views, "amp": config.amp}, dtype, world)
 
     def plain(part: str, mirror: bool) -> Extract:
         return lambda _, start, stop: eval_batches(model, images[part], mirror, run.bar, start, stop)

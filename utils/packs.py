@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 from torch import Tensor
 
 from utils.checkpoint import content_digest, write_atomically
-from utils.config import FIXED_BY_CHECKPOINT, INHERITED
+from utils.config_checks import FIXED_BY_CHECKPOINT, INHERITED
 from utils.errors import UserError
 
 FORMAT, VERSION = "label-over-smoothing feature pack", 1

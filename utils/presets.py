@@ -83,6 +83,13 @@ PRESETS = {
 }
 PRESETS["list"] = PRESETS["folder"]
 
+_UNKNOWN = "LOS's own settings on this set are UNKNOWN: stage 2 takes a logit gap and a path of ours"
+NOTES = {
+    "imagenet_lt": f"preset of stage 1: the Decoupling protocol (Kang et al. 2020); {_UNKNOWN}",
+    "inaturalist18": f"preset of stage 1: the Decoupling protocol (Kang et al. 2020); {_UNKNOWN}",
+    "places_lt": f"preset of stage 1: ours, meant to start from ImageNet weights by --pretrained; {_UNKNOWN}",
+}
+
 # ours, for a feature pack of the user's own: stage 2 by scale-free settings, whatever K and the feature norms
 OWN_FEATURES = CIFAR100_LT | {
     "num_class": None,

@@ -12,7 +12,8 @@ from datasets import LongTailedData, shot_groups
 from datasets.long_tail import SHOTS
 from datasets.types import FileSet
 from utils import checkpoint
-from utils.config import ON_DISK, Config, describe
+from utils.config import Config, describe
+from utils.config_checks import ON_DISK
 from utils.device import environment
 from utils.distributed import ALONE, World
 from utils.engine import Progress
@@ -20,6 +21,7 @@ from utils.logger import Run
 from utils.logit_metrics import READINGS
 from utils.metrics import percent, result_line
 from utils.packs import Pack
+from utils.presets import NOTES
 
 _BARS = "▁▂▃▄▅▆▇█"
 _COLUMNS = 50
@@ -53,7 +55,7 @@ def announce(
     sizes = f"{len(data.train)} training, {validation}, {len(data.test)} test images"
     run.log(f"data {data.name}: {sizes} of {data.num_classes} classes")
     run.log("  " + histogram(data.class_counts, data.shots))
-    for note in data.notes:
+    for note in [*data.notes, *([NOTES[config.dataset]] if config.dataset in NOTES else [])]:
         run.log(f"  note: {note}")
     if config.workers and not isinstance(data.train, FileSet):
         run.log(f"  note: --workers {config.workers} has no use here, {data.name} lives on the device")

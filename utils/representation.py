@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from datasets.long_tail import SHOTS
 from datasets.types import ImageSet, LongTailedData
-from utils.config import FIXED_BY_CHECKPOINT, INHERITED, Config
+from utils.config import Config
+from utils.config_checks import FIXED_BY_CHECKPOINT, INHERITED
 from utils.features import FeatureViews
 from utils.packs import Pack
 from utils.path import path_strength
@@ -89,14 +90,18 @@ def pack_classifier(pack: Pack) -> nn.Linear:
     return fc
 
 
-def pack_representation(pack: Pack, device: torch.device) -> Representation:
-    """The representation that a pack holds."""
+def pack_representation(
+    pack: Pack, device: torch.device, data: LongTailedData | None = None
+) -> Representation:
+    """The representation that a pack holds; `data` in place of its own counts and shot limits."""
     fc = pack_classifier(pack).to(device)
     labels = {"test": pack.test_labels.to(device)}
     if pack.val is not None:
         labels["val"] = pack.val_labels.to(device)
     train = StoredViews(pack.train.to(device), pack.train_labels.to(device))
-    return Representation(fc, train, lambda name: getattr(pack, name).to(device), labels, pack_data(pack))
+    return Representation(
+        fc, train, lambda name: getattr(pack, name).to(device), labels, data or pack_data(pack)
+    )
 
 
 @dataclass(frozen=True)

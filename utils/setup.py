@@ -155,7 +155,7 @@ def load_classifier(model: nn.Module, given: dict, config: Config, pack: Pack) -
 
 
 def load_frozen(
-    config: Config, source: Checkpoint | Pack, device: torch.device
+    config: Config, source: Checkpoint | Pack, device: torch.device, world: World = ALONE
 ) -> tuple[LongTailedData, nn.Module]:
     """The data and the frozen network of stage 2; of a pack its features, and a "network" of the classifier.
 
@@ -163,9 +163,10 @@ def load_frozen(
         UserError: see `load_data` and `checkpoint.load_weights`; or the checkpoint has other classes.
     """
     if isinstance(source, Pack):
-        data, model = pack_data(source), nn.ModuleDict({"fc": pack_classifier(source)})
+        data = replace(pack_data(source), shots=tuple(config.shots))
+        model = nn.ModuleDict({"fc": pack_classifier(source)})
     else:
-        data = load_data(config)
+        data = world.in_turn(lambda: load_data(config))
         _check_class_names(source, data, config.dataset)
         model = build_network(config, data.num_classes, data.in_channels)
         checkpoint.load_weights(model, source, config.network)
@@ -199,7 +200,7 @@ def represent(
     Those of image files, and of several processes, go through a store on disk.
     """
     if isinstance(source, Pack):
-        return pack_representation(source, device)
+        return pack_representation(source, device, data)
     images = open_parts(data, device, config.workers)
     mirror = mirror_at_test(data, config)
     views_seed = source.facts.get("seed", config.seed)

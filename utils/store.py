@@ -4,8 +4,10 @@ A folder holds NAME.bin, the raw array [V, N, D], and NAME.done/, a file for eve
 digest of its values. Shapes: V views, N images, D feature.
 """
 
+import errno
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -14,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from utils.checkpoint import write_atomically
 from utils.distributed import World
 from utils.engine import EVAL_BATCH
 from utils.errors import UserError
@@ -51,7 +54,7 @@ class FeatureStore:
                 f"{self.folder} holds features of another backbone, data set or setting: remove it, or give "
                 "--save_features another name"
             )
-        note.write_text(text)
+        write_atomically(note, lambda handle: handle.write(text.encode()))
 
     def fill(self, name: str, shape: tuple[int, int, int], passes: list[Views], extract: Extract) -> Tensor:
         """The array `name` of `shape` [V, N, D], mapped; what it lacks is extracted, each process a share.
@@ -63,7 +66,7 @@ class FeatureStore:
         """
         path, done = self.folder / f"{name}.bin", self.folder / f"{name}.done"
         todo = self.world.agree(self._todo(path, done, shape, passes) if self.world.main else None)
-        array = np.memmap(path, self.dtype, "r+", shape=shape)
+        array = self._mapped(path, "r+", shape)
         for views, start, stop in _runs(todo[slice(*self.world.block(len(todo)))]):
             first = start
             for features in extract(views, start, stop):
@@ -72,12 +75,20 @@ class FeatureStore:
                 _mark(done, array, views, block)
                 first = block.stop
         self.world.wait()
-        return torch.from_numpy(np.memmap(path, self.dtype, "c", shape=shape))
+        return torch.from_numpy(self._mapped(path, "c", shape))
+
+    def _mapped(self, path: Path, mode: str, shape: tuple[int, int, int]) -> np.ndarray:
+        try:
+            return np.memmap(path, self.dtype, mode, shape=shape)
+        except OSError as error:
+            raise UserError(
+                f"{path} cannot be read ({error.strerror or error}): all processes must see its file system"
+            ) from error
 
     def _todo(self, path: Path, done: Path, shape: tuple[int, int, int], passes: list[Views]) -> list:
         """The blocks that are not finished, (views, start, stop), of a file that has room for all."""
         self._reserve(path, done, shape)
-        array = np.memmap(path, self.dtype, "r", shape=shape)
+        array = self._mapped(path, "r", shape)
         blocks = [(views, *block) for views in passes for block in _blocks(shape[1])]
         return [block for block in blocks if not _is_done(done, array, *block)]
 
@@ -95,21 +106,32 @@ class FeatureStore:
         needed = int(np.prod(shape, dtype=np.int64)) * np.dtype(self.dtype).itemsize
         present = path.stat().st_size if path.exists() else 0
         free = shutil.disk_usage(self.folder).free
-        if needed - present > free:
+        try:
+            if present != needed:  # a file of another size is of no use
+                if needed - present > free:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                shutil.rmtree(done, ignore_errors=True)
+                with open(path, "wb") as handle:
+                    _allocate(handle.fileno(), needed)
+            done.mkdir(exist_ok=True)
+        except OSError as error:
             raise UserError(
-                f"{path} needs {needed / 2**30:.2f} GiB, {self.folder} has {free / 2**30:.2f} GiB free: take "
-                "fewer --views, or another folder (--out, --save_features)"
-            )
-        if present != needed:  # a file of another size is of no use
-            shutil.rmtree(done, ignore_errors=True)
-            with open(path, "wb") as handle:
-                handle.truncate(needed)
-        done.mkdir(exist_ok=True)
+                f"{path} needs {needed / 2**30:.2f} GiB, its disk has {free / 2**30:.2f} GiB free "
+                f"({error.strerror}): take fewer --views, or another folder (--out, --save_features)"
+            ) from error
 
     def discard(self) -> None:
         """Remove the folder. What is mapped stays readable for this process."""
         if self.world.main:
             shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _allocate(file: int, size: int) -> None:
+    """Take the room now: a mapped file that finds the disk full while it is written kills its process."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file, 0, size)
+    else:
+        os.truncate(file, size)
 
 
 def _blocks(images: int) -> Iterator[Views]:
