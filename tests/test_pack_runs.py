@@ -4,6 +4,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -298,3 +299,23 @@ def test_a_missing_stage_2_does_not_offer_the_classifier_of_a_pack_as_a_network(
     root = classifier.parents[2]
     message = refusal(evaluate.main, "--dataset", "digits_lt", "--ckpt_dir", root, "--cur_stage", "stage2")
     assert message.startswith("no stage2 checkpoint at ") and "--network resnet8_features" not in message
+
+
+def test_shot_limits_of_the_users_hold_for_a_pack_too(tmp_path, pack):
+    text = call(
+        main_stage2.main, "--features", pack, "--shots", "10,50", "--method", "stage1,la", *places(tmp_path)
+    )
+    assert "classes: many 2, medium 4, few 4" in text
+    rows = pd.read_csv(run_folder(tmp_path, "stage2") / "per_class.csv")
+    assert rows["group"].value_counts().to_dict() == {"medium": 8, "few": 8, "many": 4}
+
+
+def test_predictions_from_a_pack_are_those_from_its_images(digits, tmp_path, pack):
+    words = ["--cur_stage", "stage1", "--predictions"]
+    line = ["--pretrained_pth", digits.stage1, *places(tmp_path)]
+    call(evaluate.main, *words, tmp_path / "images.csv", *line)
+    call(evaluate.main, "--features", pack, *words, tmp_path / "pack.csv", *places(tmp_path))
+    one, other = (pd.read_csv(tmp_path / f"{name}.csv") for name in ("images", "pack"))
+    assert len(one) == 500 and list(one["image"]) == list(range(500))
+    assert (one["predicted"] == other["predicted"]).mean() > 0.99  # the pack is in fp16
+    assert one["confidence"].to_numpy() == pytest.approx(other["confidence"].to_numpy(), abs=0.02)
