@@ -1,6 +1,7 @@
 """Published long-tailed sets: their split lists, found or fetched; their totals, checked; their images."""
 
 import os
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -60,6 +61,8 @@ def find_lists(published: Published, folders: list[Path], otherwise: str = "") -
     if not missing:
         return found
     address = f"{LIST_ADDRESS}/{published.address}"
+    names = ", ".join(path.name for path in missing.values())
+    print(f"fetching {names} from {address} into {folders[0]}", file=sys.stderr, flush=True)
     try:
         with scratch_folder(folders[0]) as scratch:
             for part, path in missing.items():

@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
 import evaluate
 import main_stage1
@@ -16,6 +17,7 @@ import main_stage2
 from datasets import build_data
 from tests.file_trees import folder_tree, imagenet_tree, inat_tree, list_tree, places_tree
 from tests.helpers import call, last_line, places, read_metrics, refusal, run_folder
+from tests.odd_images import broken_files, readable_files, write
 from utils import checkpoint
 from utils.packs import read_pack
 
@@ -249,6 +251,36 @@ def test_small_images_take_the_way_of_cifar_with_the_same_bits(tmp_path):
     ours = open_images(data.train, views, torch.device("cpu"))
     pairs = zip(ours.augmented(order, 16, 0, 3), memory.augmented(order, 16, 0, 3), strict=True)
     assert all(torch.equal(one, other) for a, b in pairs for one, other in zip(a, b, strict=True))
+
+
+def test_images_of_every_odd_kind_train_and_are_predicted(tmp_path):
+    """Grey, CMYK, palette, alpha, 16 bits, EXIF-rotated, progressive, ...: whatever Pillow reads as RGB."""
+    for label, part in enumerate(("train", "train", "test")):
+        for k, name in enumerate(("ant", "bee")):
+            for kind, content in readable_files(index=3 * label + k).items():
+                write(tmp_path / "data", f"{part}/{name}/{label}_{kind}", content)
+    words = ["--dataset", "folder", "--data_dir", tmp_path / "data", *SMALL]
+    texts = sequence(tmp_path, *words)
+    kinds = len([kind for kind in readable_files() if kind.lower().endswith(IMG_EXTENSIONS)])
+    assert kinds >= 15 and f"{4 * kinds} training" in texts[0]
+    assert last_line(texts[1]) == last_line(texts[2])
+
+
+@pytest.mark.parametrize("name", sorted(broken_files()))
+def test_a_broken_image_stops_every_step_with_its_name_and_nothing_is_replaced(own, tmp_path, name):
+    content, word = broken_files()[name]
+    shutil.copytree(own / "pets", tmp_path / "pets")
+    for part, script in (("train", main_stage1.main), ("train", main_stage2.main), ("test", evaluate.main)):
+        victim = tmp_path / "pets" / part / "bee" / "002.jpg"
+        victim.write_bytes(content)
+        words = ["--dataset", "folder", "--data_dir", tmp_path / "pets", *SMALL, *SHORT[script]]
+        words += ["--cur_stage", "stage1" if script is not main_stage2.main else "stage2"]
+        words += ["--out", tmp_path / "out"]
+        words += ["--ckpt_dir", tmp_path / "ckpt" if script is main_stage1.main else own / "ckpt"]
+        message = refusal(script, *words)
+        assert str(victim) in message and word in message
+        shutil.copy(own / "pets" / part / "bee" / "002.jpg", victim)
+    assert not list(tmp_path.rglob("*.pth"))
 
 
 # ---- networks

@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 import evaluate
 import main_stage1
 import main_stage2
+from datasets import build_data
 from tests.helpers import call, last_line, places, refusal
 from utils import checkpoint
 
@@ -90,3 +92,26 @@ def test_a_released_stage_2_model_has_the_backbone_of_its_stage_1():
         assert stage2.facts["stage1_digest"] == stage1.digest
         same = {name for name in stage1.state if torch.equal(stage1.state[name], stage2.state[name])}
         assert set(stage1.state) - same == {"fc.weight", "fc.bias"}
+
+
+def test_cifar_images_enlarged_to_jpegs_train_from_a_list(cifar_dir, tmp_path):
+    """The way of photographs, random resized crops and all, on real images where they are present."""
+    data = build_data("cifar100_lt", cifar_dir, 100, val_source="none")
+    for part, images, per_class in (("train", data.train, (40, 20, 10)), ("test", data.test, (8, 8, 8))):
+        lines = []
+        for label, count in enumerate(per_class):
+            for i in (images.labels == label).nonzero()[:count, 0].tolist():
+                name = f"photos/{label}/{part}{i}.jpg"
+                target = tmp_path / "data" / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                pixels = images.images[i].permute(1, 2, 0).numpy()
+                Image.fromarray(pixels).resize((96, 72), Image.Resampling.BICUBIC).save(target)
+                lines.append(f"{name} {label}\n")
+        (tmp_path / "data" / f"{part}.txt").write_text("".join(lines))
+    words = ["--dataset", "list", "--data_dir", tmp_path / "data", "--train_list", "train.txt"]
+    words += ["--test_list", "test.txt", "--network", "resnet8", "--image_size", "64", "--jitter", "0.4"]
+    words += ["--workers", "1", "--batch_size", "16", "--seed", "0", *places(tmp_path)]
+    call(main_stage1.main, *words, "--epochs", "3")
+    text = call(main_stage2.main, *words, "--finetune_epoch", "2")
+    assert "70 training" in text and "24 test images of 3 classes" in text
+    assert last_line(text).startswith("test overall=")

@@ -41,7 +41,8 @@ def plan_heads(config: Config) -> tuple[list[HeadPlan], list[str]]:
         UserError: an unknown method, or an option that none of the methods has.
     """
     methods = chosen_methods(config.method)
-    given = [name for name in (*TRAINING, *OPTIONS) if config.source(name) not in ("preset", "checkpoint")]
+    open_ = ("preset", "checkpoint")  # beginnings: a preset may be scaled with the batch size
+    given = [name for name in (*TRAINING, *OPTIONS) if not config.source(name).startswith(open_)]
     notes = []
     for option in given:
         idle = [method.name for method in methods if not method.takes(option)]
