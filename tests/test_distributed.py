@@ -15,7 +15,8 @@ import torch
 
 from tests.distributed_worker import work
 from tests.file_trees import imagenet_tree
-from tests.helpers import call, last_line, places
+from tests.helpers import call, last_line, places, read_metrics
+from utils import checkpoint
 from utils.distributed import ALONE, Steps, World
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -178,14 +179,16 @@ def test_an_unreadable_image_in_one_process_is_named_and_ends_all(tree, tmp_path
     assert len(said) == 1 and victim.name in said[0]
 
 
-def test_a_process_that_is_killed_ends_the_others_within_seconds(tree, tmp_path):
-    process = start(
-        *("main_stage1.py", *line(tree, tmp_path), "--epochs", "1000", "--batch_size", "16", "--seed", "0")
-    )
+def test_a_killed_process_ends_the_others_and_the_run_goes_on_to_the_same_bits(tree, tmp_path):
+    words = ["main_stage1.py", *line(tree, tmp_path), "--epochs", "12", "--batch_size", "16", "--seed", "0"]
+    assert torchrun(*words)[0] == 0
+    whole = checkpoint.read(tmp_path / "ckpt" / "imagenet_lt" / "resnet8_stage1.pth").state
+    cut = tmp_path / "cut"
+    process = start(*words[:1], *line(tree, cut), *words[-6:])
     deadline = time.monotonic() + 120
-    while not list(tmp_path.rglob("last.pth")) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    [children] = [Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+    while not list(cut.rglob("last.pth")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     workers = [int(pid) for pid in children if b"main_stage1" in Path(f"/proc/{pid}/cmdline").read_bytes()]
     assert len(workers) == 2
     os.kill(workers[1], signal.SIGKILL)
@@ -194,6 +197,13 @@ def test_a_process_that_is_killed_ends_the_others_within_seconds(tree, tmp_path)
     assert process.returncode != 0 and "Signal 9 (SIGKILL)" in err
     assert time.monotonic() - started < 45
     assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
+    [folder] = (cut / "out" / "imagenet_lt_stage1").iterdir()
+    assert len(read_metrics(folder)) < 12 and not list(cut.rglob("*_stage1.pth"))
+    code, _, err = torchrun("main_stage1.py", "--resume", folder, "--data_dir", tree, *places(cut))
+    assert code == 0, err
+    resumed = checkpoint.read(cut / "ckpt" / "imagenet_lt" / "resnet8_stage1.pth").state
+    assert all(torch.equal(resumed[name], value) for name, value in whole.items())
+    assert list(read_metrics(folder)["epoch"]) == list(range(1, 13))
 
 
 def test_a_rank_of_its_own_seed_is_drawn_once_for_all(tree, tmp_path):
