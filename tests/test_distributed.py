@@ -211,4 +211,4 @@ def test_a_rank_of_its_own_seed_is_drawn_once_for_all(tree, tmp_path):
     assert code == 0, err
     [folder] = (tmp_path / "out" / "imagenet_lt_stage1").iterdir()
     record = json.loads((folder / "config.json").read_text())
-    assert record["processes"] == 2 and isinstance(record["config"]["seed"], int)
+    assert record["environment"]["processes"] == 2 and isinstance(record["config"]["seed"], int)

@@ -1,5 +1,6 @@
 """Which device a run uses, and what it runs on, for the record."""
 
+import os
 import platform
 
 import numpy as np
@@ -48,6 +49,7 @@ def environment(device: torch.device) -> dict:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "processor": platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
+        "processes": int(os.environ.get("WORLD_SIZE", "1")),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "torch": str(torch.__version__),
         "torchvision": str(torchvision.__version__),

@@ -84,12 +84,11 @@ def train_epoch(
         losses.append(loss.detach() * len(labels))
         hits.append((logits.detach().argmax(dim=1) == labels).sum())
         images += len(labels)
-    sums = [torch.stack(losses).sum().double(), torch.stack(hits).sum().double()]
-    sums = world.total(torch.stack([*sums, torch.full_like(sums[0], images)])).tolist()
-    mean_loss = sums[0] / sums[2]
-    if not math.isfinite(mean_loss):
+    own = [float(torch.stack(losses).sum()), float(torch.stack(hits).sum()), images]
+    loss_sum, hit_sum, images = world.total(torch.tensor(own, dtype=torch.float64)).tolist()
+    if not math.isfinite(loss_sum):
         raise DivergedError("the loss is not finite")
-    return {"train_loss": mean_loss, "train_accuracy": sums[1] / sums[2]}
+    return {"train_loss": loss_sum / images, "train_accuracy": hit_sum / images}
 
 
 def predict(model: nn.Module, images: Images, mirror: bool, batch_size: int = EVAL_BATCH) -> Tensor:

@@ -66,7 +66,6 @@ def announce(
     run.log(where if world.size == 1 else f"{world.size} processes, each on {where}")
     record = {
         "config": config.as_dict(),
-        "processes": world.size,
         "class_counts": data.class_counts,
         "trainable": trainable,
         "environment": facts,

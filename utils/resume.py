@@ -17,7 +17,7 @@ _FREE = (
     *("resume", "out", "ckpt_dir", "data_dir", "split_dir", "train_list", "val_list", "test_list"),
     *("pretrained", "device", "gpu", "quiet", "workers"),
 )
-_SAME_BITS = ("threads", "device", "torch", "cpu_capability")
+_SAME_BITS = ("threads", "processes", "device", "torch", "cpu_capability")
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,9 @@ class Resumed:
         """What differs from the run's own machine and can change the last bits."""
         before, now = self.source.facts["environment"], environment(device)
         return [
-            f"{name} was {before.get(name)}, is {now[name]}"
+            f"{name} was {before[name]}, is {now[name]}"
             for name in _SAME_BITS
-            if before.get(name) != now[name]
+            if before.get(name, now[name]) != now[name]
         ]
 
 
