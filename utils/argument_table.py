@@ -45,7 +45,13 @@ ARGUMENTS = [
     ),
     Argument("split_dir", Path, "folder of the split lists or annotations, if not --data_dir", "data", DATA),
     *(
-        Argument(f"{part}_list", Path, f"{meaning}, lines `path label`, with --dataset list", "data", DATA)
+        Argument(
+            f"{part}_list",
+            Path,
+            f"list of the {meaning} images, lines `path label`; for --dataset list",
+            "data",
+            DATA,
+        )
         for part, meaning in (("train", "training"), ("val", "validation"), ("test", "test"))
     ),
     Argument("allow_partial", bool, "go on with a named data set whose totals are not its own", "data", DATA),
