@@ -23,6 +23,7 @@ _FEATURES, _LABELS = (torch.float16, torch.float32), (torch.int64,)
 _LAYOUT = {
     "train": ("views, images, width", _FEATURES),
     "train_labels": ("images", _LABELS),
+    "plain": ("images, width", _FEATURES),
     "test": ("views, images, width", _FEATURES),
     "test_labels": ("images", _LABELS),
     "val": ("views, images, width", _FEATURES),
@@ -30,7 +31,7 @@ _LAYOUT = {
     "fc_weight": ("classes, width", (torch.float32,)),
     "fc_bias": ("classes", (torch.float32,)),
 }
-_OPTIONAL = ("val", "val_labels")
+_OPTIONAL = ("plain", "val", "val_labels")
 _FACTS = {
     "dataset": (str,),
     "imb_ratio": (int, float, type(None)),
@@ -49,8 +50,9 @@ _FACTS = {
 class Pack:
     """N training, M test images, D features, K classes; V views. Features are float16 or float32.
 
-    `test` and `val` hold the image, and its mirror image where they have two views. `facts` is plain data and
-    holds at least what `_FACTS` names; imb_ratio None: no ratio; val_clean: the backbone never saw the
+    `test` and `val` hold the image, and its mirror image where they have two views; `plain` holds the
+    training images as they are, where `train` has augmented views and they are known. `facts` is plain data
+    and holds at least what `_FACTS` names; imb_ratio None: no ratio; val_clean: the backbone never saw the
     validation images; train_views: plain or augmented.
     """
 
@@ -63,6 +65,7 @@ class Pack:
     fc_weight: Tensor  # float32 [K, D]
     fc_bias: Tensor  # float32 [K]
     facts: dict
+    plain: Tensor | None = None  # [N, D]
     path: Path | None = None
     digest: str = ""
 
@@ -160,7 +163,7 @@ def _problems(pack: Pack) -> Iterator[str]:
     yield from _problems_of_facts(pack.facts)
     yield from _problems_of_shapes(pack)
     yield from _problems_of_labels(pack)
-    for name in ("fc_weight", "fc_bias", "train", "test", "val"):
+    for name in ("fc_weight", "fc_bias", "train", "plain", "test", "val"):
         tensor = getattr(pack, name)
         if tensor is not None and not _finite(tensor):
             yield f"{name} holds values that are not finite"
@@ -208,6 +211,8 @@ def _problems_of_shapes(pack: Pack) -> Iterator[str]:
             yield f"{name} holds {features.shape[1]} images, {name}_labels {len(labels)} labels"
         if features is not None and features.shape[2] != pack.fc_weight.shape[1]:
             yield f"{name} is {features.shape[2]} wide, fc_weight {pack.fc_weight.shape[1]}"
+    if pack.plain is not None and pack.plain.shape != pack.train.shape[1:]:
+        yield f"plain is {list(pack.plain.shape)}, a view of train {list(pack.train.shape[1:])}"
     for name in ("fc_weight", "fc_bias"):
         if len(getattr(pack, name)) != pack.facts["num_class"]:
             yield f"{name} has {len(getattr(pack, name))} rows, num_class is {pack.facts['num_class']}"

@@ -156,7 +156,9 @@ COMMON = {
 
 def preset_for(dataset: str, network: str | None = None) -> dict:
     """Defaults for a data set and, where it matters, a network (None: the data set's own)."""
-    preset = COMMON | {"dataset": dataset} | PRESETS.get(dataset, OWN_FEATURES)
+    # a pack of a user's own images has their name behind the data set's
+    own = "folder" if dataset.startswith(("folder_", "list_")) else dataset
+    preset = COMMON | {"dataset": dataset} | PRESETS.get(own, OWN_FEATURES)
     if dataset.startswith("cifar") and network in THIN_NETWORKS:
         preset |= THIN_ON_CIFAR
     return preset

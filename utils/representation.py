@@ -98,7 +98,8 @@ def pack_representation(
     labels = {"test": pack.test_labels.to(device)}
     if pack.val is not None:
         labels["val"] = pack.val_labels.to(device)
-    train = StoredViews(pack.train.to(device), pack.train_labels.to(device))
+    plain = None if pack.plain is None else pack.plain.to(device)
+    train = StoredViews(pack.train.to(device), pack.train_labels.to(device), plain)
     return Representation(
         fc, train, lambda name: getattr(pack, name).to(device), labels, data or pack_data(pack)
     )
@@ -134,7 +135,7 @@ def pack_data(pack: Pack) -> LongTailedData:
 
 
 def make_pack(frozen: Representation, config: Config, facts: dict, clean: bool) -> Pack:
-    """The pack of a representation: the views that `--views` caches, else the plain training images.
+    """The pack of a representation: the views that `--views` caches and the plain training images.
 
     `facts` are the checkpoint facts of the run; `clean`: the backbone never saw the validation images.
     """
@@ -146,6 +147,7 @@ def make_pack(frozen: Representation, config: Config, facts: dict, clean: bool) 
     parts = {name: frozen.part(name).to("cpu", dtype) for name in labels}
     return Pack(
         train=frozen.train.stacked(count).to("cpu", dtype),
+        plain=frozen.train.plain().to("cpu", dtype) if count else None,
         train_labels=frozen.train.labels.cpu(),
         test=parts["test"],
         test_labels=labels["test"],
