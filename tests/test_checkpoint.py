@@ -9,7 +9,7 @@ from torchvision.models import resnet34
 
 import evaluate
 from models import build_model
-from tests.helpers import call, last_line, places, refusal, run_evaluate
+from tests.helpers import call, checkpoint_content, last_line, places, refusal, run_evaluate
 from utils import checkpoint
 from utils.errors import UserError
 
@@ -26,7 +26,7 @@ class Touch:
 
 def test_a_checkpoint_comes_back_as_it_was_saved(tmp_path):
     model = {"a": torch.arange(6.0).view(2, 3), "n": torch.tensor(3)}
-    content = {"format": checkpoint.FORMAT, "version": 1, "stage": "stage1", "epoch": 3, "model": model}
+    content = checkpoint_content(model)
     digest = checkpoint.save(tmp_path / "x.pth", content)
     found = checkpoint.read(tmp_path / "x.pth")
     assert found.digest == digest and found.facts["epoch"] == 3
