@@ -81,9 +81,12 @@ def save(path: Path, content: dict) -> str:
     digest = content_digest(content)
 
     def check(written: Path) -> None:
-        found = load_plain(written, mapped=True)
-        found.pop("digest")
-        if content_digest(found) != digest:
+        try:
+            found = load_plain(written, mapped=True)
+            same = found.pop("digest") == content_digest(found) == digest
+        except UserError:
+            same = False
+        if not same:
             raise UserError(f"{path} does not read back as it was written: look after the disk")
 
     write_atomically(path, lambda handle: torch.save(content | {"digest": digest}, handle), check)

@@ -51,9 +51,7 @@ def load_plain(path: Path, mapped: bool = False) -> object:
         else:
             mapped = False
             _check_stream(path, size)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # on unusual pickle protocols: nothing that a user could act on
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        content = _load(path, mapped)
         _check_values(content, size)
     except _RefusedError as error:
         raise UserError(f"{path} {error}") from error
@@ -61,6 +59,17 @@ def load_plain(path: Path, mapped: bool = False) -> object:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"{path} is damaged or not a checkpoint: {reason:.200}") from error
     return content
+
+
+def _load(path: Path, mapped: bool) -> object:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # on unusual pickle protocols: nothing that a user could act on
+        try:
+            str(path).encode()
+        except UnicodeEncodeError:  # torch itself opens names in UTF-8 alone
+            with open(path, "rb") as handle:
+                return torch.load(handle, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
 
 
 def _check_zip(path: Path, size: int) -> None:
