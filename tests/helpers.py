@@ -13,6 +13,7 @@ import pytest
 import evaluate
 import main_stage1
 import main_stage2
+from utils import checkpoint
 from utils.errors import UserError
 
 
@@ -89,3 +90,9 @@ def refusal(main: Callable, *argv: object) -> str:
 
 def files_below(root: Path) -> list[Path]:
     return sorted(path for path in root.rglob("*") if path.is_file())
+
+
+def checkpoint_content(state: dict, **facts) -> dict:
+    """The content of a checkpoint with no more facts than it must have."""
+    known = {"format": checkpoint.FORMAT, "version": checkpoint.VERSION, "stage": "stage1", "epoch": 3}
+    return known | {"dataset": "digits_lt", "network": "resnet8", "num_class": 10, "model": state} | facts

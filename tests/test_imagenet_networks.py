@@ -10,6 +10,7 @@ from torchvision.models import resnet as tv
 
 from models import NETWORKS, THIN_NETWORKS, build_model, load_pretrained
 from models.adapt import Adapted, torchvision_names
+from tests.helpers import checkpoint_content
 from utils import checkpoint
 from utils.errors import UserError
 
@@ -231,7 +232,7 @@ def test_an_adapted_network_comes_back_from_its_checkpoint_and_from_torchvisions
     torch.save(other.state_dict(), tmp_path / "theirs.pth")
     first, second = build_model(name, 7).eval(), build_model(name, 7).eval()
     checkpoint.load_weights(first, checkpoint.read(tmp_path / "theirs.pth"), name)
-    content = {"format": checkpoint.FORMAT, "version": checkpoint.VERSION, "model": first.state_dict()}
+    content = checkpoint_content(first.state_dict(), network=name, num_class=7)
     checkpoint.save(tmp_path / "ours.pth", content)
     checkpoint.load_weights(second, checkpoint.read(tmp_path / "ours.pth"), name)
     with torch.no_grad():

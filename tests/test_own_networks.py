@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from models import build_model, load_pretrained
+from tests.helpers import checkpoint_content
 from utils import checkpoint
 
 MODULE = (Path(__file__).parent / "user_networks.py").read_text()
@@ -153,7 +154,7 @@ def test_checkpoints_and_the_users_own_files_are_read(name, folder):
     torch.save(theirs.state_dict(), folder / "theirs.pth")
     first, second, third = (build_model(f"own_nets:{name}", 7).eval() for _ in range(3))
     checkpoint.load_weights(first, checkpoint.read(folder / "theirs.pth"), name)
-    content = {"format": checkpoint.FORMAT, "version": checkpoint.VERSION, "model": first.state_dict()}
+    content = checkpoint_content(first.state_dict(), network=name, num_class=7)
     checkpoint.save(folder / "ours.pth", content)
     checkpoint.load_weights(second, checkpoint.read(folder / "ours.pth"), name)
     load_pretrained(third, checkpoint.read(folder / "theirs.pth").state, name)

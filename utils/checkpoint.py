@@ -6,10 +6,6 @@ layer) are read as weights without facts.
 
 import hashlib
 import json
-import os
-import pickle
-import tempfile
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +17,9 @@ from models.pretrained import differences, first_not_finite, load_state, with_ow
 from utils.config import Config
 from utils.config_checks import FIXED_BY_CHECKPOINT, INHERITED
 from utils.errors import UserError
+from utils.facts import problems
+from utils.files import write_atomically
+from utils.safe_load import load_plain
 
 FORMAT, VERSION = "label-over-smoothing checkpoint", 1
 RELEASED = Path(__file__).resolve().parent.parent / "checkpoints" / "released"
@@ -71,78 +70,80 @@ def content_digest(content: object) -> str:
     return state.hexdigest()
 
 
+def same_content(one: object, other: object) -> bool:
+    """Would both have the same digest? Compares bit by bit, in a fraction of a digest's time."""
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        if one.dtype != other.dtype or one.shape != other.shape:
+            return False
+        return torch.equal(*(t.detach().cpu().contiguous().flatten().view(torch.uint8) for t in (one, other)))
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(same_content(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        return len(one) == len(other) and all(map(same_content, one, other))
+    if isinstance(one, Tensor) or isinstance(other, Tensor):
+        return False
+    return type(one) is type(other) and (one == other or json.dumps(one) == json.dumps(other))  # NaN
+
+
 def save(path: Path, content: dict) -> str:
-    """Write `content` (tensors and plain data) with its digest, atomically. Returns the digest."""
-    digest = content_digest(content)
-    write_atomically(path, lambda handle: torch.save(content | {"digest": digest}, handle))
-    return digest
+    """Write `content` (tensors and plain data) with its digest, atomically. Returns the digest.
 
-
-def write_atomically(path: Path, write: callable) -> None:
-    """Call `write(handle)` on a temporary file in the same folder, then put it in place of `path`.
-
-    `write` may as well write to the name `handle.name`, and then nothing to the handle.
+    The new file is read back before it takes the place of an older one.
 
     Raises:
-        UserError: the file cannot be written; an older file of that name is then untouched.
+        UserError: it cannot be written, or does not read back as it was; an older file is then untouched.
     """
-    partial = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle_number, partial = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-        os.close(handle_number)
-        with open(partial, "wb") as handle:
-            write(handle)
-        with open(partial, "rb+") as handle:  # anew: `write` may have put another file under the name
-            os.fsync(handle.fileno())
-        os.chmod(partial, 0o644)
-        os.replace(partial, path)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
-    finally:
-        if partial is not None and os.path.exists(partial):
-            os.unlink(partial)
+    digest = content_digest(content)
+    whole = content | {"digest": digest}
+
+    def check(written: Path) -> None:
+        try:
+            found = load_plain(written, mapped=True)
+            same = same_content(found, whole)
+        except UserError:
+            same = False
+        if not same:
+            raise UserError(f"{path} does not read back as it was written: look after the disk")
+
+    write_atomically(path, lambda handle: torch.save(whole, handle), check)
+    return digest
 
 
 def read(path: Path) -> Checkpoint:
     """Read a checkpoint of ours or a foreign file of weights.
 
     Raises:
-        UserError: missing, truncated or altered, holds Python objects, or holds no weights.
+        UserError: missing, truncated or altered, holds Python objects, declares too much, holds no weights.
     """
-    content = _load(path)
+    content = load_plain(path)
     if isinstance(content, dict) and content.get("format") == FORMAT:
-        if content.get("version", 0) > VERSION:
-            raise UserError(
-                f"{path} has format version {content['version']}, this code reads up to {VERSION}: update it"
-            )
-        stored = content.pop("digest", None)
-        if content_digest(content) != stored:
-            raise UserError(
-                f"{path} is damaged: its content does not match the digest inside; restore or remake it"
-            )
-        return Checkpoint(path, stored, content.pop("model"), content)
+        return _own(path, content)
     state = _foreign_state(content)
     if not state:
         raise UserError(f"{path} holds no weights: expected a checkpoint of this project or a state_dict")
     return Checkpoint(path, content_digest(state), state, {})
 
 
-def _load(path: Path) -> object:
-    if not path.is_file():
-        raise UserError(f"{path} does not exist" if not path.exists() else f"{path} is not a file")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # on unusual pickle protocols: nothing that a user could act on
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+def _own(path: Path, content: dict) -> Checkpoint:
+    version = content.get("version")
+    if type(version) is int and version > VERSION:
+        raise UserError(f"{path} has format version {version}, this code reads up to {VERSION}: update it")
+    if type(version) is not int or version < 1:
         raise UserError(
-            f"{path} is damaged, or holds Python objects beside weights and is not loaded, since that could "
-            "run code: save model.state_dict() instead"
-        ) from error
-    except Exception as error:  # a broken file can raise nearly anything
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"{path} is damaged or not a checkpoint: {reason}") from error
+            f"{path} is damaged: there is no format version {version!r:.40}; restore or remake it"
+        )
+    stored = content.pop("digest", None)
+    try:
+        found = content_digest(content)
+    except TypeError as error:
+        raise UserError(f"{path} is damaged: {error}; restore or remake it") from error
+    if found != stored:
+        raise UserError(
+            f"{path} is damaged: its content does not match the digest inside; restore or remake it"
+        )
+    for problem in problems(content):
+        raise UserError(f"{path} was not written by this project's code: {problem}")
+    return Checkpoint(path, stored, content.pop("model"), content)
 
 
 def _foreign_state(content: object) -> dict[str, Tensor]:
@@ -176,6 +177,10 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint, network: str) -> None
     found = {name: tuple(value.shape) for name, value in state.items()}
     if wanted != found:
         raise UserError(_explain_mismatch(checkpoint, network, wanted, found))
+    for name, own in model.state_dict().items():
+        if own.is_floating_point() != state[name].is_floating_point() or state[name].is_complex():
+            kinds = [str(value.dtype).removeprefix("torch.") for value in (state[name], own)]
+            raise UserError(f"{checkpoint.path}: {name} is {kinds[0]}, its network needs {kinds[1]}")
     if broken := first_not_finite(state):
         raise UserError(f"{checkpoint.path}: {broken} holds values that are not finite; the run had diverged")
     load_state(model, state)
@@ -193,7 +198,7 @@ def load_head(model: nn.Module, checkpoint: Checkpoint) -> None:
     state = checkpoint.facts.get("head_state", {})
     try:
         model.fc = head_from_state(head["kind"], state, **head["options"]).to(model.fc.weight)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:  # an option of the wrong type
         raise UserError(f"{checkpoint.path}: {error}") from error
     if not all(value.isfinite().all() for value in state.values()):
         raise UserError(f"{checkpoint.path}: its {head['kind']} head holds values that are not finite")

@@ -13,9 +13,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch import Tensor
 
-from utils.checkpoint import content_digest, write_atomically
+from utils.checkpoint import content_digest
 from utils.config_checks import FIXED_BY_CHECKPOINT, INHERITED
 from utils.errors import UserError
+from utils.files import require_file, write_atomically
 
 FORMAT, VERSION = "label-over-smoothing feature pack", 1
 _CHUNK = 1 << 20  # values looked at together
@@ -94,7 +95,12 @@ def write_pack(path: Path, pack: Pack) -> str:
         except SafetensorError as error:  # a full disk, say
             raise OSError(str(error)) from error
 
-    write_atomically(path, write)
+    def check_written(written: Path) -> None:
+        found, stored = _open(written)
+        if content_digest({"facts": found["facts"]} | stored) != digest:
+            raise UserError(f"{path} does not read back as it was written: look after the disk")
+
+    write_atomically(path, write, check_written)
     return digest
 
 
@@ -109,8 +115,7 @@ def read_pack(path: Path) -> Pack:
     Raises:
         UserError: missing, truncated, altered, of a later version, not a pack, or see `check`.
     """
-    if not path.is_file():
-        raise UserError(f"{path} does not exist" if not path.exists() else f"{path} is not a file")
+    require_file(path)
     try:
         header, tensors = _open(path)
         if content_digest({"facts": header["facts"]} | tensors) != header["digest"]:

@@ -1,0 +1,156 @@
+"""The one writer of files: whole and on the disk, or the old file stays; and what a reader looks at first."""
+
+import errno
+import os
+import re
+import stat
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import BinaryIO
+
+from utils.errors import UserError
+
+STALE_SECONDS = 3600
+_SUFFIX = ".los-part"
+_TEMPORARY = re.compile(rf"\..*\.[a-z0-9_]{{8}}{re.escape(_SUFFIX)}", re.DOTALL)
+_NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP)  # file systems that have no fsync of a folder
+
+
+def write_atomically(
+    path: Path, write: Callable[[BinaryIO], object], check: Callable[[Path], object] | None = None
+) -> None:
+    """Call `write(handle)` on a temporary file in the same folder, then put it in place of `path`.
+
+    `write` may as well write to the name `handle.name`, and then nothing to the handle. `check(temporary)`
+    reads the new file back and raises where it is not what was meant: the old file is then untouched. A
+    symbolic link is followed: what it points to is replaced and the link stays. File and folder are on the
+    disk when this returns.
+
+    Raises:
+        UserError: the file cannot be written; an older file of that name is then untouched.
+    """
+    partial = None
+    try:
+        target = _target(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        number, partial = tempfile.mkstemp(_SUFFIX, f".{target.name[:40]}.", target.parent)
+        os.close(number)
+        with open(partial, "wb") as handle:
+            _call(write, handle)
+        _settle(Path(partial), check)
+        os.chmod(partial, 0o644)
+        os.replace(partial, target)
+        _sync_folder(target.parent)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
+    finally:
+        if partial is not None and os.path.lexists(partial):
+            os.unlink(partial)
+
+
+def sweep(folder: Path, older_than: float = STALE_SECONDS) -> list[Path]:
+    """Remove temporaries that a killed writer left in `folder`; returns them. What cannot be removed stays.
+
+    Only regular files of this writer's pattern of names that nobody has written to for `older_than` seconds.
+    """
+    removed = []
+    try:
+        found = [entry for entry in os.scandir(folder) if _TEMPORARY.fullmatch(entry.name)]
+    except OSError:
+        return []
+    for entry in found:
+        try:
+            status = entry.stat(follow_symlinks=False)
+            if stat.S_ISREG(status.st_mode) and time.time() - status.st_mtime > older_than:
+                os.unlink(entry.path)
+                removed.append(Path(entry.path))
+        except OSError:
+            continue
+    return removed
+
+
+def require_file(path: Path) -> os.stat_result:
+    """The status of a regular file that may be read; a pipe or device is not opened, so it cannot hang.
+
+    Raises:
+        UserError: it is absent, something else, or not to be read.
+    """
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path} cannot be read: {reason}") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise UserError(f"{path} is not a file")
+    if not os.access(path, os.R_OK):
+        raise UserError(f"{path} cannot be read: Permission denied")
+    return status
+
+
+def _target(path: Path) -> Path:
+    """Where the file goes, behind symbolic links. Raises OSError: a loop of links, or no regular file."""
+    try:
+        target = path.resolve()
+    except RuntimeError as error:  # how Python 3.11 and 3.12 tell of a loop
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP)) from error
+    try:
+        mode = os.stat(path).st_mode  # a loop raises here in later versions
+    except FileNotFoundError:
+        return target
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, "it is a pipe or a device, not a file")
+    return target
+
+
+class _Watched:
+    """A handle that remembers the first OSError: torch reports a full disk in words of its own."""
+
+    def __init__(self, handle: BinaryIO) -> None:
+        self._handle, self.name, self.error = handle, handle.name, None
+
+    def write(self, data: object) -> int:
+        try:
+            return self._handle.write(data)
+        except OSError as error:
+            self.error = self.error or error
+            raise
+
+    def flush(self) -> None:
+        self._handle.flush()
+
+
+def _call(write: Callable[[BinaryIO], object], handle: BinaryIO) -> None:
+    watched = _Watched(handle)
+    try:
+        write(watched)
+    except Exception as error:
+        raise (watched.error or error) from error
+    if watched.error:
+        raise watched.error
+
+
+def _settle(partial: Path, check: Callable[[Path], object] | None) -> None:
+    """Bring the file to the disk, and read it back meanwhile."""
+    with open(partial, "rb+") as handle, ThreadPoolExecutor(1) as pool:  # anew: `write` may have put another
+        synced = pool.submit(os.fsync, handle.fileno())
+        if check is not None:
+            check(partial)
+        synced.result()
+
+
+def _sync_folder(folder: Path) -> None:
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    except OSError as error:
+        if error.errno not in _NO_FOLDER_SYNC:
+            raise
+    finally:
+        os.close(number)
