@@ -39,8 +39,6 @@ WORDS = st.sampled_from(
     [argument.name for argument in ARGUMENTS] + ["lr=", "imb_ratio=0", "", "a" * 300, "seed=1,2", "head"]
 )
 VALUES = st.sampled_from(["1", "0", "-1", "nan", "inf", "1e400", "all", "los,ce", "digits_lt", "1,2", "1,,2"])
-    ["1", "0", "-1", "nan", "inf", "1e400", "all", "los,ce", "cifar100_lt", "1,2", "1,,2"]
-)
 EDITS = st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.binary(max_size=6)), min_size=1, max_size=4)
 
 
