@@ -9,6 +9,8 @@ hour).
 """
 
 from collections.abc import Sequence
+from contextlib import ExitStack
+from itertools import islice
 
 import torch
 
@@ -21,16 +23,24 @@ from utils.data_setup import load_data, mirror_at_test, open_parts, scored_parts
 from utils.device import pick_device
 from utils.distributed import Steps
 from utils.errors import exit_cleanly
+from utils.keeper import Keeper
 from utils.logger import Run
 from utils.precision import loss_scaler, speed_up
 from utils.resume import read_resume
 from utils.seeding import epoch_order
 from utils.setup import build_network, start_pretrained
+from utils.signals import Signals
 
 LONG_RUN_SECONDS = 2 * 3600
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    with ExitStack() as held:
+        train(argv, held)
+
+
+def train(argv: Sequence[str] | None, held: ExitStack) -> None:
+    """The whole stage; what it holds while it runs, the run folder, is given back by `held`."""
     # ---- config
     given = parse(STAGE1, __doc__.splitlines()[0], argv)
     resumed = read_resume(given)
@@ -65,18 +75,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     scaler = loss_scaler(config)
 
     # ---- resume
-    progress = (
-        resumed.restore(model, optimizer, scaler, data, config.network) if resumed else engine.Progress()
-    )
-    first_epoch = progress.epoch
+    progress, done = engine.Progress(), engine.Partial()
+    if resumed:
+        progress, done = resumed.restore(model, optimizer, scaler, data, config, world)
+    first_epoch, first_step = progress.epoch, done.step
     folder = resumed.folder if resumed else None
-    run = Run(config, "stage1", folder, also_writable=[published.parent], world=world)
+    run = held.enter_context(Run(config, "stage1", folder, also_writable=[published.parent], world=world))
     report.announce(run, config, data, model, device, world)
     run.log(steps.told(config.lr))
     if started_from:
         run.log(started_from)
-    for change in resumed.changes(device) if resumed else []:
-        run.log(f"note: resumed at epoch {first_epoch}, the last bits may differ: {change}")
+    if resumed:
+        run.write_rows("metrics.csv", progress.rows)  # one may be missing where the run was killed
+        run.log(f"resumed {folder} at step {first_step} of epoch {first_epoch + 1}")
+    elif "resume" in given:
+        run.log("--resume auto: no unfinished run of this configuration, this is a fresh one")
+    for note in resumed.notes(data, device) if resumed else []:
+        run.log(f"note: {note}")
     facts = report.model_facts(config, data, device)
 
     # ---- loop
@@ -88,13 +103,21 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     def train_one(epoch: int, lr: float) -> dict:
         learner.train()
-        order = steps.own(epoch_order(config.seed, epoch, len(train)))
+        partial = done if epoch == first_epoch else engine.Partial()
+        skipped = partial.step * config.accum
+        order = steps.own(epoch_order(config.seed, epoch, len(train)))[skipped * steps.part_size :]
         batches = train.augmented(order, steps.part_size, config.seed, epoch)
         total = len(steps) * config.accum
         if epoch == first_epoch:
-            batches = engine.timed(batches, total * (config.epochs - epoch), warn_if_long)
-        batches = run.bar(batches, total, f"epoch {epoch + 1}/{config.epochs}")
-        figures = engine.train_epoch(learner, batches, loss_fn, optimizer, lr, steps.parts(), scaler, world)
+            batches = engine.timed(batches, total * (config.epochs - epoch) - skipped, warn_if_long)
+        batches = run.bar(batches, total - skipped, f"epoch {epoch + 1}/{config.epochs}")
+        parts = islice(steps.parts(), skipped, None)
+        with keeper.losing_no_step(partial, epoch, config.accum):
+            figures = engine.train_epoch(
+                *(learner, batches, loss_fn, optimizer, lr, parts, scaler, world),
+                partial=partial,
+                after_step=lambda: keeper.after_step(partial, epoch),
+            )
         distributed.share_buffers(model, world)
         return figures
 
@@ -102,16 +125,25 @@ def main(argv: Sequence[str] | None = None) -> None:
         classes = {name: engine.predict_classes(model, images[name], mirror, world) for name in scored}
         return metrics.epoch_figures(classes, labels, data.class_counts, data.shots)
 
-    engine.fit(
-        progress,
-        config.epochs,
-        schedule=lambda epoch: engine.cosine_lr(config.lr, epoch, config.epochs, config.warmup_epochs),
-        train=train_one,
-        evaluate=evaluate,
-        scored_on=engine.score_column(config.select, "val" in images),
-        save=lambda name: report.save_epoch(run, name, facts, progress, model, optimizer, scaler),
-        log=lambda seconds_left: report.log_epoch(run, progress, config.epochs, seconds_left),
-    )
+    def save(name: str, partial: dict | None = None) -> None:
+        report.save_epoch(run, name, facts, progress, model, optimizer, scaler, partial)
+
+    def tell(seconds_left: float) -> None:
+        report.log_epoch(run, progress, config.epochs, seconds_left)
+        keeper.after_epoch(progress.epoch)
+
+    with Signals() as signals:
+        keeper = Keeper(run, lambda partial: save("last", partial), signals, world, config.save_every)
+        engine.fit(
+            progress,
+            config.epochs,
+            schedule=lambda epoch: engine.cosine_lr(config.lr, epoch, config.epochs, config.warmup_epochs),
+            train=train_one,
+            evaluate=evaluate,
+            scored_on=engine.score_column(config.select, "val" in images),
+            save=save,
+            log=tell,
+        )
 
     # ---- report
     world.wait()

@@ -6,6 +6,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -32,7 +33,7 @@ class Processes:
             "num_workers": workers,
             "persistent_workers": workers > 0,
             "pin_memory": pin,
-            "worker_init_fn": prepare,
+            "worker_init_fn": partial(_ready, prepare),
             # a forked process is there at once and shares what `dataset` holds
             "multiprocessing_context": "fork" if workers and sys.platform == "linux" else None,
         }
@@ -103,6 +104,14 @@ class _Requests:
 
     def __iter__(self) -> Iterator:
         return iter(self.current)
+
+
+def _ready(prepare: Callable[[int], None] | None, number: int) -> None:
+    """Leave it to the parent to end: Ctrl-C reaches every process of a terminal, Slurm's warning of a job."""
+    for ignored in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(ignored, signal.SIG_IGN)
+    if prepare:
+        prepare(number)
 
 
 def _as_it_is(answer: object) -> object:

@@ -331,7 +331,22 @@ ARGUMENTS = [
     ),
     Argument("out", Path, "folder for the run folders", "run"),
     Argument("ckpt_dir", Path, "folder where a stage leaves its checkpoint for the next", "run"),
-    Argument("resume", Path, "last.pth of a run that was cut off: go on in its run folder", "run", (STAGE1,)),
+    Argument(
+        "resume",
+        Path,
+        "last.pth or run folder of a run that was cut off: go on in its folder; auto: the newest unfinished "
+        "run of this very configuration, else a fresh one",
+        "run",
+        (STAGE1,),
+    ),
+    Argument("force_resume", bool, "resume under another configuration or other images", "run", (STAGE1,)),
+    Argument(
+        "save_every",
+        str,
+        "save within the epochs too: a number of steps, or of minutes as 10m",
+        "run",
+        (STAGE1,),
+    ),
     Argument(
         "seed",
         int,

@@ -4,6 +4,7 @@ Every check raises a UserError at the first thing that is wrong.
 """
 
 import math
+import re
 
 from datasets import FILE_DATASETS
 from models import check_network as network_exists
@@ -112,12 +113,22 @@ def check_pairs(script: str, given: dict, known: dict, values: dict, preset: dic
         raise UserError("--bn_mode train recomputes the features at every step: --views cannot cache them")
     if "path" in given and "finetune_lr" in given:
         raise UserError("--path and --finetune_lr both set the learning rate: give one of them")
+    _check_resuming(given)
     _check_shots(values)
     _check_pack(given, values)
     _check_files(given, values)
     if values.get("select") == "val" and values["val_source"] == "none":
         ways = "this pack holds none" if "features" in given else "take --val_source own, unused or heldout"
         raise UserError(f"--select val needs validation images: {ways}")
+
+
+def _check_resuming(given: dict) -> None:
+    if not re.fullmatch(r"[1-9]\d*m?", given.get("save_every", "1")):
+        raise UserError(
+            f"--save_every takes a number of steps, or of minutes as 10m, got {given['save_every']}"
+        )
+    if given.get("force_resume") and "resume" not in given:
+        raise UserError("--force_resume has a meaning with --resume only")
 
 
 def _check_shots(values: dict) -> None:

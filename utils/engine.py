@@ -44,6 +44,62 @@ def sgd(
     )
 
 
+@dataclass
+class Partial:
+    """An epoch so far: the optimiser steps done, and of this process each batch's summed loss and hits."""
+
+    step: int = 0
+    losses: list[Tensor] = field(default_factory=list)
+    hits: list[Tensor] = field(default_factory=list)
+    images: int = 0
+
+    def add(self, loss: Tensor, hits: Tensor, images: int) -> None:
+        self.losses.append(loss)
+        self.hits.append(hits)
+        self.images += images
+
+    def figures(self, world: World) -> dict:
+        """Mean loss and accuracy over all processes.
+
+        Raises:
+            DivergedError: the loss is not finite.
+        """
+        own = [float(torch.stack(self.losses).sum()), float(torch.stack(self.hits).sum()), self.images]
+        loss_sum, hit_sum, images = world.total(torch.tensor(own, dtype=torch.float64)).tolist()
+        if not math.isfinite(loss_sum):
+            raise DivergedError("the loss is not finite")
+        return {"train_loss": loss_sum / images, "train_accuracy": hit_sum / images}
+
+    def as_dict(self, world: World) -> dict:
+        """For a checkpoint, with the share of every process: a collective act.
+
+        Raises:
+            DivergedError: the loss is not finite, which on an accelerator nobody has looked at yet.
+        """
+        losses, hits = (
+            torch.stack(values).cpu() if values else torch.zeros(0) for values in (self.losses, self.hits)
+        )
+        losses = world.gather(losses)
+        if not losses.isfinite().all():
+            raise DivergedError("the loss is not finite")
+        counts = world.gather(torch.tensor([[len(self.losses), self.images]]))
+        return {"step": self.step, "counts": counts, "losses": losses, "hits": world.gather(hits)}
+
+    @staticmethod
+    def of(stored: dict, world: World, device: torch.device) -> "Partial":
+        """What this process had; where there are fewer processes now, the first takes over the rest."""
+        lengths, images = stored["counts"].T.tolist()
+        mine = [i for i in range(len(lengths)) if (i if i < world.size else 0) == world.rank]
+        losses, hits = ([row.to(device) for row in stored[name]] for name in ("losses", "hits"))
+        partial, ends = Partial(stored["step"]), torch.tensor(lengths).cumsum(0).tolist()
+        for i in mine:
+            part = slice(ends[i] - lengths[i], ends[i])
+            partial.losses += losses[part]
+            partial.hits += hits[part]
+            partial.images += images[i]
+        return partial
+
+
 def train_epoch(
     model: nn.Module,
     batches: Iterable[tuple[Tensor, Tensor]],
@@ -53,11 +109,14 @@ def train_epoch(
     parts: Iterable[Part] | None = None,
     scaler: torch.amp.GradScaler | None = None,
     world: World = ALONE,
+    partial: Partial | None = None,
+    after_step: Callable[[], None] = lambda: None,
 ) -> dict:
     """One pass of SGD over `batches` of (inputs [N, ...], labels [N]); returns mean loss and accuracy.
 
     The model's train/eval mode is the caller's. `parts` says of each batch what it is in its step (None: a
-    step of its own); `scaler` keeps fp16 gradients in range. The figures are those of all processes.
+    step of its own); `scaler` keeps fp16 gradients in range. The figures are those of all processes, and of
+    the steps in `partial` too, which `batches` must lack; it is kept up to date, `after_step` sees it.
 
     Raises:
         DivergedError: a loss is not finite. On the CPU before its update; on an accelerator, where looking at
@@ -67,28 +126,25 @@ def train_epoch(
     for group in optimizer.param_groups:
         group["lr"] = lr
     scaler = scaler or torch.amp.GradScaler(enabled=False)
-    losses, hits, images = [], [], 0
+    partial = Partial() if partial is None else partial
     together = zip(batches, repeat(Part()) if parts is None else parts, strict=parts is not None)
-    for step, ((inputs, targets), part) in enumerate(together):
+    for (inputs, targets), part in together:
         labels = targets[: part.rows]
         with nullcontext() if part.last else gradients_kept_local(model):
             logits = model(inputs)[: part.rows]
             loss = loss_fn(logits, labels) if len(labels) else logits.sum()
             if loss.device.type == "cpu" and not math.isfinite(loss.item()):
-                raise DivergedError(f"the loss is {loss.item()} at step {step + 1}")
+                raise DivergedError(f"the loss is {loss.item()} at step {partial.step + 1}")
             scaler.scale(loss * part.weight).backward()
+        hits = (logits.detach().argmax(dim=1) == labels).sum()
+        partial.add(loss.detach() * len(labels), hits, len(labels))
         if part.last:
             scaler.step(optimizer)
             scaler.update()
             optimizer.zero_grad(set_to_none=True)
-        losses.append(loss.detach() * len(labels))
-        hits.append((logits.detach().argmax(dim=1) == labels).sum())
-        images += len(labels)
-    own = [float(torch.stack(losses).sum()), float(torch.stack(hits).sum()), images]
-    loss_sum, hit_sum, images = world.total(torch.tensor(own, dtype=torch.float64)).tolist()
-    if not math.isfinite(loss_sum):
-        raise DivergedError("the loss is not finite")
-    return {"train_loss": loss_sum / images, "train_accuracy": hit_sum / images}
+            partial.step += 1
+            after_step()
+    return partial.figures(world)
 
 
 def predict(model: nn.Module, images: Images, mirror: bool, batch_size: int = EVAL_BATCH) -> Tensor:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
+from typing import Self
 
 import pandas as pd
 from progress.bar import Bar
@@ -16,6 +17,7 @@ from utils.checkpoint import write_atomically
 from utils.config import Config
 from utils.distributed import ALONE, World
 from utils.errors import UserError
+from utils.lock import FolderLock
 
 BAR_SECONDS = 0.2
 
@@ -38,11 +40,20 @@ class Run:
         world: World = ALONE,
     ) -> None:
         self.main, self.quiet = world.main, config.quiet or not world.main
-        ratio = "" if config.imb_ratio is None else f"_IR={config.imb_ratio:g}"
-        parent = Path(config.out) / f"{config.data_name}{ratio}_{stage}"
+        parent = stage_folder(config, stage)
         for place in (parent, *also_writable) if world.main else ():
             check_writable(place)
         self.folder = world.agree(folder or _new_folder(parent) if world.main else None)
+        self._lock: FolderLock | None = None
+
+    def __enter__(self) -> Self:
+        """Have the folder to itself; raises UserError where another run has it."""
+        self._lock = FolderLock(self.folder) if self.main else None
+        return self
+
+    def __exit__(self, *reason: object) -> None:
+        if self._lock:
+            self._lock.release()
 
     def log(self, text: str = "") -> None:
         """A line (or several) to standard output, unless quiet, and to log.txt."""
@@ -95,6 +106,12 @@ class Run:
                 drawn, pending = time.monotonic(), 0
         bar.writeln("")
         print("\r", end="", file=sys.stderr, flush=True)
+
+
+def stage_folder(config: Config, stage: str) -> Path:
+    """Where the run folders of a stage lie."""
+    ratio = "" if config.imb_ratio is None else f"_IR={config.imb_ratio:g}"
+    return Path(config.out) / f"{config.data_name}{ratio}_{stage}"
 
 
 def check_writable(folder: Path) -> None:

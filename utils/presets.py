@@ -147,6 +147,8 @@ COMMON = {
     "out": "output",
     "ckpt_dir": "checkpoints",
     "resume": None,
+    "force_resume": False,
+    "save_every": None,
     "seed": None,
     "device": "auto",
     "gpu": None,

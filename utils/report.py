@@ -107,11 +107,16 @@ def save_epoch(
     model: nn.Module,
     optimizer: Optimizer,
     scaler: torch.amp.GradScaler,
+    partial: dict | None = None,
 ) -> None:
-    """Write `last.pth` or `best.pth` into the run folder; last.pth with what a resume needs."""
+    """Write `last.pth` or `best.pth` into the run folder; last.pth with what a resume needs.
+
+    `partial`: what is done of the epoch under way.
+    """
     content = facts | {"epoch": progress.epoch, "progress": progress.as_dict(), "model": model.state_dict()}
     if name == "last":
         content |= {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}
+        content |= {"partial": partial} if partial else {}
     if run.main:
         checkpoint.save(run.folder / f"{name}.pth", content)
 

@@ -1,0 +1,241 @@
+"""Stage 1 stopped at any step, by a signal or a kill, ends at the bits of the unbroken run."""
+
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import main_stage1
+from tests.helpers import call, places, read_metrics, refusal, run_folder, run_stage1
+from utils import checkpoint
+from utils.distributed import ALONE, World
+from utils.engine import DivergedError, Partial
+from utils.keeper import Keeper
+from utils.signals import Signals, Stopped
+
+ROOT = Path(__file__).resolve().parent.parent
+RUN = ("--epochs", "12", "--seed", "0")
+
+
+def digest(folder: Path) -> str:
+    return checkpoint.content_digest(checkpoint.read(folder / "last.pth").state)
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory) -> Path:
+    """The run folder of a run that nothing stopped."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    root = tmp_path_factory.mktemp("unbroken")
+    run_stage1(root, *RUN)
+    torch.set_num_threads(before)
+    return run_folder(root, "stage1")
+
+
+def assert_equal_runs(folder: Path, unbroken: Path) -> None:
+    assert digest(folder) == digest(unbroken)
+    ours, theirs = (checkpoint.read(place / "last.pth").facts for place in (folder, unbroken))
+    assert ours["progress"] == theirs["progress"] and "partial" not in ours
+    for name in ("metrics.csv", "per_class.csv"):
+        assert (folder / name).read_bytes() == (unbroken / name).read_bytes()
+
+
+def stop_at(root: Path, step: int, *argv: object) -> tuple[int, str]:
+    """Run in the process, which sends itself SIGTERM in the middle of that optimiser step of this call."""
+    count, real = [0], torch.optim.SGD.step
+
+    def counted(self, *args, **options):
+        count[0] += 1
+        if count[0] == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(self, *args, **options)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped) as caught:
+        patch.setattr(torch.optim.SGD, "step", counted)
+        run_stage1(root, *argv)
+    return caught.value.code, (run_folder(root, "stage1") / "log.txt").read_text().splitlines()[-1]
+
+
+@pytest.mark.parametrize("step", [1, 5, 7])
+def test_a_run_stopped_at_any_step_of_an_epoch_resumes_to_the_same_bits_and_rows(tmp_path, step):
+    whole = tmp_path / "whole"
+    run_stage1(whole, "--epochs", "3", "--seed", "0")
+    code, said = stop_at(tmp_path, step, "--epochs", "3", "--seed", "0")
+    folder = run_folder(tmp_path, "stage1")
+    where = f"step {(step - 1) % 5 + 1} of epoch {(step - 1) // 5 + 1}"
+    assert code == 143
+    assert said == f"stopped by a signal after {where}; go on with: python main_stage1.py --resume {folder}"
+    call(main_stage1.main, *said.partition("main_stage1.py ")[2].split())
+    assert_equal_runs(folder, run_folder(whole, "stage1"))
+
+
+def started(words: list[str], seconds: float | None) -> tuple[int, list[str], str]:
+    """The script as a user calls it, sent SIGTERM `seconds` after its first epoch (None: never)."""
+    line = [sys.executable, "main_stage1.py", *words]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(line, cwd=ROOT, env=environment, **pipes) as process:
+        said = []
+        for text in process.stdout:
+            said.append(text.rstrip())
+            if text.startswith("epoch") and seconds is not None:
+                time.sleep(seconds)
+                process.send_signal(signal.SIGTERM)
+                break
+        out, error = process.communicate(timeout=100)
+        return process.returncode, said + out.splitlines(), error
+
+
+def test_sigterm_at_random_steps_through_the_command_line_five_times_in_one_run(tmp_path, unbroken):
+    draws = random.Random(6)
+    words, stops = ["--dataset", "digits_lt", *RUN, *places(tmp_path)], 0
+    for attempt in range(6):
+        code, said, error = started(words, 0.03 * draws.random() if attempt < 5 else None)
+        if attempt == 5:
+            break
+        assert (code, error) == (143, ""), error
+        stops += 1
+        assert re.match(r"stopped by a signal after (step \d of )?epoch \d+; go on with: python", said[-1])
+        words = said[-1].partition("main_stage1.py ")[2].split()
+    assert code == 0 and stops == 5
+    assert_equal_runs(run_folder(tmp_path, "stage1"), unbroken)
+
+
+def killed_runs(root: Path, words: list[str], kills: int) -> Path:
+    """A run with saves after every step, killed at random moments and resumed each time; its folder.
+
+    The processes are forked from one that has read the code, which saves seconds each.
+    """
+    code = (
+        "import os, random, signal, sys, time, main_stage1, torch\n"
+        "from pathlib import Path\n"
+        "torch.set_num_threads(1)\n"
+        f"draws, words, parent = random.Random(1), {words!r}, Path({str(root / 'out')!r})\n"
+        f"for attempt in range({kills + 1}):\n"
+        "    last = next(parent.glob('*/*/last.pth'), None)\n"
+        "    before = last and last.stat().st_mtime_ns\n"
+        "    child = os.fork()\n"
+        "    if not child:\n"
+        "        main_stage1.main(['--resume', str(last.parent)] if last else words)\n"
+        "        os._exit(0)\n"
+        f"    if attempt < {kills}:\n"
+        "        while True:\n"
+        "            last = next(parent.glob('*/*/last.pth'), None)\n"
+        "            if last and last.stat().st_mtime_ns != before: break\n"
+        "            time.sleep(0.001)\n"
+        "        time.sleep(0.1 * draws.random())\n"
+        "        os.kill(child, signal.SIGKILL)\n"
+        "    status = os.waitpid(child, 0)[1]\n"
+        f"    assert os.waitstatus_to_exitcode(status) == (-9 if attempt < {kills} else 0), status\n"
+    )
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return run_folder(root, "stage1")
+
+
+def test_sigkill_at_random_moments_five_times_with_saves_after_every_step(tmp_path, unbroken):
+    words = ["--dataset", "digits_lt", *RUN, "--save_every", "1", *places(tmp_path)]
+    assert_equal_runs(killed_runs(tmp_path, words, 5), unbroken)
+
+
+def test_without_the_optimisers_state_a_resumed_run_ends_elsewhere(tmp_path, monkeypatch):
+    whole = tmp_path / "whole"
+    run_stage1(whole, "--epochs", "3", "--seed", "0")
+    stop_at(tmp_path, 7, "--epochs", "3", "--seed", "0")
+    monkeypatch.setattr(torch.optim.SGD, "load_state_dict", lambda self, state: None)
+    folder = run_folder(tmp_path, "stage1")
+    call(main_stage1.main, "--resume", folder)
+    assert digest(folder) != digest(run_folder(whole, "stage1"))
+
+
+def test_auto_takes_the_newest_unfinished_run_of_this_configuration_else_a_fresh_one(tmp_path):
+    line = ("--epochs", "3", "--seed", "0")
+    stop_at(tmp_path, 7, *line)
+    cut = run_folder(tmp_path, "stage1")
+    text = run_stage1(tmp_path, *line, "--lr", "0.05", "--resume", "auto")
+    assert "--resume auto: no unfinished run of this configuration, this is a fresh one" in text
+    text = run_stage1(tmp_path, *line, "--resume", "auto")
+    assert f"resumed {cut} at step 2 of epoch 2" in text and f"run folder {cut}" in text
+    text = run_stage1(tmp_path, *line, "--resume", "auto")
+    assert "this is a fresh one" in text and f"run folder {cut}\n" not in text
+    assert len(list(cut.parent.iterdir())) == 3
+
+
+def test_another_configuration_or_other_images_are_refused_with_the_difference_unless_forced(tmp_path):
+    stop_at(tmp_path, 7, "--epochs", "3", "--seed", "0")
+    folder = run_folder(tmp_path, "stage1")
+    message = refusal(main_stage1.main, "--resume", folder, "--lr", "0.5", "--epochs", "4")
+    for said in ("--epochs 4, the run to resume has --epochs 3", "--lr 0.5, the run to resume has --lr 0.1"):
+        assert said in message
+    path = folder / "last.pth"
+    source = checkpoint.read(path)
+    content = source.facts | {"model": source.state}
+    counts = [111, *content["class_counts"][1:]]
+    environment = content["environment"] | {"threads": 77, "torch": "0.1"}
+    checkpoint.save(path, content | {"class_counts": counts, "environment": environment})
+    message = refusal(main_stage1.main, "--resume", folder)
+    assert "other images: class 0 had 111, has 110; --force_resume goes on" in message
+    text = call(main_stage1.main, "--resume", folder, "--force_resume", "--lr", "0.05")
+    assert "forced, the results are of neither run: --lr 0.05, the run to resume has --lr 0.1" in text
+    assert "forced, the results are of neither run: other images: class 0 had 111, has 110" in text
+    assert "the last bits may differ from the unbroken run's: threads was 77" in text
+    assert "the last bits may differ from the unbroken run's: torch was 0.1" in text
+    assert read_metrics(folder)["lr"].tolist()[1:] == pytest.approx([0.05, 0.025], rel=1)
+
+
+@pytest.mark.parametrize("every", ["0", "x", "-1", "5s", "m"])
+def test_an_interval_that_is_none_is_refused(tmp_path, every):
+    message = refusal(main_stage1.main, "--dataset", "digits_lt", "--save_every", every, *places(tmp_path))
+    assert message == f"--save_every takes a number of steps, or of minutes as 10m, got {every}"
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("every", "saves"), [("1", 6), ("4", 1), ("7", 0), (None, 0), ("1m", 0)])
+def test_a_run_saves_every_so_many_steps(every, saves):
+    saved = []
+    keeper = Keeper(None, saved.append, Signals(), ALONE, every)
+    partial = Partial()
+    for _ in range(6):
+        partial.add(torch.tensor(1.0), torch.tensor(1), 2)
+        partial.step += 1
+        keeper.after_step(partial, 0)
+    assert len(saved) == saves
+    keeper.saved_at -= 61
+    keeper.after_step(partial, 0)
+    assert len(saved) == saves + (every in ("1", "1m"))
+
+
+def test_nothing_is_saved_after_a_loss_that_is_not_finite():
+    partial = Partial()
+    partial.add(torch.tensor(float("nan")), torch.tensor(1), 2)
+    with pytest.raises(DivergedError):
+        partial.as_dict(ALONE)
+
+
+def test_fewer_processes_take_over_what_the_others_had_done():
+    stored = {"step": 2, "counts": torch.tensor([[2, 8], [1, 4], [1, 3]])}
+    stored |= {"losses": torch.arange(4.0), "hits": torch.arange(4)}
+    cpu = torch.device("cpu")
+    first, second = (Partial.of(stored, World(rank, 2), cpu) for rank in (0, 1))
+    assert (first.images, second.images) == (11, 4)
+    assert [float(loss) for loss in first.losses] == [0, 1, 3] and [int(h) for h in second.hits] == [2]
+
+
+def test_another_threads_signal_handlers_are_left_alone():
+    seen = []
+    before = signal.getsignal(signal.SIGTERM)
+    thread = threading.Thread(target=lambda: seen.append(Signals().__enter__().asked))
+    thread.start()
+    thread.join()
+    assert seen == [0] and signal.getsignal(signal.SIGTERM) == before

@@ -1,0 +1,112 @@
+"""Signals: the status, the repeat that is the same wish, the second that ends at once, loader processes."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.file_trees import imagenet_tree
+from tests.helpers import places, run_folder
+from utils import checkpoint
+from utils.signals import Signals
+
+ROOT = Path(__file__).resolve().parent.parent
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 143)]
+)
+def test_a_signal_is_noted_a_repeat_within_a_moment_is_the_same_and_handlers_come_back(number, status):
+    before = signal.getsignal(number)
+    with Signals() as signals:
+        assert signals.asked == 0
+        os.kill(os.getpid(), number)
+        os.kill(os.getpid(), number)
+        assert signals.asked == status
+    assert signal.getsignal(number) == before
+
+
+def test_a_second_signal_ends_at_once():
+    code = (
+        "import os, signal, time\n"
+        "from utils.signals import Signals\n"
+        "with Signals():\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    time.sleep(1.1)\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    time.sleep(20)\n"
+    )
+    started = time.monotonic()
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 130
+    assert time.monotonic() - started < 15
+
+
+def launched(words: list, **options: bool) -> subprocess.Popen:
+    options |= {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen([*map(str, words)], cwd=ROOT, env=environment, **options)
+
+
+def wait_for_an_epoch(process: subprocess.Popen) -> None:
+    for line in process.stdout:
+        if line.startswith("epoch"):
+            return
+
+
+def test_two_processes_stop_at_the_same_step_and_resume_to_the_same_bits(tmp_path, two_processes):
+    """torchrun passes a signal on, and a whole job's reaches its processes as well: it comes twice."""
+    words = [*two_processes["line"], *places(tmp_path)]
+    with launched(words, start_new_session=True) as process:
+        wait_for_an_epoch(process)
+        os.killpg(process.pid, signal.SIGTERM)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode != 0
+    [said] = [line for line in out.splitlines() if line.startswith("stopped by a signal after ")]
+    command = said.partition("go on with: ")[2].split()
+    assert command[:4] == ["torchrun", "--nproc_per_node", "2", "main_stage1.py"], err
+    folder = run_folder(tmp_path, "stage1")
+    assert not (folder / "summary.json").exists()
+    with launched([*TORCHRUN, *command[3:]]) as process:
+        out, err = process.communicate(timeout=100)
+    assert process.returncode == 0, err
+    resumed, whole = (checkpoint.read(place / "last.pth") for place in (folder, two_processes["folder"]))
+    assert checkpoint.content_digest(resumed.state) == checkpoint.content_digest(whole.state)
+    assert resumed.facts["progress"] == whole.facts["progress"]
+    assert (folder / "metrics.csv").read_bytes() == (two_processes["folder"] / "metrics.csv").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory) -> dict:
+    """The line of a run of two processes, and the folder of that run unbroken."""
+    root = tmp_path_factory.mktemp("two")
+    line = [*TORCHRUN, "main_stage1.py", "--dataset", "digits_lt", "--device", "cpu", "--epochs", "25"]
+    line += ["--seed", "0"]
+    with launched([*line, *places(root)]) as process:
+        _, err = process.communicate(timeout=100)
+    assert process.returncode == 0, err
+    return {"line": line, "folder": run_folder(root, "stage1")}
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_to_all_processes_of_a_run_with_loaders_saves_the_step_and_resumes(tmp_path, number, status):
+    """Ctrl-C reaches the loader processes too, and so does the end of a Slurm job."""
+    imagenet_tree(tmp_path / "data", counts=(60, 30), test_per_class=4, val_per_class=4)
+    words = ["--dataset", "imagenet_lt", "--data_dir", tmp_path / "data", "--allow_partial"]
+    words += ["--network", "resnet8", "--image_size", "32", "--device", "cpu", "--workers", "2"]
+    words += ["--epochs", "300", "--batch_size", "8", "--seed", "0", *places(tmp_path)]
+    with launched([sys.executable, "main_stage1.py", *words], start_new_session=True) as process:
+        wait_for_an_epoch(process)
+        os.killpg(process.pid, number)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (status, ""), err
+    last = out.splitlines()[-1]
+    assert re.match(r"stopped by a signal after (step \d+ of )?epoch \d+; go on with: python", last), out
+    stored = checkpoint.read(run_folder(tmp_path, "stage1", "imagenet_lt") / "last.pth")
+    assert all(value.isfinite().all() for value in stored.state.values() if torch.is_floating_point(value))

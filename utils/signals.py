@@ -1,0 +1,44 @@
+"""Signals that ask a run to end: the first is noted and the step finished, a later one ends at once."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from types import FrameType
+from typing import Self
+
+ASKING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # SIGUSR1: Slurm's warning before the end
+# what comes this soon after the first is the same wish: Ctrl-C reaches torchrun, which passes it on once more
+SAME_WISH_SECONDS = 1.0
+
+
+class Stopped(SystemExit):
+    """The run has saved its state and ends with the status that the signal asks for."""
+
+
+class Signals:
+    """Within `with`: `asked` is 0, or the exit status of the signal that has come (143, SIGINT 130).
+
+    A second signal ends the process where it stands; files are replaced whole, so none is harmed.
+    """
+
+    def __init__(self) -> None:
+        self.asked, self._first = 0, 0.0
+        self._before: dict[int, Callable | int | None] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._take) for number in ASKING}
+        return self
+
+    def __exit__(self, *reason: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _take(self, number: int, frame: FrameType | None) -> None:
+        status = 130 if number == signal.SIGINT else 143
+        if not self.asked:
+            self.asked, self._first = status, time.monotonic()
+        elif time.monotonic() - self._first > SAME_WISH_SECONDS:
+            os._exit(status)
