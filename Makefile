@@ -44,6 +44,7 @@ bench: setup
 	$(RUN) -m benchmarks.heads
 	$(RUN) -m benchmarks.decode
 	$(RUN) -m benchmarks.big_head
+	$(RUN) -m benchmarks.saving
 	$(RUN) -m benchmarks.steps
 	$(RUN) -m benchmarks.memory
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.helpers import checkpoint_content
+from tests.helpers import checkpoint_content, run_stage2
 from utils import checkpoint
 from utils.errors import UserError
 from utils.files import sweep, write_atomically
@@ -186,6 +186,16 @@ def test_the_sweep_takes_old_temporaries_of_ours_and_nothing_else(tmp_path):
     assert sweep(tmp_path) == [ours]
     assert all(path.exists() for path in (fresh, *others, folder, link)) and not ours.exists()
     assert sweep(tmp_path / "absent") == []
+
+
+def test_a_run_sweeps_its_folders_at_its_start(digits, tmp_path):
+    stale = tmp_path / "ckpt" / "digits_lt" / "IR=50" / ".resnet8_stage2.pth.abcd1234.los-part"
+    stale.parent.mkdir(parents=True)
+    for name, age in ((stale, 7200), (stale.with_name(".x.pth.abcd1234.los-part"), 0)):
+        name.write_bytes(b"half")
+        os.utime(name, (time.time() - age,) * 2)
+    run_stage2(tmp_path, "--pretrained_pth", digits.stage1, "--finetune_epoch", "1", "--seed", "0")
+    assert not stale.exists() and stale.with_name(".x.pth.abcd1234.los-part").exists()
 
 
 def test_a_writer_that_is_killed_leaves_only_what_the_sweep_takes(tmp_path):

@@ -17,6 +17,7 @@ from utils.checkpoint import write_atomically
 from utils.config import Config
 from utils.distributed import ALONE, World
 from utils.errors import UserError
+from utils.files import sweep
 from utils.lock import FolderLock
 
 BAR_SECONDS = 0.2
@@ -44,6 +45,8 @@ class Run:
         for place in (parent, *also_writable) if world.main else ():
             check_writable(place)
         self.folder = world.agree(folder or _new_folder(parent) if world.main else None)
+        for place in (self.folder, *also_writable) if world.main else ():
+            sweep(place)  # what a killed run left half-written
         self._lock: FolderLock | None = None
 
     def __enter__(self) -> Self:
