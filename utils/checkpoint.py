@@ -21,7 +21,9 @@ from utils.facts import problems
 from utils.files import write_atomically
 from utils.safe_load import load_plain
 
-FORMAT, VERSION = "label-over-smoothing checkpoint", 1
+FORMAT = "label-over-smoothing checkpoint"
+# 2: saved within an epoch, which a reader of version 1 would take for its end
+WHOLE, VERSION = 1, 2
 RELEASED = Path(__file__).resolve().parent.parent / "checkpoints" / "released"
 _PLAIN = (str, int, float, bool, type(None))
 _STATE_KEYS = ("state_dict", "model", "model_state_dict", "net", "weights", "state_dict_best")

@@ -77,7 +77,7 @@ def model_facts(config: Config, data: LongTailedData, device: torch.device) -> d
     """The facts of a checkpoint: plain data that says what the weights are and how they were made."""
     return {
         "format": checkpoint.FORMAT,
-        "version": checkpoint.VERSION,
+        "version": checkpoint.WHOLE,
         "stage": config.cur_stage,
         "dataset": config.dataset,
         "imb_ratio": config.imb_ratio,
@@ -116,7 +116,7 @@ def save_epoch(
     content = facts | {"epoch": progress.epoch, "progress": progress.as_dict(), "model": model.state_dict()}
     if name == "last":
         content |= {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}
-        content |= {"partial": partial} if partial else {}
+        content |= {"partial": partial, "version": checkpoint.VERSION} if partial else {}
     if run.main:
         checkpoint.save(run.folder / f"{name}.pth", content)
 
