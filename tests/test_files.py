@@ -208,3 +208,18 @@ def test_a_writer_that_is_killed_leaves_only_what_the_sweep_takes(tmp_path):
     assert (tmp_path / "x").read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 2
     assert len(sweep(tmp_path, older_than=-1)) == 1
     assert [entry.name for entry in tmp_path.iterdir()] == ["x"]
+
+
+def test_weights_that_change_while_they_are_saved_do_not_take_the_old_files_place(tmp_path, monkeypatch):
+    path, value = tmp_path / "x.pth", content(epoch=4)
+    digest = checkpoint.save(path, content())
+    whole = torch.save
+
+    def save_what_has_just_changed(given, handle):
+        value["model"]["fc.weight"][77] += 1
+        whole(given, handle)
+
+    monkeypatch.setattr(torch, "save", save_what_has_just_changed)
+    with pytest.raises(UserError, match=r"x\.pth does not read back as it was written"):
+        checkpoint.save(path, value)
+    assert checkpoint.read(path).digest == digest
