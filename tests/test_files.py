@@ -23,7 +23,8 @@ from pathlib import Path
 from utils import checkpoint
 from utils.errors import UserError
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-path, in_place, content = Path(sys.argv[1]), sys.argv[2] == "in place", torch.load(sys.argv[3])
+path, in_place = Path(sys.argv[1]), sys.argv[2] == "in place"
+content = torch.load(sys.argv[3], weights_only=True)
 refused = 0
 for limit in map(int, sys.argv[4:]):
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
