@@ -74,8 +74,7 @@ def extract_to_disk(
         return lambda _, start, stop: eval_batches(model, images[part], mirror, run.bar, start, stop)
 
     def augmented(which: Views, start: int, stop: int) -> Iterator[Tensor]:
-        for features in view_batches(model, images["train"], origin.seed, which[0], run.bar, start, stop):
-            yield features[None]
+        return view_batches(model, images["train"], origin.seed, which[0], run.bar, start, stop)
 
     def fill(name: str, extract: Extract) -> Tensor:
         return store.fill(name, shapes[name], _passes(name, shapes[name][0]), extract)

@@ -41,14 +41,9 @@ def eval_batches(
     stop: int | None = None,
 ) -> Iterator[Tensor]:
     """The same of images start..stop, a batch [V, n, D] after another."""
-    model.eval()
     stop = len(images) if stop is None else stop
     batches = images.batches(EVAL_BATCH, start, stop)
-    for inputs, _ in watch(batches, -(-(stop - start) // EVAL_BATCH), "features"):
-        with torch.no_grad():
-            views = [inputs, inputs.flip(-1)] if mirror else [inputs]
-            features = torch.stack([model.forward_features(view) for view in views])
-        yield features
+    return _pass(model, watch(batches, -(-(stop - start) // EVAL_BATCH), "features"), mirror)
 
 
 def view_batches(
@@ -60,13 +55,18 @@ def view_batches(
     start: int = 0,
     stop: int | None = None,
 ) -> Iterator[Tensor]:
-    """Features of augmented view `view` of images start..stop, a batch [n, D] after another."""
+    """Features of augmented view `view` of images start..stop, a batch [1, n, D] after another."""
+    order = torch.arange(start, len(images) if stop is None else stop)
+    batches = images.augmented(order, EVAL_BATCH, seed, FIRST_VIEW + view)
+    return _pass(model, watch(batches, -(-len(order) // EVAL_BATCH), f"features of view {view + 1}"), False)
+
+
+def _pass(model: nn.Module, batches: Iterable, mirror: bool) -> Iterator[Tensor]:
     model.eval()
-    stop = len(images) if stop is None else stop
-    batches = images.augmented(torch.arange(start, stop), EVAL_BATCH, seed, FIRST_VIEW + view)
-    for inputs, _ in watch(batches, -(-(stop - start) // EVAL_BATCH), f"features of view {view + 1}"):
+    for inputs, _ in batches:
         with torch.no_grad():
-            features = model.forward_features(inputs)
+            views = [inputs, inputs.flip(-1)] if mirror else [inputs]
+            features = torch.stack([model.forward_features(view) for view in views])
         yield features
 
 
@@ -135,7 +135,7 @@ class TrainFeatures(FeatureViews):
             if self.count is None:
                 self._cache = {name: kept for name, kept in self._cache.items() if name == "plain"}
             batches = view_batches(self.model, self.images, self.seed, view, self.watch)
-            self._cache[view] = torch.cat(list(batches))
+            self._cache[view] = torch.cat(list(batches), dim=1)[0]
         return self._cache[view]
 
     def plain(self) -> Tensor:
