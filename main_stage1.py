@@ -112,12 +112,11 @@ def train(argv: Sequence[str] | None, held: ExitStack) -> None:
             batches = engine.timed(batches, total * (config.epochs - epoch) - skipped, warn_if_long)
         batches = run.bar(batches, total - skipped, f"epoch {epoch + 1}/{config.epochs}")
         parts = islice(steps.parts(), skipped, None)
-        with keeper.losing_no_step(partial, epoch, config.accum):
-            figures = engine.train_epoch(
-                *(learner, batches, loss_fn, optimizer, lr, parts, scaler, world),
-                partial=partial,
-                after_step=lambda: keeper.after_step(partial, epoch),
-            )
+        figures = engine.train_epoch(
+            *(learner, batches, loss_fn, optimizer, lr, parts, scaler, world),
+            partial=partial,
+            after_step=lambda: keeper.after_step(partial, epoch),
+        )
         distributed.share_buffers(model, world)
         return figures
 

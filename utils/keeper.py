@@ -2,15 +2,13 @@
 
 import shlex
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from utils.distributed import World
-from utils.engine import DivergedError, Partial
-from utils.errors import UserError
+from utils.engine import Partial
 from utils.logger import Run
 from utils.signals import Signals, Stopped
 
@@ -83,17 +81,3 @@ class Keeper:
         asked, _ = self._wishes()
         if asked:
             stop(self.run, "main_stage1.py", self.world, asked, f"epoch {epoch}")
-
-    @contextmanager
-    def losing_no_step(self, partial: Partial, epoch: int, accum: int) -> Iterator[None]:
-        """A signal to a whole job ends its loader processes too: save the steps that are done all the same.
-
-        Not where a step was under way, in parts or in other processes.
-        """
-        try:
-            yield
-        except UserError as error:
-            whole = self.world.size == 1 and accum == 1 and not isinstance(error, DivergedError)
-            if whole and self.signals.asked:
-                self.after_step(partial, epoch)
-            raise
