@@ -97,13 +97,17 @@ def two_processes(tmp_path_factory) -> dict:
     return {"line": line, "folder": run_folder(root, "stage1")}
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_to_all_processes_of_a_run_with_loaders_saves_the_step_and_resumes(tmp_path, number, status):
+@pytest.mark.parametrize(
+    ("number", "status", "accum"),
+    [(signal.SIGINT, 130, 1), (signal.SIGTERM, 143, 1), (signal.SIGTERM, 143, 2)],
+)
+def test_a_signal_to_all_processes_of_a_run_with_loaders_saves_the_step(tmp_path, number, status, accum):
     """Ctrl-C reaches the loader processes too, and so does the end of a Slurm job."""
     imagenet_tree(tmp_path / "data", counts=(60, 30), test_per_class=4, val_per_class=4)
     words = ["--dataset", "imagenet_lt", "--data_dir", tmp_path / "data", "--allow_partial"]
     words += ["--network", "resnet8", "--image_size", "32", "--device", "cpu", "--workers", "2"]
     words += ["--epochs", "300", "--batch_size", "8", "--seed", "0", *places(tmp_path)]
+    words += ["--accum", accum]
     with launched([sys.executable, "main_stage1.py", *words], start_new_session=True) as process:
         wait_for_an_epoch(process)
         os.killpg(process.pid, number)
