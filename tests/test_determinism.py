@@ -14,19 +14,10 @@ from tests.file_trees import list_tree
 from tests.helpers import call, places, run_stage1, run_stage2
 from tests.kills import differences, ending, finished
 from tests.scoring import Scored
+from tests.seeds import seed_runs
 from utils import checkpoint
 from utils.device import environment, pick_device
 from utils.errors import exit_cleanly
-
-SEEDS = """
-import sys
-from pathlib import Path
-from tests.helpers import run_stage1, run_stage2
-root, seed, stage1 = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
-run_stage1(root / "one", "--epochs", "3", "--seed", seed)
-run_stage2(root / "two", "--pretrained_pth", stage1, "--finetune_epoch", "2", "--seed", seed)
-"""
-
 
 # ---- the golden losses
 
@@ -73,14 +64,8 @@ def test_a_changed_formula_of_the_loss_lies_far_outside_the_tolerance(known, mon
 # ---- seeds, processes, loaders
 
 
-def test_a_seed_gives_the_same_bits_in_two_processes_and_another_seed_others_in_both_stages(tmp_path, digits):
-    for name, seed in (("a", 5), ("b", 5), ("other", 6)):
-        words = [sys.executable, "-c", SEEDS, tmp_path / name, seed, digits.stage1]
-        code, _, error = finished(words)
-        assert code == 0, error
-    for stage in ("one", "two"):
-        assert differences(tmp_path / "a" / stage, tmp_path / "b" / stage) == []
-        assert "weights" in differences(tmp_path / "a" / stage, tmp_path / "other" / stage)
+def test_a_seed_gives_the_same_bits_in_two_processes_and_another_seed_others_in_both_stages(tmp_path):
+    seed_runs(tmp_path, 2)
 
 
 def test_the_number_of_loader_processes_changes_no_bit_of_either_stage(tmp_path):
