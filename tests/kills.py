@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
@@ -24,6 +25,9 @@ ROOT = Path(__file__).resolve().parent.parent
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
+SAVES, LONGEST_STEP = 3, 1.0
+ENDED = os.WEXITED | os.WNOHANG | os.WNOWAIT
+
 
 def start(words: list) -> subprocess.Popen:
     """A command of one thread in a session of its own."""
@@ -34,21 +38,21 @@ def start(words: list) -> subprocess.Popen:
 
 def end(process: subprocess.Popen) -> None:
     """Kill it and what it started: nothing is left behind."""
-    for pid in [*descendants(process.pid), process.pid]:
-        if process.poll() is None or pid != process.pid:
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
+    for pid in descendants(process.pid):  # torchrun's processes have sessions of their own
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
 
 
 def descendants(pid: int) -> list[int]:
-    try:
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    except OSError:  # it has just ended
-        return []
-    return [found for child in map(int, children) for found in (*descendants(child), child)]
+    """The processes that it and its descendants started."""
+    children = []
+    for listed in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(OSError):  # it has just ended
+            children += map(int, listed.read_text().split())
+    return [found for child in children for found in (*descendants(child), child)]
 
 
 def finished(words: list, seconds: float = 200) -> tuple[int, str, str]:
@@ -64,19 +68,17 @@ def finished(words: list, seconds: float = 200) -> tuple[int, str, str]:
 # ---- SIGKILL
 
 
-def killed_runs(
-    root: Path, words: list, kills: int, script: str = "main_stage1", window: float = 0.1, spoil: str = ""
-) -> Path:
-    """A run of `script` with saves after every step, killed at random moments, resumed each time; its folder.
+def killed_runs(root: Path, words: list, kills: int, script: str = "main_stage1", spoil: str = "") -> Path:
+    """A run of `script` that saves often, killed at random moments and resumed each time; its folder.
 
-    A kill comes up to `window` seconds after the first save that follows a start. `spoil` takes a protection
+    A kill comes somewhere after the first to third save that follows a start. `spoil` takes a protection
     away: see `SPOIL`.
 
     Raises:
         AssertionError: a start failed, or the run was over too soon.
     """
     task = {"out": str(root / "out"), "words": [str(word) for word in words], "kills": kills}
-    task |= {"script": script, "window": window, "spoil": spoil}
+    task |= {"script": script, "spoil": spoil}
     code, _, error = finished([sys.executable, "-m", "tests.kills", json.dumps(task)], 60 + 10 * kills)
     assert code == 0, error
     [last] = (root / "out").glob("*/*/last.pth")
@@ -112,32 +114,45 @@ def _no_optimizer() -> None:
 SPOIL = {"": lambda: None, "files in place": _files_in_place, "no optimiser state": _no_optimizer}
 
 
+def _saved(out: Path) -> tuple[Path | None, int]:
+    """The last.pth of the only run below a folder, and when it was written."""
+    last = next(out.glob("*/*/last.pth"), None)
+    return last, last.stat().st_mtime_ns if last else 0
+
+
+def _wait(out: Path, draws: random.Random, over: Callable[[], bool], seconds: float = 100) -> None:
+    """Wait for one to three saves of the run below `out`, then for a part of the time to the next.
+
+    Raises:
+        AssertionError: the run is over, or does not save.
+    """
+    deadline = time.monotonic() + seconds
+    for _ in range(draws.randint(1, SAVES)):
+        started, before = time.monotonic(), _saved(out)
+        while _saved(out) == before:
+            assert not over(), "the run is over"
+            assert time.monotonic() < deadline, "there was no save"
+            time.sleep(0.001)
+    time.sleep(draws.random() * min(time.monotonic() - started, LONGEST_STEP))
+
+
 def _drive(task: dict) -> None:
     main, draws, out = importlib.import_module(task["script"]).main, random.Random(1), Path(task["out"])
     torch.set_num_threads(1)
     SPOIL[task["spoil"]]()
-
-    def saved() -> tuple[Path | None, int]:
-        last = next(out.glob("*/*/last.pth"), None)
-        return last, last.stat().st_mtime_ns if last else 0
-
     for attempt in range(task["kills"] + 1):
-        last, before = saved()
+        last, _ = _saved(out)
         child = os.fork()
         if not child:
             main(["--resume", str(last.parent)] if last else task["words"])
             os._exit(0)
-        over = 0
+        wanted = 0
         if attempt < task["kills"]:
-            while saved()[1] == before and not over:
-                over, status = os.waitpid(child, os.WNOHANG)
-                time.sleep(0.001)
-            if not over:
-                time.sleep(task["window"] * draws.random())
-                os.kill(child, signal.SIGKILL)
-        status = status if over else os.waitpid(child, 0)[1]
-        wanted = -signal.SIGKILL if attempt < task["kills"] else 0
-        found = os.waitstatus_to_exitcode(status)
+            wanted = -signal.SIGKILL
+            with suppress(AssertionError):
+                _wait(out, draws, over=lambda c=child: bool(os.waitid(os.P_PID, c, ENDED)))
+            os.kill(child, signal.SIGKILL)
+        found = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         assert found == wanted, f"start {attempt + 1}: status {found} in place of {wanted}"
 
 
@@ -176,20 +191,13 @@ def stopped_runs(words: list, stops: int, script: str = "main_stage1.py") -> lis
 # ---- several processes
 
 
-def killed_under_torchrun(root: Path, words: list, kills: int, window: float) -> None:
+def killed_under_torchrun(root: Path, words: list, kills: int) -> None:
     """A run of two processes that are both killed at a random moment, resumed each time."""
     draws, line = random.Random(3), ["main_stage1.py", *words]
     for _ in range(kills):
-        before = {last: last.stat().st_mtime_ns for last in root.glob("out/*/*/last.pth")}
         process = start([*TORCHRUN, *line])
         try:
-            deadline = time.monotonic() + 100
-            while not (now := list(root.glob("out/*/*/last.pth"))) or now[0].stat().st_mtime_ns == before.get(
-                now[0]
-            ):
-                assert process.poll() is None and time.monotonic() < deadline, "there was no save"
-                time.sleep(0.005)
-            time.sleep(window * draws.random())
+            _wait(root / "out", draws, over=lambda p=process: p.poll() is not None)
             workers = descendants(process.pid)
             assert len(workers) >= 2
             for pid in workers:
@@ -198,7 +206,7 @@ def killed_under_torchrun(root: Path, words: list, kills: int, window: float) ->
         finally:
             end(process)
         assert process.returncode != 0 and "SIGKILL" in error, error
-        line = ["main_stage1.py", "--resume", now[0].parent]
+        line = ["main_stage1.py", "--resume", _saved(root / "out")[0].parent]
     code, _, error = finished([*TORCHRUN, *line])
     assert code == 0, error
 
