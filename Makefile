@@ -1,12 +1,13 @@
 # make demo: both stages and evaluate on the embedded digits, then every method on the released features
-# make test: lint and tests. Both set up their own virtual environment first; VENV=path takes another one.
+# make test: lint and tests. make torture: the reliability tests in their long form. All set up their own virtual
+# environment first; VENV=path takes another one.
 VENV ?= .venv
 PYTHON ?= python3
 RUN := $(VENV)/bin/python
 PACK := checkpoints/released/cifar100_lt/IR=100/resnet32_features.safetensors
 DEMO := --dataset digits_lt --seed 0 --out output/demo --ckpt_dir output/demo/checkpoints
 
-.PHONY: setup setup-dev demo test lint format bench clean
+.PHONY: setup setup-dev demo test torture lint format bench clean
 
 setup: $(VENV)/.ready
 $(VENV)/.ready: requirements.txt
@@ -33,6 +34,9 @@ lint: setup-dev
 
 test: lint
 	$(RUN) -m pytest
+
+torture: setup-dev
+	$(RUN) -m tests.torture
 
 format: setup-dev
 	$(RUN) -m ruff format .

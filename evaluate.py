@@ -20,7 +20,7 @@ from utils.arguments import EVALUATE, parse
 from utils.checkpoint import Checkpoint
 from utils.config import Config, resolve
 from utils.data_setup import mirror_at_test, open_parts
-from utils.device import pick_device
+from utils.device import LAYOUT, pick_device
 from utils.distributed import World
 from utils.errors import UserError, exit_cleanly
 from utils.features import logit_batches
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     source = find_source(EVALUATE, given, given.get("cur_stage"))
     world = distributed.join()
     config = resolve(EVALUATE, given, source.known)
-    device = pick_device(config.device, config.gpu, world)
+    device = pick_device(config.device, config.gpu, world, config.deterministic)
     stage = source.facts.get("stage", given.get("cur_stage", "foreign"))
     if config.predict:
         predict_folder(config, source, device, stage, world)
@@ -86,7 +86,7 @@ def predict_folder(
     """Predict every image below a folder; their labels are not known, so nothing is scored."""
     model, views, class_names = network_for_files(config, source)
     checkpoint.load_head(model, source)
-    model.to(device, memory_format=torch.channels_last)
+    model.to(device, memory_format=LAYOUT)
     speed_up(model, config, device)
     found = images_below(Path(config.predict))
     folders = [Path(config.predictions).parent] if config.predictions else []

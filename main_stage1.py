@@ -20,7 +20,7 @@ from utils import checkpoint, distributed, engine, metrics, report
 from utils.arguments import STAGE1, parse
 from utils.config import resolve
 from utils.data_setup import load_data, mirror_at_test, open_parts, scored_parts
-from utils.device import pick_device
+from utils.device import LAYOUT, pick_device
 from utils.distributed import Steps
 from utils.errors import exit_cleanly
 from utils.keeper import Keeper
@@ -46,7 +46,7 @@ def train(argv: Sequence[str] | None, held: ExitStack) -> None:
     resumed = read_resume(STAGE1, given)
     world = distributed.join()
     config = world.agree(resolve(STAGE1, given, resumed.config if resumed else None))
-    device = pick_device(config.device, config.gpu, world)
+    device = pick_device(config.device, config.gpu, world, config.deterministic)
     published = checkpoint.published_path(
         config.ckpt_dir, config.data_name, config.imb_ratio, config.network, "stage1"
     )
@@ -65,7 +65,7 @@ def train(argv: Sequence[str] | None, held: ExitStack) -> None:
     # ---- model
     model = build_network(config, data.num_classes, data.in_channels)
     started_from = start_pretrained(model, config) if config.pretrained and not resumed else None
-    model.to(device, memory_format=torch.channels_last)
+    model.to(device, memory_format=LAYOUT)
     speed_up(model, config, device)
     learner = distributed.parallel(model, world, device, config.sync_bn)
     loss_fn = build_loss("ce", data.train_counts)

@@ -52,7 +52,7 @@ def retrain(argv: Sequence[str] | None, held: ExitStack) -> None:
     world = distributed.join()
     config = world.agree(resolve(STAGE2, words, source.known))
     plans, notes = plan_heads(config)
-    device = pick_device(config.device, config.gpu, world)
+    device = pick_device(config.device, config.gpu, world, config.deterministic)
     network = packed_name(config.network) if isinstance(source, Pack) else config.network
     published = published_path(config.ckpt_dir, config.data_name, config.imb_ratio, network, "stage2")
 

@@ -1,7 +1,6 @@
 """The writer of files: whole and read back or not at all, on full disks too; links; remains."""
 
 import os
-import random
 import subprocess
 import sys
 import time
@@ -10,104 +9,40 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.helpers import checkpoint_content, run_stage2
+from tests.full_disk import content, full_disks, mounted, save_under_limits, spoilt_in_place
+from tests.helpers import run_stage2
 from utils import checkpoint
 from utils.errors import UserError
 from utils.files import sweep, write_atomically
 
-SIZES = 20
 ROOT = Path(__file__).resolve().parent.parent
-UNDER_A_LIMIT = """
-import resource, signal, sys, torch
-from pathlib import Path
-from utils import checkpoint
-from utils.errors import UserError
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-path, in_place = Path(sys.argv[1]), sys.argv[2] == "in place"
-content = torch.load(sys.argv[3], weights_only=True)
-refused = 0
-for limit in map(int, sys.argv[4:]):
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
-    try:
-        torch.save(content, path) if in_place else checkpoint.save(path, content)
-    except UserError as error:
-        assert "x.pth cannot be written: File too large" in str(error), error
-        refused += 1
-    except RuntimeError:
-        refused += 1
-    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-    if checkpoint.load_plain(path)["epoch"] != 3 or len(list(path.parent.iterdir())) != 1:
-        sys.exit("the old file is not what it was")
-print(refused)
-"""
-
-
-def content(size: int = 60_000, **facts) -> dict:
-    draw = torch.Generator().manual_seed(size)
-    return checkpoint_content({"fc.weight": torch.randn(size, generator=draw)}, **facts)
-
-
-def limits_below(size: int) -> list[int]:
-    draw = random.Random(0)
-    return [draw.randrange(size) for _ in range(SIZES)]
-
-
-def save_under_limits(tmp_path: Path, how: str) -> subprocess.CompletedProcess:
-    place = tmp_path / "place"
-    checkpoint.save(place / "x.pth", content())
-    torch.save(content(epoch=4), tmp_path / "new")
-    limits = map(str, limits_below((place / "x.pth").stat().st_size))
-    words = [sys.executable, "-c", UNDER_A_LIMIT, place / "x.pth", how, tmp_path / "new", *limits]
-    return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False, timeout=100)
+SIZES = 20
 
 
 def test_a_file_size_limit_at_20_random_places_leaves_the_old_checkpoint_and_nothing_else(tmp_path):
-    done = save_under_limits(tmp_path, "atomically")
+    done = save_under_limits(tmp_path, "atomically", SIZES)
     assert done.returncode == 0 and done.stdout.split() == [str(SIZES)], done.stderr
 
 
 def test_the_same_limits_spoil_a_file_that_is_written_in_place(tmp_path):
-    assert save_under_limits(tmp_path, "in place").returncode != 0
+    assert save_under_limits(tmp_path, "in place", SIZES).returncode != 0
 
 
 @pytest.fixture
 def small_disk(tmp_path):
     """A real disk of 1 MiB."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)]
-    if os.geteuid() or subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("a disk can be mounted by root alone; the limit on a file's size is tested anyway")
-    yield place
-    subprocess.run(["umount", str(place)], check=True)
-
-
-def fill(disk: Path, left: int) -> None:
-    """Leave about `left` bytes on the disk."""
-    free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
-    (disk / "filler").write_bytes(bytes(max(0, free - left)))
+    with mounted(tmp_path / "disk") as place:
+        if place is None:
+            pytest.skip("a disk can be mounted by root alone; the limit on a file's size is tested anyway")
+        yield place
 
 
 def test_a_full_disk_at_20_random_places_leaves_the_old_checkpoint_and_nothing_else(small_disk):
-    path = small_disk / "x.pth"
-    digest = checkpoint.save(path, content())
-    for left in limits_below(path.stat().st_size):
-        fill(small_disk, left)
-        with pytest.raises(UserError, match=r"x\.pth cannot be written: No space left on device"):
-            checkpoint.save(path, content(epoch=4))
-        (small_disk / "filler").unlink()
-        assert [entry.name for entry in small_disk.iterdir()] == ["x.pth"]
-        assert checkpoint.read(path).digest == digest
+    assert full_disks(small_disk, SIZES) == SIZES
 
 
 def test_a_full_disk_spoils_a_file_that_is_written_in_place(small_disk):
-    path = small_disk / "x.pth"
-    checkpoint.save(path, content())
-    fill(small_disk, 0)
-    with pytest.raises(Exception):  # noqa: B017
-        torch.save(content(size=120_000), path)
-    with pytest.raises(UserError, match=r"x\.pth"):
-        checkpoint.read(path)
+    assert spoilt_in_place(small_disk)
 
 
 def test_a_file_that_does_not_read_back_never_takes_the_old_ones_place(tmp_path, monkeypatch):

@@ -1,13 +1,9 @@
 """Stage 1 stopped at any step, by a signal or a kill, ends at the bits of the unbroken run."""
 
 import os
-import random
 import re
 import signal
-import subprocess
-import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -15,13 +11,13 @@ import torch
 
 import main_stage1
 from tests.helpers import call, places, read_metrics, refusal, run_folder, run_stage1
+from tests.kills import killed_runs, stopped_runs
 from utils import checkpoint
 from utils.distributed import ALONE, World
 from utils.engine import DivergedError, Partial
 from utils.keeper import Keeper
 from utils.signals import Signals, Stopped
 
-ROOT = Path(__file__).resolve().parent.parent
 RUN = ("--epochs", "12", "--seed", "0")
 
 
@@ -77,71 +73,12 @@ def test_a_run_stopped_at_any_step_of_an_epoch_resumes_to_the_same_bits_and_rows
     assert_equal_runs(folder, run_folder(whole, "stage1"))
 
 
-def started(words: list[str], seconds: float | None) -> tuple[int, list[str], str]:
-    """The script as a user calls it, sent SIGTERM `seconds` after its first epoch (None: never)."""
-    line = [sys.executable, "main_stage1.py", *words]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(line, cwd=ROOT, env=environment, **pipes) as process:
-        said = []
-        for text in process.stdout:
-            said.append(text.rstrip())
-            if text.startswith("epoch") and seconds is not None:
-                time.sleep(seconds)
-                process.send_signal(signal.SIGTERM)
-                break
-        out, error = process.communicate(timeout=100)
-        return process.returncode, said + out.splitlines(), error
-
-
 def test_sigterm_at_random_steps_through_the_command_line_five_times_in_one_run(tmp_path, unbroken):
-    draws = random.Random(6)
-    words, stops = ["--dataset", "digits_lt", *RUN, *places(tmp_path)], 0
-    for attempt in range(6):
-        code, said, error = started(words, 0.03 * draws.random() if attempt < 5 else None)
-        if attempt == 5:
-            break
-        assert (code, error) == (143, ""), error
-        stops += 1
-        assert re.match(r"stopped by a signal after (step \d of )?epoch \d+; go on with: python", said[-1])
-        words = said[-1].partition("main_stage1.py ")[2].split()
-    assert code == 0 and stops == 5
+    said = stopped_runs(["--dataset", "digits_lt", *RUN, *places(tmp_path)], stops=5)
+    assert len(said) == 5
+    for line in said:
+        assert re.match(r"stopped by a signal after (step \d of )?epoch \d+; go on with: python", line)
     assert_equal_runs(run_folder(tmp_path, "stage1"), unbroken)
-
-
-def killed_runs(root: Path, words: list[str], kills: int) -> Path:
-    """A run with saves after every step, killed at random moments and resumed each time; its folder.
-
-    The processes are forked from one that has read the code, which saves seconds each.
-    """
-    code = (
-        "import os, random, signal, sys, time, main_stage1, torch\n"
-        "from pathlib import Path\n"
-        "torch.set_num_threads(1)\n"
-        f"draws, words, parent = random.Random(1), {words!r}, Path({str(root / 'out')!r})\n"
-        f"for attempt in range({kills + 1}):\n"
-        "    last = next(parent.glob('*/*/last.pth'), None)\n"
-        "    before = last and last.stat().st_mtime_ns\n"
-        "    child = os.fork()\n"
-        "    if not child:\n"
-        "        main_stage1.main(['--resume', str(last.parent)] if last else words)\n"
-        "        os._exit(0)\n"
-        f"    if attempt < {kills}:\n"
-        "        while True:\n"
-        "            last = next(parent.glob('*/*/last.pth'), None)\n"
-        "            if last and last.stat().st_mtime_ns != before: break\n"
-        "            time.sleep(0.001)\n"
-        "        time.sleep(0.1 * draws.random())\n"
-        "        os.kill(child, signal.SIGKILL)\n"
-        "    status = os.waitpid(child, 0)[1]\n"
-        f"    assert os.waitstatus_to_exitcode(status) == (-9 if attempt < {kills} else 0), status\n"
-    )
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return run_folder(root, "stage1")
 
 
 def test_sigkill_at_random_moments_five_times_with_saves_after_every_step(tmp_path, unbroken):

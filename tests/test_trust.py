@@ -2,7 +2,6 @@
 
 import os
 import pickle
-import random
 import subprocess
 import sys
 import zipfile
@@ -10,18 +9,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
 
 from models import build_model
 from tests.helpers import checkpoint_content, last_line, run_evaluate
-from tests.test_packs import tiny, with_val
+from tests.spoil import KINDS, cuts, flips, lost_blocks, unnoticed_flips
 from utils import checkpoint
 from utils.errors import UserError
-from utils.packs import read_pack, write_pack
+from utils.packs import read_pack
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "tests" / "data"
-FLIPS, CUTS = 500, 200
 OLD = {
     "v1_stage1.pth": "test overall=35.80 many=98.00 medium=74.67 few=6.00 selected_on=last",
     "v1_stage2_marc.pth": "test overall=49.20 many=100.00 medium=84.00 few=23.33 selected_on=last",
@@ -42,89 +39,23 @@ def test_checkpoints_that_were_released_or_are_under_way_load_too():
     assert len(paths) >= 2 and all(checkpoint.read(path).facts["num_class"] == 100 for path in paths)
 
 
-def checkpoint_identity(path: Path) -> str:
-    found = checkpoint.read(path)
-    return checkpoint.content_digest({"model": found.state, **found.facts})
-
-
-def pack_identity(path: Path) -> str:
-    return read_pack(path).digest
-
-
-def small_pack(folder: Path) -> Path:
-    write_pack(folder / "good.pack", with_val(tiny()))
-    return folder / "good.pack"
-
-
-def small_checkpoint(folder: Path) -> Path:
-    return DATA / "v1_stage2_marc.pth"
-
-
-KINDS = {"checkpoint": (small_checkpoint, checkpoint_identity), "pack": (small_pack, pack_identity)}
-
-
-def noticed(path: Path, content: bytes, identity, whole: str) -> bool:
-    """Is the spoilt file refused by its name? Otherwise its content must be the same to the bit."""
-    path.write_bytes(content)
-    try:
-        assert identity(path) == whole
-    except UserError as error:
-        assert "spoilt" in str(error) and "\n" not in str(error)
-        return True
-    return False
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_flipped_bit_at_500_random_places_is_noticed_or_has_no_effect_at_all(tmp_path, kind):
-    make, identity = KINDS[kind]
-    source, draw = make(tmp_path), random.Random(1)
-    good, whole, found = source.read_bytes(), identity(source), 0
-    for _ in range(FLIPS):
-        at, bit = draw.randrange(len(good)), draw.randrange(8)
-        spoilt = good[:at] + bytes([good[at] ^ 1 << bit]) + good[at + 1 :]
-        found += noticed(tmp_path / "spoilt", spoilt, identity, whole)
-    print(f"{kind}: {found} of {FLIPS} flips refused, {FLIPS - found} in dead bytes: content identical")
-    assert found >= 0.9 * FLIPS
+    assert flips(kind, tmp_path, 500) >= 450
 
 
 def test_without_the_digest_flips_go_unnoticed(tmp_path):
-    """The control: torch alone reads other weights and says nothing."""
-    good = (DATA / "v1_stage1.pth").read_bytes()
-    path, draw, unnoticed = tmp_path / "spoilt", random.Random(1), 0
-    state = checkpoint.read(DATA / "v1_stage1.pth").state
-    for _ in range(20):
-        at = draw.randrange(len(good) // 2, len(good) * 3 // 4)
-        path.write_bytes(good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :])
-        found = torch.load(path, weights_only=True)["model"]
-        unnoticed += any(not torch.equal(found[name], state[name]) for name in state)
-    assert unnoticed >= 15
-
-
-def boundaries(path: Path) -> list[int]:
-    """Where records of the zip or tensors of the safetensors file begin and end."""
-    size = path.stat().st_size
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as file:
-            starts = [entry.header_offset for entry in file.infolist()]
-            starts += [
-                entry.header_offset + 30 + len(entry.filename) + entry.file_size for entry in file.infolist()
-            ]
-            return sorted({*starts, file.start_dir, size - 22, size - 1} - {size})
-    head = 8 + int.from_bytes(path.read_bytes()[:8], "little")
-    with safe_open(path, framework="pt") as file:
-        tensors = [file.get_slice(name) for name in file.keys()]  # noqa: SIM118
-    sizes = [torch.Size(one.get_shape()).numel() * {"F32": 4, "I32": 4}[one.get_dtype()] for one in tensors]
-    return [0, 8, head, *(head + sum(sizes[:count]) for count in range(1, len(sizes))), size - 1]
+    assert unnoticed_flips(tmp_path, 20) >= 15
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_cut_at_every_record_and_at_200_random_lengths_is_noticed(tmp_path, kind):
-    make, identity = KINDS[kind]
-    source, draw = make(tmp_path), random.Random(2)
-    good, whole = source.read_bytes(), identity(source)
-    cuts = boundaries(source) + [draw.randrange(len(good)) for _ in range(CUTS)]
-    assert len(cuts) > CUTS + 5
-    assert all(noticed(tmp_path / "spoilt", good[:length], identity, whole) for length in cuts)
+    assert cuts(kind, tmp_path, 200) > 205
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_block_that_the_disk_lost_is_noticed_or_has_no_effect_at_all(tmp_path, kind):
+    assert lost_blocks(kind, tmp_path, 20) >= 18
 
 
 class Call:

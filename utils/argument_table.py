@@ -356,6 +356,13 @@ ARGUMENTS = [
     ),
     Argument("device", str, "auto, cpu, cuda, cuda:N or mps", "run"),
     Argument(
+        "deterministic",
+        bool,
+        "the same bits from run to run on CUDA too, at some speed; a network that cannot is refused (the CPU "
+        "repeats its bits anyway)",
+        "run",
+    ),
+    Argument(
         "amp",
         str,
         "mixed precision of the backbone; fp16 needs CUDA; off is torch's default (there TF32 convolutions)",

@@ -10,13 +10,22 @@ import torchvision
 from utils.distributed import ALONE, World
 from utils.errors import UserError
 
+# how networks and images lie in memory: a fixed choice, since it decides the last bits
+LAYOUT = torch.channels_last
 
-def pick_device(name: str, gpu: int | None = None, world: World = ALONE) -> torch.device:
+
+def pick_device(
+    name: str, gpu: int | None = None, world: World = ALONE, deterministic: bool = False
+) -> torch.device:
     """`auto` takes CUDA, else Apple's mps, else the CPU; of several processes each takes a CUDA device.
+
+    `deterministic`: torch is set so that a CUDA device repeats its bits, until the process ends.
 
     Raises:
         UserError: a device that is unknown or not here, or one for several processes.
     """
+    if deterministic:
+        _be_deterministic()
     if gpu is not None:
         name = f"cuda:{gpu}"
     if world.size > 1 and name.startswith("cuda:"):
@@ -43,8 +52,24 @@ def pick_device(name: str, gpu: int | None = None, world: World = ALONE) -> torc
     return device
 
 
+def _be_deterministic() -> None:
+    """Before CUDA starts. On the CPU nothing changes: its bits repeat anyway.
+
+    What has no deterministic form then raises; `exit_cleanly` makes a line of it. A warning in its place
+    would leave a run that claims what it does not keep.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+
+
 def environment(device: torch.device) -> dict:
-    """Versions and hardware, plain data: what the bits of a run depend on beside its configuration."""
+    """Versions, hardware and settings, plain data: what a run's bits depend on beside its configuration."""
+    convolutions, products = (
+        (torch.backends.cudnn.conv, torch.backends.cuda.matmul)
+        if device.type == "cuda"
+        else (torch.backends.mkldnn.conv, torch.backends.mkldnn.matmul)
+    )
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "processor": platform.processor() or platform.machine(),
@@ -56,4 +81,8 @@ def environment(device: torch.device) -> dict:
         "numpy": np.__version__,
         "python": platform.python_version(),
         "platform": platform.system(),
+        "layout": str(LAYOUT).removeprefix("torch."),
+        "float32_convolutions": convolutions.fp32_precision,
+        "float32_products": products.fp32_precision,
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
     }

@@ -21,15 +21,31 @@ def raise_problem(problem: str) -> NoReturn:
 def exit_cleanly(main: Callable[[], None]) -> None:
     """Run `main`; a UserError becomes one line on standard error and exit status 2.
 
+    So does torch's refusal of an operation that has no deterministic form, under --deterministic.
+
     Under torchrun a mistake that the first process makes too ends the others within a moment: what is still
     there after that has something of its own to say.
     """
     try:
         main()
-    except UserError as error:
+    except (UserError, RuntimeError) as caught:
+        error = caught if isinstance(caught, UserError) else _not_deterministic(caught)
+        if error is None:
+            raise
         who = ""
         if rank := int(os.environ.get("RANK", "0")):
             time.sleep(SECONDS_TO_BE_ENDED)
             who = f" (process {rank})"
         print(f"error{who}: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         sys.exit(2)
+
+
+def _not_deterministic(error: RuntimeError) -> UserError | None:
+    """Torch's refusal in words for the user; None: it is something else."""
+    operation, found, _ = str(error).partition(" does not have a deterministic implementation")
+    if not found:
+        return None
+    return UserError(
+        f"--deterministic: {operation.split()[-1]} has no deterministic form in torch: take another network, "
+        "or leave --deterministic out"
+    )

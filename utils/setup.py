@@ -15,6 +15,7 @@ from utils.arguments import EVALUATE
 from utils.checkpoint import Checkpoint, find_published, read, require_stage
 from utils.config import Config, resolve
 from utils.data_setup import file_views, load_data, mirror_at_test, open_parts
+from utils.device import LAYOUT
 from utils.distributed import ALONE, World
 from utils.errors import UserError
 from utils.extraction import Origin, extract_to_disk
@@ -171,7 +172,7 @@ def load_frozen(
         model = build_network(config, data.num_classes, data.in_channels)
         checkpoint.load_weights(model, source, config.network)
         speed_up(model, config, device)
-    model.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+    model.to(device, memory_format=LAYOUT).eval().requires_grad_(False)
     model.fc.requires_grad_(True)
     return data, model
 

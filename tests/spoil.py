@@ -1,0 +1,128 @@
+"""Files with flipped bits, cut off, or with a block that the disk has lost: is it noticed?"""
+
+import random
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+
+from tests.test_packs import tiny, with_val
+from utils import checkpoint
+from utils.errors import UserError
+from utils.packs import read_pack, write_pack
+
+DATA = Path(__file__).resolve().parent / "data"
+BLOCK = 512
+
+
+def checkpoint_identity(path: Path) -> str:
+    found = checkpoint.read(path)
+    return checkpoint.content_digest({"model": found.state, **found.facts})
+
+
+def pack_identity(path: Path) -> str:
+    return read_pack(path).digest
+
+
+def small_pack(folder: Path) -> Path:
+    write_pack(folder / "good.pack", with_val(tiny()))
+    return folder / "good.pack"
+
+
+def small_checkpoint(folder: Path) -> Path:
+    return DATA / "v1_stage2_marc.pth"
+
+
+KINDS = {"checkpoint": (small_checkpoint, checkpoint_identity), "pack": (small_pack, pack_identity)}
+
+
+def noticed(path: Path, content: bytes, identity: Callable[[Path], str], whole: str) -> bool:
+    """Is the spoilt file refused by its name? Otherwise its content must be the same to the bit."""
+    path.write_bytes(content)
+    try:
+        assert identity(path) == whole
+    except UserError as error:
+        assert "spoilt" in str(error) and "\n" not in str(error)
+        return True
+    return False
+
+
+def flips(kind: str, folder: Path, count: int) -> int:
+    """Flip a bit at so many random places; how many are refused. The content of the others is the same."""
+    make, identity = KINDS[kind]
+    source, draw = make(folder), random.Random(1)
+    good, whole, found = source.read_bytes(), identity(source), 0
+    for _ in range(count):
+        at, bit = draw.randrange(len(good)), draw.randrange(8)
+        spoilt = good[:at] + bytes([good[at] ^ 1 << bit]) + good[at + 1 :]
+        found += noticed(folder / "spoilt", spoilt, identity, whole)
+    return found
+
+
+def unnoticed_flips(folder: Path, count: int) -> int:
+    """The control: of so many flips, how many torch alone reads as other weights and says nothing."""
+    good = (DATA / "v1_stage1.pth").read_bytes()
+    path, draw, unnoticed = folder / "spoilt", random.Random(1), 0
+    state = checkpoint.read(DATA / "v1_stage1.pth").state
+    for _ in range(count):
+        at = draw.randrange(len(good) // 2, len(good) * 3 // 4)
+        path.write_bytes(good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :])
+        unnoticed += _other_weights(path, state)
+    return unnoticed
+
+
+def _other_weights(path: Path, state: dict) -> bool:
+    found = torch.load(path, weights_only=True)["model"]
+    return any(not torch.equal(found[name], state[name]) for name in state)
+
+
+def boundaries(path: Path) -> list[int]:
+    """Where records of the zip or tensors of the safetensors file begin and end."""
+    size = path.stat().st_size
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as file:
+            starts = [entry.header_offset for entry in file.infolist()]
+            starts += [
+                entry.header_offset + 30 + len(entry.filename) + entry.file_size for entry in file.infolist()
+            ]
+            return sorted({*starts, file.start_dir, size - 22, size - 1} - {size})
+    head = 8 + int.from_bytes(path.read_bytes()[:8], "little")
+    with safe_open(path, framework="pt") as file:
+        tensors = [file.get_slice(name) for name in file.keys()]  # noqa: SIM118
+    sizes = [torch.Size(one.get_shape()).numel() * {"F32": 4, "I32": 4}[one.get_dtype()] for one in tensors]
+    return [0, 8, head, *(head + sum(sizes[:count]) for count in range(1, len(sizes))), size - 1]
+
+
+def cuts(kind: str, folder: Path, count: int) -> int:
+    """Cut the file at every record and at so many random lengths; how many cuts, each of them refused."""
+    make, identity = KINDS[kind]
+    source, draw = make(folder), random.Random(2)
+    good, whole = source.read_bytes(), identity(source)
+    lengths = boundaries(source) + [draw.randrange(len(good)) for _ in range(count)]
+    assert all(noticed(folder / "spoilt", good[:length], identity, whole) for length in lengths)
+    return len(lengths)
+
+
+def lost_blocks(kind: str, folder: Path, count: int) -> int:
+    """Put zeros in the place of so many random blocks; how many are refused, the others change nothing."""
+    make, identity = KINDS[kind]
+    source, draw = make(folder), random.Random(4)
+    good, whole, found = source.read_bytes(), identity(source), 0
+    for _ in range(count):
+        at = draw.randrange(max(1, len(good) - BLOCK))
+        spoilt = good[:at] + bytes(min(BLOCK, len(good))) + good[at + BLOCK :]
+        found += noticed(folder / "spoilt", spoilt, identity, whole)
+    return found
+
+
+def unnoticed_blocks(folder: Path, count: int) -> int:
+    """The control: of so many lost blocks, how many torch alone reads as other weights."""
+    good, path, draw = (DATA / "v1_stage1.pth").read_bytes(), folder / "spoilt", random.Random(4)
+    state, unnoticed = checkpoint.read(DATA / "v1_stage1.pth").state, 0
+    for _ in range(count):
+        at = draw.randrange(len(good) // 2, len(good) * 3 // 4)
+        path.write_bytes(good[:at] + bytes(BLOCK) + good[at + BLOCK :])
+        unnoticed += _other_weights(path, state)
+    return unnoticed
