@@ -26,7 +26,7 @@ from utils.errors import exit_cleanly
 from utils.keeper import Keeper
 from utils.logger import Run
 from utils.precision import loss_scaler, speed_up
-from utils.resume import read_resume
+from utils.resume import AUTO_FOUND_NONE, read_resume
 from utils.seeding import epoch_order
 from utils.setup import build_network, start_pretrained
 from utils.signals import Signals
@@ -43,7 +43,7 @@ def train(argv: Sequence[str] | None, held: ExitStack) -> None:
     """The whole stage; what it holds while it runs, the run folder, is given back by `held`."""
     # ---- config
     given = parse(STAGE1, __doc__.splitlines()[0], argv)
-    resumed = read_resume(given)
+    resumed = read_resume(STAGE1, given)
     world = distributed.join()
     config = world.agree(resolve(STAGE1, given, resumed.config if resumed else None))
     device = pick_device(config.device, config.gpu, world, config.deterministic)
@@ -81,6 +81,7 @@ def train(argv: Sequence[str] | None, held: ExitStack) -> None:
     first_epoch, first_step = progress.epoch, done.step
     folder = resumed.folder if resumed else None
     run = held.enter_context(Run(config, "stage1", folder, also_writable=[published.parent], world=world))
+    keeper = Keeper(run, "main_stage1.py", held.enter_context(Signals()), world, config.save_every)
     report.announce(run, config, data, model, device, world)
     run.log(steps.told(config.lr))
     if started_from:
@@ -89,7 +90,7 @@ def train(argv: Sequence[str] | None, held: ExitStack) -> None:
         run.write_rows("metrics.csv", progress.rows)  # one may be missing where the run was killed
         run.log(f"resumed {folder} at step {first_step} of epoch {first_epoch + 1}")
     elif "resume" in given:
-        run.log("--resume auto: no unfinished run of this configuration, this is a fresh one")
+        run.log(AUTO_FOUND_NONE)
     for note in resumed.notes(data, device) if resumed else []:
         run.log(f"note: {note}")
     facts = report.model_facts(config, data, device)
@@ -104,6 +105,8 @@ def train(argv: Sequence[str] | None, held: ExitStack) -> None:
     def train_one(epoch: int, lr: float) -> dict:
         learner.train()
         partial = done if epoch == first_epoch else engine.Partial()
+        keeper.save = lambda: save("last", partial.as_dict(world))
+        keeper.where = lambda: f"step {partial.step} of epoch {epoch + 1}"
         skipped = partial.step * config.accum
         order = steps.own(epoch_order(config.seed, epoch, len(train)))[skipped * steps.part_size :]
         batches = train.augmented(order, steps.part_size, config.seed, epoch)
@@ -112,12 +115,11 @@ def train(argv: Sequence[str] | None, held: ExitStack) -> None:
             batches = engine.timed(batches, total * (config.epochs - epoch) - skipped, warn_if_long)
         batches = run.bar(batches, total - skipped, f"epoch {epoch + 1}/{config.epochs}")
         parts = islice(steps.parts(), skipped, None)
-        with keeper.losing_no_step(partial, epoch, config.accum):
-            figures = engine.train_epoch(
-                *(learner, batches, loss_fn, optimizer, lr, parts, scaler, world),
-                partial=partial,
-                after_step=lambda: keeper.after_step(partial, epoch),
-            )
+        figures = engine.train_epoch(
+            *(learner, batches, loss_fn, optimizer, lr, parts, scaler, world),
+            partial=partial,
+            after_step=keeper.after_step,
+        )
         distributed.share_buffers(model, world)
         return figures
 
@@ -130,20 +132,19 @@ def train(argv: Sequence[str] | None, held: ExitStack) -> None:
 
     def tell(seconds_left: float) -> None:
         report.log_epoch(run, progress, config.epochs, seconds_left)
-        keeper.after_epoch(progress.epoch)
+        keeper.where = lambda: f"epoch {progress.epoch}"
+        keeper.after_epoch(saved=True)
 
-    with Signals() as signals:
-        keeper = Keeper(run, lambda partial: save("last", partial), signals, world, config.save_every)
-        engine.fit(
-            progress,
-            config.epochs,
-            schedule=lambda epoch: engine.cosine_lr(config.lr, epoch, config.epochs, config.warmup_epochs),
-            train=train_one,
-            evaluate=evaluate,
-            scored_on=engine.score_column(config.select, "val" in images),
-            save=save,
-            log=tell,
-        )
+    engine.fit(
+        progress,
+        config.epochs,
+        schedule=lambda epoch: engine.cosine_lr(config.lr, epoch, config.epochs, config.warmup_epochs),
+        train=train_one,
+        evaluate=evaluate,
+        scored_on=engine.score_column(config.select, "val" in images),
+        save=save,
+        log=tell,
+    )
 
     # ---- report
     world.wait()

@@ -9,35 +9,48 @@ re-training methods, any number of them over the same features; `--method list` 
 the processes share the features' extraction, and the first one trains the heads.
 """
 
-import shutil
 from collections.abc import Sequence
+from contextlib import ExitStack
 
-from utils import distributed, head_report, report
+from utils import checkpoint, distributed, head_report, report
 from utils.arguments import STAGE2, parse
 from utils.checkpoint import published_path
 from utils.config import resolve
 from utils.data_setup import scored_parts
 from utils.device import pick_device
+from utils.distributed import ALONE
 from utils.errors import exit_cleanly
-from utils.extraction import parts_folder
+from utils.extraction import discard
+from utils.keeper import Keeper
 from utils.logger import Run
 from utils.methods import lead_method, listing
+from utils.outcomes import choose, outcome
 from utils.packs import Pack, write_pack
 from utils.plan import plan_heads
 from utils.representation import make_pack
-from utils.retraining import choose, outcome, start_heads, train_heads
+from utils.resume import AUTO_FOUND_NONE, own_words, read_resume
+from utils.retraining import start_heads, train_heads
 from utils.setup import backbone_note, find_source, load_frozen, packed_name, represent
+from utils.signals import Signals
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    with ExitStack() as held:
+        retrain(argv, held)
+
+
+def retrain(argv: Sequence[str] | None, held: ExitStack) -> None:
+    """The whole stage; what it holds while it runs, the run folder, is given back by `held`."""
     # ---- config
     given = parse(STAGE2, __doc__.splitlines()[0], argv)
     if given.get("method") == "list":
         print(listing())
         return
-    source = find_source(STAGE2, given, "stage1")
+    resumed = read_resume(STAGE2, given)
+    words = resumed.given if resumed else given
+    source = find_source(STAGE2, words, "stage1")
     world = distributed.join()
-    config = world.agree(resolve(STAGE2, given, source.known))
+    config = world.agree(resolve(STAGE2, words, source.known))
     plans, notes = plan_heads(config)
     device = pick_device(config.device, config.gpu, world, config.deterministic)
     network = packed_name(config.network) if isinstance(source, Pack) else config.network
@@ -49,38 +62,57 @@ def main(argv: Sequence[str] | None = None) -> None:
     data, model = load_frozen(config, source, device, world)
     seen = backbone_note(source, data, config.select)
     notes += [seen] if seen else []
+    if resumed:
+        resumed.check_data(data)
+        resumed.check_source(head_report.source_facts(source))
+        notes += resumed.notes(data, device)
 
     # ---- run folder
+    folder = resumed.folder if resumed else None
     pack_folder = [config.save_features.parent] if config.save_features else []
-    run = Run(config, "stage2", also_writable=[published.parent, *pack_folder], world=world)
+    also = [published.parent, *pack_folder]
+    run = held.enter_context(Run(config, "stage2", folder, also_writable=also, world=world))
+    keeper = Keeper(run, "main_stage2.py", held.enter_context(Signals()), world, config.save_every)
     report.announce(run, config, data, model, device, world)
     run.log(report.from_where(source))
+    if "resume" in given:
+        run.log(f"resumed {folder}" if resumed else AUTO_FOUND_NONE)
     head_report.announce(run, config, plans, notes)
     facts = report.model_facts(config, data, device) | head_report.source_facts(source)
+    kept = facts | {"given": own_words(words)}
+    if world.main and not resumed:
+        checkpoint.save(run.folder / "last.pth", kept | head_report.not_begun(model))
 
     # ---- frozen features: a view of the training set an epoch, the parts that are scored once
     epochs = max([1, *(plan.epochs for plan in plans)])
-    frozen = represent(config, source, data, model, device, run, epochs, world)
-    distributed.leave()
+    with keeper.ending_together():
+        frozen = represent(config, source, data, model, device, run, epochs, world, keeper.watch)
+        distributed.leave()
     if not world.main:  # the first process has all features and trains the heads
         return
+    keeper.world = ALONE
     if config.save_features:
         digest = write_pack(config.save_features, make_pack(frozen, config, facts, clean=not seen))
-        shutil.rmtree(parts_folder(config.save_features), ignore_errors=True)
         run.log(f"features left at {config.save_features} (sha256 {digest[:12]})")
     scored = scored_parts(frozen.labels, config.select)
 
     # ---- heads and their optimisers: each starts from the stage-1 classifier, or as its method says
     heads = start_heads(plans, frozen, scored, config)
 
+    # ---- resume: each goes on where it was
+    if resumed:
+        run.log(f"{resumed.restore_heads(heads, model)} of {len(heads)} heads go on")
+
     # ---- loop
-    watcher = head_report.Watcher(run, heads, facts, model, lead_method(config.method))
-    train_heads(heads, frozen, scored, watcher.after_epoch)
+    watcher = head_report.Watcher(keeper, heads, kept, model, lead_method(config.method))
+    train_heads(heads, frozen, scored, watcher.after_epoch, keeper.after_step)
+    watcher.end()
 
     # ---- report
     chosen = choose(heads, config.select)
     outcomes = [outcome(head) for head in chosen]
     head_report.publish(run, config, published, facts, model, data, outcomes, heads)
+    discard(config, run)
 
 
 if __name__ == "__main__":

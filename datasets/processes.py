@@ -1,25 +1,28 @@
 """Processes that read files for this one: a torch DataLoader behind an interface of requests and answers."""
 
+import atexit
+import multiprocessing
 import signal
 import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import partial
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from utils.errors import UserError
+from utils.signals import ASKING
 
 
 class Processes:
     """`workers` processes that answer requests in their order by `dataset[request]`; 0: this process does.
 
-    They start with the first request and stay until `close`. One series of requests at a time: a new one
-    ends the one before. `pin` puts tensors into memory that a GPU fetches by itself; `prepare` runs first in
-    each process, with its number.
+    They start with the first request and stay until `close`, or until this process ends, in whatever way;
+    signals that ask a run to end they leave to this process, whose step may need them. One series of requests
+    at a time: a new one ends the one before. `pin` puts tensors into memory that a GPU fetches by itself;
+    `prepare` runs first in each process, with its number.
     """
 
     def __init__(
@@ -33,7 +36,7 @@ class Processes:
             "num_workers": workers,
             "persistent_workers": workers > 0,
             "pin_memory": pin,
-            "worker_init_fn": partial(_ready, prepare),
+            "worker_init_fn": prepare,
             # a forked process is there at once and shares what `dataset` holds
             "multiprocessing_context": "fork" if workers and sys.platform == "linux" else None,
         }
@@ -106,25 +109,29 @@ class _Requests:
         return iter(self.current)
 
 
-def _ready(prepare: Callable[[int], None] | None, number: int) -> None:
-    """Leave it to the parent to end: Ctrl-C reaches every process of a terminal, Slurm's warning of a job."""
-    for ignored in (signal.SIGINT, signal.SIGUSR1):
-        signal.signal(ignored, signal.SIG_IGN)
-    if prepare:
-        prepare(number)
-
-
 def _as_it_is(answer: object) -> object:
     return answer
 
 
 @contextmanager
 def _own_signals() -> Iterator[None]:
-    """Undo torch's handler of SIGCHLD, which raises a process's death in whatever code is running.
+    """What is started within never gets a signal that asks a run to end; this process does.
 
-    `next` on the DataLoader's iterator finds a dead process too, within five seconds.
+    Undoes torch's handler of SIGCHLD too, which raises a process's death in whatever code is running: `next`
+    on the DataLoader's iterator finds a dead process as well, within five seconds.
     """
-    before = signal.getsignal(signal.SIGCHLD)
-    yield
-    if before is not None and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGCHLD, before)
+    handler = signal.getsignal(signal.SIGCHLD)
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ASKING)  # processes inherit it from their first moment
+    try:
+        yield
+    finally:
+        if handler is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGCHLD, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+
+@atexit.register  # before multiprocessing's own, which would wait for processes that it asks by SIGTERM
+def _end_the_rest() -> None:
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.kill()

@@ -47,6 +47,41 @@ def test_the_digest_does_not_depend_on_key_order_but_on_every_value():
     assert len({digest(other) for other in [*others, {"a": 1, "b": tensor}, {"a": 1, "c": tensor}]}) == 6
 
 
+ODD = {"a": torch.tensor([0.0, float("nan"), 1.0]), "n": torch.tensor(3), "h": torch.ones(2, 3, 4, 5)}
+ALTERED = {
+    "the sign of a zero": {"model": ODD | {"a": torch.tensor([-0.0, float("nan"), 1.0])}},
+    "which NaN": {"model": ODD | {"a": torch.tensor([0, 0x7FC00001, 0x3F800000]).int().view(torch.float32)}},
+    "another kind of number": {"model": ODD | {"n": torch.tensor(3).int()}},
+    "another shape": {"model": ODD | {"h": torch.ones(2, 3, 5, 4)}},
+    "no tensor": {"model": ODD | {"n": 3}},
+    "a tensor less": {"model": {"a": ODD["a"], "n": ODD["n"]}},
+    "true for 1": {"list": [True, float("nan")]},
+    "a longer list": {"list": [1, float("nan"), 2]},
+    "the digest": {"digest": "0" * 64},
+}
+
+
+def test_odd_values_and_layouts_are_no_damage(tmp_path):
+    swapped = torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)
+    model = ODD | {"h": swapped, "p": torch.nn.Parameter(torch.ones(3).half()), "b": torch.tensor([True])}
+    with torch.inference_mode():
+        model["i"] = torch.ones(2, dtype=torch.bfloat16)
+    digest = checkpoint.save(tmp_path / "x.pth", checkpoint_content(model, list=[1, float("nan")]))
+    assert checkpoint.read(tmp_path / "x.pth").digest == digest
+
+
+@pytest.mark.parametrize("what", ALTERED)
+def test_a_file_with_one_thing_other_than_was_meant_does_not_take_the_old_ones_place(
+    tmp_path, monkeypatch, what
+):
+    path, content = tmp_path / "x.pth", checkpoint_content(ODD, list=[1, float("nan")])
+    digest, whole = checkpoint.save(path, content), torch.save
+    monkeypatch.setattr(torch, "save", lambda value, handle: whole(value | ALTERED[what], handle))
+    with pytest.raises(UserError, match=r"x\.pth does not read back as it was written"):
+        checkpoint.save(path, content)
+    assert checkpoint.read(path).digest == digest and len(list(tmp_path.iterdir())) == 1
+
+
 def test_a_failing_write_leaves_the_old_file_and_no_remains(tmp_path):
     path = tmp_path / "x.pth"
     path.write_bytes(b"old")

@@ -21,9 +21,9 @@ from utils.arguments import ARGUMENTS, EVALUATE, STAGE2, parse
 from utils.config import resolve
 from utils.config_checks import NOT_WITH_PACK
 from utils.methods import METHODS
+from utils.outcomes import outcome
 from utils.packs import read_pack, write_pack
 from utils.representation import pack_representation
-from utils.retraining import outcome
 
 BUDGET = ("--finetune_epoch", "3", "--seed", "0")
 PUBLISHED = Path("ckpt", "digits_lt", "IR=50")

@@ -4,7 +4,10 @@ import multiprocessing
 import os
 import pickle
 import signal
-from contextlib import closing
+import subprocess
+import sys
+import time
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
@@ -16,6 +19,29 @@ from datasets.types import FileSet, PathTable
 from tests.odd_images import broken_files, file_set, png, readable_files
 from tests.test_file_images import SMALL, USUAL, gather, view_of
 from utils.errors import UserError
+from utils.signals import ASKING
+
+ROOT = Path(__file__).resolve().parent.parent
+WITH_TWO_PROCESSES = """
+import multiprocessing, os, signal, sys, time, torch
+from pathlib import Path
+from datasets.file_images import FileImages
+from datasets.types import FileSet, PathTable
+from tests.test_file_images import SMALL
+paths = PathTable.of(sorted(map(os.fsencode, os.listdir(sys.argv[1]))))
+files = FileSet(Path(sys.argv[1]), paths, torch.zeros(24, dtype=torch.int64))
+images = FileImages(files, SMALL, workers=2)
+batches = images.augmented(torch.arange(24).repeat(200), 4, 0, 0)
+next(batches)
+print(*(process.pid for process in multiprocessing.active_children()), flush=True)
+"""
+ENDS = (
+    "os.kill(os.getpid(), signal.SIGKILL)",
+    "os._exit(3)",
+    "raise RuntimeError",
+    "sys.kept = images, batches",
+    "sys.kept = images; images.itself = images; next(batches)",
+)
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +52,13 @@ def files(tmp_path_factory) -> FileSet:
 
 def processes() -> set[int]:
     return {process.pid for process in multiprocessing.active_children()}
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def test_processes_stay_for_the_next_pass_and_end_with_close(files):
@@ -85,6 +118,38 @@ def test_a_killed_process_is_a_message_that_says_what_to_try(files):
         with pytest.raises(UserError, match="--workers 1 instead of 2"):
             list(batches)
         assert processes() == before
+
+
+@pytest.mark.parametrize("number", ASKING)
+def test_a_signal_to_a_whole_job_leaves_the_loader_processes_at_work(files, number):
+    before = processes()
+    with closing(FileImages(files, SMALL, workers=2)) as images:
+        batches = images.augmented(torch.arange(24).repeat(3), 4, 0, 0)
+        next(batches)
+        for pid in processes() - before:
+            os.kill(pid, number)
+        assert len(list(batches)) == 17
+        assert len(processes() - before) == 2
+    assert processes() == before
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, ()) & set(ASKING)
+
+
+def test_no_loader_process_outlives_its_parent_however_that_ends(files):
+    with ExitStack() as held:
+        line = [sys.executable, "-c"]
+        options = {"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+        parents = [
+            held.enter_context(subprocess.Popen([*line, WITH_TWO_PROCESSES + end, files.root], **options))
+            for end in ENDS
+        ]
+        pids = [int(pid) for parent in parents for pid in parent.stdout.readline().split()]
+        assert len(pids) == 2 * len(ENDS)
+        for parent in parents:
+            parent.wait(timeout=20)
+        until = time.monotonic() + 20
+        while any(map(alive, pids)) and time.monotonic() < until:
+            time.sleep(0.05)
+    assert not any(map(alive, pids))
 
 
 def test_a_loader_process_of_inaturalist_holds_arrays_of_32_megabytes():

@@ -141,16 +141,29 @@ def test_an_interval_that_is_none_is_refused(tmp_path, every):
 @pytest.mark.parametrize(("every", "saves"), [("1", 6), ("4", 1), ("7", 0), (None, 0), ("1m", 0)])
 def test_a_run_saves_every_so_many_steps(every, saves):
     saved = []
-    keeper = Keeper(None, saved.append, Signals(), ALONE, every)
-    partial = Partial()
+    keeper = Keeper(None, "main_stage1.py", Signals(), ALONE, every)
+    keeper.save = lambda: saved.append(keeper.done)
     for _ in range(6):
-        partial.add(torch.tensor(1.0), torch.tensor(1), 2)
-        partial.step += 1
-        keeper.after_step(partial, 0)
+        keeper.after_step()
     assert len(saved) == saves
     keeper.saved_at -= 61
-    keeper.after_step(partial, 0)
-    assert len(saved) == saves + (every in ("1", "1m"))
+    keeper.after_step()
+    assert len(saved) == saves + (every in ("1", "1m", "7"))
+
+
+@pytest.mark.parametrize(("every", "saves"), [(None, 1), ("1000", 2)])
+def test_an_epoch_shorter_than_ten_saves_is_saved_where_the_user_names_an_interval(every, saves):
+    saved = []
+    keeper = Keeper(None, "main_stage2.py", Signals(), ALONE, every)
+    keeper.save = lambda: (saved.append(1), time.sleep(0.05))
+    keeper.after_epoch(saved=False)
+    keeper.after_epoch(saved=False)
+    assert len(saved) == saves
+    keeper.saved_at -= 1
+    keeper.after_epoch(saved=True)
+    assert len(saved) == saves
+    keeper.after_epoch(saved=False)
+    assert len(saved) == saves + 1
 
 
 def test_nothing_is_saved_after_a_loss_that_is_not_finite():

@@ -18,10 +18,11 @@ from utils import checkpoint
 from utils.checkpoint import Checkpoint
 from utils.engine import cosine_lr
 from utils.methods import METHODS
+from utils.outcomes import outcome
 from utils.path import los_path_lr, path_strength
 from utils.plan import plan_heads
 from utils.representation import Representation
-from utils.retraining import HeadRun, balanced_order, outcome
+from utils.retraining import HeadRun, balanced_order
 
 TRAINED = [name for name, method in METHODS.items() if method.trained]
 

@@ -11,12 +11,15 @@ from pathlib import Path
 import pytest
 import torch
 
+import main_stage1
+import main_stage2
 from tests.file_trees import imagenet_tree
-from tests.helpers import places, run_folder
+from tests.helpers import call, places, run_folder
 from utils import checkpoint
 from utils.signals import Signals
 
 ROOT = Path(__file__).resolve().parent.parent
+GROUP = {"start_new_session": True}
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 
 
@@ -94,13 +97,17 @@ def two_processes(tmp_path_factory) -> dict:
     return {"line": line, "folder": run_folder(root, "stage1")}
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_to_all_processes_of_a_run_with_loaders_saves_the_step_and_resumes(tmp_path, number, status):
+@pytest.mark.parametrize(
+    ("number", "status", "accum"),
+    [(signal.SIGINT, 130, 1), (signal.SIGTERM, 143, 1), (signal.SIGTERM, 143, 2)],
+)
+def test_a_signal_to_all_processes_of_a_run_with_loaders_saves_the_step(tmp_path, number, status, accum):
     """Ctrl-C reaches the loader processes too, and so does the end of a Slurm job."""
     imagenet_tree(tmp_path / "data", counts=(60, 30), test_per_class=4, val_per_class=4)
     words = ["--dataset", "imagenet_lt", "--data_dir", tmp_path / "data", "--allow_partial"]
     words += ["--network", "resnet8", "--image_size", "32", "--device", "cpu", "--workers", "2"]
     words += ["--epochs", "300", "--batch_size", "8", "--seed", "0", *places(tmp_path)]
+    words += ["--accum", accum]
     with launched([sys.executable, "main_stage1.py", *words], start_new_session=True) as process:
         wait_for_an_epoch(process)
         os.killpg(process.pid, number)
@@ -110,3 +117,29 @@ def test_a_signal_to_all_processes_of_a_run_with_loaders_saves_the_step_and_resu
     assert re.match(r"stopped by a signal after (step \d+ of )?epoch \d+; go on with: python", last), out
     stored = checkpoint.read(run_folder(tmp_path, "stage1", "imagenet_lt") / "last.pth")
     assert all(value.isfinite().all() for value in stored.state.values() if torch.is_floating_point(value))
+
+
+def test_two_processes_stop_in_their_features_and_one_goes_on_to_the_same_heads(tmp_path):
+    """Stage 2: each process has its own share of the images."""
+    imagenet_tree(tmp_path / "data", counts=(300, 40), test_per_class=4, val_per_class=4)
+    data = ["--dataset", "imagenet_lt", "--data_dir", tmp_path / "data", "--allow_partial"]
+    data += ["--network", "resnet8", "--image_size", "32", "--device", "cpu", "--workers", "1"]
+    data += ["--seed", "0", "--ckpt_dir", tmp_path / "ckpt"]
+    call(main_stage1.main, *data, "--epochs", "1", "--out", tmp_path / "out")
+    words = [*data, "--views", "20", "--finetune_epoch", "2"]
+    with launched([*TORCHRUN, "main_stage2.py", *words, "--out", tmp_path / "cut"], **GROUP) as process:
+        for text in process.stdout:
+            if text.startswith("features as"):
+                break
+        os.killpg(process.pid, signal.SIGTERM)
+        out, err = process.communicate(timeout=100)
+    [said] = [text for text in out.splitlines() if text.startswith("stopped by a signal after its start; go")]
+    command = said.partition("go on with: ")[2].split()
+    assert command[:4] == ["torchrun", "--nproc_per_node", "2", "main_stage2.py"], err
+    text = call(main_stage2.main, *command[4:])  # one process takes over; a block's bits are nobody's own
+    assert "the last bits may differ from the unbroken run's: processes was 2, is 1" in text
+    call(main_stage2.main, *words, "--out", tmp_path / "whole")
+    lasts = [next((tmp_path / name).rglob("last.pth")) for name in ("cut", "whole")]
+    assert not (lasts[0].parent / "features").exists()
+    states = [checkpoint.content_digest(checkpoint.read(last).state) for last in lasts]
+    assert states[0] == states[1]

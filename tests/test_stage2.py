@@ -7,7 +7,8 @@ from tests.helpers import last_line, read_metrics, read_summary, run_evaluate, r
 from tests.stage2 import frozen_features, read_table, result_lines, settle, trained
 from utils import checkpoint
 from utils.methods import METHODS
-from utils.retraining import HeadRun, choose, outcome
+from utils.outcomes import choose, outcome
+from utils.retraining import HeadRun
 
 # options away from what a head is made with
 UNUSUAL = {

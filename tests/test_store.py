@@ -108,11 +108,3 @@ def test_a_disk_without_room_is_said_before_anything_is_extracted(tmp_path):
     ):
         store.fill("train", (1, 2**40, 2048), [(0, 1)], extract)
     assert extract.asked == []
-
-
-def test_what_is_discarded_stays_readable(tmp_path):
-    store = FeatureStore(tmp_path / "features", ORIGIN, torch.float16, ALONE)
-    features = store.fill("train", (2, IMAGES, WIDTH), [(0, 1), (1, 2)], Extractor())
-    store.discard()
-    assert not (tmp_path / "features").exists()
-    assert torch.equal(features, whole())

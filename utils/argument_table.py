@@ -337,15 +337,15 @@ ARGUMENTS = [
         "last.pth or run folder of a run that was cut off: go on in its folder; auto: the newest unfinished "
         "run of this very configuration, else a fresh one",
         "run",
-        (STAGE1,),
+        TRAIN,
     ),
-    Argument("force_resume", bool, "resume under another configuration or other images", "run", (STAGE1,)),
+    Argument("force_resume", bool, "resume under another configuration or other images", "run", TRAIN),
     Argument(
         "save_every",
         str,
         "save within the epochs too: a number of steps, or of minutes as 10m",
         "run",
-        (STAGE1,),
+        TRAIN,
     ),
     Argument(
         "seed",

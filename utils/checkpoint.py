@@ -28,6 +28,7 @@ RELEASED = Path(__file__).resolve().parent.parent / "checkpoints" / "released"
 _PLAIN = (str, int, float, bool, type(None))
 _STATE_KEYS = ("state_dict", "model", "model_state_dict", "net", "weights", "state_dict_best")
 _PARTS = ("feat_model", "classifier")
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @dataclass(frozen=True)
@@ -72,20 +73,42 @@ def content_digest(content: object) -> str:
     return state.hexdigest()
 
 
+def _versions(value: object) -> list[int]:
+    """How often each tensor in nested containers was changed in place, by torch's own count."""
+    if isinstance(value, Tensor):
+        return [0 if value.is_inference() else value._version]
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return [version for one in inner for version in _versions(one)]
+
+
+def _same(ours: object, found: object) -> bool:
+    """Are two contents the same to the bit? As their digests say, at the speed of memory."""
+    if isinstance(ours, dict):
+        fits = isinstance(found, dict) and list(ours) == list(found)
+        return fits and all(_same(value, found[key]) for key, value in ours.items())
+    if isinstance(ours, list | tuple):
+        fits = type(found) is type(ours) and len(ours) == len(found)
+        return fits and all(map(_same, ours, found))
+    if isinstance(ours, Tensor) and isinstance(found, Tensor) and ours.element_size() in _BITS:
+        bits = _BITS[ours.element_size()]  # as numbers 0 equals -0, and NaN not even itself
+        return ours.dtype == found.dtype and torch.equal(ours.detach().cpu().view(bits), found.view(bits))
+    return content_digest(ours) == content_digest(found)
+
+
 def save(path: Path, content: dict) -> str:
     """Write `content` (tensors and plain data) with its digest, atomically. Returns the digest.
 
-    The new file is read back before it takes the place of an older one.
+    The new file is read back, every bit, before it takes the place of an older one.
 
     Raises:
         UserError: it cannot be written, or does not read back as it was; an older file is then untouched.
     """
-    digest = content_digest(content)
+    versions, digest = _versions(content), content_digest(content)
 
     def check(written: Path) -> None:
         try:
             found = load_plain(written, mapped=True)
-            same = found.pop("digest") == content_digest(found) == digest
+            same = _same(content | {"digest": digest}, found) and _versions(content) == versions
         except UserError:
             same = False
         if not same:

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from datasets import LongTailedData
 from utils.metrics import GROUPS, percent
+from utils.outcomes import Outcome
 from utils.plan import HeadPlan
-from utils.retraining import HeadRun, Outcome
+from utils.retraining import HeadRun
 
 _SHARES = ("overall", *GROUPS, "balanced", "calibration_error")
 REFERENCES = ("ce", "los")

@@ -44,6 +44,23 @@ def sgd(
     )
 
 
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
+    """Give an optimiser the state of one like it.
+
+    Raises:
+        ValueError: it is of another kind, or of parameters of other shapes.
+    """
+    try:
+        optimizer.load_state_dict(state)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"not the state of such an optimiser: {error}") from error
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            kept = optimizer.state[parameter].get("momentum_buffer")
+            if kept is not None and (kept.shape != parameter.shape or not kept.isfinite().all()):
+                raise ValueError(f"its momentum does not fit weights {list(parameter.shape)}")
+
+
 @dataclass
 class Partial:
     """An epoch so far: the optimiser steps done, and of this process each batch's summed loss and hits."""

@@ -3,6 +3,7 @@
 Shapes: N images, D feature, V views.
 """
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from datasets.images import Images
 from datasets.types import FileSet
 from utils.config import Config
 from utils.distributed import World
-from utils.features import eval_batches, view_batches
+from utils.features import Watch, eval_batches, view_batches
 from utils.logger import Run
 from utils.representation import StoredViews
 from utils.store import Extract, FeatureStore, Views
@@ -38,9 +39,15 @@ class Origin:
         return {"backbone": self.backbone, "views": views, "seed": self.seed, "mirror": self.mirror} | digests
 
 
-def parts_folder(pack: Path) -> Path:
-    """Where the features of a pack are gathered until it is whole."""
-    return pack.with_name(f"{pack.name}.parts")
+def gathering_folder(config: Config, run: Run) -> Path:
+    """Where the features of a run are gathered, beside the pack that they become where there is one."""
+    pack = config.save_features
+    return pack.with_name(f"{pack.name}.parts") if pack else run.folder / "features"
+
+
+def discard(config: Config, run: Run) -> None:
+    """Remove the features of a run that has come to its end."""
+    shutil.rmtree(gathering_folder(config, run), ignore_errors=True)
 
 
 def extract_to_disk(
@@ -51,11 +58,12 @@ def extract_to_disk(
     run: Run,
     epochs: int,
     world: World,
+    watch: Watch,
 ) -> tuple[StoredViews, dict[str, Tensor]]:
     """Training views, and the parts that are scored [V, N, D] by name, as mapped files.
 
-    Where the user names no --views, every one of the `epochs` has its own. With --save_features a run that
-    was cut off is gone on with; else the files lose their names at once and end with the process.
+    Where the user names no --views, every one of the `epochs` has its own. A run that was cut off is gone on
+    with: with --save_features by the same command, else by --resume.
 
     Raises:
         UserError: see `FeatureStore`.
@@ -64,17 +72,17 @@ def extract_to_disk(
     half = config.pack_dtype == "fp16" and (config.save_features or isinstance(origin.data.train, FileSet))
     dtype = torch.float16 if half else torch.float32
     shapes = _shapes(images, views, _width(model, images["test"]), 2 if origin.mirror else 1)
-    folder = parts_folder(Path(config.save_features)) if config.save_features else run.folder / "features"
+    folder = gathering_folder(config, run)
     listed = ", ".join(f"{name} {v} x {n:,}" for name, (v, n, _) in shapes.items())
     gigabytes = sum(v * n * d for v, n, d in shapes.values()) * dtype.itemsize / 2**30
     run.log(f"features as {dtype} to {folder}: {gigabytes:.2f} GiB (views x images: {listed})")
     store = FeatureStore(folder, origin.as_dict() | {"count": views, "amp": config.amp}, dtype, world)
 
     def plain(part: str, mirror: bool) -> Extract:
-        return lambda _, start, stop: eval_batches(model, images[part], mirror, run.bar, start, stop)
+        return lambda _, start, stop: eval_batches(model, images[part], mirror, watch, start, stop)
 
     def augmented(which: Views, start: int, stop: int) -> Iterator[Tensor]:
-        return view_batches(model, images["train"], origin.seed, which[0], run.bar, start, stop)
+        return view_batches(model, images["train"], origin.seed, which[0], watch, start, stop)
 
     def fill(name: str, extract: Extract) -> Tensor:
         return store.fill(name, shapes[name], _passes(name, shapes[name][0]), extract)
@@ -85,8 +93,6 @@ def extract_to_disk(
     for part in images.values():
         if isinstance(part, FileImages):
             part.close()
-    if not config.save_features:
-        store.discard()
     labels = images["train"].labels
     device = labels.device
     return StoredViews(train.to(device), labels, unchanged[0].to(device)), parts

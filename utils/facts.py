@@ -62,6 +62,28 @@ def _optimizer(value: object) -> bool:
     return all(map(_texts, each))
 
 
+def _head_states(value: object) -> bool:
+    tests = {
+        **dict.fromkeys(("method", "setting"), _is(str)),
+        "seed": _whole(0),
+        "progress": _progress,
+        "seconds": _is(*_NUMBER),
+    }
+    others = {
+        "failure": _is(str),
+        **dict.fromkeys(("weights", "best_state", "best_backbone"), _tensors),
+        "optimizer": _optimizer,
+        "partial": _texts,
+    }
+    return isinstance(value, list) and all(
+        _texts(state)
+        and all(name in state and test(state[name]) for name, test in tests.items())
+        and all(test(state[name]) for name, test in others.items() if name in state)
+        and ("weights" in state or "failure" in state)
+        for state in value
+    )
+
+
 # name -> (test, what it must be)
 _FACTS = {
     "stage": (lambda value: value in ("stage1", "stage2"), "stage1 or stage2"),
@@ -92,6 +114,8 @@ _FACTS = {
     "progress": (_progress, "epoch, best_epoch, best_score and rows"),
     "optimizer": (_optimizer, "a state and groups of parameters"),
     "scaler": (_texts, "settings by name"),
+    "heads": (_head_states, "a list of heads and how far they are"),
+    "given": (_texts, "settings by name"),
     "metrics": (_texts, "figures by name"),
     "selected_on": (_is(str), "text"),
     "method": (_is(str), "text"),

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from datasets.images import Images
+from datasets.loaders import batch_indices
 from utils.engine import EVAL_BATCH
 from utils.errors import UserError, exit_cleanly
 
@@ -104,7 +105,7 @@ class FeatureViews(ABC):
     def batches(self, order: Tensor, batch_size: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """(features float32 [N, D], labels [N]) batches of an epoch, in the order given."""
         features = self.of_epoch(epoch)
-        for index in order.to(features.device).split(batch_size):
+        for index in batch_indices(order.to(features.device), batch_size):
             yield features[index].float(), self.labels[index]
 
 

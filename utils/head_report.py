@@ -11,12 +11,14 @@ from losses import logit_gap
 from utils import checkpoint, comparison, report
 from utils.checkpoint import Checkpoint
 from utils.config import Config
+from utils.keeper import Keeper
 from utils.logger import Run
 from utils.methods import lead_method
 from utils.metrics import result_line
+from utils.outcomes import Outcome
 from utils.packs import Pack
 from utils.plan import HeadPlan
-from utils.retraining import HeadRun, Outcome
+from utils.retraining import HeadRun
 
 # heads whose state is that of an nn.Linear
 _LINEAR = ("linear", "los_step")
@@ -44,47 +46,81 @@ def source_facts(source: Checkpoint | Pack) -> dict:
     return {"stage1_digest": source.digest, "stage1_selected_on": source.facts.get("selected_on")}
 
 
-def head_content(model: nn.Module, run: HeadRun) -> dict:
-    """A head as a checkpoint holds it: a linear one as the network's own last layer, others beside it."""
-    state, method = run.head.state_dict(), run.plan.method
+def not_begun(model: nn.Module) -> dict:
+    """The content of last.pth before there are heads: a run that ends in its features is gone on with."""
+    return {"model": model.state_dict(), "epoch": 0, "heads": []}
+
+
+def head_content(model: nn.Module, run: HeadRun, best: bool = False) -> dict:
+    """A head as a checkpoint holds it: a linear one as the network's own last layer, others beside it.
+
+    `best`: as it was after its best epoch.
+    """
+    state = run.best_state if best else run.head.state_dict()
+    backbone = run.best_backbone if best and run.best_backbone else model.state_dict()
+    method = run.plan.method
     if method.head in _LINEAR:
         last = {f"fc.{name}": value for name, value in state.items()}
-        content = {"head": {"kind": "linear"}, "model": model.state_dict() | last}
+        content = {"head": {"kind": "linear"}, "model": backbone | last}
     else:
         options = method.head_options(run.plan.options)
         content = {"head": {"kind": method.head, "options": options}, "head_state": dict(state)}
-        content["model"] = model.state_dict()
-    setting = {"method": method.name, "setting": run.plan.setting, "lr": run.lr, "seed": run.plan.seed}
-    return content | setting | {"epoch": run.progress.epoch, "progress": run.progress.as_dict()}
+        content["model"] = backbone
+    epoch = run.progress.best_epoch if best else run.progress.epoch
+    return content | run.name | {"lr": run.lr, "epoch": epoch, "progress": run.progress.as_dict()}
 
 
 class Watcher:
-    """Tells how far the heads are; keeps metrics.csv, and the lead head in last.pth and best.pth."""
+    """Tells how far the heads are; keeps metrics.csv, last.pth with all heads, best.pth with the lead one."""
 
-    def __init__(self, run: Run, heads: list[HeadRun], facts: dict, model: nn.Module, lead: str) -> None:
-        self.run, self.heads, self.facts, self.model = run, heads, facts, model
+    def __init__(
+        self, keeper: Keeper, heads: list[HeadRun], facts: dict, model: nn.Module, lead: str
+    ) -> None:
+        self.keeper, self.run, self.heads, self.facts, self.model = keeper, keeper.run, heads, facts, model
         self.lead = next(head for head in heads if head.plan.method.name == lead)
         self.epochs = max([1, *(head.plan.epochs for head in heads)])
         self.started, self.told = time.monotonic(), set()
+        going_on = [head for head in heads if not head.failed and head.progress.epoch < head.plan.epochs]
+        self.first = self.epoch = min((head.progress.epoch for head in going_on), default=self.epochs)
+        self.saved, self.best_saved = False, None
+        keeper.save, keeper.where = self.save, self.where
         by_path = [h for h in heads if h.plan.method.trained and h.plan.options.get("path") and not h.failed]
         for name, path, lr in dict.fromkeys(
             (h.plan.method.name, h.plan.options["path"], h.lr) for h in by_path
         ):
-            run.log(f"{name}, path {path:g}: learning rate {lr:.3g}, from the features' norms")
+            self.run.log(f"{name}, path {path:g}: learning rate {lr:.3g}, from the features' norms")
+
+    def where(self) -> str:
+        """How far the heads are."""
+        under_way = [head for head in self.heads if head.partial.step]
+        name = under_way[0].plan.method.name if under_way else None
+        step = f"step {under_way[0].partial.step} of {name} in epoch {self.epoch + 1}" if under_way else None
+        return step or f"epoch {self.epoch}"
+
+    def save(self) -> None:
+        """Write last.pth, and best.pth where the lead head has a new one."""
+        lead, model = self.lead, self.model
+        partial = any(head.partial.step for head in self.heads)
+        content = not_begun(model) if lead.failed else head_content(model, lead)
+        content |= {"heads": [head.state() for head in self.heads]}
+        content |= {"version": checkpoint.VERSION if partial else checkpoint.WHOLE}
+        checkpoint.save(self.run.folder / "last.pth", self.facts | content)
+        best = lead.progress.best_epoch
+        if best not in (None, self.best_saved) and not lead.failed:
+            content = head_content(model, lead, best=True)
+            checkpoint.save(self.run.folder / "best.pth", self.facts | content)
+            self.best_saved = best
+        self.saved = True
 
     def after_epoch(self, epoch: int) -> None:
         """Write and tell what `epoch` epochs have brought."""
+        self.epoch, self.saved = epoch, False
         self.run.write_rows("metrics.csv", comparison.head_rows(self.heads))
         for head in self.heads:
             if head.failed and head not in self.told:
                 self.told.add(head)
                 self.run.log(f"warning: {head.plan.method.name} ({head.plan.setting}) ended: {head.failure}")
-        if not self.lead.failed and self.lead.progress.epoch == epoch:
-            content = self.facts | head_content(self.model, self.lead)
-            names = ["best"] if self.lead.progress.best_epoch == epoch else []
-            for name in [*names, "last"]:
-                checkpoint.save(self.run.folder / f"{name}.pth", content)
-        seconds_left = (time.monotonic() - self.started) / epoch * (self.epochs - epoch)
+        seconds_left = (time.monotonic() - self.started) / max(1, epoch - self.first) * (self.epochs - epoch)
         trained = [head for head in self.heads if head.plan.epochs >= epoch and not head.failed]
         if len(trained) == 1:
             self.run.log(report.epoch_line(trained[0].progress.rows[-1], self.epochs, seconds_left))
@@ -92,6 +128,12 @@ class Watcher:
             self.run.log(
                 f"epoch {epoch}/{self.epochs}, {len(trained)} heads training, {report.eta(seconds_left)}"
             )
+        self.keeper.after_epoch(self.saved)
+
+    def end(self) -> None:
+        """The last epoch is in the files too."""
+        if not self.saved:
+            self.save()
 
 
 def publish(

@@ -1,51 +1,39 @@
-"""When stage 1 saves within an epoch, and how it ends where a signal asks it to."""
+"""When a run saves, and how it ends where a signal asks it to."""
 
 import shlex
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 
-from utils.distributed import World
-from utils.engine import DivergedError, Partial
-from utils.errors import UserError
+from utils.distributed import ALONE, World
 from utils.logger import Run
 from utils.signals import Signals, Stopped
 
-
-def resume_command(script: str, folder: Path, world: World) -> str:
-    """The command that goes on with the run of `folder`."""
-    start = "python" if world.size == 1 else f"torchrun --nproc_per_node {world.size}"
-    return f"{start} {script} --resume {shlex.quote(str(folder))}"
-
-
-def stop(run: Run, script: str, world: World, status: int, where: str) -> None:
-    """Say how to go on and end.
-
-    Raises:
-        Stopped: always.
-    """
-    run.result(f"stopped by a signal after {where}; go on with: {resume_command(script, run.folder, world)}")
-    world.wait()
-    raise Stopped(status)
+# of the time of a stage 2 whose epochs are shorter than a save, where the user names no interval
+SHARE = 0.1
 
 
 class Keeper:
-    """Asked after every step: `save(partial)` writes last.pth with the position inside the epoch.
+    """Asked after every step and epoch; saves where it is time to, ends the run where a signal has come.
 
-    `every`: a number of steps, minutes as `10m`, or None for the ends of epochs alone.
+    `every`: a number of steps, minutes as `10m`, or None for the ends of epochs alone. The run says how by
+    `save`, which writes last.pth with the position inside the epoch, and `where`, which tells that position.
     """
 
     def __init__(
-        self, run: Run, save: Callable[[dict | None], None], signals: Signals, world: World, every: str | None
+        self, run: Run, script: str, signals: Signals, world: World = ALONE, every: str | None = None
     ) -> None:
-        self.run, self.save, self.signals, self.world = run, save, signals, world
+        self.run, self.signals, self.world = run, signals, world
+        start = "python" if world.size == 1 else f"torchrun --nproc_per_node {world.size}"
+        self.command = f"{start} {script} --resume"
         minutes = every is not None and every.endswith("m")
         self.seconds = int(every[:-1]) * 60 if minutes else None
         self.steps = int(every) if every and not minutes else None
-        self.saved_at = time.monotonic()
+        self.done, self.saved_at, self.cost = 0, time.monotonic(), 0.0
+        self.save: Callable[[], None] = lambda: None
+        self.where: Callable[[], str] = lambda: "its start"
 
     def _wishes(self) -> tuple[int, bool]:
         """The status to end with, 0 to go on; is it time to save? All processes hear the same."""
@@ -59,41 +47,64 @@ class Keeper:
             asked, timely = 143 if told[0] else 130 if told[1] else 0, bool(told[2])
         return asked, timely
 
-    def after_step(self, partial: Partial, epoch: int) -> None:
+    def _save(self) -> None:
+        started = time.monotonic()
+        self.save()
+        self.saved_at = time.monotonic()
+        self.cost = self.saved_at - started
+
+    def after_step(self) -> None:
         """Save where it is time to; where a signal has come, end.
 
         Raises:
             Stopped: it has.
-            DivergedError: the loss is not finite; nothing was saved with it.
         """
-        asked, due = self._wishes()
-        if asked or due or (self.steps and partial.step % self.steps == 0):
-            self.save(partial.as_dict(self.world))
-            self.saved_at = time.monotonic()
+        self.done += 1
+        asked, timely = self._wishes()
+        if asked or timely or (self.steps and self.done % self.steps == 0):
+            self._save()
         if asked:
-            where = f"step {partial.step} of epoch {epoch + 1}"
-            stop(self.run, "main_stage1.py", self.world, asked, where)
+            self._stop(asked)
 
-    def after_epoch(self, epoch: int) -> None:
-        """End where a signal has come; the epoch is saved.
+    def after_epoch(self, saved: bool) -> None:
+        """Where the epoch is not `saved`, save it if it was long enough; where a signal has come, end.
 
         Raises:
             Stopped: it has.
         """
         asked, _ = self._wishes()
+        named = self.steps is not None or self.seconds is not None
+        if not saved and (asked or named or time.monotonic() - self.saved_at >= self.cost / SHARE):
+            self._save()
         if asked:
-            stop(self.run, "main_stage1.py", self.world, asked, f"epoch {epoch}")
+            self._stop(asked)
+
+    def watch(self, batches: Iterable, total: int, title: str) -> Iterator:
+        """Pass the batches of a frozen backbone through, with a bar; where a signal has come, end.
+
+        Raises:
+            Stopped: it has.
+        """
+        for batch in self.run.bar(batches, total, title):
+            yield batch
+            if self.signals.asked:
+                self._save()
+                # nobody waits for the others here: each has its own share, and its own signal
+                self._stop(self.signals.asked, together=False)
 
     @contextmanager
-    def losing_no_step(self, partial: Partial, epoch: int, accum: int) -> Iterator[None]:
-        """A signal to a whole job ends its loader processes too: save the steps that are done all the same.
-
-        Not where a step was under way, in parts or in other processes.
-        """
+    def ending_together(self) -> Iterator[None]:
+        """A process that waits for one which has stopped in `watch` hears of a broken connection."""
         try:
             yield
-        except UserError as error:
-            whole = self.world.size == 1 and accum == 1 and not isinstance(error, DivergedError)
-            if whole and self.signals.asked:
-                self.after_step(partial, epoch)
+        except RuntimeError:
+            if self.world.size > 1 and self.signals.asked:
+                self._stop(self.signals.asked, together=False)
             raise
+
+    def _stop(self, status: int, together: bool = True) -> None:
+        command = f"{self.command} {shlex.quote(str(self.run.folder))}"
+        self.run.result(f"stopped by a signal after {self.where()}; go on with: {command}")
+        if together:
+            self.world.wait()
+        raise Stopped(status)

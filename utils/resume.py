@@ -1,4 +1,4 @@
-"""Going on with a stage-1 run that was cut off, from its last.pth."""
+"""Going on with a run that was cut off, from its last.pth."""
 
 import json
 from dataclasses import dataclass, field
@@ -8,21 +8,29 @@ import torch
 from torch import nn
 
 from datasets import LongTailedData
+from models.pretrained import load_state
 from utils import checkpoint
-from utils.arguments import STAGE1
+from utils.arguments import ARGUMENTS, STAGE1
+from utils.checkpoint import Checkpoint
 from utils.config import Config, resolve
 from utils.device import environment
 from utils.distributed import World
-from utils.engine import Partial, Progress
+from utils.engine import Partial, Progress, load_optimizer
 from utils.errors import UserError
 from utils.logger import stage_folder
+from utils.packs import Pack
+from utils.retraining import HeadRun
+from utils.setup import find_source
 
-# where a run lies and what it runs on may change, what it computes may not
+# how a run goes on and what it runs on may change, and where its files lie; what it computes may not
+_RUNNING = ("resume", "force_resume", "save_every", "out", "ckpt_dir", "device", "gpu", "quiet", "workers")
 _FREE = (
-    *("resume", "force_resume", "save_every", "out", "ckpt_dir", "data_dir", "split_dir"),
-    *("train_list", "val_list", "test_list", "pretrained", "device", "gpu", "quiet", "workers"),
+    *(*_RUNNING, "data_dir", "split_dir", "train_list", "val_list", "test_list"),
+    *("pretrained", "pretrained_pth", "features"),
 )
 _SAME_BITS = ("threads", "processes", "device", "torch", "cpu_capability")
+_ORIGINS = ("stage1_digest", "features_digest")
+AUTO_FOUND_NONE = "--resume auto: no unfinished run of this configuration, this is a fresh one"
 
 
 @dataclass(frozen=True)
@@ -30,8 +38,9 @@ class Resumed:
     """A last.pth and the run folder it lies in; what is changed on the user's word (`forced`)."""
 
     folder: Path
-    source: checkpoint.Checkpoint
+    source: Checkpoint
     config: dict
+    given: dict  # the words with which the run goes on: its own, and what may change
     forced: bool = False
     contradictions: list[str] = field(default_factory=list)
 
@@ -44,22 +53,69 @@ class Resumed:
         config: Config,
         world: World,
     ) -> tuple[Progress, Partial]:
-        """Load weights, optimiser and scaler; return how far the run was, and how far within its epoch.
+        """Stage 1: load weights, optimiser and scaler; return how far the run was, and within its epoch.
 
         Raises:
-            UserError: the training images are not those of the run.
+            UserError: the training images are not those of the run, or the file does not fit the network.
         """
+        self.check_data(data)
+        facts = self.source.facts
+        checkpoint.load_weights(model, self.source, config.network)
+        device = next(model.parameters()).device
+        try:
+            load_optimizer(optimizer, facts["optimizer"])
+            scaler.load_state_dict(facts.get("scaler", {}))
+            partial = Partial.of(facts["partial"], world, device) if "partial" in facts else Partial()
+        except (ValueError, RuntimeError) as error:
+            raise self._unfit(error) from error
+        return Progress(**facts["progress"]), partial
+
+    def restore_heads(self, heads: list[HeadRun], model: nn.Module) -> int:
+        """Stage 2: put every head where it was, and the statistics of a drifting backbone; returns how many.
+
+        A head that the run did not have, which the user must have forced, starts at its beginning.
+
+        Raises:
+            UserError: the file does not fit the heads.
+        """
+        names = tuple(heads[0].name)
+        stored = {tuple(state[name] for name in names): state for state in self.source.facts["heads"]}
+        found = 0
+        for head in heads:
+            state = stored.get(tuple(head.name[name] for name in names))
+            if state is None and stored and not self.forced:
+                raise UserError(f"{self.source.path} knows no head {head.name}: this code plans other heads")
+            if state is None:
+                continue
+            try:
+                head.restore(state)
+            except (ValueError, RuntimeError, KeyError) as error:
+                raise self._unfit(error) from error
+            found += 1
+        if heads[0].frozen.drifting and found:
+            kept = {name: value for name, value in self.source.state.items() if not name.startswith("fc.")}
+            load_state(model, model.state_dict() | kept)
+        return found
+
+    def _unfit(self, error: Exception) -> UserError:
+        return UserError(f"{self.source.path} cannot be resumed: {' '.join(str(error).split())}")
+
+    def check_source(self, origins: dict) -> None:
+        """Raise a UserError where stage 2 starts from another stage 1, or other features, than it did."""
+        for name in _ORIGINS:
+            before, now = self.source.facts.get(name), origins.get(name)
+            if before != now and not self.forced:
+                raise UserError(
+                    f"{self.source.path} was trained on another stage 1 ({name} {str(before)[:12]}, now "
+                    f"{str(now)[:12]}): start a run of its own without --resume; --force_resume goes on"
+                )
+
+    def check_data(self, data: LongTailedData) -> None:
+        """Raise a UserError where the training images are not those of the run."""
         if not self.forced and (changed := self._changed_data(data)):
             raise UserError(
                 f"{self.source.path} was trained on other images: {changed}; --force_resume goes on"
             )
-        facts = self.source.facts
-        checkpoint.load_weights(model, self.source, config.network)
-        optimizer.load_state_dict(facts["optimizer"])
-        scaler.load_state_dict(facts.get("scaler", {}))
-        device = next(model.parameters()).device
-        partial = Partial.of(facts["partial"], world, device) if "partial" in facts else Partial()
-        return Progress(**facts["progress"]), partial
 
     def _changed_data(self, data: LongTailedData) -> str | None:
         before, now = self.source.facts["class_counts"], data.class_counts
@@ -86,30 +142,32 @@ class Resumed:
         ]
 
 
-def read_resume(given: dict) -> Resumed | None:
+def read_resume(script: str, given: dict) -> Resumed | None:
     """The run that `--resume` names (its last.pth, its folder, auto); None without one.
 
     Raises:
-        UserError: no such file, not a stage-1 last.pth, or an argument that contradicts the run's.
+        UserError: no such file, not a last.pth of this stage, or an argument that contradicts the run's.
     """
     if "resume" not in given:
         return None
     path = given["resume"]
     if str(path) == "auto":
-        path = _newest_unfinished(given)
+        path = _newest_unfinished(script, given)
         if path is None:
             return None
     path = path / "last.pth" if path.is_dir() else path
     source = checkpoint.read(path)
-    if "optimizer" not in source.facts or source.facts["stage"] != "stage1":
-        raise UserError(f"{path} is not the last.pth of a stage-1 run, only that can be resumed")
+    stage, needed = ("stage1", {"optimizer", "progress"}) if script == STAGE1 else ("stage2", {"heads"})
+    needed |= {"args", "class_counts", "train_digest", "environment"}
+    if not needed <= set(source.facts) or source.facts["stage"] != stage:
+        raise UserError(f"{path} is not the last.pth of a {stage} run, only that can be resumed")
     args = {
         name: value for name, value in source.facts["args"].items() if name not in ("resume", "force_resume")
     }
     contradictions = [
         f"--{name} {value}, the run to resume has --{name} {args[name]}"
         for name, value in given.items()
-        if name in args and name not in _FREE and args[name] != value
+        if name in args and name not in _FREE and _plain(value) not in (args[name], *_only(args[name]))
     ]
     forced = given.get("force_resume", False)
     if contradictions and not forced:
@@ -117,23 +175,67 @@ def read_resume(given: dict) -> Resumed | None:
             f"{'; '.join(contradictions)}: leave the argument out, or go on regardless with --force_resume"
         )
     known = {name: value for name, value in args.items() if not (forced and name in given)}
-    return Resumed(path.parent, source, known, forced, contradictions)
+    words = {name: _typed(name, value) for name, value in source.facts.get("given", {}).items()}
+    words |= {name: value for name, value in given.items() if forced or name in _FREE}
+    words |= {} if "seeds" in words else {"seed": args["seed"]}
+    return Resumed(path.parent, source, known, words, forced, contradictions)
 
 
-def _newest_unfinished(given: dict) -> Path | None:
+def own_words(given: dict) -> dict:
+    """What the user gave, as plain data: in stage 2 it decides which heads there are."""
+    return {name: _plain(value) for name, value in given.items() if name not in ("resume", "force_resume")}
+
+
+def _plain(value: object) -> object:
+    return str(value) if isinstance(value, Path) else value
+
+
+def _typed(name: str, value: object) -> object:
+    paths = {argument.name for argument in ARGUMENTS if argument.kind is Path}
+    return Path(value) if name in paths else value
+
+
+def _only(value: object) -> list:
+    """The one entry of a list of one: what the user may have given without a comma."""
+    return value if isinstance(value, list) and len(value) == 1 else []
+
+
+def _newest_unfinished(script: str, given: dict) -> Path | None:
     """The newest run folder of the configuration that `given` resolves to, without a summary; None: none."""
-    config = resolve(STAGE1, {name: value for name, value in given.items() if name != "resume"})
-    free = _FREE if "seed" in given else (*_FREE, "seed")
+    words = {name: value for name, value in given.items() if name != "resume"}
+    source = None if script == STAGE1 else find_source(script, words, "stage1")
+    config = resolve(script, words, source.known if source else None)
+    free = _RUNNING if {"seed", "seeds"} & set(given) else (*_RUNNING, "seed", "seeds")
     wanted = {name: value for name, value in config.as_dict().items() if name not in free}
     found = sorted(
-        (folder / "config.json" for folder in stage_folder(config, "stage1").glob("*")),
+        (folder / "config.json" for folder in stage_folder(config, config.cur_stage).glob("*")),
         key=lambda note: note.parent.stat().st_mtime_ns,
         reverse=True,
     )
     for note in found:
-        unfinished = (note.parent / "last.pth").is_file() and not (note.parent / "summary.json").exists()
-        if unfinished and note.is_file():
-            made = json.loads(note.read_text(encoding="utf-8"))["config"]
-            if all(made.get(name) == value for name, value in wanted.items()):
-                return note.parent
+        last = note.parent / "last.pth"
+        if not last.is_file() or (note.parent / "summary.json").exists() or not note.is_file():
+            continue
+        if _has(note, wanted) and (source is None or _began_alike(last, words, source, free)):
+            return note.parent
     return None
+
+
+def _has(note: Path, wanted: dict) -> bool:
+    """Does a config.json hold these values? One that somebody has spoilt is of another run."""
+    try:
+        made = json.loads(note.read_text(encoding="utf-8"))["config"]
+        return all(made.get(name) == value for name, value in wanted.items())
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return False
+
+
+def _began_alike(last: Path, words: dict, source: Checkpoint | Pack, free: tuple[str, ...]) -> bool:
+    """Does a stage-2 run have the same stage 1 and the same words? What is named is no preset any more."""
+    origin = source.digest if isinstance(source, Checkpoint) else source.facts["stage1_digest"]
+    facts = checkpoint.read(last).facts
+    before, now = (
+        {name: value for name, value in some.items() if name not in free}
+        for some in (facts.get("given", {}), own_words(words))
+    )
+    return facts.get("stage1_digest") == origin and before == now

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -18,9 +17,10 @@ from losses import build_loss, max_norm_, max_norm_limit
 from models import build_head
 from utils import engine
 from utils.config import Config
+from utils.distributed import ALONE
 from utils.errors import UserError
 from utils.features import logit_batches
-from utils.metrics import Scores, epoch_figures, predictions
+from utils.metrics import epoch_figures, predictions
 from utils.path import los_path_lr
 from utils.plan import HeadPlan
 from utils.representation import Representation
@@ -53,7 +53,7 @@ class HeadRun:
         self.plan, self.frozen, self.batch_size = plan, frozen, config.batch_size
         self.select = config.select
         self.progress, self.best_state, self.best_backbone = engine.Progress(), None, None
-        self.failure: str | None = None
+        self.partial, self.failure = engine.Partial(), None
         self.seconds, self.lr, self.head = 0.0, plan.lr, None
         self._attempt(lambda: self._start(config))
 
@@ -109,20 +109,29 @@ class HeadRun:
     def failed(self) -> bool:
         return self.failure is not None
 
-    def run_epoch(self, epoch: int, scored: Iterable[str]) -> None:
-        """Train one epoch (0: the first) where the plan has it, and score; untrained heads score only."""
-        if self.failed or epoch >= max(self.plan.epochs, 1):
-            return
-        self._attempt(lambda: self._run_epoch(epoch, list(scored)))
+    def lacks(self, epoch: int) -> bool:
+        """Has the head this epoch (0: the first) still to come?"""
+        return not self.failed and len(self.progress.rows) == epoch < max(self.plan.epochs, 1)
 
-    def _run_epoch(self, epoch: int, scored: list[str]) -> None:
+    def run_epoch(
+        self, epoch: int, scored: Iterable[str], after_step: Callable[[], None] = lambda: None
+    ) -> None:
+        """Train the next epoch, or the rest of it, and score; untrained heads score only."""
+        self._attempt(lambda: self._run_epoch(epoch, list(scored), after_step))
+
+    def _run_epoch(self, epoch: int, scored: list[str], after_step: Callable[[], None]) -> None:
         plan = self.plan
         steps = -(-len(self.frozen.train.labels) // self.batch_size)
         if plan.method.trained:
             lr = engine.cosine_lr(self.lr, epoch, plan.epochs)
             row = {"epoch": epoch + 1, "step": (epoch + 1) * steps, "lr": lr}
-            batches = self.frozen.train.batches(self._order(epoch), self.batch_size, epoch)
-            row |= engine.train_epoch(self.head, batches, self.loss_fn, self.optimizer, lr)
+            order = self._order(epoch)[self.partial.step * self.batch_size :]
+            batches = self.frozen.train.batches(order, self.batch_size, epoch)
+            row |= engine.train_epoch(
+                *(self.head, batches, self.loss_fn, self.optimizer, lr),
+                partial=self.partial,
+                after_step=after_step,
+            )
             if self.limit is not None:
                 max_norm_(self.head.weight.data, self.limit)
             if not all(weight.isfinite().all() for weight in self.head.parameters()):
@@ -131,6 +140,7 @@ class HeadRun:
             row = {"epoch": 0, "step": 0, "lr": None, "train_loss": None, "train_accuracy": None}
         row |= self._score(scored)
         self.progress.record(row, engine.score_column(self.select, "val" in scored), self._keep_best)
+        self.partial = engine.Partial()
 
     def _order(self, epoch: int) -> Tensor:
         labels, seed = self.frozen.train.labels, self.plan.seed
@@ -164,6 +174,41 @@ class HeadRun:
     def chosen_epoch(self) -> int:
         return (self.progress.best_epoch if self.select != "last" else None) or self.progress.epoch
 
+    @property
+    def name(self) -> dict:
+        """What tells the heads of a run apart."""
+        return {"method": self.plan.method.name, "setting": self.plan.setting, "seed": self.plan.seed}
+
+    def state(self) -> dict:
+        """How far the head is: plain data and tensors, for a checkpoint."""
+        state = self.name | {"progress": self.progress.as_dict(), "seconds": self.seconds}
+        if self.failed:  # its weights may be of no use
+            return state | {"failure": self.failure}
+        state["weights"] = dict(self.head.state_dict())
+        for name in ("best_state", "best_backbone"):
+            if getattr(self, name) is not None:
+                state[name] = dict(getattr(self, name))
+        if self.plan.method.trained:
+            state["optimizer"] = self.optimizer.state_dict()
+        return state | ({"partial": self.partial.as_dict(ALONE)} if self.partial.step else {})
+
+    def restore(self, state: dict) -> None:
+        """Be where `state` says; the plan must be that of the head which it is from.
+
+        Raises:
+            ValueError, RuntimeError: it is not the state of such a head.
+        """
+        self.progress, self.seconds = engine.Progress(**state["progress"]), state["seconds"]
+        self.failure = self.failure or state.get("failure")
+        if self.failed:
+            return
+        self.head.load_state_dict(state["weights"])
+        self.best_state, self.best_backbone = state.get("best_state"), state.get("best_backbone")
+        if self.plan.method.trained:
+            engine.load_optimizer(self.optimizer, state["optimizer"])
+        if "partial" in state:
+            self.partial = engine.Partial.of(state["partial"], ALONE, self.frozen.fc.weight.device)
+
 
 @contextmanager
 def threads_for(frozen: Representation) -> Iterator[None]:
@@ -193,87 +238,34 @@ def _first(value: float | list[float]) -> float:
 
 
 def train_heads(
-    heads: list[HeadRun], frozen: Representation, scored: list[str], after_epoch: Callable[[int], None]
+    heads: list[HeadRun],
+    frozen: Representation,
+    scored: list[str],
+    after_epoch: Callable[[int], None] = lambda epoch: None,
+    after_step: Callable[[], None] = lambda: None,
 ) -> None:
-    """Every epoch of every head, epoch by epoch, so that the features of a view are needed once.
+    """Every epoch that a head lacks, epoch by epoch, so that the features of a view are needed once.
 
-    `after_epoch(epoch)` is told the epochs done.
+    `after_epoch(epoch)` is told the epochs done, `after_step()` every step of a head.
 
     Raises:
         UserError: no head is left.
     """
     for epoch in range(max([1, *(head.plan.epochs for head in heads)])):
-        if not frozen.drifting:
+        todo = [head for head in heads if head.lacks(epoch)]
+        if todo and not frozen.drifting:
             frozen.train.of_epoch(epoch)  # on no head's clock
         with threads_for(frozen):
-            for head in heads:
-                head.run_epoch(epoch, scored)
+            for head in todo:
+                head.run_epoch(epoch, scored, after_step)
         if all(head.failed for head in heads if head.plan.named):
-            raise UserError(_nothing_left([head for head in heads if head.plan.named]))
-        after_epoch(epoch + 1)
+            raise UserError(nothing_left([head for head in heads if head.plan.named]))
+        if todo:
+            after_epoch(epoch + 1)
 
 
-def _nothing_left(heads: list[HeadRun]) -> str:
+def nothing_left(heads: list[HeadRun]) -> str:
+    """The line with which a run ends whose heads have all failed."""
     first = next(head for head in heads if head.failed)
     who = "" if len(heads) == 1 else f"no method is left of {len(heads)} heads; {first.plan.method.name}: "
     return f"{who}{first.failure}; nothing was published"
-
-
-def choose(heads: list[HeadRun], select: str) -> list[HeadRun]:
-    """The heads that are reported: all where nothing selects, else of each method the setting that does best.
-
-    A setting is scored by the mean over its seeds of the best epoch; one with a failed seed is out.
-
-    Raises:
-        UserError: no head of the methods that the user named is left.
-    """
-    left = [head for head in heads if not head.failed]
-    chosen = left if select == "last" else _best_settings(heads, left)
-    if not any(head.plan.named for head in chosen):
-        raise UserError(_nothing_left([head for head in heads if head.plan.named]))
-    return chosen
-
-
-def _best_settings(heads: list[HeadRun], left: list[HeadRun]) -> list[HeadRun]:
-    chosen = []
-    for name in dict.fromkeys(head.plan.method.name for head in left):
-        settings: dict[str, list[HeadRun]] = {}
-        for head in heads:
-            if head.plan.method.name == name:
-                settings.setdefault(head.plan.setting, []).append(head)
-        whole = [group for group in settings.values() if not any(head.failed for head in group)]
-        if whole:
-            chosen += max(whole, key=lambda group: sum(h.progress.best_score for h in group) / len(group))
-    return chosen
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """A head that is reported: its figures on test, LoMa and RSD on the training images, its predictions."""
-
-    run: HeadRun
-    figures: dict
-    train_groups: dict
-    train_classes: dict
-    predicted: Tensor  # int64 [N]
-
-
-def outcome(run: HeadRun) -> Outcome:
-    """Score the selected epoch on test, once, and take LoMa and RSD on the plain training images."""
-    run.load_chosen()
-    frozen = run.frozen
-    test = _scores(run, frozen.part("test"), frozen.labels["test"])
-    train = _scores(run, frozen.train.plain()[None], frozen.train.labels)
-    return Outcome(
-        run,
-        test.figures(frozen.class_counts, frozen.shots),
-        *train.logit_figures(frozen.class_counts, frozen.shots),
-        test.predicted.cpu(),
-    )
-
-
-def _scores(run: HeadRun, features: Tensor, labels: Tensor) -> Scores:
-    scores = Scores(labels, run.frozen.num_classes)
-    for logits in logit_batches(run.head, features):
-        scores.add(logits)
-    return scores

@@ -19,7 +19,7 @@ from utils.device import LAYOUT
 from utils.distributed import ALONE, World
 from utils.errors import UserError
 from utils.extraction import Origin, extract_to_disk
-from utils.features import DriftingFeatures, TrainFeatures, eval_features
+from utils.features import DriftingFeatures, TrainFeatures, Watch, eval_features
 from utils.logger import Run
 from utils.packs import Pack, read_pack
 from utils.precision import speed_up
@@ -195,13 +195,16 @@ def represent(
     run: Run,
     epochs: int,
     world: World = ALONE,
+    watch: Watch | None = None,
 ) -> Representation:
     """The frozen features that the heads see for `epochs` epochs. Views are keyed by the backbone's own seed.
 
-    Those of image files, and of several processes, go through a store on disk.
+    Those of image files, and of several processes, go through a store on disk. `watch` sees every pass over
+    images; None: the run's bar.
     """
     if isinstance(source, Pack):
         return pack_representation(source, device, data)
+    watch = watch or run.bar
     images = open_parts(data, device, config.workers)
     mirror = mirror_at_test(data, config)
     views_seed = source.facts.get("seed", config.seed)
@@ -209,13 +212,13 @@ def represent(
     labels = {name: part.labels for name, part in images.items() if name != "train"}
     if not drifting and (isinstance(data.train, FileSet) or world.size > 1):
         origin = Origin(source.digest, data, views_seed, mirror)
-        train, parts = extract_to_disk(config, origin, model, images, run, epochs, world)
+        train, parts = extract_to_disk(config, origin, model, images, run, epochs, world, watch)
         return Representation(model.fc, train, lambda name: parts[name].to(device), labels, data)
     kind = DriftingFeatures if drifting else TrainFeatures
     return Representation(
         model.fc,
-        kind(model, images["train"], views_seed, config.views, run.bar),
-        lambda name: eval_features(model, images[name], mirror, run.bar),
+        kind(model, images["train"], views_seed, config.views, watch),
+        lambda name: eval_features(model, images[name], mirror, watch),
         labels,
         data,
         drifting,

@@ -120,11 +120,6 @@ class FeatureStore:
                 f"({error.strerror}): take fewer --views, or another folder (--out, --save_features)"
             ) from error
 
-    def discard(self) -> None:
-        """Remove the folder. What is mapped stays readable for this process."""
-        if self.world.main:
-            shutil.rmtree(self.folder, ignore_errors=True)
-
 
 def _allocate(file: int, size: int) -> None:
     """Take the room now: a mapped file that finds the disk full while it is written kills its process."""

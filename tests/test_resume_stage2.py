@@ -1,0 +1,255 @@
+"""Stage 2 stopped anywhere, one head or all methods, ends at what the unbroken run leaves behind."""
+
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+import main_stage2
+from tests.file_trees import imagenet_tree
+from tests.helpers import call, places, refusal, run_folder, run_stage1, run_stage2
+from utils import checkpoint
+from utils.signals import Stopped
+
+ALL = ("--method", "all", "--seeds", "0,1", "--budget", "equal", "--finetune_epoch", "3")
+ONE = ("--seed", "0", "--finetune_epoch", "3")
+
+
+def published(root: Path) -> Path:
+    return next((root / "ckpt").rglob("*_stage2.pth"))
+
+
+def left_behind(folder: Path, root: Path) -> dict:
+    """All that a run leaves: tables without seconds, heads in last.pth, best.pth, the published weights."""
+    last, final = checkpoint.read(folder / "last.pth"), checkpoint.read(published(root))
+    heads = [{name: v for name, v in head.items() if name != "seconds"} for head in last.facts["heads"]]
+    left = {"heads": checkpoint.content_digest(heads), "model": checkpoint.content_digest(last.state)}
+    left["published"] = checkpoint.content_digest([final.state, final.facts.get("head_state", {})])
+    left["metrics"] = final.facts["metrics"]
+    if (folder / "best.pth").exists():
+        left["best"] = checkpoint.content_digest(checkpoint.read(folder / "best.pth").state)
+    for name in ("metrics.csv", "per_class.csv", "search.csv", "table.csv"):
+        if (folder / name).exists():
+            left[name] = pd.read_csv(folder / name).drop(columns="seconds", errors="ignore").to_csv()
+    return left
+
+
+def stop_at(root: Path, step: int, *argv: object, run=run_stage2) -> tuple[int, str]:
+    """Run in the process, which sends itself SIGTERM in the middle of that step of all heads' steps."""
+    count, real = [0], torch.optim.SGD.step
+
+    def counted(self, *args, **options):
+        count[0] += 1
+        if count[0] == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(self, *args, **options)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped) as caught:
+        patch.setattr(torch.optim.SGD, "step", counted)
+        run(root, *argv)
+    log = max(root.rglob("log.txt"), key=lambda path: path.stat().st_mtime_ns)
+    return caught.value.code, log.read_text().splitlines()[-1]
+
+
+def go_on(said: str) -> None:
+    call(main_stage2.main, *said.partition("main_stage2.py ")[2].split())
+
+
+LINES = {
+    "los": (ONE, (1, 5, 8)),
+    "all": (ALL, (3, 100, 260)),
+    "selected": (("--method", "los,marc", "--select", "val", "--seed", "0"), (7, 600)),
+    "drifting": ((*ONE, "--bn_mode", "train"), (1, 5, 8)),
+    "drifting, selected": ((*ONE, "--bn_mode", "train", "--select", "test"), (8,)),
+    "views": ((*ONE, "--views", "2"), (7,)),
+}
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_heads_stopped_at_any_step_resume_to_the_same_bits_rows_and_tables(digits, tmp_path, line):
+    words, steps = LINES[line]
+    words = (*words, "--pretrained_pth", digits.stage1)
+    whole = tmp_path / "whole"
+    run_stage2(whole, *words)
+    expected = left_behind(run_folder(whole, "stage2"), whole)
+    for step in steps:
+        root = tmp_path / str(step)
+        code, said = stop_at(root, step, *words)
+        folder = run_folder(root, "stage2")
+        assert code == 143 and said.startswith("stopped by a signal after step ")
+        assert said.endswith(f"go on with: python main_stage2.py --resume {folder}")
+        assert not published_yet(root)
+        go_on(said)
+        assert left_behind(folder, root) == expected
+
+
+def published_yet(root: Path) -> bool:
+    return any((root / "ckpt").rglob("*_stage2.pth"))
+
+
+def test_a_run_stopped_many_times_in_a_row_ends_at_the_same_bits(digits, tmp_path):
+    words = (*ONE, "--method", "los,crt,ncm", "--pretrained_pth", digits.stage1)
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    run_stage2(whole, *words)
+    code, said = stop_at(cut, 4, *words)
+    for step in (1, 6, 3, 1):
+        more = said.partition("main_stage2.py ")[2].split()
+        code, said = stop_at(cut, step, run=lambda root, *argv, w=more: call(main_stage2.main, *w))
+        assert code == 143
+    go_on(said)
+    assert left_behind(run_folder(cut, "stage2"), cut) == left_behind(run_folder(whole, "stage2"), whole)
+
+
+def test_without_the_optimisers_state_the_heads_end_elsewhere(digits, tmp_path, monkeypatch):
+    words = (*ONE, "--pretrained_pth", digits.stage1)
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    run_stage2(whole, *words)
+    _, said = stop_at(cut, 5, *words)
+    monkeypatch.setattr("utils.engine.load_optimizer", lambda optimizer, state: None)
+    go_on(said)
+    assert left_behind(run_folder(cut, "stage2"), cut) != left_behind(run_folder(whole, "stage2"), whole)
+
+
+def test_a_head_that_had_failed_stays_failed_and_the_others_go_on(digits, tmp_path):
+    words = ("--method", "los,crt", "--finetune_lr", "0.001,1e38", "--finetune_epoch", "3", "--seed", "0")
+    words = (*words, "--pretrained_pth", digits.stage1)
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    run_stage2(whole, *words)
+    expected = left_behind(run_folder(whole, "stage2"), whole)
+    assert "the loss is nan at step 2" in expected["table.csv"]
+    _, said = stop_at(cut, 25, *words)
+    go_on(said)
+    assert left_behind(run_folder(cut, "stage2"), cut) == expected
+
+
+def test_auto_takes_the_unfinished_run_of_the_same_words_and_stage_1_else_a_fresh_one(digits, tmp_path):
+    words = (*ONE, "--pretrained_pth", digits.stage1)
+    stop_at(tmp_path, 6, *words)
+    cut = run_folder(tmp_path, "stage2")
+    for other in (("--label_smooth", "0.5"), ("--method", "los,crt"), ("--finetune_lr", "0.0001")):
+        text = run_stage2(tmp_path, *words, *other, "--resume", "auto")
+        assert "--resume auto: no unfinished run of this configuration, this is a fresh one" in text
+    again = tmp_path / "stage1.pth"
+    content = checkpoint.read(digits.stage1)
+    checkpoint.save(again, content.facts | {"model": {k: v + 0 for k, v in content.state.items()}, "seed": 7})
+    shutil.move(digits.stage1, kept := digits.stage1.with_suffix(".kept"))
+    try:
+        shutil.copy(again, digits.stage1)  # the same path, another stage 1
+        text = run_stage2(tmp_path, *words, "--resume", "auto")
+        assert "this is a fresh one" in text
+        message = refusal(main_stage2.main, "--resume", cut)
+        assert "was trained on another stage 1" in message and "--force_resume" in message
+    finally:
+        shutil.move(kept, digits.stage1)
+    text = run_stage2(tmp_path, *words, "--resume", "auto")
+    assert f"resumed {cut}" in text and "2 of 2 heads go on" in text
+    assert "this is a fresh one" in run_stage2(tmp_path, *words, "--resume", "auto")
+
+
+def test_another_configuration_is_refused_with_the_difference_and_forced_it_starts_the_new_heads(
+    digits, tmp_path
+):
+    stop_at(tmp_path, 6, *ONE, "--pretrained_pth", digits.stage1)
+    folder = run_folder(tmp_path, "stage2")
+    message = refusal(main_stage2.main, "--resume", folder, "--label_smooth", "0.5", "--method", "los,crt")
+    assert "--label_smooth 0.5, the run to resume has --label_smooth 0.9" in message
+    assert "--method los,crt, the run to resume has --method los" in message
+    text = call(main_stage2.main, "--resume", folder, "--method", "los,crt", "--force_resume")
+    assert "2 of 3 heads go on" in text
+    assert "forced, the results are of neither run: --method los,crt, the run to resume has" in text
+    assert "test method=crt overall=" in text
+
+
+def test_what_cannot_be_resumed_is_refused_in_one_line(digits, tmp_path):
+    stop_at(tmp_path, 6, *ONE, "--pretrained_pth", digits.stage1)
+    last = run_folder(tmp_path, "stage2") / "last.pth"
+    stage1 = run_folder(digits.root, "stage1") / "last.pth"
+    assert "is not the last.pth of a stage2 run" in refusal(main_stage2.main, "--resume", stage1)
+    assert "is not the last.pth of a stage2 run" in refusal(main_stage2.main, "--resume", digits.stage2)
+    source = checkpoint.read(last)
+    content, heads = source.facts | {"model": source.state}, source.facts["heads"]
+    named = [head["method"] for head in heads]
+    assert named == ["stage1", "los"]
+    spoilt = {
+        "momentum does not fit": {"optimizer": spoilt_momentum(heads[1]["optimizer"])},
+        "cannot be resumed": {"weights": {"weight": torch.zeros(3, 3), "bias": torch.zeros(3)}},
+        "knows no head": {"setting": "label_smooth=0.1"},
+    }
+    for said, change in spoilt.items():
+        checkpoint.save(last, content | {"heads": [heads[0], heads[1] | change]})
+        message = refusal(main_stage2.main, "--resume", last)
+        assert said in message and str(last) in message
+    for change in ({"seconds": "x"}, {"progress": {}}, {"weights": 3}):
+        checkpoint.save(last, content | {"heads": [heads[0], heads[1] | change]})
+        assert "heads must be a list of heads" in refusal(main_stage2.main, "--resume", last)
+
+
+def spoilt_momentum(state: dict) -> dict:
+    return state | {"state": {k: {"momentum_buffer": torch.zeros(2)} for k in state["state"]}}
+
+
+def test_a_run_cut_off_in_its_features_goes_on_with_those_it_has(tmp_path, monkeypatch):
+    """Image files: their features are on the disk, and stay there until the run has come to its end."""
+    imagenet_tree(tmp_path / "data", counts=(300, 40), test_per_class=4, val_per_class=4)
+    data = ["--dataset", "imagenet_lt", "--data_dir", tmp_path / "data", "--allow_partial", "--workers", "0"]
+    data += ["--network", "resnet8", "--image_size", "32", "--device", "cpu", "--seed", "0"]
+    import main_stage1
+
+    call(main_stage1.main, *data, "--epochs", "1", "--save_every", "3", *places(tmp_path))
+    words = [*data, "--finetune_epoch", "2", "--ckpt_dir", tmp_path / "ckpt"]
+    call(main_stage2.main, *words, "--out", tmp_path / "whole")
+    [whole] = (tmp_path / "whole").glob("*/*")
+    assert not (whole / "features").exists()
+    expected = left_behind(whole, tmp_path)
+    published(tmp_path).unlink()
+
+    from utils import features
+
+    real, passes = features._pass, [0]
+
+    def stopped(model, batches, mirror):
+        for batch in real(model, batches, mirror):
+            passes[0] += 1
+            if passes[0] == 3:
+                os.kill(os.getpid(), signal.SIGINT)
+            yield batch
+
+    monkeypatch.setattr(features, "_pass", stopped)
+    with pytest.raises(Stopped) as caught:
+        call(main_stage2.main, *words, "--out", tmp_path / "cut")
+    assert caught.value.code == 130 and passes[0] < 8
+    [cut] = (tmp_path / "cut").glob("*/*")
+    said = (cut / "log.txt").read_text().splitlines()[-1]
+    assert said.startswith("stopped by a signal after its start; go on with: python main_stage2.py --resume")
+    assert (cut / "features").is_dir()
+    before, passes[0] = passes[0], 100
+    go_on(said)
+    assert not (cut / "features").exists() and left_behind(cut, tmp_path) == expected
+    assert passes[0] - 100 == batches_of_all() - before
+
+
+def batches_of_all() -> int:
+    """Of 340 training images two views and the plain ones, of test and validation a batch each."""
+    return 3 * 2 + 2
+
+
+def test_the_last_checkpoint_of_a_stopped_run_is_evaluated_as_any(digits, tmp_path):
+    import evaluate
+
+    stop_at(tmp_path, 11, *ONE, "--pretrained_pth", digits.stage1, "--save_every", "4")
+    last = run_folder(tmp_path, "stage2") / "last.pth"
+    assert checkpoint.read(last).facts["version"] == 2
+    text = call(evaluate.main, "--pretrained_pth", last, "--dataset", "digits_lt", *places(tmp_path))
+    assert "test overall=" in text
+
+
+def test_a_fresh_stage_1_under_a_stopped_stage_2_is_named(tmp_path):
+    run_stage1(tmp_path, "--epochs", "1", "--seed", "0")
+    stop_at(tmp_path, 6, *ONE)
+    run_stage1(tmp_path, "--epochs", "1", "--seed", "1")
+    message = refusal(main_stage2.main, "--resume", run_folder(tmp_path, "stage2"))
+    assert "was trained on another stage 1 (stage1_digest" in message

@@ -1,0 +1,73 @@
+"""Which heads are reported, and what is reported of them: figures on test, LoMa and RSD, predictions.
+
+Shapes: N images, D feature, V views.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from utils.errors import UserError
+from utils.features import logit_batches
+from utils.metrics import Scores
+from utils.retraining import HeadRun, nothing_left
+
+
+def choose(heads: list[HeadRun], select: str) -> list[HeadRun]:
+    """The heads that are reported: all where nothing selects, else of each method the setting that does best.
+
+    A setting is scored by the mean over its seeds of the best epoch; one with a failed seed is out.
+
+    Raises:
+        UserError: no head of the methods that the user named is left.
+    """
+    left = [head for head in heads if not head.failed]
+    chosen = left if select == "last" else _best_settings(heads, left)
+    if not any(head.plan.named for head in chosen):
+        raise UserError(nothing_left([head for head in heads if head.plan.named]))
+    return chosen
+
+
+def _best_settings(heads: list[HeadRun], left: list[HeadRun]) -> list[HeadRun]:
+    chosen = []
+    for name in dict.fromkeys(head.plan.method.name for head in left):
+        settings: dict[str, list[HeadRun]] = {}
+        for head in heads:
+            if head.plan.method.name == name:
+                settings.setdefault(head.plan.setting, []).append(head)
+        whole = [group for group in settings.values() if not any(head.failed for head in group)]
+        if whole:
+            chosen += max(whole, key=lambda group: sum(h.progress.best_score for h in group) / len(group))
+    return chosen
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A head that is reported: its figures on test, LoMa and RSD on the training images, its predictions."""
+
+    run: HeadRun
+    figures: dict
+    train_groups: dict
+    train_classes: dict
+    predicted: Tensor  # int64 [N]
+
+
+def outcome(run: HeadRun) -> Outcome:
+    """Score the selected epoch on test, once, and take LoMa and RSD on the plain training images."""
+    run.load_chosen()
+    frozen = run.frozen
+    test = _scores(run, frozen.part("test"), frozen.labels["test"])
+    train = _scores(run, frozen.train.plain()[None], frozen.train.labels)
+    return Outcome(
+        run,
+        test.figures(frozen.class_counts, frozen.shots),
+        *train.logit_figures(frozen.class_counts, frozen.shots),
+        test.predicted.cpu(),
+    )
+
+
+def _scores(run: HeadRun, features: Tensor, labels: Tensor) -> Scores:
+    scores = Scores(labels, run.frozen.num_classes)
+    for logits in logit_batches(run.head, features):
+        scores.add(logits)
+    return scores
