@@ -79,7 +79,7 @@ def killed_runs(root: Path, words: list, kills: int, script: str = "main_stage1"
     """
     task = {"out": str(root / "out"), "words": [str(word) for word in words], "kills": kills}
     task |= {"script": script, "spoil": spoil}
-    code, _, error = finished([sys.executable, "-m", "tests.kills", json.dumps(task)], 60 + 10 * kills)
+    code, _, error = finished([sys.executable, "-m", "tests.kills", json.dumps(task)], 300 + 20 * kills)
     assert code == 0, error
     [last] = (root / "out").glob("*/*/last.pth")
     return last.parent

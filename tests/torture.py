@@ -28,7 +28,7 @@ from progress.bar import Bar
 from tests.kills import descendants
 from tests.torture_rows import ROWS, NotTried, Row
 
-LIMIT = 900  # seconds that a row may take
+LIMIT = 1500  # seconds that a row may take
 SUBREAPER = 36  # of prctl
 
 

@@ -46,27 +46,28 @@ def _words(stage: int, count: int) -> list[str]:
     return [*line, "--finetune_epoch", str(_epochs(count))]
 
 
-def _killed(folder: Path, count: int, script: str, words: list[str]) -> str:
+def _killed(folder: Path, count: int, script: str, words: list[str], every: int = 1) -> str:
+    """Killed while it saves every so many steps, against an unbroken run that saves at the ends of epochs."""
     whole, cut = folder / "whole", folder / "cut"
     killed_runs(whole, [*words, *places(whole)], 0, script)
-    killed_runs(cut, [*words, *places(cut)], count, script)
+    killed_runs(cut, [*words, "--save_every", every, *places(cut)], count, script)
     differing = differences(cut, whole)
     assert not differing, f"other than in the unbroken run: {', '.join(differing)}"
     return f"a readable checkpoint after {count} of {count}; weights, rows and tables as unbroken"
 
 
 def stage1_killed(folder: Path, count: int) -> str:
-    return _killed(folder, count, "main_stage1", [*_words(1, count), "--save_every", "1"])
+    return _killed(folder, count, "main_stage1", _words(1, count))
 
 
 def los_killed(folder: Path, count: int) -> str:
-    return _killed(folder, count, "main_stage2", [*_words(2, count), "--seed", "0", "--save_every", "1"])
+    return _killed(folder, count, "main_stage2", [*_words(2, count), "--seed", "0"])
 
 
 def all_killed(folder: Path, count: int) -> str:
-    words = ["--method", "all", "--seeds", "0,1", "--save_every", "10"]
+    words = ["--method", "all", "--seeds", "0,1", "--finetune_epoch", "20" if count > 5 else "3"]
     words += ["--dataset", "digits_lt", "--pretrained_pth", str(DATA / "v1_stage1.pth")]
-    return _killed(folder, count, "main_stage2", [*words, "--finetune_epoch", "20" if count > 5 else "3"])
+    return _killed(folder, count, "main_stage2", words, every=10)
 
 
 def killed_in_place(folder: Path, count: int) -> str:
@@ -81,9 +82,9 @@ def killed_in_place(folder: Path, count: int) -> str:
 
 def resumed_without_optimizer(folder: Path, count: int) -> str:
     whole, cut = folder / "whole", folder / "cut"
-    words = [*_words(1, 5), "--save_every", "1"]
+    words = _words(1, 5)
     killed_runs(whole, [*words, *places(whole)], 0)
-    killed_runs(cut, [*words, *places(cut)], count, spoil="no optimiser state")
+    killed_runs(cut, [*words, "--save_every", "1", *places(cut)], count, spoil="no optimiser state")
     assert "weights" in differences(cut, whole), "the same weights: the rows above would not notice"
     return "other weights than unbroken"
 
@@ -105,10 +106,10 @@ def stage1_stopped(folder: Path, count: int) -> str:
 
 def two_processes_killed(folder: Path, count: int) -> str:
     whole, cut = folder / "whole", folder / "cut"
-    words = [*_words(1, 5 * count), "--device", "cpu", "--save_every", "1"]
+    words = [*_words(1, 5 * count), "--device", "cpu"]
     code, _, error = finished([*TORCHRUN, "main_stage1.py", *words, *places(whole)])
     assert code == 0, error
-    killed_under_torchrun(cut, [*words, *places(cut)], count)
+    killed_under_torchrun(cut, [*words, "--save_every", "1", *places(cut)], count)
     differing = differences(cut, whole)
     assert not differing, f"other than in the unbroken run: {', '.join(differing)}"
     return f"resumed {count} of {count}; weights, rows and tables as unbroken"
