@@ -49,6 +49,7 @@ bench: setup
 	$(RUN) -m benchmarks.decode
 	$(RUN) -m benchmarks.big_head
 	$(RUN) -m benchmarks.saving
+	$(RUN) -m benchmarks.resume
 	$(RUN) -m benchmarks.steps
 	$(RUN) -m benchmarks.memory
 

@@ -47,8 +47,9 @@ def work(world: World, accum: int = 1) -> dict[str, Tensor]:
 def main() -> None:
     world = distributed.join()
     try:
-        result = work(world, int(sys.argv[2]))
-        torch.save(result, Path(sys.argv[1]) / f"rank{world.rank}.pth")
+        for accum in sys.argv[2:]:
+            result = work(world, int(accum))
+            torch.save(result, Path(sys.argv[1]) / f"accum{accum}_rank{world.rank}.pth")
     finally:
         distributed.leave()
 

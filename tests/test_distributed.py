@@ -45,11 +45,19 @@ def alone() -> dict[str, torch.Tensor]:
     torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize("accum", [1, 2])
-def test_two_processes_train_and_score_as_one_does(alone, tmp_path, accum):
-    code, _, err = torchrun("tests/distributed_worker.py", tmp_path, accum)
+@pytest.fixture(scope="module")
+def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder with the results of both processes, for whole steps and steps in two parts."""
+    folder = tmp_path_factory.mktemp("together")
+    code, _, err = torchrun("tests/distributed_worker.py", folder, 1, 2)
     assert code == 0, err
-    results = [torch.load(tmp_path / f"rank{rank}.pth", weights_only=True) for rank in (0, 1)]
+    return folder
+
+
+@pytest.mark.parametrize("accum", [1, 2])
+def test_two_processes_train_and_score_as_one_does(alone, together, accum):
+    paths = [together / f"accum{accum}_rank{rank}.pth" for rank in (0, 1)]
+    results = [torch.load(path, weights_only=True) for path in paths]
     for result in results:
         assert result.keys() == alone.keys()
         for name, value in alone.items():

@@ -157,7 +157,7 @@ def test_a_checkpoint_of_other_classes_is_refused(own, tmp_path):
 
 def test_saved_features_serve_a_later_stage_2_with_the_same_result(own, tmp_path):
     pack = tmp_path / "pets.safetensors"
-    methods = ["--method", "ce,los,ncm,los_step,crt", "--seed", "0"]
+    methods = ["--method", "ce,los,ncm,los_step,crt", "--finetune_epoch", "3", "--seed", "0"]
     stage1 = own / "ckpt" / "folder_pets" / "resnet8_stage1.pth"
     words = of_own(own, *methods, "--save_features", pack, "--pretrained_pth", stage1)
     texts = [call(main_stage2.main, *words, *places(tmp_path / "first"))]
