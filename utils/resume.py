@@ -28,7 +28,10 @@ _FREE = (
     *(*_RUNNING, "data_dir", "split_dir", "train_list", "val_list", "test_list"),
     *("pretrained", "pretrained_pth", "features"),
 )
-_SAME_BITS = ("threads", "processes", "device", "torch", "cpu_capability")
+_SAME_BITS = (
+    *("threads", "processes", "device", "torch", "cpu_capability", "layout", "float32_convolutions"),
+    *("float32_products", "deterministic"),
+)
 _ORIGINS = ("stage1_digest", "features_digest")
 AUTO_FOUND_NONE = "--resume auto: no unfinished run of this configuration, this is a fresh one"
 
