@@ -64,10 +64,13 @@ def los_killed(folder: Path, count: int) -> str:
     return _killed(folder, count, "main_stage2", [*_words(2, count), "--seed", "0"])
 
 
+def _all(epochs: int) -> list[str]:
+    words = ["--dataset", "digits_lt", "--pretrained_pth", str(DATA / "v1_stage1.pth"), "--method", "all"]
+    return [*words, "--seeds", "0,1", "--finetune_epoch", str(epochs)]
+
+
 def all_killed(folder: Path, count: int) -> str:
-    words = ["--method", "all", "--seeds", "0,1", "--finetune_epoch", "20" if count > 5 else "3"]
-    words += ["--dataset", "digits_lt", "--pretrained_pth", str(DATA / "v1_stage1.pth")]
-    return _killed(folder, count, "main_stage2", words, every=10)
+    return _killed(folder, count, "main_stage2", _all(20 if count > 5 else 3), every=10)
 
 
 def killed_in_place(folder: Path, count: int) -> str:
@@ -102,6 +105,10 @@ def _stopped(folder: Path, count: int, script: str, words: list[str]) -> str:
 
 def stage1_stopped(folder: Path, count: int) -> str:
     return _stopped(folder, count, "main_stage1.py", _words(1, 5 * count))
+
+
+def all_stopped(folder: Path, count: int) -> str:
+    return _stopped(folder, count, "main_stage2.py", _all(5 * count))
 
 
 def two_processes_killed(folder: Path, count: int) -> str:
@@ -232,6 +239,7 @@ ROWS = [
     Row("control: files written in place", "up to {} kills", 20, 20, killed_in_place, 15),
     Row("control: the optimiser's state not resumed", "{} kills", 2, 5, resumed_without_optimizer, 20),
     Row("SIGTERM through the command line, resume as it says", "{} in one run", 2, 20, stage1_stopped, 130),
+    Row("the same in stage 2 (`--method all`)", "{} in one run", 1, 5, all_stopped, 90),
     Row(
         "SIGKILL of both processes under torchrun, resume",
         "{} random moments",
