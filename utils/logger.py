@@ -94,7 +94,8 @@ class Run:
             if log not in self._lost:
                 self._lost.add(log)
                 reason = getattr(error, "strerror", None) or error
-                complain(f"warning: {log} cannot be written: {reason}; the run goes on")
+                what = reason if isinstance(error, UserError) else f"{log} cannot be written: {reason}"
+                complain(f"warning: {what}; the run goes on")
 
     def write_text(self, name: str, text: str) -> None:
         """A file of the run folder, replaced whole."""
