@@ -16,7 +16,7 @@ from models import NETWORKS, THIN_NETWORKS, build_model, head_from_state, networ
 from models.pretrained import differences, first_not_finite, load_state, with_own_names
 from utils.config import Config
 from utils.config_checks import FIXED_BY_CHECKPOINT, INHERITED
-from utils.errors import UserError
+from utils.errors import NoMemoryError, UserError
 from utils.facts import problems
 from utils.files import write_atomically
 from utils.safe_load import load_plain
@@ -109,6 +109,8 @@ def save(path: Path, content: dict) -> str:
         try:
             found = load_plain(written, mapped=True)
             same = _same(content | {"digest": digest}, found) and _versions(content) == versions
+        except NoMemoryError:
+            raise
         except UserError:
             same = False
         if not same:

@@ -1,16 +1,37 @@
 """The one error class for users' mistakes, and the one place where it is caught."""
 
 import os
+import re
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import NoReturn
 
+from utils.signals import Interrupted, Interrupting
+
 SECONDS_TO_BE_ENDED = 3
+# how torch, its libraries and the system tell of it; CUDA's own class is a RuntimeError too
+_NO_MEMORY = re.compile(
+    r"out of memory|(can't|cannot|not enough|unable to) (allocate )?memory|alloc_failed|bad_alloc"
+    r"|could not create a (primitive|memory)",  # oneDNN
+    re.IGNORECASE,
+)
+_ASKED_FOR = re.compile(r"allocate (\d[\d.]* \w+)")
+_SMALLER = {
+    "main_stage1.py": "--accum 2, which takes a step in two parts, a smaller --batch_size or fewer --workers",
+    "main_stage2.py": "fewer --views, a smaller --batch_size or fewer --workers",
+    "evaluate.py": "with more memory free, or fewer --workers",
+}
 
 
 class UserError(Exception):
     """A mistake that the user can mend: the message is one line that says what is wrong and what to do."""
+
+
+class NoMemoryError(UserError):
+    """A file could not be read because memory has run out, which says nothing about the file."""
 
 
 def raise_problem(problem: str) -> NoReturn:
@@ -18,34 +39,79 @@ def raise_problem(problem: str) -> NoReturn:
     raise UserError(problem)
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Has memory run out, be it Python's, torch's or a device's?"""
+    return isinstance(error, MemoryError) or bool(_NO_MEMORY.search(str(error)))
+
+
+def complain(line: str) -> None:
+    """A line on standard error, where there is one that takes it."""
+    with suppress(OSError, ValueError):
+        if sys.stderr is not None:
+            print(line, file=sys.stderr, flush=True)
+
+
 def exit_cleanly(main: Callable[[], None]) -> None:
     """Run `main`; a UserError becomes one line on standard error and exit status 2.
 
-    So does torch's refusal of an operation that has no deterministic form, under --deterministic.
-
-    Under torchrun a mistake that the first process makes too ends the others within a moment: what is still
-    there after that has something of its own to say.
+    So do memory that runs out and torch's refusal of what has no deterministic form, under --deterministic. A
+    signal that asks to end where `main` does not take it: status 143, of SIGINT 130. Under torchrun a mistake that the first process makes too ends the others within a moment:
+    what is still there after that has something of its own to say.
     """
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names that the terminal cannot show
+    rank = int(os.environ.get("RANK", "0"))
+    with Interrupting():
+        try:
+            main()
+        except Interrupted as asked:
+            if not rank:
+                complain(f"stopped by {asked}: every file that is there is whole")
+            sys.exit(asked.status)
+        except (UserError, MemoryError, RuntimeError, OSError) as error:
+            message = _told(error)
+            if message is None:
+                raise
+            if rank:
+                time.sleep(SECONDS_TO_BE_ENDED)
+            complain(f"error{f' (process {rank})' if rank else ''}: {' '.join(message.split())}")
+            sys.exit(2)
+        finally:
+            _let_go_of_output()
+
+
+def _told(error: Exception) -> str | None:
+    """What the user can do something about, in a line; None: it is something else."""
+    if isinstance(error, UserError):
+        return str(error)
+    return _out_of_memory(error) if is_out_of_memory(error) else _not_deterministic(error)
+
+
+def _out_of_memory(error: Exception) -> str:
+    asked = _ASKED_FOR.search(str(error))
+    smaller = _SMALLER.get(Path(sys.argv[0]).name, "with more memory free")
+    device = ", or --device cpu" if "CUDA" in str(error) else ""
+    return (
+        f"out of memory{f', {asked[1]} more were asked for' if asked else ''}: try {smaller}{device}; "
+        "what was saved before, last.pth too, is as it was"
+    )
+
+
+def _let_go_of_output() -> None:
+    """Standard output that nobody reads, or on a full disk, must not change the exit status."""
     try:
-        main()
-    except (UserError, RuntimeError) as caught:
-        error = caught if isinstance(caught, UserError) else _not_deterministic(caught)
-        if error is None:
-            raise
-        who = ""
-        if rank := int(os.environ.get("RANK", "0")):
-            time.sleep(SECONDS_TO_BE_ENDED)
-            who = f" (process {rank})"
-        print(f"error{who}: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
-        sys.exit(2)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except (OSError, ValueError):
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _not_deterministic(error: RuntimeError) -> UserError | None:
-    """Torch's refusal in words for the user; None: it is something else."""
+def _not_deterministic(error: Exception) -> str | None:
     operation, found, _ = str(error).partition(" does not have a deterministic implementation")
     if not found:
         return None
-    return UserError(
+    return (
         f"--deterministic: {operation.split()[-1]} has no deterministic form in torch: take another network, "
         "or leave --deterministic out"
     )

@@ -13,11 +13,15 @@ class FolderLock:
     It lies on log.txt, which a run only ever appends to, so that it leaves no file of its own.
 
     Raises:
-        UserError: another run holds it.
+        UserError: another run holds it, or log.txt cannot be opened.
     """
 
     def __init__(self, folder: Path) -> None:
-        self._handle = open(folder / "log.txt", "a", encoding="utf-8")  # noqa: SIM115 - kept open on purpose
+        path = folder / "log.txt"
+        try:
+            self._handle = open(path, "a", encoding="utf-8")  # noqa: SIM115 - kept open on purpose
+        except OSError as error:
+            raise UserError(f"{path} cannot be written: {error.strerror}") from error
         try:
             fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

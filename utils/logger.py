@@ -5,7 +5,9 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -16,7 +18,7 @@ from datasets import LongTailedData
 from utils.checkpoint import write_atomically
 from utils.config import Config
 from utils.distributed import ALONE, World
-from utils.errors import UserError
+from utils.errors import UserError, complain
 from utils.files import sweep
 from utils.lock import FolderLock
 
@@ -48,6 +50,7 @@ class Run:
         for place in (self.folder, *also_writable) if world.main else ():
             sweep(place)  # what a killed run left half-written
         self._lock: FolderLock | None = None
+        self._lost: set[object] = set()
 
     def __enter__(self) -> Self:
         """Have the folder to itself; raises UserError where another run has it."""
@@ -63,29 +66,54 @@ class Run:
         if not self.main:
             return
         if not self.quiet:
-            print(text, flush=True)
-        with open(self.folder / "log.txt", "a", encoding="utf-8") as handle:
-            handle.write(text + "\n")
+            self._print(text)
+        self._keep(text)
 
     def result(self, line: str) -> None:
         """The closing line: printed even when quiet."""
         if not self.main:
             return
-        with open(self.folder / "log.txt", "a", encoding="utf-8") as handle:
-            handle.write(line + "\n")
-        print(line, flush=True)
+        self._keep(line)
+        self._print(line)
+
+    def _print(self, text: str) -> None:
+        with self._going_on("standard output"):
+            print(text, flush=True)
+
+    def _keep(self, text: str) -> None:
+        path = self.folder / "log.txt"
+        with self._going_on(path), open(path, "a", encoding="utf-8", errors="backslashreplace") as handle:
+            handle.write(text + "\n")
+
+    @contextmanager
+    def _going_on(self, log: object) -> Iterator[None]:
+        """A log that cannot be written does not end a run that may well save; it is said once of each."""
+        try:
+            yield
+        except (OSError, ValueError, UserError) as error:
+            if log not in self._lost:
+                self._lost.add(log)
+                reason = getattr(error, "strerror", None) or error
+                what = reason if isinstance(error, UserError) else f"{log} cannot be written: {reason}"
+                complain(f"warning: {what}; the run goes on")
 
     def write_text(self, name: str, text: str) -> None:
         """A file of the run folder, replaced whole."""
         if self.main:
-            write_atomically(self.folder / name, lambda handle: handle.write(text.encode()))
+            content = text.encode("utf-8", "backslashreplace")  # names of other bytes; JSON reads them back
+            write_atomically(self.folder / name, lambda handle: handle.write(content))
 
     def write_json(self, name: str, content: dict) -> None:
         self.write_text(name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
     def write_rows(self, name: str, rows: list[dict] | dict) -> None:
-        """A csv file of rows, or of columns, with a header; replaced whole: a resume leaves no row twice."""
-        self.write_text(name, pd.DataFrame(rows).to_csv(index=False))
+        """A csv file of rows, or of columns, with a header; replaced whole: a resume leaves no row twice.
+
+        metrics.csv is a log: its rows are in last.pth too, and the next epoch writes them again.
+        """
+        text = pd.DataFrame(rows).to_csv(index=False)
+        with self._going_on(self.folder / name) if name == "metrics.csv" else nullcontext():
+            self.write_text(name, text)
 
     def write_per_class(self, figures: dict, data: LongTailedData) -> None:
         """per_class.csv: class, name, images in the long-tailed set, shot group, every per-class figure."""
@@ -95,20 +123,24 @@ class Run:
 
     def bar(self, steps: Iterable, total: int, title: str) -> Iterator:
         """Pass `steps` through, drawing a bar with its ETA on standard error where that is a terminal."""
-        if self.quiet or not sys.stderr.isatty():
+        if self.quiet or sys.stderr is None or not sys.stderr.isatty():
             yield from steps
             return
         bar = Bar(title, max=total, suffix="%(index)d/%(max)d eta %(eta_td)s", hide_cursor=False)
-        bar.update()
+        terminal = partial(self._going_on, "the progress bar")
+        with terminal():
+            bar.update()
         drawn, pending = time.monotonic(), 0
         for step in steps:
             yield step
             pending += 1
             if time.monotonic() - drawn > BAR_SECONDS:
-                bar.next(pending)
+                with terminal():
+                    bar.next(pending)
                 drawn, pending = time.monotonic(), 0
-        bar.writeln("")
-        print("\r", end="", file=sys.stderr, flush=True)
+        with terminal():
+            bar.writeln("")
+            print("\r", end="", file=sys.stderr, flush=True)
 
 
 def stage_folder(config: Config, stage: str) -> Path:

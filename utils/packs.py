@@ -15,7 +15,7 @@ from torch import Tensor
 
 from utils.checkpoint import content_digest
 from utils.config_checks import FIXED_BY_CHECKPOINT, INHERITED
-from utils.errors import UserError
+from utils.errors import NoMemoryError, UserError, is_out_of_memory
 from utils.files import require_file, write_atomically
 
 FORMAT, VERSION = "label-over-smoothing feature pack", 1
@@ -125,6 +125,8 @@ def read_pack(path: Path) -> Pack:
         raise
     except Exception as error:  # a broken file can raise nearly anything
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if is_out_of_memory(error):
+            raise NoMemoryError(f"{path} cannot be read, memory has run out: {reason}") from error
         raise UserError(f"{path} is damaged or not a feature pack: {reason}") from error
     values = {name: tensors.get(name) for name in _LAYOUT}
     for name, value in values.items():

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from utils.errors import UserError
+from utils.errors import NoMemoryError, UserError, is_out_of_memory
 from utils.files import require_file
 
 MAX_PICKLE_BYTES = 16 << 20
@@ -57,6 +57,8 @@ def load_plain(path: Path, mapped: bool = False) -> object:
         raise UserError(f"{path} {error}") from error
     except Exception as error:  # a broken file can raise nearly anything
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if is_out_of_memory(error):
+            raise NoMemoryError(f"{path} cannot be read, memory has run out: {reason:.200}") from error
         raise UserError(f"{path} is damaged or not a checkpoint: {reason:.200}") from error
     return content
 

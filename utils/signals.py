@@ -17,6 +17,14 @@ class Stopped(SystemExit):
     """The run has saved its state and ends with the status that the signal asks for."""
 
 
+class Interrupted(KeyboardInterrupt):
+    """A signal has come where no step is to be finished; `status` is the one to end with."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.status = _status(number)
+
+
 class Signals:
     """Within `with`: `asked` is 0, or the exit status of the signal that has come (143, SIGINT 130).
 
@@ -37,8 +45,22 @@ class Signals:
             signal.signal(number, handler)
 
     def _take(self, number: int, frame: FrameType | None) -> None:
-        status = 130 if number == signal.SIGINT else 143
         if not self.asked:
-            self.asked, self._first = status, time.monotonic()
+            self.asked, self._first = _status(number), time.monotonic()
+            self._hear(number)
         elif time.monotonic() - self._first > SAME_WISH_SECONDS:
-            os._exit(status)
+            os._exit(_status(number))
+
+    def _hear(self, number: int) -> None:
+        pass
+
+
+class Interrupting(Signals):
+    """The same, but the first signal raises Interrupted where it comes: for all that is not a step."""
+
+    def _hear(self, number: int) -> None:
+        raise Interrupted(number)
+
+
+def _status(number: int) -> int:
+    return 130 if number == signal.SIGINT else 143
