@@ -19,14 +19,17 @@ def raise_problem(problem: str) -> NoReturn:
 
 
 def exit_cleanly(main: Callable[[], None]) -> None:
-    """Run `main`; a UserError becomes one line on standard error and exit status 2.
+    """Run `main`; a UserError becomes one line on standard error and exit status 2, and so does a file or
+    folder that the user may not look into, wherever that shows.
 
     Under torchrun a mistake that the first process makes too ends the others within a moment: what is still
     there after that has something of its own to say.
     """
     try:
         main()
-    except UserError as error:
+    except (UserError, PermissionError) as error:
+        if isinstance(error, PermissionError):
+            error = f"{error.filename}: {error.strerror}"
         who = ""
         if rank := int(os.environ.get("RANK", "0")):
             time.sleep(SECONDS_TO_BE_ENDED)

@@ -17,10 +17,11 @@ from utils.checkpoint import write_atomically
 from utils.config import Config
 from utils.distributed import ALONE, World
 from utils.errors import UserError
-from utils.files import sweep
+from utils.files import say, sweep
 from utils.lock import FolderLock
 
 BAR_SECONDS = 0.2
+_ODD_NAMES = "backslashreplace"  # file names that are no UTF-8; in JSON it reads back as it was
 
 
 class Run:
@@ -63,22 +64,24 @@ class Run:
         if not self.main:
             return
         if not self.quiet:
-            print(text, flush=True)
-        with open(self.folder / "log.txt", "a", encoding="utf-8") as handle:
+            say(text)
+        with open(self.folder / "log.txt", "a", encoding="utf-8", errors=_ODD_NAMES) as handle:
             handle.write(text + "\n")
 
     def result(self, line: str) -> None:
         """The closing line: printed even when quiet."""
         if not self.main:
             return
-        with open(self.folder / "log.txt", "a", encoding="utf-8") as handle:
+        with open(self.folder / "log.txt", "a", encoding="utf-8", errors=_ODD_NAMES) as handle:
             handle.write(line + "\n")
-        print(line, flush=True)
+        say(line)
 
     def write_text(self, name: str, text: str) -> None:
         """A file of the run folder, replaced whole."""
         if self.main:
-            write_atomically(self.folder / name, lambda handle: handle.write(text.encode()))
+            write_atomically(
+                self.folder / name, lambda handle: handle.write(text.encode("utf-8", _ODD_NAMES))
+            )
 
     def write_json(self, name: str, content: dict) -> None:
         self.write_text(name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
@@ -120,9 +123,9 @@ def stage_folder(config: Config, stage: str) -> Path:
 def check_writable(folder: Path) -> None:
     """Raise UserError where `folder` is not, or could not become, a folder that we may write to."""
     existing = folder
-    while not existing.exists() and existing != existing.parent:
+    while not os.path.exists(existing) and existing != existing.parent:
         existing = existing.parent
-    if not (existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)):
+    if not (os.path.isdir(existing) and os.access(existing, os.W_OK | os.X_OK)):
         raise UserError(f"cannot write to {folder}: {existing} is not a folder that you may write to")
 
 
