@@ -88,11 +88,11 @@ def check_known(path: Path, known: dict, given: dict, is_pack: bool = False) -> 
     try:
         _check_shots(known)
         check_ranges({argument.name: known.get(argument.name) for argument in ARGUMENTS})
-        if "network" in known and not is_pack:
+        if known.get("network") is not None and not is_pack:
             network_exists(known["network"])
     except (UserError, ValueError) as error:
         raise UserError(f"{path} is of no use: {error!s:.200}") from error
-    if not is_pack and ":" in known.get("network", "") and "network" not in given:
+    if not is_pack and ":" in (known.get("network") or "") and "network" not in given:
         raise UserError(
             f"{path} was made with --network {known['network']}, code of its own that no file may choose to "
             "run: say --network yourself"
@@ -153,7 +153,7 @@ def check_pairs(script: str, given: dict, known: dict, values: dict, preset: dic
         raise UserError("--bn_mode train recomputes the features at every step: --views cannot cache them")
     if "path" in given and "finetune_lr" in given:
         raise UserError("--path and --finetune_lr both set the learning rate: give one of them")
-    _check_resuming(given)
+    _check_resuming(given, values)
     _check_targets(given)
     _check_shots(values)
     _check_pack(given, values)
@@ -170,10 +170,10 @@ def _check_targets(given: dict) -> None:
             raise UserError(f"--{name} {given[name]} is a folder or a device: name a file")
 
 
-def _check_resuming(given: dict) -> None:
-    if not re.fullmatch(r"[1-9]\d*m?", given.get("save_every", "1")):
+def _check_resuming(given: dict, values: dict) -> None:
+    if not re.fullmatch(r"[1-9]\d*m?", values.get("save_every") or "1"):
         raise UserError(
-            f"--save_every takes a number of steps, or of minutes as 10m, got {given['save_every']}"
+            f"--save_every takes a number of steps, or of minutes as 10m, got {values['save_every']}"
         )
     if given.get("force_resume") and "resume" not in given:
         raise UserError("--force_resume has a meaning with --resume only")
