@@ -19,6 +19,7 @@ from tests.bad_inputs import (
     arguments,
     checkpoints,
     images,
+    named_images,
     packs,
     runs,
     snapshot,
@@ -28,8 +29,8 @@ from utils.argument_table import ARGUMENTS, CHECK, EVALUATE, STAGE1, STAGE2
 from utils.errors import exit_cleanly
 
 ROOT = Path(__file__).resolve().parent.parent
-THEMES = {"arguments": arguments, "checkpoints": checkpoints, "packs": packs, "images": images, "runs": runs}
-ROWS = [row for theme in THEMES.values() for row in theme.ROWS]
+THEMES = (arguments, checkpoints, packs, images, named_images, runs)
+ROWS = [row for theme in THEMES for row in theme.ROWS]
 NOBODY = 65534
 SECONDS = 60  # for one row: what hangs is a failure, not the end of the suite
 
