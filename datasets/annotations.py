@@ -11,6 +11,7 @@ from datasets.lists import clean_path, refuse_huge
 from datasets.parts import Report
 from datasets.types import PathTable
 from utils.errors import UserError, raise_problem
+from utils.files import open_regular
 
 _IMAGE, _ANNOTATION = object(), object()  # what is left in the parsed tree of an entry that was taken
 _BEYOND_INT64 = 1 << 63
@@ -84,6 +85,10 @@ class _Entries:
             return _IMAGE
         if "category_id" in entry and "image_id" in entry:
             self._add(self.categories, entry["category_id"], "annotations", "category_id")
+            if self.categories[-1] < 0:
+                found = self.categories[-1]
+                where = f"{self._where('annotations')}.category_id"
+                raise UserError(f"{where} must be a whole number of 0 or more, found {found}")
             self._add(self.image_ids, entry["image_id"], "annotations", "image_id")
             return _ANNOTATION
         return entry
@@ -100,7 +105,7 @@ class _Entries:
 
 def _parse(path: Path, entries: _Entries) -> object:
     try:
-        with open(path, "rb") as handle:
+        with open_regular(path) as handle:
             refuse_huge(path, handle.fileno())
             text = handle.read().decode("utf-8-sig")
         return json.loads(text, object_hook=entries.take)

@@ -23,6 +23,7 @@ from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg, decode_png
 
 from utils.errors import UserError
+from utils.files import open_regular
 
 MAX_PIXELS = 89_478_485  # more take over 256 MiB as RGB: Pillow's own limit for a warning
 MAX_BYTES = 1 << 30
@@ -54,10 +55,10 @@ def read_bytes(path: str) -> bytearray:
     """What a file holds.
 
     Raises:
-        UserError: it is missing, a folder, larger than MAX_BYTES, or may not be read.
+        UserError: it is missing, a folder, a pipe or a device, larger than MAX_BYTES, or may not be read.
     """
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
             if size > MAX_BYTES:
                 raise UserError(f"{shown(path)} has {size:,} bytes, more than any image: {_REMEDY}")

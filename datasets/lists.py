@@ -11,6 +11,7 @@ import torch
 
 from datasets.types import FileSet, PathTable
 from utils.errors import UserError, raise_problem
+from utils.files import open_regular
 
 MAX_LIST_BYTES = 1 << 30
 MAX_LABEL = np.iinfo(np.int32).max
@@ -30,7 +31,7 @@ def read_list(path: Path, root: Path, report: Callable[[str], None] = raise_prob
     seen: dict[bytes, int] = {}
     labels = array("q")
     try:
-        with open(path, "rb") as lines:
+        with open_regular(path) as lines:
             refuse_huge(path, lines.fileno())
             for number, line in enumerate(lines, 1):
                 content = line.removeprefix(_BYTE_ORDER_MARK) if number == 1 else line

@@ -45,8 +45,8 @@ def load_pretrained(model: nn.Module, state: Mapping[str, Tensor], name: str) ->
     That is always the classifier, `fc`: even one that fits was trained for other classes.
 
     Raises:
-        ValueError: names or shapes of the backbone differ, or a weight is not finite: says which. `model` is
-            then as it was.
+        ValueError: names, shapes or kinds of numbers of the backbone differ, or a weight is not finite: says
+            which. `model` is then as it was.
     """
     own = model.state_dict()
     found = with_own_names(model, state)
@@ -55,6 +55,8 @@ def load_pretrained(model: nn.Module, state: Mapping[str, Tensor], name: str) ->
     given = {key: tuple(value.shape) for key, value in backbone.items()}
     if given != wanted:
         raise ValueError(f"not the weights of a {name}: {differences(wanted, given)}")
+    if other := first_of_other_kind(own, backbone):
+        raise ValueError(other)
     if broken := first_not_finite(backbone):
         raise ValueError(f"{broken} holds values that are not finite")
     load_state(model, backbone)
@@ -78,6 +80,15 @@ def first_not_finite(state: Mapping[str, Tensor]) -> str | None:
         (name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()),
         None,
     )
+
+
+def first_of_other_kind(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str | None:
+    """What is wrong with the first tensor that holds whole or complex numbers where the network has not."""
+    for name, value in state.items():
+        if own[name].is_floating_point() != value.is_floating_point() or value.is_complex():
+            kinds = [str(tensor.dtype).removeprefix("torch.") for tensor in (value, own[name])]
+            return f"{name} is {kinds[0]}, its network needs {kinds[1]}"
+    return None
 
 
 def differences(wanted: Mapping[str, tuple], found: Mapping[str, tuple]) -> str:

@@ -17,7 +17,7 @@ import main_stage2
 from datasets import build_data
 from tests.file_trees import folder_tree, imagenet_tree, inat_tree, list_tree, places_tree
 from tests.helpers import call, last_line, places, read_metrics, refusal, run_folder
-from tests.odd_images import broken_files, readable_files, write
+from tests.odd_images import readable_files, write
 from tests.stage2 import read_table
 from utils import checkpoint
 from utils.packs import read_pack
@@ -126,33 +126,6 @@ def test_a_network_of_images_in_memory_predicts_files_of_any_size(own, tmp_path)
     )
     assert last_line(text).startswith("predicted images=15")
     assert pd.read_csv(tmp_path / "p.csv")["predicted"].between(0, 99).all()
-
-
-@pytest.mark.parametrize(
-    ("words", "expected"),
-    [
-        (["--predict", "nowhere"], "nowhere does not exist"),
-        (["--predict", "{own}/pets/test/ant/000.jpg"], "is not a folder"),
-        (["--predict", "{own}/empty"], "holds no image"),
-        (["--num_class", "4"], "--num_class 3, but --num_class 4 is asked for"),
-        (["--imb_ratio", "10"], "--imb_ratio"),
-        (["--tta", "--no_flip"], "--tta and --no_flip contradict each other"),
-        (["--train_list", "a.txt"], "--train_list goes with --dataset list, not with folder"),
-    ],
-)
-def test_what_evaluate_cannot_do_is_said_in_one_line(own, tmp_path, words, expected):
-    (own / "empty").mkdir(exist_ok=True)
-    words = [word.format(own=own) for word in words]
-    ckpt = ["--ckpt_dir", own / "ckpt", "--out", tmp_path / "out"]
-    assert expected in refusal(evaluate.main, *of_own(own, "--cur_stage", "stage2", *words, *ckpt))
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_checkpoint_of_other_classes_is_refused(own, tmp_path):
-    folder_tree(tmp_path / "pets", classes=("ant", "bird", "cat"), counts=COUNTS, test_per_class=2)
-    words = ["--dataset", "folder", "--data_dir", tmp_path / "pets", "--cur_stage", "stage2", *SMALL]
-    message = refusal(evaluate.main, *words, "--ckpt_dir", own / "ckpt", "--out", tmp_path / "out")
-    assert "knows class 1 as 'bee', folder_pets has 'bird' there" in message
 
 
 def test_saved_features_serve_a_later_stage_2_with_the_same_result(own, tmp_path):
@@ -272,24 +245,6 @@ def test_images_of_every_odd_kind_train_and_are_predicted(tmp_path):
     assert last_line(texts[1]) == last_line(texts[2])
 
 
-@pytest.mark.parametrize("name", sorted(broken_files()))
-def test_a_broken_image_stops_every_step_with_its_name_and_nothing_is_replaced(own, tmp_path, name):
-    content, word = broken_files()[name]
-    shutil.copytree(own / "pets", tmp_path / "pets")
-    for part, script in (("train", main_stage1.main), ("train", main_stage2.main), ("test", evaluate.main)):
-        victim = tmp_path / "pets" / part / "bee" / "002.jpg"
-        victim.write_bytes(content)
-        words = ["--dataset", "folder", "--data_dir", tmp_path / "pets", *SMALL, *SHORT[script]]
-        words += ["--cur_stage", "stage1" if script is not main_stage2.main else "stage2"]
-        words += ["--out", tmp_path / "out"]
-        words += ["--ckpt_dir", tmp_path / "ckpt" if script is main_stage1.main else own / "ckpt"]
-        message = refusal(script, *words)
-        assert str(victim) in message and word in message
-        shutil.copy(own / "pets" / part / "bee" / "002.jpg", victim)
-    made = [path.relative_to(tmp_path).parts for path in tmp_path.rglob("*.pth")]
-    assert [parts[:2] for parts in made] == [("out", "folder_pets_stage2")]  # its last.pth, for a resume
-
-
 # ---- networks
 
 TINY = """from torch import nn
@@ -400,20 +355,6 @@ def test_parts_of_a_step_add_up_to_it(own, tmp_path):
     assert "must be a multiple of 1 process(es) x --accum 3" in refusal(
         main_stage1.main, *of_own(own, *places(tmp_path), "--accum", "3", *SHORT[main_stage1.main])
     )
-
-
-def test_sync_bn_without_cuda_is_refused(own, tmp_path):
-    message = refusal(
-        main_stage1.main,
-        *of_own(own, "--sync_bn", "--device", "cpu", *places(tmp_path), *SHORT[main_stage1.main]),
-    )
-    assert message == "--sync_bn needs CUDA devices, this run is on cpu"
-
-
-def test_a_set_in_memory_has_no_use_for_what_is_for_files(tmp_path):
-    for words in (["--image_size", "32"], ["--jitter", "0.4"], ["--tta"], ["--split_dir", "x"]):
-        message = refusal(main_stage1.main, "--dataset", "digits_lt", *words, *places(tmp_path))
-        assert message == f"{words[0]} is for images on disk, digits_lt has no use for it"
 
 
 def test_a_backbone_moves_no_bit_in_stage_2_over_files(own):

@@ -148,14 +148,6 @@ def test_a_folder_in_place_of_a_list_is_named(tmp_path):
         read_list(tmp_path, tmp_path)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_an_unreadable_list_is_named(tmp_path):
-    (tmp_path / "list.txt").write_text("a.jpg 0\n")
-    (tmp_path / "list.txt").chmod(0)
-    with pytest.raises(UserError, match=r"list.txt cannot be read: Permission denied"):
-        read_list(tmp_path / "list.txt", tmp_path)
-
-
 def test_a_file_too_large_for_a_list_is_refused_before_it_is_read(tmp_path):
     with open(tmp_path / "disk.img", "wb") as handle:
         handle.truncate(MAX_LIST_BYTES + 1)  # a hole: it takes no space

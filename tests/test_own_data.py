@@ -7,7 +7,8 @@ import pytest
 from torchvision.datasets import ImageFolder
 
 from datasets import build_data
-from tests.file_trees import edit, entries, folder_tree, list_tree, problems_of, refused
+from datasets.decode import read_image
+from tests.file_trees import entries, folder_tree, list_tree, problems_of, refused
 
 LISTS = {"train_list": "train.txt", "test_list": "test.txt"}
 
@@ -85,52 +86,15 @@ def test_val_alone_is_the_test_part_and_the_notes_say_so(copied):
     assert "take --val_source heldout" in refused("folder", copied, val_source="own", val_required=True)
 
 
-@pytest.mark.parametrize(("gone", "lacks"), [(("train",), "train/"), (("test", "val"), "test/")])
-def test_a_folder_without_the_parts_is_refused_with_the_tree_that_is_expected(copied, gone, lacks):
-    for part in gone:
-        shutil.rmtree(copied / part)
-    message = refused("folder", copied)
-    assert f"{copied} has no {lacks}" in message
-    assert f"{copied}/train/<class>/<image> and {copied}/test/<class>/<image>" in message
-
-
 def test_a_data_dir_that_is_not_there_or_a_file_is_refused(copied, tmp_path):
     assert "has no train/" in refused("folder", tmp_path / "absent")
     assert "has no train/" in refused("folder", copied / "test" / "ant" / "000.jpg")
-
-
-def test_a_file_in_place_of_a_part_is_refused(copied):
-    shutil.rmtree(copied / "train")
-    (copied / "train").touch()
-    assert "has no train/" in refused("folder", copied)
 
 
 @pytest.mark.parametrize("part", ["test", "val"])
 def test_a_class_folder_that_train_lacks_is_refused(copied, part):
     (copied / part / "bee").rename(copied / part / "wasp")
     assert f"{copied / part / 'wasp'}: train/ has no class folder of that name" in refused("folder", copied)
-
-
-@pytest.mark.parametrize("place", ["train/bee", "test/bee", "train/dog"])
-def test_a_class_folder_without_images_is_refused(copied, place):
-    shutil.rmtree(copied / place, ignore_errors=True)
-    (copied / place / "deeper").mkdir(parents=True)
-    (copied / place / "deeper" / "notes.txt").touch()
-    assert f"{copied / place} holds no image" in refused("folder", copied)
-
-
-def test_images_without_class_folders_are_refused(copied):
-    shutil.rmtree(copied / "test")
-    (copied / "test").mkdir()
-    (copied / "test" / "a.jpg").touch()
-    assert f"{copied / 'test'} has no class folders" in refused("folder", copied)
-
-
-def test_a_single_class_is_refused(copied):
-    for part in ("train", "test", "val"):
-        shutil.rmtree(copied / part / "bee")
-        shutil.rmtree(copied / part / "cat")
-    assert "has 1 class(es) of images, 2 or more are needed" in refused("folder", copied)
 
 
 def test_a_class_without_test_images_is_noted(copied):
@@ -144,21 +108,6 @@ def test_a_link_to_a_folder_above_it_is_refused(copied, target):
     (copied / "train" / "bee" / "loop").symlink_to(target)
     message = refused("folder", copied)
     assert "is a link to a folder above it" in message and str(copied / "train" / "bee" / "loop") in message
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-@pytest.mark.parametrize("place", ["train", "train/bee", "test/ant"])
-def test_an_unreadable_folder_is_named(copied, place):
-    (copied / place).chmod(0)
-    message = refused("folder", copied)
-    (copied / place).chmod(0o700)
-    assert f"{copied / place} cannot be read: Permission denied" in message
-
-
-def test_a_folder_whose_links_lead_round_in_a_circle_is_named(copied):
-    (copied / "train" / "bee" / "x").symlink_to("y")
-    (copied / "train" / "bee" / "y").symlink_to("x")
-    assert f"{copied / 'train' / 'bee'} cannot be read: Too many levels" in refused("folder", copied)
 
 
 def test_everything_wrong_is_collected_and_what_is_left_still_built(copied):
@@ -198,6 +147,15 @@ def test_a_list_is_taken_as_given_before_one_of_that_name_in_data_dir(listed, tm
     assert build_data("list", listed, **absolute).class_counts == [12, 6, 3]
 
 
+def test_a_link_inside_the_folder_may_lead_out_of_it_where_a_path_may_not(listed, tmp_path):
+    root = shutil.copytree(listed, tmp_path / "listed")
+    image = root / "photos" / "ant" / "train000.jpg"
+    image.rename(tmp_path / "outside.jpg")
+    image.symlink_to(tmp_path / "outside.jpg")
+    train = build_data("list", root, **{name: root / path for name, path in LISTS.items()}).train
+    assert read_image(str(train.root / train.paths[0])).shape[0] == 3
+
+
 @pytest.mark.parametrize("given", [{}, {"train_list": "train.txt"}, {"test_list": "test.txt"}])
 def test_missing_list_arguments_are_named(listed, given):
     assert "needs --train_list and --test_list" in refused("list", listed, **given)
@@ -212,26 +170,3 @@ def test_images_that_are_not_below_data_dir_are_named(listed, tmp_path):
     lists = {name: listed / path for name, path in LISTS.items()}
     message = refused("list", tmp_path, **lists)
     assert "'photos/ant/train000.jpg' is not there" in message and str(tmp_path) in message
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "reason"),
-    [
-        ("photos/cat/test000.jpg 2", "photos/cat/test000.jpg 3", "has no training image in "),
-        ("photos/cat/test000.jpg", "photos/cat/train000.jpg", "is in both "),
-        ("photos/cat/test000.jpg 2", "photos/cat/test000.jpg", "test.txt, line 9: "),
-        ("photos/cat/test000.jpg", "../cat.jpg", "test.txt, line 9: '../cat.jpg' leaves the data folder"),
-    ],
-)
-def test_lists_at_odds_and_bad_lines_are_refused(listed, tmp_path, old, new, reason):
-    shutil.copy(listed / "test.txt", tmp_path)
-    edit(tmp_path / "test.txt", old, new)
-    lists = {"train_list": listed / "train.txt", "test_list": tmp_path / "test.txt"}
-    assert reason in refused("list", listed, **lists)
-
-
-def test_labels_with_gaps_are_refused(listed, tmp_path):
-    text = (listed / "train.txt").read_text().replace(" 1\n", " 5\n")
-    (tmp_path / "train.txt").write_text(text)
-    lists = {"train_list": tmp_path / "train.txt", "test_list": listed / "test.txt"}
-    assert "class 1 has no training image, class 5 has" in refused("list", listed, **lists)

@@ -17,9 +17,8 @@ from tests.stage2 import read_table, result_lines, trained
 from tests.test_pack_arrays import Arrays
 from tests.test_packs import tiny
 from utils import checkpoint
-from utils.arguments import ARGUMENTS, EVALUATE, STAGE2, parse
+from utils.arguments import STAGE2, parse
 from utils.config import resolve
-from utils.config_checks import NOT_WITH_PACK
 from utils.methods import METHODS
 from utils.outcomes import outcome
 from utils.packs import read_pack, write_pack
@@ -202,54 +201,6 @@ def test_training_and_scoring_on_a_pack_copy_no_more_than_some_of_its_rows(tmp_p
 
 
 # ---- refusals
-
-
-def test_broken_packs_are_refused_by_both_scripts_in_one_line(tmp_path, pack):
-    broken, whole = tmp_path / "broken.pack", pack.read_bytes()
-    flipped = bytearray(whole)
-    flipped[len(whole) // 2] ^= 1
-    for content in (whole[:-100], whole[: len(whole) // 2], bytes(flipped), b"", b"no pack"):
-        broken.write_bytes(content)
-        assert f"{broken} is damaged" in refused(tmp_path, "--features", broken)
-        message = refusal(evaluate.main, *places(tmp_path), "--features", broken, "--cur_stage", "stage1")
-        assert f"{broken} is damaged" in message
-    assert "does not exist" in refused(tmp_path, "--features", tmp_path / "absent")
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_pack_of_another_class_count_or_data_set_is_refused(tmp_path, pack):
-    assert "--num_class 7 is asked for" in refused(tmp_path, "--features", pack, "--num_class", "7")
-    assert "--dataset cifar100_lt is asked" in refused(
-        tmp_path, "--features", pack, "--dataset", "cifar100_lt"
-    )
-    assert "--imb_ratio 10" in refused(tmp_path, "--features", pack, "--imb_ratio", "10")
-    write_pack(tmp_path / "three.pack", tiny(dataset="digits_lt"))
-    message = refused(tmp_path, "--features", tmp_path / "three.pack")
-    assert message == "--num_class 3, but digits_lt has 10 classes"
-
-
-@pytest.mark.parametrize("name", NOT_WITH_PACK)
-def test_an_argument_without_use_beside_a_pack_is_refused(tmp_path, pack, name):
-    argument = next(argument for argument in ARGUMENTS if argument.name == name)
-    values = {int: ["8"], float: ["0.5"], Path: [tmp_path / "some"], bool: []}
-    words = [f"--{name}", *(argument.choices[:1] if argument.choices else values[argument.kind])]
-    expected = f"--features holds the features already: --{name} has no use beside it"
-    if name == "val_fraction":  # it has none without --val_source either
-        expected = "--val_fraction has a meaning with --val_source heldout only"
-    if STAGE2 in argument.scripts:
-        assert refused(tmp_path, "--features", pack, *words) == expected
-    if EVALUATE in argument.scripts:
-        stage = ("--features", pack, "--cur_stage", "stage1")
-        assert refusal(evaluate.main, *places(tmp_path), *stage, *words) == expected
-
-
-def test_options_of_packs_that_contradict_others_are_refused(tmp_path, digits, pack):
-    start = ("--features", pack, "--pretrained_pth", digits.stage1)
-    assert refused(tmp_path, *start) == "--features holds its stage-1 classifier: leave --pretrained_pth out"
-    start = ("--dataset", "digits_lt", "--pretrained_pth", digits.stage1)
-    assert "--pack_dtype is for --save_features" in refused(tmp_path, *start, "--pack_dtype", "fp16")
-    drifting = ("--save_features", tmp_path / "a", "--bn_mode", "train")
-    assert "--save_features needs frozen features" in refused(tmp_path, *start, *drifting)
 
 
 def test_selection_needs_validation_images_in_the_pack_that_its_backbone_never_saw(tmp_path, digits, pack):

@@ -51,12 +51,16 @@ def same(one: Pack, other: Pack) -> bool:
     )
 
 
-def write_raw(path: Path, pack: Pack, without: str = "", **header: str) -> None:
+def write_raw(
+    path: Path, pack: Pack, without: str = "", change: Callable | None = None, **header: str
+) -> None:
     """A file that holds just what is given, with a digest that fits; nothing is checked."""
     write_pack(path, pack)
     with safe_open(path, framework="pt") as file:
         known, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     tensors = {name: value.clone() for name, value in tensors.items() if name != without}
+    if change:
+        change(tensors)
     known |= {"digest": content_digest({"facts": header.get("facts", known["facts"])} | tensors)}
     save_file(tensors, path, metadata=known | header)
 

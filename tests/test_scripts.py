@@ -60,20 +60,6 @@ def test_the_three_scripts_run_one_after_another_from_the_shell(tmp_path):
     assert RESULT.match(stage1) and RESULT.match(stage2)
 
 
-def test_a_users_mistake_is_one_line_and_exit_status_2_without_a_file(tmp_path):
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "main_stage1.py"), "--imb_ratio", "0"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert done.stderr == "error: --imb_ratio must be a number of 1 or more, got 0\n"
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_the_last_line_is_the_result_and_says_how_it_was_selected(digits):
     assert RESULT.match(last_line(digits.stage1_text)).group(1) == "last"
     assert RESULT.match(last_line(digits.stage2_text)).group(1) == "last"

@@ -10,12 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from models import build_model
-from tests.helpers import checkpoint_content, last_line, run_evaluate
+from tests.helpers import last_line, run_evaluate
 from tests.spoil import KINDS, cuts, flips, lost_blocks, unnoticed_flips
 from utils import checkpoint
 from utils.errors import UserError
-from utils.packs import read_pack
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "tests" / "data"
@@ -147,113 +145,3 @@ def test_a_hostile_pickle_does_not_run_in_either_format(tmp_path, old):
         assert not marker.exists()
     torch.load(tmp_path / "x.pth", weights_only=False)
     assert marker.exists()  # the payload does work
-
-
-def resnet8_content(**facts) -> dict:
-    state = build_model("resnet8", 10, in_channels=1).state_dict()
-    return checkpoint_content(state, class_names=list("abcdefghij"), class_counts=[1] * 10, **facts)
-
-
-WRONG = {
-    "stage": ["stage3", 1, ["stage1"]],
-    "dataset": [None, 3],
-    "network": [None, ["resnet8"]],
-    "num_class": ["10", 10.0, True, 1, None, 9],
-    "epoch": [-1, "3", None],
-    "class_names": ["abc", [1] * 10, list("abc"), None],
-    "class_counts": [[1.5] * 10, [1], {}],
-    "shots": [[100, 20], [20], "20,100", [0, 5]],
-    "imb_ratio": ["50", [50]],
-    "seed": [-1, "0", None],
-    "tta": ["yes", 1],
-    "args": [[], {1: 2}, None],
-    "environment": ["cpu"],
-    "head": [
-        "linear",
-        {},
-        {"kind": 3},
-        {"kind": "lws"},
-        {"kind": "lws", "options": {}},
-        {"kind": "x", "options": 3},
-    ],
-    "head_state": [[], {"weight": 3}],
-    "progress": [{}, [], {"epoch": 1, "best_epoch": "x", "best_score": None, "rows": []}],
-    "optimizer": [{}, {"state": {}, "param_groups": 3}, {"state": [], "param_groups": []}],
-    "model": ["weights", {"w": 3}, [1], None],
-    "version": ["1", 0, None, True, 1.0],
-}
-
-
-@pytest.mark.parametrize("fact", WRONG)
-def test_a_malformed_fact_with_a_right_digest_is_refused_by_its_name(tmp_path, fact):
-    assert (
-        checkpoint.save(tmp_path / "x.pth", resnet8_content()) == checkpoint.read(tmp_path / "x.pth").digest
-    )
-    for value in WRONG[fact]:
-        checkpoint.save(tmp_path / "x.pth", resnet8_content() | {fact: value})
-        with pytest.raises(UserError, match=rf"x\.pth .*({fact}|class_names|head)") as caught:
-            checkpoint.read(tmp_path / "x.pth")
-        assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("fact", ["stage", "dataset", "network", "num_class", "epoch", "model"])
-def test_a_missing_fact_is_named(tmp_path, fact):
-    content = resnet8_content()
-    del content[fact]
-    checkpoint.save(tmp_path / "x.pth", content)
-    with pytest.raises(UserError, match=f"the fact {fact} is missing"):
-        checkpoint.read(tmp_path / "x.pth")
-
-
-def test_weights_of_a_kind_that_the_network_has_no_use_for_are_refused(tmp_path):
-    model = build_model("resnet8", 10, in_channels=1)
-    for kind in (torch.int64, torch.bool, torch.uint8):
-        state = {name: value.to(kind) for name, value in model.state_dict().items()}
-        checkpoint.save(tmp_path / "x.pth", checkpoint_content(state))
-        with pytest.raises(UserError, match=r"x\.pth: \S+ is \w+, its network needs float32"):
-            checkpoint.load_weights(model, checkpoint.read(tmp_path / "x.pth"), "resnet8")
-
-
-@pytest.mark.parametrize("read", [checkpoint.read, read_pack])
-def test_what_is_no_regular_file_is_refused_and_nothing_hangs(tmp_path, read):
-    (tmp_path / "loop").symlink_to(tmp_path / "loop")
-    (tmp_path / "dangling").symlink_to(tmp_path / "absent")
-    os.mkfifo(tmp_path / "pipe")
-    odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff"))
-    odd.write_bytes(b"hello, this is nothing")
-    reasons = {
-        "loop": "cannot be read",
-        "dangling": "does not exist",
-        "pipe": "is not a file",
-        ".": "is not a file",
-    }
-    reasons |= {
-        "/dev/zero": "is not a file",
-        "\0": "cannot be read",
-        "x" * 300: "cannot be read",
-        odd.name: "damaged",
-    }
-    for name, reason in reasons.items():
-        with pytest.raises(UserError, match=reason):
-            read(tmp_path / name)
-
-
-def test_a_file_that_may_not_be_read_is_named(tmp_path):
-    path = tmp_path / "x.pth"
-    checkpoint.save(path, resnet8_content())
-    path.chmod(0)
-    code = (
-        "import os, pathlib, sys\nfrom utils.files import require_file\n"
-        "os.geteuid() or os.setuid(65534)\nrequire_file(pathlib.Path(sys.argv[1]))"
-    )
-    for folder in (tmp_path, *list(tmp_path.parents)[:2]):
-        folder.chmod(0o755)
-    done = subprocess.run(
-        [sys.executable, "-c", code, path],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
-    assert f"UserError: {path} cannot be read: Permission denied" in done.stderr

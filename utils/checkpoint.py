@@ -7,13 +7,20 @@ layer) are read as weights without facts.
 import hashlib
 import json
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from models import NETWORKS, THIN_NETWORKS, build_model, head_from_state, network_label
-from models.pretrained import differences, first_not_finite, load_state, with_own_names
+from models.pretrained import (
+    differences,
+    first_not_finite,
+    first_of_other_kind,
+    load_state,
+    with_own_names,
+)
 from utils.config import Config
 from utils.config_checks import FIXED_BY_CHECKPOINT, INHERITED
 from utils.errors import NoMemoryError, UserError
@@ -188,10 +195,8 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint, network: str) -> None
     found = {name: tuple(value.shape) for name, value in state.items()}
     if wanted != found:
         raise UserError(_explain_mismatch(checkpoint, network, wanted, found))
-    for name, own in model.state_dict().items():
-        if own.is_floating_point() != state[name].is_floating_point() or state[name].is_complex():
-            kinds = [str(value.dtype).removeprefix("torch.") for value in (state[name], own)]
-            raise UserError(f"{checkpoint.path}: {name} is {kinds[0]}, its network needs {kinds[1]}")
+    if other := first_of_other_kind(model.state_dict(), state):
+        raise UserError(f"{checkpoint.path}: {other}")
     if broken := first_not_finite(state):
         raise UserError(f"{checkpoint.path}: {broken} holds values that are not finite; the run had diverged")
     load_state(model, state)
@@ -238,8 +243,7 @@ def _fitting_network(state: dict[str, Tensor]) -> str | None:
         return None
     stem = "imagenet" if first.shape[-1] == 7 else "small"
     for name in NETWORKS:
-        with torch.device("meta"):
-            model = build_model(name, 1, first.shape[1], stem)
+        model = _skeleton(name, first.shape[1], stem)
         shapes = [
             _backbone({key: tuple(value.shape) for key, value in some.items()})
             for some in (model.state_dict(), with_own_names(model, state))
@@ -249,13 +253,27 @@ def _fitting_network(state: dict[str, Tensor]) -> str | None:
     return None
 
 
+@cache
+def _skeleton(name: str, in_channels: int, stem: str) -> nn.Module:
+    """A network without numbers: names and shapes alone."""
+    with torch.device("meta"):
+        return build_model(name, 1, in_channels, stem)
+
+
 def published_path(
     root: Path | str, data_name: str, imb_ratio: float | None, network: str, stage: str
 ) -> Path:
-    """Where a stage leaves its final model for the next; without a ratio, without a folder of it."""
+    """Where a stage leaves its final model for the next; without a ratio, without a folder of it.
+
+    Raises:
+        UserError: a folder is in its place.
+    """
     folder = Path(root) / data_name
     folder = folder if imb_ratio is None else folder / f"IR={imb_ratio:g}"
-    return folder / f"{network_label(network)}_{stage}.pth"
+    path = folder / f"{network_label(network)}_{stage}.pth"
+    if path.is_dir():
+        raise UserError(f"{path} is a folder, a checkpoint has its place there: move it away")
+    return path
 
 
 def find_published(config: Config, network: str, stage: str) -> Path:

@@ -5,10 +5,11 @@ Every check raises a UserError at the first thing that is wrong.
 
 import math
 import re
+from pathlib import Path
 
 from datasets import FILE_DATASETS
 from models import check_network as network_exists
-from utils.argument_table import STAGE1, STAGE2
+from utils.argument_table import ARGUMENTS, STAGE1, STAGE2
 from utils.errors import UserError
 
 # what a checkpoint was made with: a later step must not contradict the first, and takes over the second
@@ -22,6 +23,11 @@ NOT_WITH_PACK = (
     *("subset_seed", "no_tta", "amp", "compile", "predict", *_FILES),
 )
 
+MOST_WORKERS, LARGEST_SIDE = 1024, 4096
+LARGEST_NUMBER, LARGEST_SEED = 2**31 - 1, 2**63 - 1
+PACK_NAME = r"\w[\w.-]*"
+_KINDS = {int: (int,), float: (int, float), str: (str,), bool: (bool,), Path: (str,)}
+_SEEDS = ("seed", "seeds", "subset_seed")
 # name -> (test, what it must be)
 _RANGES = {
     "num_class": (lambda v: v >= 2, "2 or more"),
@@ -35,11 +41,11 @@ _RANGES = {
     "momentum": (lambda v: 0 <= v < 1, "at least 0 and below 1"),
     "warmup_epochs": (lambda v: v >= 0, "0 or more"),
     "accum": (lambda v: v >= 1, "1 or more"),
-    "image_size": (lambda v: v >= 8, "8 or more"),
+    "image_size": (lambda v: 8 <= v <= LARGEST_SIDE, f"8 to {LARGEST_SIDE}"),
     "jitter": (lambda v: 0 <= v < 1, "at least 0 and below 1"),
     "shots": (lambda v: v >= 1, "1 or more"),
     "views": (lambda v: v >= 0, "0 or more"),
-    "workers": (lambda v: v >= 0, "0 or more"),
+    "workers": (lambda v: 0 <= v <= MOST_WORKERS, f"0 to {MOST_WORKERS}"),
     "gpu": (lambda v: v >= 0, "0 or more"),
     "seed": (lambda v: v >= 0, "0 or more"),
     "subset_seed": (lambda v: v >= 0, "0 or more"),
@@ -62,6 +68,37 @@ def check_network(values: dict, sources: dict) -> None:
             raise UserError(f"--network: {error}") from error
 
 
+def check_known(path: Path, known: dict, given: dict, is_pack: bool = False) -> None:
+    """What a file says of its making obeys the rules of the arguments, and chooses no code to run.
+
+    Raises:
+        UserError: it does not; names the file.
+    """
+    for argument in ARGUMENTS:
+        name, value = argument.name, known.get(argument.name)
+        if value is None:
+            continue
+        several = value if argument.sweep and isinstance(value, list) else [value]
+        if any(type(one) not in _KINDS[argument.kind] for one in several):
+            raise UserError(f"{path} is of no use: its {name} is {value!r:.60}")
+        own = is_pack and name == "dataset"  # a pack may have any name that a folder can have
+        wrong = own and not re.fullmatch(PACK_NAME, value)
+        if wrong or (argument.choices and value not in argument.choices and not own):
+            raise UserError(f"{path} is of no use: there is no {name} {value!r:.60}")
+    try:
+        _check_shots(known)
+        check_ranges({argument.name: known.get(argument.name) for argument in ARGUMENTS})
+        if known.get("network") is not None and not is_pack:
+            network_exists(known["network"])
+    except (UserError, ValueError) as error:
+        raise UserError(f"{path} is of no use: {error!s:.200}") from error
+    if not is_pack and ":" in (known.get("network") or "") and "network" not in given:
+        raise UserError(
+            f"{path} was made with --network {known['network']}, code of its own that no file may choose to "
+            "run: say --network yourself"
+        )
+
+
 def check_against(known: dict, given: dict) -> None:
     for name in FIXED_BY_CHECKPOINT:
         if name in known and name in given and given[name] != known[name]:
@@ -77,7 +114,10 @@ def check_ranges(values: dict) -> None:
             if isinstance(value, float) and not math.isfinite(value):
                 raise UserError(f"--{name} must be a finite number, got {value}")
             if name in _RANGES and value is not None and not _RANGES[name][0](value):
-                raise UserError(f"--{name} must be {_RANGES[name][1]}, got {value:g}")
+                raise UserError(f"--{name} must be {_RANGES[name][1]}, got {value}")
+            largest = LARGEST_SEED if name in _SEEDS else LARGEST_NUMBER
+            if isinstance(value, int) and value > largest:
+                raise UserError(f"--{name} must be at most {largest}, got {value}")
         if isinstance(several, list) and len(set(several)) < len(several) and name != "shots":
             raise UserError(f"--{name} names a value twice: {', '.join(map(str, several))}")
 
@@ -113,7 +153,8 @@ def check_pairs(script: str, given: dict, known: dict, values: dict, preset: dic
         raise UserError("--bn_mode train recomputes the features at every step: --views cannot cache them")
     if "path" in given and "finetune_lr" in given:
         raise UserError("--path and --finetune_lr both set the learning rate: give one of them")
-    _check_resuming(given)
+    _check_resuming(given, values)
+    _check_targets(given)
     _check_shots(values)
     _check_pack(given, values)
     _check_files(given, values)
@@ -122,10 +163,17 @@ def check_pairs(script: str, given: dict, known: dict, values: dict, preset: dic
         raise UserError(f"--select val needs validation images: {ways}")
 
 
-def _check_resuming(given: dict) -> None:
-    if not re.fullmatch(r"[1-9]\d*m?", given.get("save_every", "1")):
+def _check_targets(given: dict) -> None:
+    """A file that is to be written at the end must not turn out to be a folder then."""
+    for name in ("save_features", "predictions"):
+        if name in given and given[name].exists() and not given[name].is_file():
+            raise UserError(f"--{name} {given[name]} is a folder or a device: name a file")
+
+
+def _check_resuming(given: dict, values: dict) -> None:
+    if not re.fullmatch(r"[1-9]\d*m?", values.get("save_every") or "1"):
         raise UserError(
-            f"--save_every takes a number of steps, or of minutes as 10m, got {given['save_every']}"
+            f"--save_every takes a number of steps, or of minutes as 10m, got {values['save_every']}"
         )
     if given.get("force_resume") and "resume" not in given:
         raise UserError("--force_resume has a meaning with --resume only")

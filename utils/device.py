@@ -40,7 +40,8 @@ def pick_device(
         raise UserError(f"--device {name} is not a device: take auto, cpu, cuda, cuda:N or mps") from error
     if device.type == "cuda":
         found = torch.cuda.device_count()
-        if (device.index or 0) >= found:
+        # torch keeps the number in a byte: 257 comes out as 1
+        if str(device) != name or (device.index or 0) >= found:
             raise UserError(
                 f"--device {name}, but torch {torch.__version__} sees {found} CUDA devices: try --device cpu"
             )

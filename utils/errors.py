@@ -54,9 +54,10 @@ def complain(line: str) -> None:
 def exit_cleanly(main: Callable[[], None]) -> None:
     """Run `main`; a UserError becomes one line on standard error and exit status 2.
 
-    So do memory that runs out and torch's refusal of what has no deterministic form, under --deterministic. A
-    signal that asks to end where `main` does not take it: status 143, of SIGINT 130. Under torchrun a mistake that the first process makes too ends the others within a moment:
-    what is still there after that has something of its own to say.
+    So do memory that runs out, a file or folder that the user may not look into, and torch's refusal of what
+    has no deterministic form. A signal that asks to end where `main` does not take it: status 143, of SIGINT
+    130. Under torchrun a mistake that the first process makes too ends the others within a moment: what is
+    still there after that has something of its own to say.
     """
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # names that the terminal cannot show
@@ -84,6 +85,8 @@ def _told(error: Exception) -> str | None:
     """What the user can do something about, in a line; None: it is something else."""
     if isinstance(error, UserError):
         return str(error)
+    if isinstance(error, PermissionError):
+        return f"{error.filename}: {error.strerror}"
     return _out_of_memory(error) if is_out_of_memory(error) else _not_deterministic(error)
 
 

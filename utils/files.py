@@ -16,6 +16,8 @@ from utils.errors import UserError
 STALE_SECONDS = 3600
 _SUFFIX = ".los-part"
 _TEMPORARY = re.compile(rf"\..*\.[a-z0-9_]{{8}}{re.escape(_SUFFIX)}", re.DOTALL)
+_NO_FILE = "it is a pipe or a device, not a file"
+_NO_WAITING = getattr(os, "O_NONBLOCK", 0)
 _NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP)  # file systems that have no fsync of a folder
 
 
@@ -92,6 +94,24 @@ def require_file(path: Path) -> os.stat_result:
     return status
 
 
+def say(text: str) -> None:
+    """Print; what no terminal can show, a file name's bytes that are no UTF-8, comes out escaped."""
+    print(text.encode("utf-8", "backslashreplace").decode(), flush=True)
+
+
+def open_regular(path: Path | str) -> BinaryIO:
+    """Open a regular file for reading: a pipe or a device can neither make it wait nor feed it for ever.
+
+    Raises:
+        OSError: it is something else, absent, or not to be read.
+    """
+    handle = open(path, "rb", opener=lambda name, flags: os.open(name, flags | _NO_WAITING))  # noqa: SIM115
+    if not stat.S_ISREG(os.fstat(handle.fileno()).st_mode):
+        handle.close()
+        raise OSError(errno.EINVAL, _NO_FILE)
+    return handle
+
+
 def _target(path: Path) -> Path:
     """Where the file goes, behind symbolic links. Raises OSError: a loop of links, or no regular file."""
     try:
@@ -105,7 +125,7 @@ def _target(path: Path) -> Path:
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     if not stat.S_ISREG(mode):
-        raise OSError(errno.EINVAL, "it is a pipe or a device, not a file")
+        raise OSError(errno.EINVAL, _NO_FILE)
     return target
 
 

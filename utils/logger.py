@@ -19,7 +19,7 @@ from utils.checkpoint import write_atomically
 from utils.config import Config
 from utils.distributed import ALONE, World
 from utils.errors import UserError, complain
-from utils.files import sweep
+from utils.files import say, sweep
 from utils.lock import FolderLock
 
 BAR_SECONDS = 0.2
@@ -78,7 +78,7 @@ class Run:
 
     def _print(self, text: str) -> None:
         with self._going_on("standard output"):
-            print(text, flush=True)
+            say(text)
 
     def _keep(self, text: str) -> None:
         path = self.folder / "log.txt"
@@ -152,9 +152,9 @@ def stage_folder(config: Config, stage: str) -> Path:
 def check_writable(folder: Path) -> None:
     """Raise UserError where `folder` is not, or could not become, a folder that we may write to."""
     existing = folder
-    while not existing.exists() and existing != existing.parent:
+    while not os.path.exists(existing) and existing != existing.parent:
         existing = existing.parent
-    if not (existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)):
+    if not (os.path.isdir(existing) and os.access(existing, os.W_OK | os.X_OK)):
         raise UserError(f"cannot write to {folder}: {existing} is not a folder that you may write to")
 
 

@@ -19,7 +19,10 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from utils.arguments import Parser
+from utils.config_checks import PACK_NAME
 from utils.errors import UserError
+from utils.files import require_file, say
+from utils.logger import check_writable
 from utils.packs import Pack, check, write_pack
 
 _TYPES = {"fp16": np.float16, "fp32": np.float32}
@@ -49,7 +52,7 @@ def main(argv: Sequence[str]) -> None:
         pack = replace(pack, fc_weight=weight, fc_bias=bias)
     digest = write_pack(given.out, pack)
     views, images, width = pack.train.shape
-    print(
+    say(
         f"pack {given.out}: {images} training ({views} view(s)), {pack.test.shape[1]} test, "
         f"{0 if pack.val is None else pack.val.shape[1]} validation features, {width} wide, "
         f"{len(pack.fc_bias)} classes, {given.out.stat().st_size / 2**20:.1f} MiB, sha256 {digest[:12]}"
@@ -70,10 +73,11 @@ def _parse(argv: Sequence[str]) -> Namespace:
     for first, second in (("val_x", "val_y"), ("fc_weight", "fc_bias")):
         if (getattr(given, first) is None) != (getattr(given, second) is None):
             raise UserError(f"--{first} and --{second} go together: give both or neither")
-    if not re.fullmatch(r"\w[\w.-]*", given.name):  # it becomes part of folder names
+    if not re.fullmatch(PACK_NAME, given.name):  # it becomes part of folder names
         raise UserError(f"--name {given.name!r}: take letters, digits, dot, dash and underscore")
     if given.out.is_dir():
         raise UserError(f"--out {given.out} is a folder: name a file")
+    check_writable(given.out.parent)
     return given
 
 
@@ -103,6 +107,7 @@ def _pack_of(given: Namespace) -> Pack:
 def _facts(given: Namespace, num_class: int, train: Tensor, labels: Tensor) -> dict:
     names = [str(label) for label in range(num_class)]
     if given.class_names:
+        require_file(given.class_names)
         try:
             names = given.class_names.read_text(encoding="utf-8").rstrip().splitlines()
         except (OSError, UnicodeDecodeError) as error:
@@ -127,10 +132,9 @@ def _facts(given: Namespace, num_class: int, train: Tensor, labels: Tensor) -> d
 
 def _load(path: Path, kinds: str, dimensions: tuple[int, ...], expected: str) -> np.ndarray:
     """The mapped array of a .npy file, of a NumPy kind (f: float, i and u: integer) and dimension allowed."""
+    require_file(path)
     try:
         array = np.lib.format.open_memmap(path, mode="c")  # never unpickles; "c": PyTorch wants it writable
-    except FileNotFoundError as error:
-        raise UserError(f"{path} does not exist") from error
     except Exception as error:  # a broken file can raise nearly anything
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"{path} is no .npy file of numbers ({reason}): write one with numpy.save") from error

@@ -4,9 +4,11 @@ The format is safetensors: numbers behind a JSON header, memory-mapped when read
 """
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -142,7 +144,7 @@ def _open(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     with open(path, "rb") as handle:
         if handle.read(4) == b"PK\x03\x04":
             raise UserError(f"{path} is a checkpoint (.pth) or another zip file, not a feature pack")
-    with safe_open(path, framework="pt") as file:
+    with open(path, "rb") as handle, safe_open(_utf8_name(path, handle), framework="pt") as file:
         header = file.metadata() or {}
         if header.get("format") != FORMAT:
             raise UserError(f"{path} is a safetensors file, but not a feature pack of this project")
@@ -157,6 +159,17 @@ def _open(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
         if missing:
             raise UserError(f"{path} has no tensor {missing[0]}; remake it")
         return header, {name: file.get_tensor(name) for name in names}
+
+
+def _utf8_name(path: Path, handle: BinaryIO) -> str:
+    """A name for the open file that safetensors takes, which is UTF-8 alone."""
+    try:
+        return str(path).encode() and str(path)
+    except UnicodeEncodeError:
+        name = f"/proc/self/fd/{handle.fileno()}"
+        if not os.path.exists(name):
+            raise UserError(f"{path} has a name that is no UTF-8, which packs need here: rename it") from None
+        return name
 
 
 def check(pack: Pack) -> None:

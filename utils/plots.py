@@ -5,7 +5,6 @@
 Accuracies are drawn in percent.
 """
 
-import argparse
 import io
 import re
 import textwrap
@@ -25,8 +24,11 @@ from matplotlib.transforms import Bbox
 
 from datasets.long_tail import SHOTS, shot_groups
 from losses import logit_gap
+from utils.arguments import Parser
 from utils.checkpoint import write_atomically
 from utils.errors import exit_cleanly
+from utils.files import say
+from utils.logger import check_writable
 from utils.run_tables import PARTS, SCORES, RunTables, read_run
 
 DPI, SMALL, GREY = 150, 8.5, "#666666"
@@ -50,9 +52,11 @@ def draw(folder: Path, methods: Sequence[str] | None = None) -> list[Path]:
     all their settings are too many lines, a method's first setting stands for it.
 
     Raises:
-        UserError: a file is missing or unreadable, a method is not in the run, or there are too many.
+        UserError: a file is missing or unreadable, the folder cannot be written, a method is not in the run,
+            or there are too many.
     """
     run = read_run(Path(folder), methods)
+    check_writable(Path(folder) / "plots")
     images = {}
     for name, picture in PICTURES.items():
         if figure := picture(run):
@@ -266,12 +270,13 @@ PICTURES = {
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m utils.plots", description=__doc__.splitlines()[0])
+    summary = __doc__.splitlines()[0]
+    parser = Parser(prog="python -m utils.plots", description=summary, allow_abbrev=False)
     parser.add_argument("run_folder", type=Path)
     parser.add_argument("--methods", help="those with a line over the classes, separated by commas")
     given = parser.parse_args(argv)
     methods = None if given.methods is None else given.methods.replace(",", " ").split()
-    print(*draw(given.run_folder, methods), sep="\n")
+    say("\n".join(map(str, draw(given.run_folder, methods))))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from utils.errors import UserError
+from utils.files import open_regular
 from utils.metrics import GROUPS
 
 MAX_LINES = 6
@@ -56,7 +57,8 @@ def _read(path: Path, columns: list[str]) -> pd.DataFrame:
     """A csv file that must have these columns; figures are finite or not a number, accuracies in percent."""
     types = dict.fromkeys(TEXT, str) | dict.fromkeys([*TABLE, *PER_CLASS, "step", *SCORED], float)
     try:
-        frame = pd.read_csv(path, dtype=types, low_memory=False)
+        with open_regular(path) as handle:
+            frame = pd.read_csv(handle, dtype=types, low_memory=False)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise UserError(f"{path} cannot be read: {reason}") from error

@@ -14,6 +14,7 @@ from utils import checkpoint
 from utils.arguments import EVALUATE
 from utils.checkpoint import Checkpoint, find_published, read, require_stage
 from utils.config import Config, resolve
+from utils.config_checks import check_known
 from utils.data_setup import file_views, load_data, mirror_at_test, open_parts
 from utils.device import LAYOUT
 from utils.distributed import ALONE, World
@@ -65,6 +66,8 @@ def network_for_files(config: Config, source: Checkpoint) -> tuple[nn.Module, Fi
         raise UserError("--predict reads colour images, digits_lt has grey ones of 8 x 8 pixels")
     if config.num_class is None:
         raise UserError(f"how many classes {source.path} has is not known: say --num_class")
+    if config.num_class > max(len(value) for value in source.state.values() if value.ndim):
+        raise UserError(f"{source.path} has no layer with {config.num_class} outputs, one a class")
     names = source.facts.get("class_names") or [str(k) for k in range(config.num_class)]
     if config.dataset in FILE_DATASETS:
         views = file_views(config)
@@ -111,11 +114,14 @@ def find_source(script: str, given: dict, stage: str | None) -> Checkpoint | Pac
     if "features" in given:
         if path is not None and script != EVALUATE:
             raise UserError("--features holds its stage-1 classifier: leave --pretrained_pth out")
-        return read_pack(given["features"])
+        pack = read_pack(given["features"])
+        check_known(pack.path, pack.known, given, is_pack=True)
+        return pack
     if path is None:
         wanted = resolve(script, given)
         path = find_published(wanted, wanted.network, stage)
     source = read(path)
+    check_known(path, source.known, given)
     if stage is not None:
         require_stage(source, stage)
     if "features_digest" in source.facts:

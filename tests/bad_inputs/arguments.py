@@ -1,0 +1,257 @@
+"""Arguments: wrong types, out of range, unknown, of another script, misspelt, at odds with each other."""
+
+from tests.bad_inputs import FOLDER, PACK, PLOTS, Row
+from utils.argument_table import ARGUMENTS, CHECK, DATA, EVALUATE, STAGE1, STAGE2
+
+DIGITS = "--dataset digits_lt "
+FILES = "--dataset folder --data_dir {pets} "
+WHOLE = "1" + "0" * 30  # no machine counts so far
+NOT_FINITE, NOT_NEGATIVE = "must be a finite number, got", "must be 0 or more, got"
+BELOW_1 = "must be at least 0 and below 1, got"
+
+# script, argument, values that are out of its range, what the line says
+RANGES = [
+    (STAGE1, "imb_ratio", "0 -3 0.99", "must be a number of 1 or more, got"),
+    (STAGE1, "imb_ratio", "nan inf -inf 1e400", NOT_FINITE),
+    (STAGE1, DIGITS + "--imb_ratio", "2000 1e300", r"leaves \d+ of 10 classes without an image"),
+    (STAGE1, "num_class", "1 0 -5", "must be 2 or more, got"),
+    (STAGE1, "num_class", "99", "but cifar100_lt has 100 classes"),
+    (STAGE1, "subset_seed", "-1", NOT_NEGATIVE),
+    (STAGE1, "shots", "0,5 -1,20", "must be 1 or more, got"),
+    (STAGE1, "shots", "20 100,20 1,2,3", r"takes two limits LOW,HIGH as in 20,100, got"),
+    (STAGE1, "val_source heldout --val_fraction", "0 1 -0.1 2", "must be between 0 and 1, got"),
+    (STAGE1, "val_source heldout --val_fraction", "nan", NOT_FINITE),
+    (STAGE1, "workers", "-1", "must be 0 to 1024"),
+    (CHECK, "workers", "-1", "must be 0 to 1024"),
+    (STAGE1, FILES + "--workers", "1000000", "must be"),
+    (STAGE1, FILES + "--image_size", "0 7 -224 1000000000", "must be"),
+    (STAGE1, FILES + "--jitter", "1 -0.5 2", BELOW_1),
+    (STAGE1, FILES + "--jitter", "nan", NOT_FINITE),
+    (STAGE1, "epochs", "0 -1", "must be 1 or more, got"),
+    (STAGE1, "batch_size", "0 -64", "must be 1 or more, got"),
+    (STAGE1, "accum", "0 -1", "must be 1 or more, got"),
+    (STAGE1, DIGITS + "--accum", "3", r"--batch_size 64 must be a multiple of 1 process\(es\) x --accum 3"),
+    (STAGE1, "lr", "0 -0.1", "must be above 0, got"),
+    (STAGE1, "lr", "inf nan", NOT_FINITE),
+    (STAGE1, "warmup_epochs", "-1", NOT_NEGATIVE),
+    (STAGE1, "warmup_epochs", "200 500", "must be below --epochs 200"),
+    (STAGE1, "momentum", "1 -0.1 1.5", BELOW_1),
+    (STAGE2, "momentum", "nan", NOT_FINITE),
+    (STAGE1, "wd", "-1", NOT_NEGATIVE),
+    (STAGE1, "wd", "nan", NOT_FINITE),
+    (STAGE2, "finetune_epoch", "0 20,0 -3", "must be 1 or more, got"),
+    (STAGE2, "finetune_epoch", "20,20", "names a value twice: 20, 20"),
+    (STAGE2, "finetune_lr", "0 0.1,-0.1", "must be above 0, got"),
+    (STAGE2, "finetune_lr", "nan 0.1,inf", NOT_FINITE),
+    (STAGE2, "finetune_wd", "-1", NOT_NEGATIVE),
+    (STAGE2, "seeds", "1,-1", NOT_NEGATIVE),
+    (STAGE2, "seeds", "1,1", "names a value twice"),
+    (STAGE2, "label_smooth", "1", r"must be below 1, got 1: at 1 every label is 1/K"),
+    (STAGE2, "label_smooth", "1.2", "above 1 the true class would be the least likely"),
+    (STAGE2, "label_smooth", "-0.1 0.9,-1", r"must be in \[0, 1\), got"),
+    (STAGE2, "label_smooth", "nan", NOT_FINITE),
+    (STAGE2, "label_smooth", "0.9,0.9", "names a value twice"),
+    (STAGE2, "logit_gap", "0 -1", "must be above 0, got"),
+    (STAGE2, "logit_gap", "nan inf", NOT_FINITE),
+    (STAGE2, "path", "0 -2", "must be above 0, got"),
+    (STAGE2, "path", "nan", NOT_FINITE),
+    (STAGE2, "scale", "0 -1", "must be above 0, got"),
+    *((STAGE2, name, "-1", NOT_NEGATIVE) for name in ("tau", "rho", "gamma", "max_margin", "alpha", "lam")),
+    *((STAGE2, name, "inf", NOT_FINITE) for name in ("tau", "rho", "gamma", "max_margin", "alpha", "lam")),
+    *((STAGE2, name, "1 -0.1", BELOW_1) for name in ("beta", "eps_head", "eps_tail")),
+    (STAGE2, "max_norm", "1.1 -0.1", "must be between 0 and 1, got"),
+    (STAGE2, "views", "-1", NOT_NEGATIVE),
+    (STAGE1, "seed", "-1", NOT_NEGATIVE),
+    (STAGE1, "gpu", "-1", NOT_NEGATIVE),
+    (EVALUATE, "cur_stage stage1 --gpu", "-1", NOT_NEGATIVE),
+    (STAGE1, DIGITS + "--gpu", "257 977", r"--device cuda:\d+, but torch .* try --device cpu"),
+    (STAGE1, "save_every", "0 -1 1.5 10s m 010", "takes a number of steps, or of minutes as 10m, got"),
+]
+# script, words, what the line says
+ODD = [
+    (STAGE1, "stray", "unknown argument stray"),
+    (STAGE1, "--imb_ration 10", r"unknown argument --imb_ration, did you mean --imb_ratio\?"),
+    (STAGE1, "--EPOCHS 3", "unknown argument --EPOCHS"),
+    (STAGE1, "--network resnet99", "--network: unknown network 'resnet99'"),
+    (STAGE1, "--network=", "--network: unknown network ''"),
+    (STAGE1, "--network nets.py:small", "is not written as Python imports it"),
+    (STAGE1, FILES + "--network no_such_module:small", "--network: network .* there is no module"),
+    (STAGE1, FILES + "--network os:getcwd", "--network: network os:getcwd"),
+    (STAGE1, DIGITS + "--device cuda:77", r"--device cuda:77, but torch .* try --device cpu"),
+    (STAGE1, DIGITS + "--device gpu", "--device gpu is not a device"),
+    (STAGE1, DIGITS + "--device=", "--device .*is not a device"),
+    (STAGE1, DIGITS + "--device meta", "--device meta is not supported"),
+    (STAGE1, DIGITS + "--device cpu --amp fp16", "--amp fp16 needs a CUDA device"),
+    (STAGE1, DIGITS + "--device cpu --sync_bn", "--sync_bn needs CUDA devices, this run is on cpu"),
+    (STAGE1, DIGITS + "--network resnet50 --stem imagenex", "argument --stem: invalid choice"),
+    (EVALUATE, DIGITS, "say what to evaluate: --cur_stage stage1"),
+    (EVALUATE, DIGITS + "--cur_stage stage2", "no stage2 checkpoint at .*--pretrained_pth"),
+    (STAGE2, DIGITS + "--imb_ratio 7", r"IR=7/resnet8_stage1.pth: make it with `python main_stage1.py"),
+    (STAGE2, DIGITS + "--ckpt_dir {stage1.parent.parent.parent} --network resnet20", "--network resnet8"),
+    (STAGE2, "--pretrained_pth {stage1} --method lso", r"--method has no 'lso', did you mean lws\?"),
+    (STAGE2, "--pretrained_pth {stage1} --method=", "--method has no ''"),
+    (STAGE2, "--pretrained_pth {stage1} --method all,los", "--method all stands alone"),
+    (CHECK, DIGITS, "digits_lt is held in memory, its files were checked|--workers"),
+]
+CONTRADICTIONS = [
+    (STAGE1, "--gpu 1 --device cpu", "--gpu 1 contradicts --device cpu"),
+    (STAGE1, "--cur_stage stage2", "--cur_stage stage2 contradicts main_stage1.py, which runs stage1"),
+    (STAGE2, "--cur_stage stage1", "--cur_stage stage1 contradicts main_stage2.py, which runs stage2"),
+    (STAGE1, "--nesterov --momentum 0", "--nesterov needs a --momentum above 0"),
+    (STAGE1, "--epochs 5 --warmup_epochs 5", "--warmup_epochs 5 must be below --epochs 5"),
+    (STAGE1, "--val_fraction 0.1", "--val_fraction has a meaning with --val_source heldout only"),
+    (STAGE1, "--val_source none --select val", "--select val needs validation images"),
+    (STAGE2, "--val_source none --select val", "--select val needs validation images"),
+    (STAGE1, "--force_resume", "--force_resume has a meaning with --resume only"),
+    (STAGE2, "--logit_gap 1 --label_smooth 0.9", "--label_smooth and --logit_gap say the same thing"),
+    (STAGE2, "--path 3 --finetune_lr 1", "--path and --finetune_lr both set the learning rate"),
+    (STAGE2, DIGITS + "--seed 1 --seeds 1,2", "--seed and --seeds say the same thing"),
+    (STAGE2, "--views 2 --bn_mode train", "--bn_mode train recomputes the features"),
+    (STAGE2, "--pretrained_pth {stage1} --method ce,los --bn_mode train", "it takes one head, not 2"),
+    (STAGE2, "--pretrained_pth {stage1} --method ce --tau 1", "--tau: no method of this run has it"),
+    (STAGE2, "--pretrained_pth {stage1} --pack_dtype fp16", "--pack_dtype is for --save_features"),
+    (
+        STAGE2,
+        "--pretrained_pth {stage1} --save_features {root}/a --bn_mode train",
+        "--save_features needs frozen features",
+    ),
+    (
+        STAGE2,
+        "--pretrained_pth {stage1} --val_source heldout --select val",
+        r"--select val refused: the backbone of \S+stage1.pth was trained on other images",
+    ),
+    *(
+        (STAGE1, f"{DIGITS}{word}", f"{word.split()[0]} is for images on disk, digits_lt has no use")
+        for word in (
+            "--image_size 32",
+            "--jitter 0.4",
+            "--tta",
+            "--split_dir x",
+            "--augment plain",
+            "--no_flip",
+            "--normalise cifar",
+            "--allow_partial",
+            "--train_list x",
+        )
+    ),
+    (STAGE1, FILES + "--train_list a.txt", "--train_list goes with --dataset list, not with folder"),
+    (STAGE1, FILES + "--split_dir {root}", "--split_dir goes with --dataset .*, not with folder"),
+    (STAGE1, FILES + "--allow_partial", "--allow_partial goes with --dataset .*, not with folder"),
+    (STAGE1, FILES + "--tta --no_tta", "--tta and --no_tta contradict each other"),
+    (STAGE1, FILES + "--tta --no_flip", "--tta and --no_flip contradict each other"),
+    (STAGE1, FILES + "--imb_ratio 50", "--imb_ratio 50 leaves"),
+    (
+        STAGE1,
+        "--dataset list --data_dir {lists}",
+        "--dataset list needs --train_list FILE and --test_list FILE",
+    ),
+    (STAGE1, "--dataset imagenet_lt --data_dir {imagenet} --imb_ratio 10", "leave --imb_ratio out"),
+    (
+        STAGE1,
+        "--dataset imagenet_lt --data_dir {imagenet}",
+        "not the published imagenet_lt: .*--allow_partial",
+    ),
+    (STAGE1, "--dataset folder --data_dir {root}/nowhere", "nowhere has no train/: expected"),
+    (STAGE1, "--dataset inaturalist18 --data_dir {root}/nowhere", "nowhere is no folder: --data_dir"),
+    (
+        STAGE1,
+        "--dataset inaturalist18 --data_dir {inat} --split_dir {root}/nowhere",
+        "nowhere is no folder: --split_dir",
+    ),
+    (STAGE1, "--dataset folder --data_dir {pets} --val_source own --select val", "--val_source heldout"),
+    (EVALUATE, "--pretrained_pth {stage1} --cur_stage stage2", "is a stage1 checkpoint, --cur_stage stage2"),
+    (
+        EVALUATE,
+        "--pretrained_pth {stage1} --imb_ratio 7",
+        "was made with --imb_ratio 50.0, but --imb_ratio 7",
+    ),
+    (EVALUATE, "--pretrained_pth {stage1} --network resnet20", "was made with --network resnet8"),
+    (EVALUATE, "--pretrained_pth {stage1} --dataset cifar10_lt", "was made with --dataset digits_lt"),
+    (EVALUATE, "--pretrained_pth {stage1} --num_class 7", "was made with --num_class 10"),
+    (EVALUATE, "--pretrained_pth {stage1} --subset_seed 3 --stem imagenet", "was made with --stem small"),
+    (EVALUATE, "--pretrained_pth {pets1} --predict {root}/nowhere", "nowhere does not exist"),
+    (EVALUATE, "--pretrained_pth {pets1} --predict {pets1}", "pets.pth is not a folder"),
+    (EVALUATE, "--pretrained_pth {stage1} --predict {pets}", "--predict reads colour images, digits_lt"),
+    (EVALUATE, "--pretrained_pth {pets1} --data_dir {pets} --imb_ratio 3", "--imb_ratio has no meaning here"),
+    (FOLDER, "--dataset digits_lt", "arguments are required: --to"),
+    (FOLDER, "--dataset folder --to {root}/new", "argument --dataset: invalid choice: 'folder'"),
+    (
+        FOLDER,
+        "--dataset digits_lt --imb_ratio 0 --to {root}/new",
+        "--imb_ratio must be a number of 1 or more",
+    ),
+    (
+        FOLDER,
+        "--dataset digits_lt --imb_ratio nan --to {root}/new",
+        "--imb_ratio must be a number of 1 or more",
+    ),
+    (
+        FOLDER,
+        "--dataset digits_lt --imb_ratio x --to {root}/new",
+        "argument --imb_ratio: invalid float value: 'x'",
+    ),
+    (FOLDER, "--dataset digits_lt --to {root}", "exists already: name a folder to be made"),
+    (FOLDER, "--dataset digits_lt --to {stage1}/new", "cannot|Not a directory"),
+    (FOLDER, "--dataset digits_lt --tto {root}/new --to {root}/new", "--tto"),
+    (PACK, "", "say what to do: `python -m utils.features pack"),
+    (PACK, "unpack", "say what to do: `python -m utils.features pack"),
+    (PACK, "pack --out {root}/new", "required: --train_x"),
+    (PACK, "pack --nmae x", "--"),
+    (PLOTS, "", "required: run_folder"),
+    (PLOTS, "{tables} --method los", "--method"),
+    (PLOTS, "{tables} --methods lso", r"no figures of 'lso' in .*, did you mean los\?"),
+    (PLOTS, "{tables} --methods ,", "--methods|1 to 6 methods"),
+    (PLOTS, "{root}/nowhere", r"nowhere/table.csv cannot be read: No such file"),
+    (PLOTS, "{stage1}", r"stage1.pth/table.csv cannot be read: Not a directory"),
+]
+_TYPES = {int: ("ten", "1.5", "0x10", ""), float: ("ten", "1,2x", "")}
+
+
+def _generated() -> list[Row]:
+    """What holds of every argument alike."""
+    rows = []
+    names = {argument.name for argument in ARGUMENTS}
+    for argument in ARGUMENTS:
+        name, script = argument.name, argument.scripts[0]
+        value = [] if argument.kind is bool else ["1"]
+        for other in set(DATA) - set(argument.scripts):
+            says = f"--{name} is an argument of .*, {other} has no use for it"
+            rows.append(Row(f"{name} of another script, {other}", other, (f"--{name}", *value), says))
+        if name[:-1] not in names:
+            says = rf"unknown argument --{name[:-1]}, did you mean --\w+\?"
+            rows.append(Row(f"{name} misspelt", script, (f"--{name[:-1]}", *value), says))
+        if argument.kind is bool:
+            says = f"argument --{name}: ignored explicit argument 'yes'"
+            rows.append(Row(f"{name} with a value", script, (f"--{name}=yes",), says))
+            continue
+        says = f"argument --{name}: expected one argument"
+        rows.append(Row(f"{name} without a value", script, (f"--{name}",), says))
+        if argument.choices:
+            says = f"argument --{name}: invalid choice: 'nonsense'"
+            rows.append(Row(f"{name} of no choice", script, f"--{name} nonsense", says))
+        for bad in _TYPES.get(argument.kind, ()):
+            says = f"argument --{name}: invalid {argument.kind.__name__} value: '{bad}'"
+            rows.append(Row(f"{name} of another type, {bad!r}", script, (f"--{name}={bad}",), says))
+        if argument.kind is int:
+            start = FILES if name in ("image_size", "workers") else ""
+            says = rf"--{name} must be .*, got {WHOLE}"
+            rows.append(Row(f"{name} beyond all", script, f"{start}--{name} {WHOLE}", says))
+    return rows
+
+
+def _ranged() -> list[Row]:
+    rows = []
+    for script, name, values, says in RANGES:
+        start, _, last = f"--{name}".removeprefix("--" * name.startswith("--")).rpartition("--")
+        for value in values.split():
+            words = f"{start}--{last}={value}"
+            says_it = says if says.startswith("--") else f"--{last}.*{says}"
+            rows.append(Row(f"{script} {words}", script, words, says_it))
+    return rows
+
+
+ROWS = [
+    *_generated(),
+    *_ranged(),
+    *(Row(f"{script} {words}", script, words, says) for script, words, says in (*ODD, *CONTRADICTIONS)),
+]

@@ -1,0 +1,318 @@
+"""Checkpoints, ours and foreign ones: damaged, hostile, of another network, stage, version or kind."""
+
+import os
+import pickle
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from models import build_model
+from tests.bad_inputs import Kitchen, Make, Row
+from utils import checkpoint
+from utils.argument_table import EVALUATE, STAGE1, STAGE2
+
+HOLE = 1 << 33
+
+
+def damaged(change: Callable[[bytes], bytes], source: str = "stage1") -> Make:
+    """The sound file of that name, changed."""
+    return lambda root, kitchen: (root / "bad").write_bytes(change(getattr(kitchen, source).read_bytes()))
+
+
+def flipped(content: bytes) -> bytes:
+    at = len(content) // 2
+    return content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
+
+
+def linked(target: str) -> Make:
+    return lambda root, kitchen: (root / "bad").symlink_to(target.format(root=root))
+
+
+def huge(root: Path, kitchen: Kitchen) -> None:
+    """A hole: it takes no space."""
+    with open(root / "bad", "wb") as handle:
+        handle.truncate(HOLE)
+
+
+def nothing(root: Path, kitchen: Kitchen) -> None:
+    """The file is not there."""
+
+
+# what any file may be instead of one: kind -> (how it is made, what the line says of it)
+NO_FILE: dict[str, tuple[Make, str]] = {
+    "absent": (nothing, "bad (does not exist|cannot be read: No such file)"),
+    "a folder": (
+        lambda root, kitchen: (root / "bad").mkdir(),
+        "bad (is not a file|cannot be read: Is a dir)",
+    ),
+    "a pipe": (lambda root, kitchen: os.mkfifo(root / "bad"), "bad is not a file"),
+    "a device": (linked("/dev/zero"), "bad is not a file"),
+    "a loop of links": (linked("{root}/bad"), "bad cannot be read: Too many levels of symbolic links"),
+    "a link to nothing": (linked("{root}/x"), "bad (does not exist|cannot be read: No such file)"),
+}
+
+
+def not_permitted(source: str) -> Make:
+    def make(root: Path, kitchen: Kitchen) -> None:
+        (root / "bad").write_bytes(getattr(kitchen, source).read_bytes())
+        (root / "bad").chmod(0)
+
+    return make
+
+
+class Call:
+    """Pickles into a call that leaves a file behind."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple:
+        return (os.system, (f"touch {self.marker}",))
+
+
+def hostile(old: bool) -> Make:
+    def make(root: Path, kitchen: Kitchen) -> None:
+        content = {"model": {"w": torch.zeros(2)}, "x": Call(root / "marker")}
+        torch.save(content, root / "bad", _use_new_zipfile_serialization=not old)
+
+    return make
+
+
+def whole_module(root: Path, kitchen: Kitchen) -> None:
+    torch.save(build_model("resnet8", 10, in_channels=1), root / "bad")
+
+
+def compressed(root: Path, kitchen: Kitchen) -> None:
+    with zipfile.ZipFile(kitchen.stage1) as source, zipfile.ZipFile(root / "bad", "w", 8) as target:
+        for name in source.namelist():
+            target.writestr(name, source.read(name))
+
+
+def declaring_much(root: Path, kitchen: Kitchen) -> None:
+    torch.save({"w": torch.zeros(1).expand(1 << 36)}, root / "bad")
+
+
+def bare(value: object) -> Make:
+    return lambda root, kitchen: torch.save(value, root / "bad")
+
+
+def plain_pickle(root: Path, kitchen: Kitchen) -> None:
+    (root / "bad").write_bytes(pickle.dumps({"w": [1, 2]}))
+
+
+def ours(source: str = "stage1", change: Callable[[dict], None] | None = None, **facts: object) -> Make:
+    """A sound file with other facts (... leaves one out) and a digest that fits."""
+
+    def make(root: Path, kitchen: Kitchen) -> None:
+        found = checkpoint.read(getattr(kitchen, source))
+        content = found.facts | {"model": dict(found.state)} | facts
+        if change:
+            change(content["model"])
+        checkpoint.save(root / "bad", {name: value for name, value in content.items() if value is not ...})
+
+    return make
+
+
+def weights(change: Callable[[torch.Tensor], torch.Tensor], name: str = "layer1.0.conv1.weight") -> Make:
+    return ours(change=lambda state: state.update({name: change(state[name])}))
+
+
+def spoilt(value: float) -> Make:
+    return weights(lambda weight: weight.index_fill(0, torch.tensor([0]), value))
+
+
+def another_network(classes: int, name: str) -> Make:
+    return ours(model=build_model(name, classes, in_channels=1).state_dict())
+
+
+# ---- any file in place of a checkpoint, for each of the four ways in which one is named
+
+READERS = {
+    "evaluate": (EVALUATE, "--dataset digits_lt --pretrained_pth {bad}"),
+    "stage 2": (STAGE2, "--dataset digits_lt --pretrained_pth {bad}"),
+    "start": (STAGE1, "--dataset digits_lt --pretrained {bad}"),
+    "resume": (STAGE1, "--resume {bad}"),
+}
+DAMAGED = "bad is damaged"
+FILES: dict[str, tuple[Make, str]] = {
+    "empty": (damaged(lambda content: b""), "bad is empty: not a checkpoint"),
+    "text": (damaged(lambda content: b"hello, this is nothing\n"), DAMAGED),
+    "cut in half": (damaged(lambda content: content[: len(content) // 2]), DAMAGED),
+    "cut at its end": (damaged(lambda content: content[:-1]), DAMAGED),
+    "a flipped bit": (damaged(flipped), DAMAGED),
+    "a feature pack": (damaged(bytes, "pack"), DAMAGED),
+    "huge": (huge, DAMAGED),
+    "compressed": (compressed, "bad is a compressed zip file"),
+    "hostile": (hostile(old=False), "bad holds Python objects"),
+    "hostile, old format": (hostile(old=True), "bad holds Python objects"),
+    "a pickled module": (whole_module, "bad holds Python objects"),
+    "declaring much": (declaring_much, r"bad declares a tensor \[68719476736\] larger than"),
+    "no torch file": (plain_pickle, DAMAGED),
+    "a list": (bare([1, 2]), "bad holds no weights"),
+    "no weights": (bare({"a": 1}), "bad holds no weights"),
+    "a sparse tensor": (bare({"w": torch.eye(3).to_sparse()}), "bad holds Python objects .*sparse"),
+    "a later version": (ours(version=99), "bad has format version 99, this code reads up to 2: update it"),
+    "version 0": (ours(version=0), "bad is damaged: there is no format version 0"),
+    "version one": (ours(version="1"), "bad is damaged: there is no format version '1'"),
+}
+# ---- what a network may not be given (not for --resume, which is of its own)
+WEIGHTS: dict[str, tuple[Make, str]] = {
+    "NaN": (spoilt(float("nan")), r"bad: .*layer1.0.conv1.weight.*not finite"),
+    "infinite": (spoilt(float("inf")), r"bad: .*layer1.0.conv1.weight.*not finite"),
+    "complex": (bare({"w": torch.ones(2, dtype=torch.complex64)}), "bad holds Python objects"),
+    "whole numbers": (weights(torch.Tensor.long), r"bad: .*layer1.0.conv1.weight.* int64"),
+    "another network": (another_network(10, "resnet20"), "bad.*(resnet20|layer1.1)"),
+    "one weight too few": (ours(change=lambda state: state.pop("bn1.weight")), "bad.*1 missing .bn1.weight"),
+    "one weight too many": (ours(change=lambda state: state.update(x=torch.ones(1))), "bad.*1 unexpected .x"),
+    "another shape": (weights(lambda w: w[:, :1]), "bad.*1 of another shape .layer1.0.conv1.weight"),
+    "scalars": (weights(lambda w: w.sum()), "bad.*1 of another shape .layer1.0.conv1.weight"),
+}
+FACTS = {
+    "stage": ["stage3", 1, ["stage1"]],
+    "dataset": [None, 3],
+    "network": [None, ["resnet8"]],
+    "num_class": ["10", 10.0, True, 1, None, 9],
+    "epoch": [-1, "3", None],
+    "class_names": ["abc", [1] * 10, list("abc"), None],
+    "class_counts": [[1.5] * 10, [1], {}],
+    "shots": [[100, 20], [20], "20,100", [0, 5]],
+    "imb_ratio": ["50", [50]],
+    "seed": [-1, "0", None],
+    "tta": ["yes", 1],
+    "args": [[], {1: 2}, None],
+    "environment": ["cpu"],
+    "head": [
+        "linear",
+        {},
+        {"kind": 3},
+        {"kind": "lws"},
+        {"kind": "lws", "options": {}},
+        {"kind": "x", "options": 3},
+    ],
+    "head_state": [[], {"weight": 3}],
+    "progress": [{}, [], {"epoch": 1, "best_epoch": "x", "best_score": None, "rows": []}],
+    "optimizer": [{}, {"state": {}, "param_groups": 3}, {"state": [], "param_groups": []}],
+    "model": ["weights", {"w": 3}, [1], None],
+}
+REQUIRED = ("stage", "dataset", "network", "num_class", "epoch", "model")
+# of the right kind, and still nothing that could be: what is shared by evaluate and stage 2
+STRANGE = {
+    "imb_ratio": [float("nan"), float("inf"), -3.0, 0.5],
+    "dataset": ["mnist", "../../x", "", "a\nb", "\0"],
+    "network": ["resnet99", "", "os:abort", "builtins:input", "a\nb", "../x", "x" * 5000],
+    "subset_seed": [1 << 80],
+    "stem": ["huge", ""],
+    "val_source": ["theirs"],
+    "shots": [[1, 1 << 70]],
+}
+STRANGE_ON_DISK = {
+    "image_size": [1, 1 << 40],
+    "augment": ["none", ""],
+    "jitter": [5.0, -1.0, float("nan")],
+    "normalise": ["x"],
+    "num_class": [1 << 50],
+    "class_names": [["ant", "bee", "dog"], ["a\nb", "\x1b[2J", "c" * 5000]],
+}
+
+
+def _rows() -> list[Row]:
+    rows = []
+    for way, (script, words) in READERS.items():
+        kinds = NO_FILE | FILES | (WEIGHTS if way != "resume" else {})
+        shell = {"hostile": "evaluate", "cut in half": "stage 2"}
+        for kind, (make, says) in kinds.items():
+            inside = "bad/last.pth does not exist" if (way, kind) == ("resume", "a folder") else says
+            rows.append(Row(f"{way}: {kind}", script, words, inside, make, shell=shell.get(kind) == way))
+        rows.append(
+            Row(
+                f"{way}: not permitted",
+                script,
+                words,
+                "bad cannot be read: Permission denied",
+                not_permitted("stage1"),
+                unprivileged=True,
+            )
+        )
+    evaluate = READERS["evaluate"][1]
+    for fact, values in FACTS.items():
+        for value in values:
+            says = rf"bad was not written by this project's code: .*({fact}|class_names|head)"
+            make = (
+                ours(class_names=list("abcdefghij"), class_counts=[1] * 10) if fact == "num_class" else None
+            )
+            rows.append(Row(f"fact {fact} {value!r:.50}", EVALUATE, evaluate, says, ours(**{fact: value})))
+    for fact in REQUIRED:
+        says = f"bad was not written by this project's code: the fact {fact} is missing"
+        rows.append(Row(f"no fact {fact}", EVALUATE, evaluate, says, ours(**{fact: ...})))
+    for fact, values in STRANGE.items():
+        for script in (EVALUATE, STAGE2):
+            for value in values:
+                name = f"{script}, fact {fact} {value!r:.40}"
+                rows.append(Row(name, script, "--pretrained_pth {bad}", "bad", ours(**{fact: value})))
+    for fact, values in STRANGE_ON_DISK.items():
+        for value in values:
+            more = {} if fact != "num_class" else {"class_names": ..., "class_counts": ...}
+            make = ours("pets1", **{fact: value}, **more)
+            words = "--pretrained_pth {bad} --data_dir {pets} --workers 0"
+            words = words if fact != "num_class" else words + " --predict {pets}"
+            rows.append(Row(f"fact {fact} {value!r:.40}", EVALUATE, words, "bad", make))
+    return rows
+
+
+HEADS = {
+    "of an unknown kind": ({"kind": "magic", "options": {}}, {}, "bad: .*'?magic"),
+    "without its weights": ({"kind": "lws", "options": {}}, {}, "bad: "),
+    "with weights of another": ({"kind": "lws", "options": {}}, {"x": torch.ones(3)}, "bad: "),
+    "with an unknown option": ({"kind": "etf", "options": {"x": 1}}, {"w": torch.ones(3)}, "bad: "),
+    "with text for a number": ({"kind": "etf", "options": {"scale": "x"}}, {"w": torch.ones(3)}, "bad: "),
+}
+ROWS = [
+    *_rows(),
+    *(
+        Row(
+            f"a head {kind}",
+            EVALUATE,
+            "--pretrained_pth {bad}",
+            says,
+            ours("stage2", head=head, head_state=state),
+        )
+        for kind, (head, state, says) in HEADS.items()
+    ),
+    Row(
+        "stage 2 for stage 1",
+        STAGE2,
+        "--pretrained_pth {stage2}",
+        "stage2.pth is a stage2 checkpoint, --cur_stage stage1 needs one of stage1",
+    ),
+    Row(
+        "stage 1 for stage 2",
+        EVALUATE,
+        "--pretrained_pth {stage1} --cur_stage stage2",
+        "stage1.pth is a stage1 checkpoint, --cur_stage stage2 needs one of stage2",
+    ),
+    Row("a published stage 1 to resume", STAGE1, "--resume {stage1}", "is not the last.pth of a stage-1 run"),
+    Row("a stage 2 to resume", STAGE1, "--resume {stage2}", "is not the last.pth of a stage-1 run"),
+    Row(
+        "classes of a foreign file",
+        EVALUATE,
+        "--dataset digits_lt --pretrained_pth {bad} --cur_stage stage1",
+        "bad is a resnet8 with 7 classes, 10 are needed",
+        bare(build_model("resnet8", 7, in_channels=1).state_dict()),
+    ),
+    Row(
+        "a foreign network",
+        EVALUATE,
+        "--dataset digits_lt --pretrained_pth {bad}",
+        "bad is not a resnet8: .*; its weights fit --network resnet20",
+        bare(build_model("resnet20", 10, in_channels=1).state_dict()),
+    ),
+    Row(
+        "other classes than the images",
+        EVALUATE,
+        "--pretrained_pth {bad} --data_dir {pets} --workers 0",
+        "bad knows class 1 as 'bird', folder_pets has 'bee' there",
+        ours("pets1", class_names=["ant", "bird", "cat"]),
+    ),
+]

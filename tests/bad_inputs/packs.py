@@ -1,0 +1,346 @@
+"""Feature packs, and the arrays of which `python -m utils.features pack` makes one."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from tests.bad_inputs import PACK, Kitchen, Make, Row
+from tests.bad_inputs.checkpoints import NO_FILE, Call, damaged, flipped, huge, not_permitted
+from tests.test_packs import tiny, write_raw
+from utils.argument_table import ARGUMENTS, EVALUATE, STAGE2
+from utils.config_checks import NOT_WITH_PACK
+from utils.packs import FORMAT
+
+READERS = {
+    "stage 2": (STAGE2, "--features {bad}"),
+    "evaluate": (EVALUATE, "--features {bad} --cur_stage stage1"),
+}
+HEADER = {"format": FORMAT, "version": "1", "digest": "0" * 64, "facts": "{}"}
+
+
+def by_hand(tensors: dict, size: int = 64, length: int | None = None) -> Make:
+    """A safetensors file whose header says what it likes."""
+
+    def make(root: Path, kitchen: Kitchen) -> None:
+        header = json.dumps({"__metadata__": HEADER} | tensors).encode()
+        start = (len(header) if length is None else length).to_bytes(8, "little")
+        (root / "bad").write_bytes(start + header + bytes(size))
+
+    return make
+
+
+def entry(start: int, end: int, dtype: str = "F32", shape: tuple = (4,)) -> dict:
+    return {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
+
+
+def raw(change: Callable[[dict], None] | None = None, **facts: object) -> Make:
+    """A pack of three classes with a digest that fits, its tensors or facts changed (... leaves one out)."""
+
+    def make(root: Path, kitchen: Kitchen) -> None:
+        known = {name: value for name, value in (tiny().facts | facts).items() if value is not ...}
+        write_raw(root / "bad", tiny(), change=change, facts=json.dumps(known))
+
+    return make
+
+
+def tensor(**tensors: torch.Tensor) -> Make:
+    return raw(lambda found: found.update(tensors))
+
+
+DAMAGED = "bad is damaged or not a feature pack"
+FILES: dict[str, tuple[Make, str]] = {
+    "empty": (damaged(lambda content: b"", "pack"), DAMAGED),
+    "text": (damaged(lambda content: b"hello, this is nothing\n", "pack"), DAMAGED),
+    "cut in half": (damaged(lambda content: content[: len(content) // 2], "pack"), DAMAGED),
+    "cut at its end": (damaged(lambda content: content[:-1], "pack"), DAMAGED),
+    "a flipped bit": (damaged(flipped, "pack"), "bad is damaged: its content does not match the digest"),
+    "a checkpoint": (damaged(bytes, "stage1"), "bad is a checkpoint"),
+    "huge": (huge, DAMAGED),
+    "a header of 2^60 bytes": (by_hand({}, length=1 << 60), DAMAGED),
+    "a header beyond the file": (by_hand({}, length=1 << 20), DAMAGED),
+    "names that lead elsewhere": (by_hand({"../../x": entry(0, 16)}, 16), "bad has no tensor train"),
+    "overlapping tensors": (by_hand({"train": entry(0, 16), "test": entry(8, 24)}, 24), DAMAGED),
+    "offsets beyond the file": (by_hand({"train": entry(0, 1 << 40, shape=(1 << 38,))}), DAMAGED),
+    "offsets the wrong way": (by_hand({"train": entry(16, 0)}), DAMAGED),
+    "an unknown type": (by_hand({"train": entry(0, 16, "X32")}, 16), DAMAGED),
+    "no feature pack": (
+        by_hand({"a": entry(0, 16)} | {"__metadata__": {"format": "pt"}}, 16),
+        "bad is a safetens",
+    ),
+    "a later version": (
+        by_hand({"__metadata__": HEADER | {"version": "9"}}, 0),
+        "format version 9, this code reads",
+    ),
+    "version 0": (by_hand({"__metadata__": HEADER | {"version": "0"}}, 0), "bad is damaged: .* version 0"),
+    "version text": (by_hand({"__metadata__": HEADER | {"version": "x"}}, 0), DAMAGED),
+}
+NAN = torch.full((2, 7, 5), float("nan"))
+CONTENT: dict[str, tuple[Make, str]] = {
+    "no tensor fc_bias": (raw(lambda found: found.pop("fc_bias")), "bad has no tensor fc_bias"),
+    "NaN features": (tensor(train=NAN), "bad: train holds values that are not finite"),
+    "NaN in the classifier": (
+        tensor(fc_bias=torch.tensor([0, float("nan"), 0])),
+        "bad: fc_bias holds values that are not finite",
+    ),
+    "features in fp64": (tensor(train=torch.ones(2, 7, 5).double()), "bad: train is float64"),
+    "whole numbers": (tensor(test=torch.ones(2, 4, 5).int()), "bad: test is"),
+    "labels out of range": (
+        tensor(train_labels=torch.arange(7).int()),
+        "bad: train_labels holds 3: labels must be",
+    ),
+    "negative labels": (tensor(test_labels=-torch.ones(4).int()), "bad: test_labels holds -1"),
+    "labels as numbers": (tensor(test_labels=torch.ones(4)), "bad: test_labels is float32"),
+    "too few rows": (tensor(train=torch.ones(2, 6, 5)), "bad: train holds 6 images, train_labels 7"),
+    "no row": (tensor(test=torch.ones(1, 0, 5), test_labels=torch.ones(0).int()), "bad: test is empty"),
+    "another width": (tensor(test=torch.ones(1, 4, 6)), "bad: test is 6 wide, fc_weight 5"),
+    "a flat array": (tensor(train=torch.ones(70)), "bad: train is float32 .70., expected"),
+    "a class without images": (
+        tensor(train_labels=torch.zeros(7).int()),
+        "bad: class 1 has no training image",
+    ),
+    "other counts": (raw(class_counts=[5, 1, 1]), "bad: class 0 has 4 training images, class_counts says 5"),
+    "validation promised": (raw(val_source="own"), "bad: val_source is 'own': val and val_labels"),
+}
+FACTS = {
+    "dataset": ["../../x", "/tmp/x", "", "a/b", "a\nb", ".", "..", 3, ...],
+    "network": [3, None],
+    "num_class": [1, 0, -1, 3.0, "3", True, 1 << 70],
+    "imb_ratio": ["x", float("nan"), -1.0, 0.0],
+    "class_names": [["a"], "abc", [1, 2, 3], None],
+    "class_counts": [[4, 2], [4, 2, 1.0], "421", [4, 2, 1, 0]],
+    "val_clean": [1, "yes"],
+    "train_views": ["fresh", 3],
+    "stage1_digest": [5],
+    "shots": ["x", [1], [100, 20], [0, 5], [1.5, 2], 7],
+    "val_fraction": ["x", 7.0],
+    "subset_seed": ["x", -1],
+    "stem": [5, "huge"],
+    "image_size": ["big", 1],
+    "augment": ["none"],
+    "tta": [1],
+}
+
+
+def _rows() -> list[Row]:
+    rows = []
+    for way, (script, words) in READERS.items():
+        for kind, (make, says) in (NO_FILE | FILES).items():
+            rows.append(Row(f"pack, {way}: {kind}", script, words, says, make))
+        rows.append(
+            Row(
+                f"pack, {way}: not permitted",
+                script,
+                words,
+                "bad cannot be read: Permission denied",
+                not_permitted("pack"),
+                unprivileged=True,
+            )
+        )
+    script, words = READERS["evaluate"]
+    rows += [Row(f"pack: {kind}", script, words, says, make) for kind, (make, says) in CONTENT.items()]
+    for fact, values in FACTS.items():
+        for value in values:
+            rows.append(
+                Row(
+                    f"pack fact {fact} {value!r:.30}",
+                    script,
+                    words,
+                    rf"bad\b.*{fact}|bad: .*num_class",
+                    raw(**{fact: value}),
+                )
+            )
+    for name in NOT_WITH_PACK:
+        argument = next(argument for argument in ARGUMENTS if argument.name == name)
+        value = {int: " 8", float: " 0.5", bool: ""}.get(argument.kind, " {root}/x")
+        value = f" {argument.choices[0]}" if argument.choices else value
+        says = f"--features holds the features already: --{name} has no use beside it"
+        if name == "val_fraction":  # it has none without --val_source either
+            says = "--val_fraction has a meaning with --val_source heldout only"
+        for script, stage in ((STAGE2, ""), (EVALUATE, " --cur_stage stage1")):
+            if script in argument.scripts:
+                rows.append(
+                    Row(
+                        f"pack beside --{name}, {script}",
+                        script,
+                        f"--features {{pack}}{stage} --{name}{value}",
+                        says,
+                    )
+                )
+    return rows
+
+
+# ---- arrays
+
+X, Y = np.ones((4, 3), dtype=np.float32), np.array([0, 1, 0, 1])
+GIVEN = ("train_x", "train_y", "test_x", "test_y")
+WORDS = "pack --out {root}/new" + "".join(f" --{name} {{root}}/{name}.npy" for name in GIVEN)
+
+
+def arrays(**changed: object) -> Make:
+    """Four images of two classes, but for `changed`; bytes are written as they are, None is left out."""
+
+    def make(root: Path, kitchen: Kitchen) -> None:
+        for name, value in ({"train_x": X, "train_y": Y, "test_x": X, "test_y": Y} | changed).items():
+            path = root / f"{name}.npy"
+            if callable(value):
+                value(path, root)
+            elif isinstance(value, bytes):
+                path.write_bytes(value)
+            elif value is not None:
+                np.save(path, value, allow_pickle=True)
+
+    return make
+
+
+def instead(kind: str) -> Callable[[Path, Path], None]:
+    """One of NO_FILE in the place of an array."""
+
+    def make(path: Path, root: Path) -> None:
+        NO_FILE[kind][0](root, None)
+        (root / "bad").rename(path)
+
+    return make
+
+
+def claiming(shape: str, dtype: str = "<f4") -> bytes:
+    """The header of a .npy file that declares much, without the numbers."""
+    header = f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape}, }}"
+    return b"\x93NUMPY\x01\x00" + (len(header) + 1).to_bytes(2, "little") + header.encode() + b"\n"
+
+
+def pickled(path: Path, root: Path) -> None:
+    np.save(path, np.array([Call(root / "marker"), 1], dtype=object), allow_pickle=True)
+
+
+def sealed(path: Path, root: Path) -> None:
+    np.save(path, X)
+    path.chmod(0)
+
+
+NO_ARRAY = "is no .npy file of numbers"
+VAL = " --val_x {root}/val_x.npy"
+FC = " --fc_weight {root}/fc_weight.npy --fc_bias {root}/fc_bias.npy"
+ARRAYS = [  # words, what the line says, the arrays that are changed
+    ("", "train_x.npy does not exist", {"train_x": None}),
+    ("", f"test_y.npy {NO_ARRAY}", {"test_y": pickled}),
+    ("", f"train_x.npy {NO_ARRAY}", {"train_x": pickled}),
+    ("", f"train_x.npy {NO_ARRAY}", {"train_x": b""}),
+    ("", f"train_x.npy {NO_ARRAY}", {"train_x": b"text"}),
+    ("", f"train_x.npy {NO_ARRAY}", {"train_x": X.dumps()}),
+    ("", f"train_x.npy {NO_ARRAY}", {"train_x": claiming("(1000000000, 4096)")}),
+    ("", f"train_x.npy {NO_ARRAY}", {"train_x": claiming("(-1, 3)")}),
+    ("", f"train_x.npy {NO_ARRAY}", {"train_x": claiming("(4, 3)", "|O")}),
+    ("", f"train_x.npy {NO_ARRAY}", {"train_x": claiming("[" * 5000)}),
+    ("", "train_x.npy is not a file", {"train_x": instead("a folder")}),
+    ("", "train_x.npy is not a file", {"train_x": instead("a pipe")}),
+    ("", "train_x.npy is not a file", {"train_x": instead("a device")}),
+    ("", "train_x.npy does not exist", {"train_x": instead("a link to nothing")}),
+    ("", r"train_x.npy holds float32 \[4\], expected floats \[N, D\] or \[V, N, D\]", {"train_x": X[:, 0]}),
+    ("", r"test_x.npy holds uint8 \[4, 3\], expected floats", {"test_x": X.astype(np.uint8)}),
+    ("", r"test_x.npy holds complex64 \[4, 3\], expected floats", {"test_x": X.astype(np.complex64)}),
+    ("", "test_x.npy holds <U1", {"test_x": X.astype(str).astype("<U1")}),
+    ("", r"train_y.npy holds float64 \[4\], expected integers \[N\]", {"train_y": Y.astype(float)}),
+    ("", r"test_y.npy holds int64 \[4, 1\], expected integers \[N\]", {"test_y": Y[:, None]}),
+    ("", "train_y.npy holds no labels", {"train_y": Y[:0]}),
+    ("", "test_y.npy holds negative labels", {"test_y": Y - 1}),
+    ("", "test_y.npy holds negative labels", {"test_y": (Y - 1).astype(np.uint64)}),
+    ("", "train holds 4 images, train_labels 3 labels", {"train_y": Y[:3]}),
+    ("", "labels reach 1099511627777, there are 4 training images", {"test_y": Y + 2**40}),
+    ("", "class 1 has no training image", {"train_y": Y * 2, "test_y": Y * 2}),
+    ("", "num_class is 1: two classes are needed", {"train_y": Y * 0, "test_y": Y * 0}),
+    ("", "test is 2 wide, fc_weight 3", {"test_x": X[:, :2]}),
+    ("", "train is empty", {"train_x": X[:, :0]}),
+    ("", "train holds values that are not finite", {"train_x": X * np.nan}),
+    ("", r"train_x.npy holds values beyond 3.40282e\+38: scale them down", {"train_x": X * np.float64(1e39)}),
+    (" --dtype fp16", "train_x.npy holds values beyond 65504: take --dtype fp32", {"train_x": X * 70_000}),
+    (
+        VAL + " --val_y {root}/val_y.npy",
+        "val_labels holds 2: labels must be 0 to 1",
+        {"val_x": X, "val_y": Y * 2},
+    ),
+    (VAL, "--val_x and --val_y go together", {"val_x": X}),
+    (" --fc_bias {root}/train_y.npy", "--fc_weight and --fc_bias go together", {}),
+    (FC, "fc_weight has 3 rows, num_class is 2", {"fc_weight": np.ones((3, 3)), "fc_bias": np.ones(2)}),
+    (
+        FC,
+        r"fc_weight.npy holds float32 \[1, 4, 3\], expected floats \[K, D\]",
+        {"fc_weight": X[None], "fc_bias": X[0]},
+    ),
+    (FC, "fc_weight holds values that are not finite", {"fc_weight": X[:2] * np.inf, "fc_bias": np.ones(2)}),
+    (" --name ../mine", "--name '../mine': take letters, digits", {}),
+    (" --name=", "--name '': take letters, digits", {}),
+    (" --dtype fp64", "argument --dtype: invalid choice: 'fp64'", {}),
+    (" --nmae x", "unrecognized arguments: --nmae", {}),
+    (" --out {root}", "--out .*w is a folder: name a file", {}),
+    (" --out {root}/train_x.npy/new", "cannot write to .*/train_x.npy: .* is not a folder", {}),
+    (" --class_names {root}/absent", "absent does not exist", {}),
+    (" --class_names {root}", "w is not a file", {}),
+    (" --class_names {root}/train_x.npy", "train_x.npy cannot be read", {}),
+    (
+        " --class_names {root}/names.npy",
+        "class_names has 3 entries, num_class is 2",
+        {"names": b"one\ntwo\nthree\n"},
+    ),
+]
+
+ROWS = [
+    *_rows(),
+    *(
+        Row(f"arrays {number}: {says}", PACK, WORDS + words, says, arrays(**changed), shell=number == 1)
+        for number, (words, says, changed) in enumerate(ARRAYS)
+    ),
+    Row(
+        "arrays: not permitted",
+        PACK,
+        WORDS,
+        "train_x.npy .*Permission denied",
+        arrays(train_x=sealed),
+        unprivileged=True,
+    ),
+    Row(
+        "arrays: names from a pipe",
+        PACK,
+        WORDS + " --class_names {bad}",
+        "bad is not a file",
+        lambda root, kitchen: (arrays()(root, kitchen), NO_FILE["a pipe"][0](root, kitchen)),
+    ),
+    Row(
+        "pack with --pretrained_pth",
+        STAGE2,
+        "--features {pack} --pretrained_pth {stage1}",
+        "--features holds its stage-1 classifier: leave --pretrained_pth out",
+    ),
+    Row(
+        "pack of another class count", STAGE2, "--features {pack} --num_class 7", "--num_class 7 is asked for"
+    ),
+    Row(
+        "pack of another set",
+        STAGE2,
+        "--features {pack} --dataset cifar100_lt",
+        "--dataset cifar100_lt is asked",
+    ),
+    Row("pack of another ratio", STAGE2, "--features {pack} --imb_ratio 10", "--imb_ratio 10"),
+    Row(
+        "pack under a known name",
+        STAGE2,
+        "--features {bad}",
+        "--num_class 3, but digits_lt has 10 classes",
+        raw(dataset="digits_lt", num_class=3),
+    ),
+    Row(
+        "a classifier of another pack",
+        EVALUATE,
+        "--features {bad} --pretrained_pth {stage2}",
+        "stage2.pth is a classifier for other features than those of .*bad",
+        raw(network="resnet8"),
+    ),
+    Row(
+        "no classifier for a pack",
+        EVALUATE,
+        "--features {pack} --cur_stage stage2",
+        "no stage2 checkpoint at",
+    ),
+]

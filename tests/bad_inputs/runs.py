@@ -1,0 +1,180 @@
+"""Run folders and other places: where runs write, what is resumed, what is drawn."""
+
+import fcntl
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.bad_inputs import PLOTS, Kitchen, Make, Row
+from tests.bad_inputs.checkpoints import NO_FILE
+from tests.helpers import run_folder
+from utils.argument_table import EVALUATE, STAGE1, STAGE2
+
+DIGITS = "--dataset digits_lt --epochs 1 "
+STAGE1_OF = "--pretrained_pth {stage1} "
+_held = []  # handles that keep their locks
+
+
+def file_in_place(root: Path, kitchen: Kitchen) -> None:
+    (root / "bad").write_text("a file")
+
+
+def folder_in_place(name: str) -> Make:
+    return lambda root, kitchen: (root / name).mkdir(parents=True)
+
+
+def sealed(root: Path, kitchen: Kitchen) -> None:
+    (root / "bad").mkdir(mode=0o500)
+
+
+def copied(change: Callable[[Path], object], source: str = "run") -> Make:
+    """A copy of a run folder, changed."""
+    return lambda root, kitchen: change(shutil.copytree(getattr(kitchen, source), root / "run"))
+
+
+def locked(root: Path, kitchen: Kitchen) -> None:
+    copied(lambda folder: None)(root, kitchen)
+    handle = open(root / "run" / "log.txt", "a")  # noqa: SIM115 - held while the row runs, and by none after it
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    _held[:] = [handle]
+
+
+def stage2_run(root: Path, kitchen: Kitchen) -> None:
+    shutil.copytree(run_folder(kitchen.run.parents[2], "stage2"), root / "run")
+
+
+def drawn(name: str, content: bytes) -> Make:
+    return copied(lambda folder: (folder / name).write_bytes(content), "tables")
+
+
+PLACES = [
+    (STAGE1, DIGITS + "--out {bad}/below", "cannot write to .*bad.* is not a folder", file_in_place),
+    (STAGE1, DIGITS + "--ckpt_dir {bad}/below", "cannot write to .*bad.* is not a folder", file_in_place),
+    (STAGE2, STAGE1_OF + "--out {bad}", "cannot write to .*bad.* is not a folder", file_in_place),
+    (STAGE2, STAGE1_OF + "--ckpt_dir {bad}", "cannot write to .*bad.* is not a folder", file_in_place),
+    (EVALUATE, STAGE1_OF + "--out {bad}", "cannot write to .*bad.* is not a folder", file_in_place),
+    (STAGE1, DIGITS + "--out /dev/null", "cannot write to /dev/null.* is not a folder", None),
+    (
+        STAGE2,
+        STAGE1_OF + "--save_features {bad}/below/x",
+        "cannot write to .*bad.* is not a folder",
+        file_in_place,
+    ),
+    (
+        STAGE2,
+        STAGE1_OF + "--save_features {bad}",
+        "--save_features .*bad is a folder",
+        folder_in_place("bad"),
+    ),
+    (
+        STAGE2,
+        STAGE1_OF + "--save_features /dev/null",
+        "--save_features /dev/null is a folder or a device",
+        None,
+    ),
+    (EVALUATE, STAGE1_OF + "--predictions {bad}", "--predictions .*bad is a folder", folder_in_place("bad")),
+    (EVALUATE, STAGE1_OF + "--predictions {bad}/x", "cannot write to .*bad.* is not a folder", file_in_place),
+    (
+        STAGE1,
+        DIGITS,
+        "resnet8_stage1.pth is a folder",
+        folder_in_place("ckpt/digits_lt/IR=50/resnet8_stage1.pth"),
+    ),
+    (
+        STAGE2,
+        STAGE1_OF,
+        "resnet8_stage2.pth is a folder",
+        folder_in_place("ckpt/digits_lt/IR=50/resnet8_stage2.pth"),
+    ),
+]
+RESUMED = "--resume {root}/run"
+RESUMES: dict[str, tuple[str, str, Make]] = {
+    "without last.pth": (
+        RESUMED,
+        "run/last.pth does not exist",
+        copied(lambda run: (run / "last.pth").unlink()),
+    ),
+    "a folder as last.pth": (
+        RESUMED,
+        "run/last.pth is not a file",
+        copied(lambda run: ((run / "last.pth").unlink(), (run / "last.pth").mkdir())),
+    ),
+    "an empty last.pth": (
+        RESUMED,
+        "run/last.pth is empty",
+        copied(lambda run: (run / "last.pth").write_bytes(b"")),
+    ),
+    "best.pth, which holds no optimiser": (
+        "--resume {root}/run/best.pth",
+        "best.pth is not the last.pth of a stage-1 run",
+        copied(lambda run: None),
+    ),
+    "of stage 2": (RESUMED, "run/last.pth is not the last.pth of a stage-1 run", stage2_run),
+    "another rate": (
+        RESUMED + " --lr 0.5",
+        "--lr 0.5, the run to resume has --lr 0.1: leave the argument out",
+        copied(lambda run: None),
+    ),
+    "another set": (
+        RESUMED + " --dataset cifar10_lt",
+        "--dataset cifar10_lt, the run to resume has --dataset digits_lt",
+        copied(lambda run: None),
+    ),
+    "while another run writes there": (RESUMED, "another run is writing to .*run", locked),
+    "nothing of that name": ("--resume {root}/run", "run does not exist", None),
+}
+TABLES: dict[str, tuple[Make, str]] = {
+    "empty": (drawn("table.csv", b""), "table.csv cannot be read: No columns"),
+    "ragged": (drawn("per_class.csv", b"a,b\n1,2\n1,2,3\n"), "per_class.csv cannot be read: "),
+    "of something else": (drawn("table.csv", b"a,b\n1,2\n"), "table.csv has no column method"),
+    "not UTF-8": (drawn("table.csv", b"method,setting\n\xff,\xfe\n"), "table.csv cannot be read: .*utf-8"),
+    "a NUL byte": (drawn("metrics.csv", b"\0" * 99), "metrics.csv "),
+    "absent": (
+        copied(lambda run: (run / "table.csv").unlink(), "tables"),
+        "table.csv cannot be read: No such file",
+    ),
+    "a pipe": (
+        copied(lambda run: ((run / "table.csv").unlink(), os.mkfifo(run / "table.csv")), "tables"),
+        "table.csv cannot be read: it is a pipe or a device",
+    ),
+    "a folder": (
+        copied(lambda run: ((run / "table.csv").unlink(), (run / "table.csv").mkdir()), "tables"),
+        "table.csv cannot be read: Is a directory",
+    ),
+    "a file as plots": (drawn("plots", b"x"), "cannot write to .*plots: .* is not a folder"),
+}
+
+ROWS = [
+    *(
+        Row(
+            f"place: {script} {words} {says}",
+            script,
+            words,
+            says,
+            make,
+            shell="/below" in words and "--ckpt_dir" in words,
+        )
+        for script, words, says, make in PLACES
+    ),
+    *(
+        Row(
+            f"place: {script}, not permitted",
+            script,
+            words + "--out {bad}",
+            "cannot write to .*bad",
+            sealed,
+            unprivileged=True,
+        )
+        for script, words in ((STAGE1, DIGITS), (STAGE2, STAGE1_OF), (EVALUATE, STAGE1_OF))
+    ),
+    *(Row(f"resume {kind}", STAGE1, words, says, make) for kind, (words, says, make) in RESUMES.items()),
+    *(
+        Row(f"plots: {kind}", PLOTS, "{root}/run", says, make, shell=kind == "empty")
+        for kind, (make, says) in TABLES.items()
+    ),
+    *(
+        Row(f"plots: {kind} as run folder", PLOTS, "{bad}", "bad/table.csv cannot be read", NO_FILE[kind][0])
+        for kind in ("a pipe", "a loop of links", "a link to nothing")
+    ),
+]
