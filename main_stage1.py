@@ -81,7 +81,8 @@ def train(argv: Sequence[str] | None, held: ExitStack) -> None:
     first_epoch, first_step = progress.epoch, done.step
     folder = resumed.folder if resumed else None
     run = held.enter_context(Run(config, "stage1", folder, also_writable=[published.parent], world=world))
-    keeper = Keeper(run, "main_stage1.py", held.enter_context(Signals()), world, config.save_every)
+    signals = held.enter_context(Signals())
+    keeper = Keeper(run, "main_stage1.py", signals, world, config.save_every, config.network)
     report.announce(run, config, data, model, device, world)
     run.log(steps.told(config.lr))
     if started_from:

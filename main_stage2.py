@@ -64,6 +64,7 @@ def retrain(argv: Sequence[str] | None, held: ExitStack) -> None:
     notes += [seen] if seen else []
     if resumed:
         resumed.check_data(data)
+        resumed.check_plans(plans)
         resumed.check_source(head_report.source_facts(source))
         notes += resumed.notes(data, device)
 
@@ -72,7 +73,8 @@ def retrain(argv: Sequence[str] | None, held: ExitStack) -> None:
     pack_folder = [config.save_features.parent] if config.save_features else []
     also = [published.parent, *pack_folder]
     run = held.enter_context(Run(config, "stage2", folder, also_writable=also, world=world))
-    keeper = Keeper(run, "main_stage2.py", held.enter_context(Signals()), world, config.save_every)
+    signals = held.enter_context(Signals())
+    keeper = Keeper(run, "main_stage2.py", signals, world, config.save_every, config.network)
     report.announce(run, config, data, model, device, world)
     run.log(report.from_where(source))
     if "resume" in given:

@@ -168,8 +168,8 @@ def test_what_cannot_be_resumed_is_refused_in_one_line(digits, tmp_path):
     stop_at(tmp_path, 6, *ONE, "--pretrained_pth", digits.stage1)
     last = run_folder(tmp_path, "stage2") / "last.pth"
     stage1 = run_folder(digits.root, "stage1") / "last.pth"
-    assert "is not the last.pth of a stage2 run" in refusal(main_stage2.main, "--resume", stage1)
-    assert "is not the last.pth of a stage2 run" in refusal(main_stage2.main, "--resume", digits.stage2)
+    assert "is not the last.pth of a stage-2 run" in refusal(main_stage2.main, "--resume", stage1)
+    assert "is not the last.pth of a stage-2 run" in refusal(main_stage2.main, "--resume", digits.stage2)
     source = checkpoint.read(last)
     content, heads = source.facts | {"model": source.state}, source.facts["heads"]
     named = [head["method"] for head in heads]

@@ -262,7 +262,7 @@ def test_a_resume_that_contradicts_its_run_is_refused(digits):
     folder = run_folder(digits.root, "stage1")
     message = refusal(main_stage1.main, "--resume", folder, "--lr", "0.5")
     assert "--lr" in message and "leave the argument out" in message
-    assert "last.pth of a stage1 run" in refusal(main_stage1.main, "--resume", digits.stage1)
+    assert "last.pth of a stage-1 run" in refusal(main_stage1.main, "--resume", digits.stage1)
 
 
 def test_progress_bars_go_to_standard_error_and_only_where_that_is_a_terminal(tmp_path, digits):

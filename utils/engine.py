@@ -48,12 +48,9 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
     """Give an optimiser the state of one like it.
 
     Raises:
-        ValueError: it is of another kind, or of parameters of other shapes.
+        ValueError: it is of parameters of other shapes. What is of another form raises as torch does.
     """
-    try:
-        optimizer.load_state_dict(state)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"not the state of such an optimiser: {error}") from error
+    optimizer.load_state_dict(state)
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             kept = optimizer.state[parameter].get("momentum_buffer")

@@ -67,7 +67,7 @@ def head_content(model: nn.Module, run: HeadRun, best: bool = False) -> dict:
         content = {"head": {"kind": method.head, "options": options}, "head_state": dict(state)}
         content["model"] = backbone
     epoch = run.progress.best_epoch if best else run.progress.epoch
-    return content | run.name | {"lr": run.lr, "epoch": epoch, "progress": run.progress.as_dict()}
+    return content | run.plan.name | {"lr": run.lr, "epoch": epoch, "progress": run.progress.as_dict()}
 
 
 class Watcher:

@@ -23,11 +23,18 @@ class Keeper:
     """
 
     def __init__(
-        self, run: Run, script: str, signals: Signals, world: World = ALONE, every: str | None = None
+        self,
+        run: Run,
+        script: str,
+        signals: Signals,
+        world: World = ALONE,
+        every: str | None = None,
+        network: str = "",
     ) -> None:
         self.run, self.signals, self.world = run, signals, world
         start = "python" if world.size == 1 else f"torchrun --nproc_per_node {world.size}"
-        self.command = f"{start} {script} --resume"
+        own = f" --network {network}" if ":" in network else ""  # code that no file may choose
+        self.command = f"{start} {script}{own} --resume"
         minutes = every is not None and every.endswith("m")
         self.seconds = int(every[:-1]) * 60 if minutes else None
         self.steps = int(every) if every and not minutes else None

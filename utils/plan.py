@@ -30,6 +30,11 @@ class HeadPlan:
                 del shown["finetune_wd"]
         return " ".join(f"{name}={value:.10g}" for name, value in shown.items() if value is not None)
 
+    @property
+    def name(self) -> dict:
+        """What tells the heads of a run apart."""
+        return {"method": self.method.name, "setting": self.setting, "seed": self.seed}
+
 
 def plan_heads(config: Config) -> tuple[list[HeadPlan], list[str]]:
     """Every head that the run trains, in the order of methods, settings, seeds; and notes for the log.

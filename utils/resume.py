@@ -13,12 +13,14 @@ from utils import checkpoint
 from utils.arguments import ARGUMENTS, STAGE1
 from utils.checkpoint import Checkpoint
 from utils.config import Config, resolve
+from utils.config_checks import check_known
 from utils.device import environment
 from utils.distributed import World
 from utils.engine import Partial, Progress, load_optimizer
 from utils.errors import UserError
 from utils.logger import stage_folder
 from utils.packs import Pack
+from utils.plan import HeadPlan
 from utils.retraining import HeadRun
 from utils.setup import find_source
 
@@ -32,7 +34,11 @@ _SAME_BITS = (
     *("threads", "processes", "device", "torch", "cpu_capability", "layout", "float32_convolutions"),
     *("float32_products", "deterministic"),
 )
+_NAME = ("method", "setting", "seed")  # of a head, as in HeadPlan.name
 _ORIGINS = ("stage1_digest", "features_digest")
+# what a state of another form raises where it is put to use
+_UNFIT = (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError)
+_ALSO = {"stage1": ("progress",), "stage2": ("given",)}
 AUTO_FOUND_NONE = "--resume auto: no unfinished run of this configuration, this is a fresh one"
 
 
@@ -69,7 +75,7 @@ class Resumed:
             load_optimizer(optimizer, facts["optimizer"])
             scaler.load_state_dict(facts.get("scaler", {}))
             partial = Partial.of(facts["partial"], world, device) if "partial" in facts else Partial()
-        except (ValueError, RuntimeError) as error:
+        except _UNFIT as error:
             raise self._unfit(error) from error
         return Progress(**facts["progress"]), partial
 
@@ -81,24 +87,31 @@ class Resumed:
         Raises:
             UserError: the file does not fit the heads.
         """
-        names = tuple(heads[0].name)
-        stored = {tuple(state[name] for name in names): state for state in self.source.facts["heads"]}
-        found = 0
+        stored, found = self._states(), 0
         for head in heads:
-            state = stored.get(tuple(head.name[name] for name in names))
-            if state is None and stored and not self.forced:
-                raise UserError(f"{self.source.path} knows no head {head.name}: this code plans other heads")
+            state = stored.get(tuple(head.plan.name.values()))
             if state is None:
                 continue
             try:
                 head.restore(state)
-            except (ValueError, RuntimeError, KeyError) as error:
+            except _UNFIT as error:
                 raise self._unfit(error) from error
             found += 1
         if heads[0].frozen.drifting and found:
             kept = {name: value for name, value in self.source.state.items() if not name.startswith("fc.")}
             load_state(model, model.state_dict() | kept)
         return found
+
+    def _states(self) -> dict[tuple, dict]:
+        """Method, setting and seed -> the state of that head."""
+        return {tuple(state[name] for name in _NAME): state for state in self.source.facts["heads"]}
+
+    def check_plans(self, plans: list[HeadPlan]) -> None:
+        """Raise a UserError where stage 2 would train heads that the run did not have."""
+        stored = self._states()
+        new = [plan.name for plan in plans if tuple(plan.name.values()) not in stored]
+        if new and stored and not self.forced:
+            raise UserError(f"{self.source.path} knows no head {new[0]}: this code plans other heads")
 
     def _unfit(self, error: Exception) -> UserError:
         return UserError(f"{self.source.path} cannot be resumed: {' '.join(str(error).split())}")
@@ -160,10 +173,14 @@ def read_resume(script: str, given: dict) -> Resumed | None:
             return None
     path = path / "last.pth" if path.is_dir() else path
     source = checkpoint.read(path)
-    stage, needed = ("stage1", {"optimizer", "progress"}) if script == STAGE1 else ("stage2", {"heads"})
-    needed |= {"args", "class_counts", "train_digest", "environment"}
-    if not needed <= set(source.facts) or source.facts["stage"] != stage:
-        raise UserError(f"{path} is not the last.pth of a {stage} run, only that can be resumed")
+    stage, state = ("stage1", "optimizer") if script == STAGE1 else ("stage2", "heads")
+    if state not in source.facts or source.facts["stage"] != stage:
+        raise UserError(f"{path} is not the last.pth of a stage-{stage[-1]} run, only that can be resumed")
+    for name in ("args", "class_counts", "train_digest", "environment", *_ALSO[stage]):
+        if name not in source.facts:
+            raise UserError(f"{path} cannot be resumed: it lacks {name}")
+    for said in (source.facts["args"], source.facts.get("given", {})):
+        check_known(path, said, given)
     args = {
         name: value for name, value in source.facts["args"].items() if name not in ("resume", "force_resume")
     }

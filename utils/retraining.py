@@ -174,14 +174,9 @@ class HeadRun:
     def chosen_epoch(self) -> int:
         return (self.progress.best_epoch if self.select != "last" else None) or self.progress.epoch
 
-    @property
-    def name(self) -> dict:
-        """What tells the heads of a run apart."""
-        return {"method": self.plan.method.name, "setting": self.plan.setting, "seed": self.plan.seed}
-
     def state(self) -> dict:
         """How far the head is: plain data and tensors, for a checkpoint."""
-        state = self.name | {"progress": self.progress.as_dict(), "seconds": self.seconds}
+        state = self.plan.name | {"progress": self.progress.as_dict(), "seconds": self.seconds}
         if self.failed:  # its weights may be of no use
             return state | {"failure": self.failure}
         state["weights"] = dict(self.head.state_dict())

@@ -6,9 +6,12 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 from tests.bad_inputs import PLOTS, Kitchen, Make, Row
 from tests.bad_inputs.checkpoints import NO_FILE
 from tests.helpers import run_folder
+from utils import checkpoint
 from utils.argument_table import EVALUATE, STAGE1, STAGE2
 
 DIGITS = "--dataset digits_lt --epochs 1 "
@@ -42,6 +45,30 @@ def locked(root: Path, kitchen: Kitchen) -> None:
 
 def stage2_run(root: Path, kitchen: Kitchen) -> None:
     shutil.copytree(run_folder(kitchen.run.parents[2], "stage2"), root / "run")
+
+
+def restated(change: Callable[[dict], dict], stage: str = "stage1") -> Make:
+    """A run folder whose last.pth has other facts, with a right digest."""
+
+    def make(root: Path, kitchen: Kitchen) -> None:
+        (copied(lambda run: None) if stage == "stage1" else stage2_run)(root, kitchen)
+        last = root / "run" / "last.pth"
+        source = checkpoint.read(last)
+        checkpoint.save(last, change(source.facts) | {"model": source.state})
+
+    return make
+
+
+def without(name: str) -> Callable[[dict], dict]:
+    return lambda facts: {fact: value for fact, value in facts.items() if fact != name}
+
+
+def other_args(**values: object) -> Callable[[dict], dict]:
+    return lambda facts: facts | {"args": facts["args"] | values}
+
+
+def other_heads(**values: object) -> Callable[[dict], dict]:
+    return lambda facts: facts | {"heads": [head | values for head in facts["heads"]]}
 
 
 def drawn(name: str, content: bytes) -> Make:
@@ -123,6 +150,42 @@ RESUMES: dict[str, tuple[str, str, Make]] = {
     ),
     "while another run writes there": (RESUMED, "another run is writing to .*run", locked),
     "nothing of that name": ("--resume {root}/run", "run does not exist", None),
+    "forced without a run": (DIGITS + "--force_resume", "--force_resume has a meaning with --resume", None),
+}
+WRONG_MOMENTUM = {"momentum_buffer": torch.zeros(2)}
+LACKING = ("args", "class_counts", "train_digest", "environment")
+UNFIT = "last.pth cannot be resumed: "
+RESTATED: dict[str, tuple[str, Callable[[dict], dict], str]] = {
+    **{
+        f"without {name}, {stage}": (stage, without(name), f"{UNFIT}it lacks {name}")
+        for stage, more in (("stage1", "progress"), ("stage2", "given"))
+        for name in (*LACKING, more)
+    },
+    "a rate that is a text": ("stage1", other_args(lr="x"), "last.pth is of no use: its lr is 'x'"),
+    "no such set": ("stage1", other_args(dataset="x"), "last.pth is of no use: there is no dataset 'x'"),
+    "a seed below 0": ("stage2", other_args(seed=-1), "last.pth is of no use: --seed must be"),
+    "words that are none": (
+        "stage2",
+        lambda facts: facts | {"given": {"finetune_lr": "x"}},
+        "last.pth is of no use: its finetune_lr is 'x'",
+    ),
+    "a momentum of other weights": (
+        "stage1",
+        lambda facts: (
+            facts | {"optimizer": facts["optimizer"] | {"state": {0: {"momentum_buffer": torch.zeros(2)}}}}
+        ),
+        UNFIT,
+    ),
+    "an optimiser of another form": (
+        "stage1",
+        lambda facts: facts | {"optimizer": {"state": {}}},
+        "optimizer",
+    ),
+    "a position of another form": ("stage1", lambda facts: facts | {"partial": {"step": 1}}, UNFIT),
+    "heads that are none": ("stage2", lambda facts: facts | {"heads": 3}, "the fact heads must be"),
+    "heads of another method": ("stage2", other_heads(method="x"), "knows no head"),
+    "another stage 1": ("stage2", lambda facts: facts | {"stage1_digest": "0" * 64}, "another stage 1"),
+    "other images": ("stage2", lambda facts: facts | {"train_digest": "0" * 64}, "trained on other images"),
 }
 TABLES: dict[str, tuple[Make, str]] = {
     "empty": (drawn("table.csv", b""), "table.csv cannot be read: No columns"),
@@ -169,6 +232,16 @@ ROWS = [
         for script, words in ((STAGE1, DIGITS), (STAGE2, STAGE1_OF), (EVALUATE, STAGE1_OF))
     ),
     *(Row(f"resume {kind}", STAGE1, words, says, make) for kind, (words, says, make) in RESUMES.items()),
+    *(
+        Row(
+            f"resume {kind}",
+            STAGE1 if stage == "stage1" else STAGE2,
+            RESUMED + (" --pretrained_pth {stage1}" if stage == "stage2" else ""),
+            says,
+            restated(change, stage),
+        )
+        for kind, (stage, change, says) in RESTATED.items()
+    ),
     *(
         Row(f"plots: {kind}", PLOTS, "{root}/run", says, make, shell=kind == "empty")
         for kind, (make, says) in TABLES.items()
