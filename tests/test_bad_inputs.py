@@ -43,6 +43,7 @@ def kitchen(tmp_path_factory, digits) -> Kitchen:
     for folder in (root, digits.root):
         folder.chmod(0o755)  # for the rows without root's power
     yield made
+    runs.let_go()
     assert [snapshot(folder) for folder in (root, digits.root)] == before
 
 

@@ -320,7 +320,8 @@ def test_a_loss_that_is_no_number_ends_stage_1_with_a_line_and_last_is_kept(prog
     status, said = program.run(tmp_path, "main_stage1", *words)
     assert status == 2 and len(said) == 1, said
     assert (
-        "error: the loss is nan at step" in said[0] and "nothing was saved; try a lower learning" in said[0]
+        "error: the loss is nan at step" in said[0]
+        and "nothing of it was saved; try a lower learning" in said[0]
     )
     assert not list(tmp_path.rglob("*.pth"))
     with program.held(tmp_path, *RUN) as (started, folder):
@@ -338,7 +339,7 @@ def test_a_loss_that_is_no_number_ends_stage_2_with_a_line(program, digits, tmp_
     status, said = program.run(tmp_path, "main_stage2", *words, "--finetune_lr", "1e38")
     assert status == 2 and len(said) == 1, said
     assert "not finite" in said[0] or "loss is" in said[0]
-    assert said[0].endswith("nothing was published") and not list(tmp_path.rglob("*.pth"))
+    assert said[0].endswith("nothing was published") and not list((tmp_path / "ckpt").rglob("*.pth"))
 
 
 @pytest.mark.parametrize("script", ["main_stage1", "main_stage2"])
@@ -352,29 +353,39 @@ def test_memory_that_runs_out_is_a_line_that_says_what_to_try(program, digits, t
     assert status == 2 and len(said) == 1, said
     tries = {"main_stage1": "--accum 2", "main_stage2": "fewer --views"}
     assert said[0].startswith("error: out of memory") and f": try {tries[script]}" in said[0]
-    assert not list(tmp_path.rglob("*.pth"))
+    assert not list((tmp_path / "ckpt").rglob("*.pth"))
 
 
 # ---- signals where no step is to be finished ----
 
 
-@pytest.mark.parametrize("where", ["report.announce", "report.publish", "report.finish"])
-@pytest.mark.parametrize(("number", "status"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGUSR1", 143)])
-def test_a_signal_before_the_first_step_or_during_the_report_is_a_line(
-    program, tmp_path, where, number, status
-):
-    module = where.partition(".")[0]
-    before = f"""
+def told_during(number: str, where: str) -> str:
+    """Code that sends the process a signal when it calls `where`."""
+    return f"""
 import signal
-from utils import {module}
+from utils import report
 def meanwhile(*given, real={where}, **options):
     signal.raise_signal(signal.{number})
     return real(*given, **options)
 {where} = meanwhile
 """
+
+
+@pytest.mark.parametrize(("number", "status"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGUSR1", 143)])
+def test_a_signal_while_there_is_nothing_to_save_is_a_line(program, tmp_path, number, status):
     words = ("--dataset", "digits_lt", "--epochs", "2", *places(tmp_path))
-    said = program.run(tmp_path, "main_stage1", *words, before=before)
+    said = program.run(tmp_path, "main_stage1", *words, before=told_during(number, "main_stage1.load_data"))
     assert said == (status, [f"stopped by {number}: every file that is there is whole"])
-    for path in tmp_path.rglob("*.pth"):
-        checkpoint.read(path)
-    assert not list(tmp_path.rglob(".*"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_signal_before_the_first_step_ends_after_it_and_one_in_the_report_lets_it_end(program, tmp_path):
+    words = ("--dataset", "digits_lt", "--epochs", "2", "--seed", "0", *places(tmp_path))
+    early = told_during("SIGTERM", "report.announce")
+    assert program.run(tmp_path, "main_stage1", *words, before=early) == (143, [])
+    folder = run_folder(tmp_path, "stage1")
+    last = (folder / "log.txt").read_text().splitlines()[-1]
+    assert last.startswith("stopped by a signal after step 1 of epoch 1; go on with: python main_stage1.py")
+    late = told_during("SIGTERM", "report.publish")
+    assert program.run(tmp_path, "main_stage1", "--resume", folder, before=late) == (0, [])
+    assert (folder / "summary.json").is_file()

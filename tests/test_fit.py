@@ -94,7 +94,7 @@ def test_a_diverged_epoch_is_named_with_what_is_kept():
     with pytest.raises(DivergedError, match=r"step 4 of epoch 3: .*last\.pth of epoch 2 is kept"):
         (run := Epochs([0.2, 0.5, 0.4], stop=2)).run()
     assert run.progress.epoch == 2 and len(run.progress.rows) == 2
-    with pytest.raises(DivergedError, match=r"of epoch 1: .*nothing was saved"):
+    with pytest.raises(DivergedError, match=r"of epoch 1: .*nothing of it was saved"):
         (run := Epochs([0.2, 0.5], stop=0)).run()
     assert run.saved == []
 

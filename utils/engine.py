@@ -264,7 +264,7 @@ def fit(
         try:
             row = {"epoch": epoch + 1, "lr": lr} | train(epoch, lr)
         except DivergedError as error:
-            kept = f"last.pth of epoch {epoch} is kept" if epoch else "nothing was saved"
+            kept = f"last.pth of epoch {epoch} is kept" if epoch else "nothing of it was saved"
             raise DivergedError(
                 f"{error} of epoch {epoch + 1}: training stopped, {kept}; try a lower learning rate"
             ) from error

@@ -157,7 +157,11 @@ def _digest(array: np.ndarray, views: Views, start: int, stop: int) -> str:
 
 
 def _mark(done: Path, array: np.ndarray, views: Views, block: slice) -> None:
-    _marker(done, views, block.start).write_text(_digest(array, views, block.start, block.stop))
+    marker = _marker(done, views, block.start)
+    try:
+        marker.write_text(_digest(array, views, block.start, block.stop))
+    except OSError as error:
+        raise UserError(f"{marker} cannot be written: {error.strerror or error}") from error
 
 
 def _is_done(done: Path, array: np.ndarray, views: Views, start: int, stop: int) -> bool:

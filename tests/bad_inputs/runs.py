@@ -43,6 +43,11 @@ def locked(root: Path, kitchen: Kitchen) -> None:
     _held[:] = [handle]
 
 
+def let_go() -> None:
+    while _held:
+        _held.pop().close()
+
+
 def stage2_run(root: Path, kitchen: Kitchen) -> None:
     shutil.copytree(run_folder(kitchen.run.parents[2], "stage2"), root / "run")
 
