@@ -214,7 +214,7 @@ def _generated() -> list[Row]:
     for argument in ARGUMENTS:
         name, script = argument.name, argument.scripts[0]
         value = [] if argument.kind is bool else ["1"]
-        for other in set(DATA) - set(argument.scripts):
+        for other in sorted(set(DATA) - set(argument.scripts)):
             says = f"--{name} is an argument of .*, {other} has no use for it"
             rows.append(Row(f"{name} of another script, {other}", other, (f"--{name}", *value), says))
         if name[:-1] not in names:
