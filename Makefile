@@ -33,7 +33,7 @@ lint: setup-dev
 	$(RUN) -m ruff format --check .
 
 test: lint
-	$(RUN) -m pytest
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --dist loadfile
 
 torture: setup-dev
 	$(RUN) -m tests.torture
