@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import main_stage1
+import main_stage2
 from tests.helpers import refusal, run_folder
 from utils.errors import UserError
 from utils.lock import FolderLock
@@ -17,11 +18,12 @@ from utils.lock import FolderLock
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def test_a_second_run_that_resumes_a_folder_in_use_is_refused_in_one_line(digits):
-    folder = run_folder(digits.root, "stage1")
+@pytest.mark.parametrize(("stage", "main"), [("stage1", main_stage1.main), ("stage2", main_stage2.main)])
+def test_a_second_run_that_resumes_a_folder_in_use_is_refused_in_one_line(digits, stage, main):
+    folder = run_folder(digits.root, stage)
     lock = FolderLock(folder)
     before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
-    message = refusal(main_stage1.main, "--resume", folder)
+    message = refusal(main, "--resume", folder)
     lock.release()
     assert message.startswith(f"another run is writing to {folder}")
     assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
