@@ -19,7 +19,6 @@ from utils import checkpoint
 from utils.signals import Signals
 
 ROOT = Path(__file__).resolve().parent.parent
-GROUP = {"start_new_session": True}
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 
 
@@ -127,11 +126,12 @@ def test_two_processes_stop_in_their_features_and_one_goes_on_to_the_same_heads(
     data += ["--seed", "0", "--ckpt_dir", tmp_path / "ckpt"]
     call(main_stage1.main, *data, "--epochs", "1", "--out", tmp_path / "out")
     words = [*data, "--views", "20", "--finetune_epoch", "2"]
-    with launched([*TORCHRUN, "main_stage2.py", *words, "--out", tmp_path / "cut"], **GROUP) as process:
+    start = [*TORCHRUN, "--signals_to_handle", "SIGUSR1", "main_stage2.py"]  # as docs/slurm.sh has it
+    with launched([*start, *words, "--out", tmp_path / "cut"]) as process:
         for text in process.stdout:
             if text.startswith("features as"):
                 break
-        os.killpg(process.pid, signal.SIGTERM)
+        process.send_signal(signal.SIGUSR1)
         out, err = process.communicate(timeout=100)
     [said] = [text for text in out.splitlines() if text.startswith("stopped by a signal after its start; go")]
     command = said.partition("go on with: ")[2].split()
