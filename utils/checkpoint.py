@@ -4,8 +4,6 @@ Readers never unpickle code. Foreign files (bare state dicts, DataParallel prefi
 layer) are read as weights without facts.
 """
 
-import hashlib
-import json
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -23,6 +21,7 @@ from models.pretrained import (
 )
 from utils.config import Config
 from utils.config_checks import FIXED_BY_CHECKPOINT, INHERITED
+from utils.digest import changes, content_digest, same_bits
 from utils.errors import NoMemoryError, UserError
 from utils.facts import problems
 from utils.files import write_atomically
@@ -32,10 +31,8 @@ FORMAT = "label-over-smoothing checkpoint"
 # 2: saved within an epoch, which a reader of version 1 would take for its end
 WHOLE, VERSION = 1, 2
 RELEASED = Path(__file__).resolve().parent.parent / "checkpoints" / "released"
-_PLAIN = (str, int, float, bool, type(None))
 _STATE_KEYS = ("state_dict", "model", "model_state_dict", "net", "weights", "state_dict_best")
 _PARTS = ("feat_model", "classifier")
-_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @dataclass(frozen=True)
@@ -53,55 +50,6 @@ class Checkpoint:
         return {name: self.facts[name] for name in FIXED_BY_CHECKPOINT + INHERITED if name in self.facts}
 
 
-def content_digest(content: object) -> str:
-    """Hex sha256 over names, plain values and tensor bytes of nested containers, in any order of keys."""
-    state = hashlib.sha256()
-
-    def add(value: object) -> None:
-        if isinstance(value, Tensor):
-            value = value.detach().cpu().contiguous()
-            state.update(f"<{value.dtype}{tuple(value.shape)}>".encode())
-            state.update(value.flatten().view(torch.uint8).numpy().data)
-        elif isinstance(value, dict):
-            state.update(f"<dict {len(value)}>".encode())
-            for key in sorted(value, key=str):
-                state.update(json.dumps(str(key)).encode())
-                add(value[key])
-        elif isinstance(value, list | tuple):
-            state.update(f"<list {len(value)}>".encode())
-            for item in value:
-                add(item)
-        elif type(value) in _PLAIN:
-            state.update(json.dumps(value).encode())
-        else:
-            raise TypeError(f"a checkpoint holds tensors and plain data, not a {type(value).__name__}")
-
-    add(content)
-    return state.hexdigest()
-
-
-def _versions(value: object) -> list[int]:
-    """How often each tensor in nested containers was changed in place, by torch's own count."""
-    if isinstance(value, Tensor):
-        return [0 if value.is_inference() else value._version]
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
-    return [version for one in inner for version in _versions(one)]
-
-
-def _same(ours: object, found: object) -> bool:
-    """Are two contents the same to the bit? As their digests say, at the speed of memory."""
-    if isinstance(ours, dict):
-        fits = isinstance(found, dict) and list(ours) == list(found)
-        return fits and all(_same(value, found[key]) for key, value in ours.items())
-    if isinstance(ours, list | tuple):
-        fits = type(found) is type(ours) and len(ours) == len(found)
-        return fits and all(map(_same, ours, found))
-    if isinstance(ours, Tensor) and isinstance(found, Tensor) and ours.element_size() in _BITS:
-        bits = _BITS[ours.element_size()]  # as numbers 0 equals -0, and NaN not even itself
-        return ours.dtype == found.dtype and torch.equal(ours.detach().cpu().view(bits), found.view(bits))
-    return content_digest(ours) == content_digest(found)
-
-
 def save(path: Path, content: dict) -> str:
     """Write `content` (tensors and plain data) with its digest, atomically. Returns the digest.
 
@@ -110,12 +58,12 @@ def save(path: Path, content: dict) -> str:
     Raises:
         UserError: it cannot be written, or does not read back as it was; an older file is then untouched.
     """
-    versions, digest = _versions(content), content_digest(content)
+    versions, digest = changes(content), content_digest(content)
 
     def check(written: Path) -> None:
         try:
             found = load_plain(written, mapped=True)
-            same = _same(content | {"digest": digest}, found) and _versions(content) == versions
+            same = same_bits(content | {"digest": digest}, found) and changes(content) == versions
         except NoMemoryError:
             raise
         except UserError:

@@ -15,8 +15,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch import Tensor
 
-from utils.checkpoint import content_digest
 from utils.config_checks import FIXED_BY_CHECKPOINT, INHERITED
+from utils.digest import content_digest
 from utils.errors import NoMemoryError, UserError, is_out_of_memory
 from utils.files import require_file, write_atomically
 
