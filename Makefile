@@ -33,7 +33,7 @@ lint: setup-dev
 	$(RUN) -m ruff format --check .
 
 test: lint
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --dist loadfile
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --maxprocesses 8 --dist loadfile
 
 torture: setup-dev
 	$(RUN) -m tests.torture

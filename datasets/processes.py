@@ -1,11 +1,12 @@
 """Processes that read files for this one: a torch DataLoader behind an interface of requests and answers."""
 
-import atexit
 import multiprocessing
+import os
 import signal
 import sys
 import threading
 import warnings
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
@@ -80,6 +81,12 @@ class Processes:
                 self._loader = DataLoader(
                     sampler=self._requests, generator=torch.Generator(), **self._options
                 )
+                others = set(multiprocessing.active_children())
+                answers = iter(self._loader)
+                started = set(multiprocessing.active_children()) - others
+                # at the exit before multiprocessing's turn, which would wait for what it asks by SIGTERM
+                weakref.finalize(self, _end, started, os.getpid())
+                return answers
             return iter(self._loader)
 
     @contextmanager
@@ -130,8 +137,8 @@ def _own_signals() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
-@atexit.register  # before multiprocessing's own, which would wait for processes that it asks by SIGTERM
-def _end_the_rest() -> None:
-    for process in multiprocessing.active_children():
-        if process.daemon:
+def _end(started: set[multiprocessing.Process], parent: int) -> None:
+    """Kill what `parent` started and has not closed; a copy of it that was forked has no say."""
+    if os.getpid() == parent:
+        for process in started:
             process.kill()

@@ -3,18 +3,22 @@
 import contextlib
 import io
 import json
+import os
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 
 import evaluate
 import main_stage1
 import main_stage2
 from utils import checkpoint
 from utils.errors import UserError
+from utils.signals import Stopped
 
 
 @dataclass
@@ -60,6 +64,23 @@ def run_stage2(root: Path, *argv: object) -> str:
 def run_evaluate(root: Path, *argv: object) -> str:
     """Evaluate on Digits-LT, below `root`."""
     return call(evaluate.main, "--dataset", "digits_lt", *places(root), *argv)
+
+
+def stopped_at_step(root: Path, step: int, run: Callable[[], object]) -> tuple[int, str]:
+    """`run` is sent SIGTERM in the middle of that optimiser step; its status, and the newest log's last line."""
+    count, real = [0], torch.optim.SGD.step
+
+    def counted(self, *args, **options):
+        count[0] += 1
+        if count[0] == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(self, *args, **options)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped) as caught:
+        patch.setattr(torch.optim.SGD, "step", counted)
+        run()
+    log = max(root.rglob("log.txt"), key=lambda path: path.stat().st_mtime_ns)
+    return caught.value.code, log.read_text().splitlines()[-1]
 
 
 def last_line(text: str) -> str:

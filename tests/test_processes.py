@@ -152,6 +152,26 @@ def test_no_loader_process_outlives_its_parent_however_that_ends(files):
     assert not any(map(alive, pids))
 
 
+def test_a_process_of_the_users_own_is_asked_to_end_as_ever(tmp_path):
+    """Python ends a daemon by SIGTERM, which it may take; loader processes alone are killed."""
+    code = (
+        "import multiprocessing, pathlib, signal, sys, time\n"
+        "import datasets\n"
+        "def work(path):\n"
+        "    def leave(*_):\n"
+        "        path.write_text('goodbye')\n"
+        "        sys.exit()\n"
+        "    signal.signal(signal.SIGTERM, leave)\n"
+        "    path.with_name('ready').touch()\n"
+        "    time.sleep(60)\n"
+        "path = pathlib.Path(sys.argv[1])\n"
+        "multiprocessing.get_context('fork').Process(target=work, args=(path,), daemon=True).start()\n"
+        "while not path.with_name('ready').exists(): time.sleep(0.01)\n"
+    )
+    subprocess.run([sys.executable, "-c", code, tmp_path / "said"], cwd=ROOT, check=True, timeout=100)
+    assert (tmp_path / "said").read_text() == "goodbye"
+
+
 def test_a_loader_process_of_inaturalist_holds_arrays_of_32_megabytes():
     paths = [b"train_val2018/Plantae/%d/%032x.jpg" % (i % 8142, i) for i in range(437_513)]
     table = PathTable.of(paths)

@@ -1,6 +1,5 @@
 """Stage 1 stopped at any step, by a signal or a kill, ends at the bits of the unbroken run."""
 
-import os
 import re
 import signal
 import threading
@@ -11,13 +10,13 @@ import pytest
 import torch
 
 import main_stage1
-from tests.helpers import call, places, read_metrics, refusal, run_folder, run_stage1
+from tests.helpers import call, places, read_metrics, refusal, run_folder, run_stage1, stopped_at_step
 from tests.kills import killed_runs, stopped_runs
 from utils import checkpoint
 from utils.distributed import ALONE, World
 from utils.engine import DivergedError, Partial
 from utils.keeper import Keeper
-from utils.signals import Signals, Stopped
+from utils.signals import Signals
 
 RUN = ("--epochs", "12", "--seed", "0")
 
@@ -46,19 +45,7 @@ def assert_equal_runs(folder: Path, unbroken: Path) -> None:
 
 
 def stop_at(root: Path, step: int, *argv: object) -> tuple[int, str]:
-    """Run in the process, which sends itself SIGTERM in the middle of that optimiser step of this call."""
-    count, real = [0], torch.optim.SGD.step
-
-    def counted(self, *args, **options):
-        count[0] += 1
-        if count[0] == step:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return real(self, *args, **options)
-
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped) as caught:
-        patch.setattr(torch.optim.SGD, "step", counted)
-        run_stage1(root, *argv)
-    return caught.value.code, (run_folder(root, "stage1") / "log.txt").read_text().splitlines()[-1]
+    return stopped_at_step(root, step, lambda: run_stage1(root, *argv))
 
 
 @pytest.mark.parametrize("step", [1, 5, 7])

@@ -11,7 +11,7 @@ import torch
 
 import main_stage2
 from tests.file_trees import imagenet_tree
-from tests.helpers import call, places, refusal, run_folder, run_stage1, run_stage2
+from tests.helpers import call, places, refusal, run_folder, run_stage1, run_stage2, stopped_at_step
 from utils import checkpoint
 from utils.signals import Stopped
 
@@ -38,21 +38,8 @@ def left_behind(folder: Path, root: Path) -> dict:
     return left
 
 
-def stop_at(root: Path, step: int, *argv: object, run=run_stage2) -> tuple[int, str]:
-    """Run in the process, which sends itself SIGTERM in the middle of that step of all heads' steps."""
-    count, real = [0], torch.optim.SGD.step
-
-    def counted(self, *args, **options):
-        count[0] += 1
-        if count[0] == step:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return real(self, *args, **options)
-
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped) as caught:
-        patch.setattr(torch.optim.SGD, "step", counted)
-        run(root, *argv)
-    log = max(root.rglob("log.txt"), key=lambda path: path.stat().st_mtime_ns)
-    return caught.value.code, log.read_text().splitlines()[-1]
+def stop_at(root: Path, step: int, *argv: object) -> tuple[int, str]:
+    return stopped_at_step(root, step, lambda: run_stage2(root, *argv))
 
 
 def go_on(said: str) -> None:
@@ -98,7 +85,7 @@ def test_a_run_stopped_many_times_in_a_row_ends_at_the_same_bits(digits, tmp_pat
     code, said = stop_at(cut, 4, *words)
     for step in (1, 6, 3, 1):
         more = said.partition("main_stage2.py ")[2].split()
-        code, said = stop_at(cut, step, run=lambda root, *argv, w=more: call(main_stage2.main, *w))
+        code, said = stopped_at_step(cut, step, lambda words=more: call(main_stage2.main, *words))
         assert code == 143
     go_on(said)
     assert left_behind(run_folder(cut, "stage2"), cut) == left_behind(run_folder(whole, "stage2"), whole)

@@ -94,11 +94,6 @@ def require_file(path: Path) -> os.stat_result:
     return status
 
 
-def say(text: str) -> None:
-    """Print; what no terminal can show, a file name's bytes that are no UTF-8, comes out escaped."""
-    print(text.encode("utf-8", "backslashreplace").decode(), flush=True)
-
-
 def open_regular(path: Path | str) -> BinaryIO:
     """Open a regular file for reading: a pipe or a device can neither make it wait nor feed it for ever.
 

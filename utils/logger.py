@@ -19,7 +19,7 @@ from utils.checkpoint import write_atomically
 from utils.config import Config
 from utils.distributed import ALONE, World
 from utils.errors import UserError, complain
-from utils.files import say, sweep
+from utils.files import sweep
 from utils.lock import FolderLock
 
 BAR_SECONDS = 0.2
@@ -78,7 +78,7 @@ class Run:
 
     def _print(self, text: str) -> None:
         with self._going_on("standard output"):
-            say(text)
+            print(text, flush=True)
 
     def _keep(self, text: str) -> None:
         path = self.folder / "log.txt"

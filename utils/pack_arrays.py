@@ -21,7 +21,7 @@ from torch import Tensor
 from utils.arguments import Parser
 from utils.config_checks import PACK_NAME
 from utils.errors import UserError
-from utils.files import require_file, say
+from utils.files import require_file
 from utils.logger import check_writable
 from utils.packs import Pack, check, write_pack
 
@@ -52,7 +52,7 @@ def main(argv: Sequence[str]) -> None:
         pack = replace(pack, fc_weight=weight, fc_bias=bias)
     digest = write_pack(given.out, pack)
     views, images, width = pack.train.shape
-    say(
+    print(
         f"pack {given.out}: {images} training ({views} view(s)), {pack.test.shape[1]} test, "
         f"{0 if pack.val is None else pack.val.shape[1]} validation features, {width} wide, "
         f"{len(pack.fc_bias)} classes, {given.out.stat().st_size / 2**20:.1f} MiB, sha256 {digest[:12]}"

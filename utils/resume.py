@@ -34,7 +34,6 @@ _SAME_BITS = (
     *("threads", "processes", "device", "torch", "cpu_capability", "layout", "float32_convolutions"),
     *("float32_products", "deterministic"),
 )
-_NAME = ("method", "setting", "seed")  # of a head, as in HeadPlan.name
 _ORIGINS = ("stage1_digest", "features_digest")
 # what a state of another form raises where it is put to use
 _UNFIT = (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError)
@@ -89,7 +88,7 @@ class Resumed:
         """
         stored, found = self._states(), 0
         for head in heads:
-            state = stored.get(tuple(head.plan.name.values()))
+            state = stored.get(_key(head.plan.name))
             if state is None:
                 continue
             try:
@@ -103,13 +102,12 @@ class Resumed:
         return found
 
     def _states(self) -> dict[tuple, dict]:
-        """Method, setting and seed -> the state of that head."""
-        return {tuple(state[name] for name in _NAME): state for state in self.source.facts["heads"]}
+        return {_key(state): state for state in self.source.facts["heads"]}
 
     def check_plans(self, plans: list[HeadPlan]) -> None:
         """Raise a UserError where stage 2 would train heads that the run did not have."""
         stored = self._states()
-        new = [plan.name for plan in plans if tuple(plan.name.values()) not in stored]
+        new = [plan.name for plan in plans if _key(plan.name) not in stored]
         if new and stored and not self.forced:
             raise UserError(f"{self.source.path} knows no head {new[0]}: this code plans other heads")
 
@@ -145,7 +143,7 @@ class Resumed:
 
     def notes(self, data: LongTailedData, device: torch.device) -> list[str]:
         """For the log: what the user forced, and what differs from the run's own machine."""
-        changed = self._changed_data(data)
+        changed = self._changed_data(data) if self.forced else None  # else it was refused
         forced = [*self.contradictions, *([f"other images: {changed}"] if changed else [])]
         before, now = self.source.facts["environment"], environment(device)
         bits = [
@@ -199,6 +197,11 @@ def read_resume(script: str, given: dict) -> Resumed | None:
     words |= {name: value for name, value in given.items() if forced or name in _FREE}
     words |= {} if "seeds" in words else {"seed": args["seed"]}
     return Resumed(path.parent, source, known, words, forced, contradictions)
+
+
+def _key(named: dict) -> tuple[str, str, int]:
+    """What tells heads apart, of a HeadPlan's name or of a stored head."""
+    return named["method"], named["setting"], named["seed"]
 
 
 def own_words(given: dict) -> dict:
