@@ -67,7 +67,7 @@ def run_evaluate(root: Path, *argv: object) -> str:
 
 
 def stopped_at_step(root: Path, step: int, run: Callable[[], object]) -> tuple[int, str]:
-    """`run` is sent SIGTERM in the middle of that optimiser step; its status, and the newest log's last line."""
+    """`run` is sent SIGTERM within that optimiser step; its status, and the newest log's last line."""
     count, real = [0], torch.optim.SGD.step
 
     def counted(self, *args, **options):

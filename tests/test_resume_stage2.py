@@ -117,7 +117,8 @@ def test_auto_takes_the_unfinished_run_of_the_same_words_and_stage_1_else_a_fres
     words = (*ONE, "--pretrained_pth", digits.stage1)
     stop_at(tmp_path, 6, *words)
     cut = run_folder(tmp_path, "stage2")
-    for other in (("--label_smooth", "0.5"), ("--method", "los,crt"), ("--finetune_lr", "0.0001")):
+    others = [("--label_smooth", "0.5"), ("--method", "los,crt"), ("--finetune_lr", "0.0001")]
+    for other in [*others, ("--finetune_lr", "0.001")]:  # the last is the preset's own, as a word
         text = run_stage2(tmp_path, *words, *other, "--resume", "auto")
         assert "--resume auto: no unfinished run of this configuration, this is a fresh one" in text
     again = tmp_path / "stage1.pth"

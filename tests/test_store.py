@@ -108,3 +108,16 @@ def test_a_disk_without_room_is_said_before_anything_is_extracted(tmp_path):
     ):
         store.fill("train", (1, 2**40, 2048), [(0, 1)], extract)
     assert extract.asked == []
+
+
+def test_a_block_that_cannot_be_marked_as_done_ends_in_one_line_and_is_extracted_again(tmp_path):
+    class Taken(Extractor):
+        def __call__(self, views: tuple[int, int], start: int, stop: int) -> Iterator[Tensor]:
+            (tmp_path / "train.done" / "0-1_0").mkdir()
+            yield from super().__call__(views, start, stop)
+
+    with pytest.raises(UserError, match=r"train\.done/0-1_0 cannot be written: Is a directory"):
+        fill(tmp_path, Taken())
+    (tmp_path / "train.done" / "0-1_0").rmdir()
+    again = Extractor()
+    assert torch.equal(fill(tmp_path, again), whole()) and again.given == 6
