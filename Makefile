@@ -43,15 +43,7 @@ format: setup-dev
 	$(RUN) -m ruff check --fix .
 
 bench: setup
-	$(RUN) -m benchmarks.augment
-	$(RUN) -m benchmarks.stage2
-	$(RUN) -m benchmarks.heads
-	$(RUN) -m benchmarks.decode
-	$(RUN) -m benchmarks.big_head
-	$(RUN) -m benchmarks.saving
-	$(RUN) -m benchmarks.resume
-	$(RUN) -m benchmarks.steps
-	$(RUN) -m benchmarks.memory
+	$(RUN) -m benchmarks
 
 clean:
 	rm -rf output/demo .pytest_cache .ruff_cache

@@ -1,94 +1,99 @@
-"""Random crop, flip and normalising: microseconds an image, torchvision on PIL images against DeviceImages.
+"""Random crop, flip and normalising, an image on one thread: torchvision against DeviceImages.
 
-    python -m benchmarks.augment
-
-Under 30 s. One thread each. torchvision v1's transforms make the opponent's batches, without the overhead of
-a DataLoader. Checks first that the same draws give the same pixels, to the last bit. Target: 15x a core.
+The opponents make batches without the overhead of a DataLoader. Checks first that the same draws give the
+same pixels: as torchvision v1's to the last bit, as v2's to rounding (it multiplies where v1 divides).
 """
-
-from collections.abc import Sequence
-from statistics import median
 
 import torch
 import torchvision.transforms.functional as TF
 from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2 import functional as V2F
 
 from benchmarks import baselines, common
+from benchmarks.common import SEED, Bench, DiffersError
+from benchmarks.table import Findings, each, row
 from datasets import LongTailedData
 from datasets.loaders import DeviceImages
 from utils.presets import CIFAR100_LT
 from utils.seeding import epoch_order
 
 BATCH_SIZE = CIFAR100_LT["batch_size"]
-SEED, TARGET = 0, 15.0
+IMAGES, IMAGES_QUICK, TARGET, TOLERANCE = 2048, 64, 20.0, 1e-5
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = common.arguments(__doc__)
-    parser.add_argument("--images", type=common.positive, default=2048, help="images of a timing")
-    parser.add_argument("--repeats", type=common.positive, default=9, help="pairs of timings")
-    args = parser.parse_args(argv)
-    torch.set_num_threads(1)
-
-    data, what = common.load_cifar100_lt(args.data_dir)
-    count = min(args.images, len(data.train))
-    same_pixels(data, count)
-    seconds = time_both(data, count, args.repeats)
-    ratios = common.ratios(seconds["plain"], seconds["ours"])
-    row = common.Row("µs an image", *(micros(seconds[name], count) for name in ("ours", "plain")), ratios)
-    reached = sum(ratio >= TARGET for ratio in ratios)
-    sections = [
-        f"## Augmentation: {what}, batches of {BATCH_SIZE}, one thread each",
-        common.table([row], "PIL + torchvision"),
-        f"{count} images with the same draws: equal to the last bit. "
-        f"At least {TARGET:g}x in {reached} of {len(ratios)} pairs.",
+def run(bench: Bench, network: str | None, turns: int) -> Findings:
+    """The rows; there is no network in it."""
+    images = IMAGES_QUICK if bench.quick else IMAGES
+    with common.threads(1):
+        difference = check_same(bench.data, images)
+        seconds = {name: each(took, images) for name, took in time_all(bench, images, turns).items()}
+    opponents = {
+        "v1": ("PIL + torchvision v1", TARGET),
+        "v2": ("v2 on uint8 tensors, image by image", None),
+        "v2 together": ("v2 on uint8 batches (one draw a batch)", None),
+    }
+    rows = [
+        row("augmentation, 1 thread", against, "µs an image", seconds["ours"], seconds[name], target)
+        for name, (against, target) in opponents.items()
     ]
-    common.publish(sections, args.out)
-
-
-def micros(seconds: list[float], images: int) -> str:
-    return f"{median(seconds) / images * 1e6:.1f}"
-
-
-def time_both(data: LongTailedData, count: int, repeats: int) -> dict[str, list[float]]:
-    """Seconds in which each makes batches of `count` images of the training set, others every time."""
-    plain = baselines.PilImages(
-        data.train, baselines.train_transform(data.views, data.train.images.shape[-1])
+    note = (
+        f"augment: {images} images with the same draws are equal to v1's to the last bit, to v2's within "
+        f"{difference:.0e} (tolerance {TOLERANCE:g}); v2 on whole batches draws once a batch: another law"
     )
-    ours = DeviceImages(data.train, data.views)
-    epochs = iter(range(2 * (repeats + 1)))
+    return Findings(rows, [note])
 
-    def run_plain() -> None:
-        for index in epoch_order(SEED, next(epochs), len(plain))[:count].split(BATCH_SIZE):
-            torch.stack([plain[i][0] for i in index.tolist()])
+
+def time_all(bench: Bench, count: int, turns: int) -> dict[str, list[float]]:
+    """Seconds in which each makes batches of `count` images of the training set, others every time."""
+    data = bench.data
+    size = data.train.images.shape[-1]
+    plain = baselines.PilImages(data.train, baselines.train_transform(data.views, size))
+    tensors = baselines.TensorImages(data.train, data.views)
+    ours = DeviceImages(data.train, data.views)
+    epochs = iter(range(4 * (turns + 1)))
+
+    def indices() -> tuple[Tensor, ...]:
+        return epoch_order(SEED, next(epochs), len(ours))[:count].split(BATCH_SIZE)
 
     def run_ours() -> None:
         epoch = next(epochs)
         for _ in ours.augmented(epoch_order(SEED, epoch, len(ours))[:count], BATCH_SIZE, SEED, epoch):
             pass
 
-    return common.alternate({"ours": run_ours, "plain": run_plain}, repeats)
+    works = {
+        "ours": run_ours,
+        "v1": lambda: [torch.stack([plain[i][0] for i in index.tolist()]) for index in indices()],
+        "v2": lambda: [tensors.each(index) for index in indices()],
+        "v2 together": lambda: [tensors.together(index) for index in indices()],
+    }
+    return common.alternate(works, turns, bench.tick)
 
 
-def same_pixels(data: LongTailedData, count: int) -> None:
+def check_same(data: LongTailedData, count: int) -> float:
     """Compare `count` images of view 0 with torchvision's operations on the same draws.
 
+    Returns the largest difference from transforms v2.
+
     Raises:
-        SystemExit: a pixel differs.
+        DiffersError: a pixel differs from v1's at all, or from v2's by more than rounding.
     """
     ours = DeviceImages(data.train, data.views)
     tops, lefts, flips = (draw.tolist() for draw in ours.draws(SEED, 0))
     pixels = data.train.images.permute(0, 2, 3, 1).contiguous().numpy()
     order = epoch_order(SEED, 0, len(ours))[:count]
     made = torch.cat([batch for batch, _ in ours.augmented(order, BATCH_SIZE, SEED, 0)])
+    worst = 0.0
     for index, found in zip(order.tolist(), made, strict=True):
-        image = TF.pad(Image.fromarray(pixels[index]), data.views.padding)
-        image = TF.crop(image, tops[index], lefts[index], ours.size, ours.size)
+        box = (tops[index], lefts[index], ours.size, ours.size)
+        image = TF.crop(TF.pad(Image.fromarray(pixels[index]), data.views.padding), *box)
         image = TF.hflip(image) if flips[index] else image
-        expected = TF.normalize(TF.to_tensor(image), data.views.mean, data.views.std)
-        if not torch.equal(found, expected):
-            raise SystemExit(f"image {index}: the same draw gives other pixels than torchvision's")
-
-
-if __name__ == "__main__":
-    main()
+        if not torch.equal(found, TF.normalize(TF.to_tensor(image), data.views.mean, data.views.std)):
+            raise DiffersError(f"image {index}: the same draw gives other pixels than torchvision v1's")
+        tensor = V2F.crop(V2F.pad(data.train.images[index], [data.views.padding]), *box)
+        tensor = V2F.to_dtype(V2F.hflip(tensor) if flips[index] else tensor, torch.float32, scale=True)
+        tensor = V2F.normalize(tensor, list(data.views.mean), list(data.views.std))
+        worst = max(worst, float((found - tensor).abs().max()))
+    if worst > TOLERANCE:
+        raise DiffersError(f"the same draws differ by {worst:.1e} from torchvision v2's")
+    return worst

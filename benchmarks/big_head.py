@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import common
+from benchmarks.table import spread
 from losses import LabelOverSmooth, label_smooth_for_gap
 from utils.engine import sgd, train_epoch
 from utils.representation import StoredViews
@@ -55,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     lines = [
         f"stage-2 step, K = {CLASSES}, D = {WIDTH}, batch {BATCH}: {milliseconds[0]} ms, its two products "
         f"alone {milliseconds[1]} ms (minima)",
-        f"share of the step outside the two products: {common.spread(shares)} (min / median / max, "
+        f"share of the step outside the two products: {spread(shares)} (min / median / max, "
         f"n = {len(shares)}; goal below 0.3)",
     ]
     common.publish(["\n".join(lines)], given.out)

@@ -1,40 +1,47 @@
-"""What the benchmarks share: the data, timing in alternation, tables, the line that names the machine."""
+"""What the benchmarks share: the data, networks with settled statistics, timing in alternation."""
 
 import argparse
-import os
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
-from statistics import median
 
 import torch
-import torchvision
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
 from benchmarks import baselines
+from benchmarks.machine import machine_line
 from datasets import ImageSet, LongTailedData, ViewSpec, build_data, long_tail_counts
 from datasets.cifar_lt import VIEWS
 from models import build_model
 
 IMB_RATIO, NUM_CLASSES, IMAGE_SHAPE, NUM_TEST = 100, 100, (3, 32, 32), 10_000
-SETTLE_IMAGES = 128
+SETTLE_IMAGES, SEED = 128, 0
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class DiffersError(Exception):
+    """What is compared does not give the same: its speed would say nothing."""
 
 
 @dataclass(frozen=True)
-class Row:
-    """A line of a table: one figure of ours, where measured the opponent's, and the ratio of every pair."""
+class Bench:
+    """What a part of the table is measured with; `quick`: tiny sizes, to see that everything runs."""
 
+    data: LongTailedData
     what: str
-    ours: str
-    opponent: str = "-"
-    ratios: list[float] | None = None
+    quick: bool = False
+    compile: bool = False
+    tick: Callable[[], None] = lambda: None  # told of every measured turn
+    model: Callable[[str], nn.Module] = field(init=False)  # by name, built once; to be copied, not changed
 
-    def cells(self) -> list[str]:
-        if self.ratios is None:
-            return [self.what, self.ours, self.opponent, "-", "-"]
-        return [self.what, self.ours, self.opponent, spread(self.ratios), str(len(self.ratios))]
+    def __post_init__(self) -> None:
+        images = SETTLE_IMAGES // 8 if self.quick else SETTLE_IMAGES
+        build = cache(lambda name: fresh_model(name, self.data.train, self.data.views, images))
+        object.__setattr__(self, "model", build)
 
 
 def positive(text: str) -> int:
@@ -46,7 +53,7 @@ def positive(text: str) -> int:
 
 
 def arguments(description: str) -> argparse.ArgumentParser:
-    """A parser with the arguments that every benchmark takes."""
+    """A parser with the arguments that every command of its own takes."""
     parser = argparse.ArgumentParser(description=description.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--data_dir", type=Path, default=Path("data"), help="folder of the CIFAR-100 files")
     parser.add_argument("--out", type=Path, help="write the report to this Markdown file too")
@@ -78,79 +85,76 @@ def load_cifar100_lt(data_dir: Path) -> tuple[LongTailedData, str]:
 
 
 def _random_images(labels: Tensor) -> ImageSet:
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(SEED)
     images = torch.randint(0, 256, (len(labels), *IMAGE_SHAPE), dtype=torch.uint8, generator=generator)
     return ImageSet(images, labels)
 
 
 def sample(images: ImageSet, count: int) -> ImageSet:
     """`count` images drawn with a fixed seed; drawn again where the set has fewer."""
-    index = torch.randint(0, len(images), (count,), generator=torch.Generator().manual_seed(0))
+    index = torch.randint(0, len(images), (count,), generator=torch.Generator().manual_seed(SEED))
     return ImageSet(images.images[index], images.labels[index])
 
 
-def fresh_model(network: str, images: ImageSet, views: ViewSpec) -> nn.Module:
-    """A network with random weights whose batch-norm statistics fit `images`, so that no value runs away."""
-    torch.manual_seed(0)
+def fresh_model(network: str, images: ImageSet, views: ViewSpec, settle: int = SETTLE_IMAGES) -> nn.Module:
+    """A network with random weights whose batch-norm statistics fit `settle` of the images: no value runs
+    away."""
+    torch.manual_seed(SEED)
     model = build_model(network, NUM_CLASSES)
-    loader = baselines.test_loader(sample(images, SETTLE_IMAGES), views, SETTLE_IMAGES)
+    loader = baselines.test_loader(sample(images, settle), views, settle)
     update_bn(loader, model)
     return model
 
 
-def alternate(works: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
+def alternate(
+    works: dict[str, Callable[[], object]], repeats: int, tick: Callable[[], None] = lambda: None
+) -> dict[str, list[float]]:
     """Seconds of every work, `repeats` times in turn, backwards every other time, after one turn unmeasured.
 
-    Neighbours in time share the machine's state, so ratios are taken within a turn.
+    Neighbours in time share the machine's state, so ratios are taken within a turn. `tick` is told of every
+    measured one.
     """
     for work in works.values():
         work()
+    return turns_of(works, repeats, tick)
+
+
+def turns_of(
+    works: dict[str, Callable[[], object]], repeats: int, tick: Callable[[], None] = lambda: None
+) -> dict[str, list[float]]:
+    """The same where nothing needs a turn to warm up, as with processes."""
     seconds = {name: [] for name in works}
     for turn in range(repeats):
         for name in list(works)[:: -1 if turn % 2 else 1]:
             started = time.perf_counter()
             works[name]()
             seconds[name].append(time.perf_counter() - started)
+        tick()
     return seconds
 
 
-def ratios(slower: Iterable[float], faster: Iterable[float]) -> list[float]:
-    return [a / b for a, b in zip(slower, faster, strict=True)]
+def fastest(works: dict[int, Callable[[], object]], warm: bool = True) -> int:
+    """The name of the work that is done first, of one turn: an opponent's setting, chosen in its favour.
+
+    `warm`: after one turn unmeasured.
+    """
+    seconds = alternate(works, 1) if warm else turns_of(works, 1)
+    return min(seconds, key=lambda name: seconds[name])
 
 
-def spread(values: list[float]) -> str:
-    """min / median / max"""
-    return " / ".join(f"{value:.2f}" for value in (min(values), median(values), max(values)))
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """`count` threads of torch in here."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
-def rate(images: int, seconds: list[float]) -> str:
-    """Images a second at the median time."""
-    return f"{images / median(seconds):.1f}"
-
-
-def table(rows: Iterable[Row], opponent: str = "plain") -> str:
-    """A Markdown table."""
-    header = ["", "ours", opponent, "ratio min / median / max", "n"]
-    cells = [header, ["---"] * len(header), *(row.cells() for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
-
-
-def machine_line() -> str:
-    """Processor, cores, threads, load and versions: what the figures depend on."""
-    names = [
-        line.partition(":")[2].strip()
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        if line.startswith("model name")
-    ]
-    return (
-        f"{names[0] if names else 'unknown processor'}, {os.cpu_count()} cores, "
-        f"{torch.get_num_threads()} thread(s), {torch.backends.cpu.get_cpu_capability()}, load at the end "
-        f"{os.getloadavg()[0]:.1f}; torch {torch.__version__}, torchvision {torchvision.__version__}"
-    )
-
-
-def publish(sections: Iterable[str], out: Path | None) -> None:
-    """Print the report, and write it where asked."""
+def publish(sections: list[str], out: Path | None) -> None:
+    """Print the report of a command of its own, and write it where asked."""
     text = "\n\n".join([*sections, f"Machine: {machine_line()}."]) + "\n"
     print(text, end="", flush=True)
     if out is not None:

@@ -9,9 +9,6 @@ the time of los alone), and 20 epochs of one head against a stage 2 that runs th
 (the same feature pass every epoch, no gradients: under 1/200).
 """
 
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,9 +17,9 @@ from statistics import median
 import torch
 
 from benchmarks import common
+from benchmarks.pack import EPOCHS, PACK, whole_command
 from datasets.loaders import DeviceImages
 from utils.arguments import STAGE2
-from utils.checkpoint import RELEASED
 from utils.config import resolve
 from utils.features import TrainFeatures
 from utils.packs import read_pack
@@ -30,19 +27,14 @@ from utils.plan import plan_heads
 from utils.representation import pack_representation
 from utils.retraining import start_heads, threads_for
 
-ROOT = Path(__file__).resolve().parent.parent
-PACK = RELEASED / "cifar100_lt" / "IR=100" / "resnet32_features.safetensors"
-EPOCHS, NETWORK = 20, "resnet32"
+NETWORK = "resnet32"
 
 
-def whole_command(*words: str) -> float:
-    """Seconds of a main_stage2.py on the pack, from the start of Python to its end."""
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "main_stage2.py", "--features", str(PACK), "--method", "all"]
-        command += ["--budget", "equal", "--device", "cpu", "--out", folder, "--ckpt_dir", folder, *words]
-        started = time.perf_counter()
-        subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-        return time.perf_counter() - started
+def command_seconds(*words: str) -> float:
+    """Seconds of a main_stage2.py with every method."""
+    started = time.perf_counter()
+    whole_command("all", *words)
+    return time.perf_counter() - started
 
 
 def head_seconds(repeats: int) -> dict[str, float]:
@@ -82,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = common.arguments(__doc__)
     parser.add_argument("--repeats", type=common.positive, default=3, help="timings of each")
     args = parser.parse_args(argv)
-    one, three = whole_command("--seed", "0"), whole_command("--seeds", "0,1,2")
+    one, three = command_seconds("--seed", "0"), command_seconds("--seeds", "0,1,2")
     backbone, what = pass_seconds(args.data_dir, args.repeats)
     heads = head_seconds(args.repeats)
     every, los = sum(heads.values()), heads["los"]

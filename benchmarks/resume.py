@@ -15,8 +15,10 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 
 from benchmarks import common
+from benchmarks.table import Row, markdown
 
 ROOT = Path(__file__).resolve().parent.parent
 GOAL, POLL_SECONDS = 3.0, 0.005
@@ -44,7 +46,7 @@ def until_saved(words: list[str], folder: Path) -> Path:
     raise SystemExit(f"{' '.join(command)} ended:\n{log.read_text(encoding='utf-8')[-500:]}")
 
 
-def measured(words: list[str], folder: Path, repeats: int, label: str) -> common.Row:
+def measured(words: list[str], folder: Path, repeats: int, label: str) -> Row:
     """A row: medians of both, and how much longer the resumed start took in each pair."""
     words = [*words, "--ckpt_dir", str(folder / "checkpoints")]
     counter = itertools.count()
@@ -58,8 +60,9 @@ def measured(words: list[str], folder: Path, repeats: int, label: str) -> common
     ways = {"resumed": lambda: until_saved(["--resume", str(last.parent)], last.parent), "fresh": fresh}
     seconds = common.alternate(ways, repeats)
     longer = [a - b for a, b in zip(seconds["resumed"], seconds["fresh"], strict=True)]
-    cells = [f"{common.median(seconds[name]):.1f} s" for name in ways]
-    return common.Row(f"{label}, last.pth of {last.stat().st_size / 1e6:.1f} MB", *cells, longer)
+    medians = (median(seconds[name]) for name in ways)
+    what = f"{label}, last.pth of {last.stat().st_size / 1e6:.1f} MB"
+    return Row(what, "a fresh start", "s", *medians, longer)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -74,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for label, words in runs.items():
         with tempfile.TemporaryDirectory() as folder:
             rows.append(measured(words, Path(folder), args.repeats, label))
-    table = common.table(rows, "fresh").replace("ratio min", "seconds longer, min")
+    table = markdown(rows).replace("| min |", "| seconds longer: min |")
     goal = f"Medians of {args.repeats} pairs in alternation; goal: at most {GOAL:g} s longer."
     common.publish(["## Resuming: until the first step is saved", table, goal], args.out)
 

@@ -11,10 +11,12 @@ import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 
 import torch
 
 from benchmarks import common
+from benchmarks.table import Row, markdown, ratios
 from models import build_model
 from utils import checkpoint
 from utils.safe_load import load_plain
@@ -55,17 +57,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         seconds = common.alternate(ways, given.repeats)
         size = paths["ours"].stat().st_size / 1e6
     pairs = {
-        f"saving a ResNet-34 with optimiser, {size:.0f} MB; plain: torch.save, fsync": ("ours", "plain"),
-        "the digest alone; plain: as above": ("digest", "plain"),
-        "reading it; plain: torch.load": ("read", "load"),
+        (f"saving a ResNet-34 with optimiser, {size:.0f} MB", "torch.save, fsync"): ("ours", "plain"),
+        ("the digest alone", "torch.save, fsync"): ("digest", "plain"),
+        ("reading it", "torch.load"): ("read", "load"),
     }
     rows = []
-    for what, names in pairs.items():
+    for words, names in pairs.items():
         both = [seconds[name] for name in names]
-        cells = [f"{common.median(one):.3f} s" for one in both]
-        rows.append(common.Row(what, *cells, common.ratios(*both)))
-    goal = f"Medians of {given.repeats} turns in alternation; goal for saving: a ratio of at most {GOAL}."
-    common.publish([common.table(rows), goal], given.out)
+        rows.append(Row(*words, "s", *map(median, both), ratios(*both)))
+    goal = (
+        f"Medians of {given.repeats} turns in alternation; ratios: ours over the other's; goal for saving: "
+        f"at most {GOAL}."
+    )
+    common.publish([markdown(rows), goal], given.out)
 
 
 if __name__ == "__main__":

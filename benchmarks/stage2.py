@@ -1,237 +1,220 @@
 """A whole stage 2 (20 epochs on CIFAR100-LT, IR 100) against the loop of the field's public code.
 
-    python -m benchmarks.stage2 [--networks resnet32,resnet34] [--epochs 20] [--batches N] [--repeats R]
-
-About 5 minutes on two idle cores, on the CPU only. Nobody waits for whole runs: both loops are timed on
-`--batches` batches, in alternation, and the time of a stage 2 is put together from them by the printed
-formula. Both train on fresh crops every epoch and score the test set, image and mirror image, after every
-epoch. Ours also encodes the validation images once, as main_stage2.py does.
+Nobody waits for whole runs: both loops are timed on some batches, in alternation, and the time of a stage 2
+is put together from them by the printed formula. Both train on fresh crops every epoch and score the test
+set, image and mirror image, after every epoch. Ours also encodes the validation images once, as
+main_stage2.py does. From the same timings: two cached views, and a further head over cached features.
 
 Speed must not come from doing something else: the same batches through the whole network (in eval mode, since
 drifting batch-norm statistics are a difference of protocol) must give the same classifier and test logits.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from copy import deepcopy
 from itertools import count, islice
-from statistics import median
+from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from benchmarks import baselines, common
+from benchmarks.common import SEED, Bench, DiffersError
+from benchmarks.stage1 import WORKER_CHOICES
+from benchmarks.table import Findings, Row, each, row
 from datasets import ImageSet, LongTailedData
 from datasets.loaders import DeviceImages
 from losses import build_loss
-from models import NETWORKS, THIN_NETWORKS
-from utils.engine import EVAL_BATCH, train_epoch
-from utils.features import FIRST_VIEW, TrainFeatures, eval_features, head_logits
-from utils.presets import preset_for
+from models import THIN_NETWORKS
+from utils.arguments import STAGE2
+from utils.config import Config, resolve
+from utils.device import LAYOUT
+from utils.engine import EVAL_BATCH, cosine_lr
+from utils.features import FIRST_VIEW, FeatureViews, TrainFeatures, eval_features, head_logits
+from utils.plan import plan_heads
+from utils.representation import Representation, StoredViews
+from utils.retraining import HeadRun, threads_for
 from utils.seeding import epoch_order
 
-SEED, CHECK_EPOCHS = 0, 2
-BATCHES_WIDE, BATCHES_THIN = 4, 16  # of 64 images: whole batches of the feature pass
+CHECK_EPOCHS = 2
 TOLERANCE = 1e-3  # largest difference of the two classifiers, as a share of the way they went
-WORKER_CHOICES = (0, 1)
+FRESH_TARGET, CACHED_TARGET, FURTHER_TARGET, VIEWS = 5.0, 25.0, 500.0, 2
+
+
+class Size(NamedTuple):
+    """Images of a training step's timing, of a pass without gradients, of the check; in a batch."""
+
+    trained: int
+    encoded: int
+    checked: int
+    batch_size: int
+
+
+def size_of(bench: Bench, network: str) -> Size:
+    if bench.quick:
+        return Size(8, 8, 8, 8)
+    return Size(512, 1024, 512, 64) if network in THIN_NETWORKS else Size(128, EVAL_BATCH, 128, 64)
 
 
 class Contest:
-    """Both loops on `batches` batches of one network, ready to be timed. The settings are the preset's."""
+    """Both loops of one network, ready to be compared and timed. The settings are the preset's."""
 
-    def __init__(self, network: str, data: LongTailedData, batches: int) -> None:
-        self.preset = preset_for("cifar100_lt", network)
-        self.batch_size = self.preset["batch_size"]
-        self.num_images = batches * self.batch_size
-        self.views = data.views
-        self.train_part = common.sample(data.train, self.num_images)
-        self.test_part = common.sample(data.test, self.num_images)
-        self.loss_fn = build_loss("los", label_smooth=self.preset["label_smooth"])
-        self._prepare_plain(common.fresh_model(network, data.train, data.views))
-        self._prepare_ours(data)
-
-    def _prepare_plain(self, model: nn.Module) -> None:
-        self.model = model
-        self.plain_optimizer = self.optimizer(self.model.fc)
+    def __init__(self, bench: Bench, network: str) -> None:
+        self.data, self.size = bench.data, size_of(bench, network)
+        given = {"network": network, "method": "los", "seed": SEED, "device": "cpu", "select": "test"}
+        self.preset = resolve(STAGE2, given)
+        self.config = resolve(STAGE2, given | {"batch_size": self.size.batch_size})
+        self.plan = next(plan for plan in plan_heads(self.config)[0] if plan.named)
+        self.loss_fn = build_loss("los", label_smooth=self.config.label_smooth)
+        self.model = deepcopy(bench.model(network))
+        self.optimizer = self.plain_optimizer(self.model)
+        self.frozen = frozen_copy(self.model)
+        self.epochs, self.head_epochs = count(), count()
+        self.encoded = DeviceImages(common.sample(self.data.test, self.size.encoded), self.data.views)
+        seen = DeviceImages(common.sample(self.data.train, self.size.encoded), self.data.views)
+        self.training = TrainFeatures(self.frozen, seen, SEED, None)
+        self.head = self._cached_head()
         self.train_batches, self.test_batches = {}, {}
         for workers in WORKER_CHOICES:
-            train = baselines.train_loader(self.train_part, self.views, self.batch_size, workers)
-            test = baselines.test_loader(self.test_part, self.views, EVAL_BATCH, workers)
+            part = common.sample(self.data.train, self.size.trained)
+            train = baselines.train_loader(part, self.data.views, self.size.batch_size, workers)
+            part = common.sample(self.data.test, self.size.encoded)
+            test = baselines.test_loader(part, self.data.views, EVAL_BATCH, workers)
             self.train_batches[workers] = baselines.endless(train)
             self.test_batches[workers] = baselines.endless(test)
 
-    def _prepare_ours(self, data: LongTailedData) -> None:
-        self.frozen = deepcopy(self.model).to(memory_format=torch.channels_last).eval().requires_grad_(False)
-        self.head = self.frozen.fc.requires_grad_(True)
-        self.our_optimizer = self.optimizer(self.head, fused=True)
-        self.train_images = DeviceImages(self.train_part, self.views)
-        self.test_images = DeviceImages(self.test_part, self.views)
-        self.training = TrainFeatures(self.frozen, self.train_images, SEED, None)
-        self.epochs = count()
-        self.test_features = torch.randn(2, len(data.test), self.head.in_features)
-
-    def optimizer(self, head: nn.Module, **options: bool) -> torch.optim.Optimizer:
+    def plain_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         """SGD on the classifier alone."""
-        return torch.optim.SGD(
-            head.parameters(), self.preset["finetune_lr"], momentum=self.preset["momentum"], **options
-        )
+        return torch.optim.SGD(model.fc.parameters(), self.plan.lr, self.config.momentum)
+
+    def our_head(self, train: FeatureViews, test: Tensor, labels: Tensor, config: Config) -> HeadRun:
+        """The head of main_stage2.py over these features; `test` [V, N, D] is scored against `labels` [N]."""
+        parts = Representation(self.frozen.fc, train, lambda name: test, {"test": labels}, self.data)
+        return HeadRun(self.plan, parts, config)
+
+    def _cached_head(self) -> HeadRun:
+        """A head over as many features as the data set has images; random: time does not depend on them."""
+        width = self.frozen.fc.in_features
+        train = StoredViews(torch.randn(1, len(self.data.train), width), self.data.train.labels)
+        test = torch.randn(2, len(self.data.test), width)
+        return self.our_head(train, test, self.data.test.labels, self.preset)
 
     def plain_train(self, workers: int) -> None:
-        batches = islice(self.train_batches[workers], self.num_images // self.batch_size)
-        baselines.train(self.model, batches, self.loss_fn, self.plain_optimizer)
+        steps = self.size.trained // self.size.batch_size
+        batches = islice(self.train_batches[workers], steps)
+        baselines.train(self.model, batches, self.loss_fn, self.optimizer)
 
     def plain_test(self, workers: int) -> None:
-        batches = islice(self.test_batches[workers], -(-self.num_images // EVAL_BATCH))
+        batches = islice(self.test_batches[workers], -(-self.size.encoded // EVAL_BATCH))
         baselines.evaluate(self.model, batches)
 
-    def our_train(self) -> None:
-        """Feature pass and head epoch, as main_stage2.py runs them."""
-        epoch = next(self.epochs)
-        batches = self.training.batches(epoch_order(SEED, epoch, self.num_images), self.batch_size, epoch)
-        train_epoch(self.head, batches, self.loss_fn, self.our_optimizer, self.preset["finetune_lr"])
+    def our_head_epoch(self) -> None:
+        """All training images once, and the test set scored."""
+        next_epoch = next(self.head_epochs)
+        with threads_for(self.head.frozen):
+            self.head.run_epoch(next_epoch % self.plan.epochs, ["test"])
 
-    def our_encode(self) -> None:
-        eval_features(self.frozen, self.test_images, mirror=True)
+    def works(self, train_workers: int, test_workers: int) -> dict[str, Callable[[], object]]:
+        """What is timed, by name."""
+        return {
+            "plain train": lambda: self.plain_train(train_workers),
+            "pass": lambda: self.training.of_epoch(next(self.epochs)),
+            "plain test": lambda: self.plain_test(test_workers),
+            "encode": lambda: eval_features(self.frozen, self.encoded, mirror=True),
+            "head": self.our_head_epoch,
+        }
 
-    def our_score(self) -> None:
-        """Test logits of the whole test set from stored features."""
-        with torch.no_grad():
-            head_logits(self.head, self.test_features).argmax(dim=1)
 
-    def faster_workers(self) -> tuple[int, int]:
-        """Worker processes with which the plain loop trains, and tests, faster: chosen in its favour."""
-        works = {("train", w): lambda w=w: self.plain_train(w) for w in WORKER_CHOICES}
-        works |= {("test", w): lambda w=w: self.plain_test(w) for w in WORKER_CHOICES}
-        seconds = common.alternate(works, repeats=1)
-        return tuple(
-            min(WORKER_CHOICES, key=lambda w, part=part: seconds[part, w][0]) for part in ("train", "test")
-        )
+def frozen_copy(model: nn.Module) -> nn.Module:
+    """The backbone as main_stage2.py runs it."""
+    return deepcopy(model).to(memory_format=LAYOUT).eval().requires_grad_(False)
 
 
 def check_same(contest: Contest) -> float:
     """Train the classifier of both kinds on the same batches; the largest difference over the way gone.
 
     Raises:
-        SystemExit: the classifiers or their test logits differ by more than rounding.
+        DiffersError: the classifiers or their test logits differ by more than rounding.
     """
-    whole = deepcopy(contest.model).eval()
-    start = whole.fc.weight.detach().clone()
-    frozen = deepcopy(whole).to(memory_format=torch.channels_last).requires_grad_(False)
-    head = frozen.fc.requires_grad_(True)
-    training = TrainFeatures(frozen, contest.train_images, SEED, None)
-    ours, plain = contest.optimizer(head, fused=True), contest.optimizer(whole.fc)
-    lr = contest.preset["finetune_lr"]
+    part = common.sample(contest.data.train, contest.size.checked)
+    images = DeviceImages(part, contest.data.views)
+    test = eval_features(contest.frozen, contest.encoded, mirror=True)
+    training = TrainFeatures(contest.frozen, images, SEED, None)
+    head = contest.our_head(training, test, contest.encoded.labels, contest.config)
+    whole = deepcopy(contest.model)
+    start, optimizer = whole.fc.weight.detach().clone(), contest.plain_optimizer(whole)
     for epoch in range(CHECK_EPOCHS):
-        order = epoch_order(SEED, epoch, contest.num_images)
-        images = contest.train_images.augmented(order, contest.batch_size, SEED, FIRST_VIEW + epoch)
-        batches = ((inputs.contiguous(), labels) for inputs, labels in images)
-        train_epoch(whole, batches, contest.loss_fn, plain, lr)
-        train_epoch(head, training.batches(order, contest.batch_size, epoch), contest.loss_fn, ours, lr)
-    inputs, _ = next(contest.test_images.batches(EVAL_BATCH))
-    with torch.no_grad():
-        logits = (whole(inputs.contiguous()) + whole(inputs.flip(-1).contiguous())) / 2
-        stored = head_logits(head, eval_features(frozen, contest.test_images, mirror=True))[: len(logits)]
-    end, ours_end = whole.fc.weight.detach(), head.weight.detach()
-    difference = float((end - ours_end).abs().max() / (end - start).abs().max())
-    if not (difference < TOLERANCE and torch.allclose(logits, stored, rtol=1e-4, atol=1e-4)):
-        raise SystemExit(
-            f"ours is not the same training: the classifiers differ by {difference:.1e} of the way"
-        )
+        head.run_epoch(epoch, ["test"])
+        optimizer.param_groups[0]["lr"] = cosine_lr(contest.plan.lr, epoch, contest.plan.epochs)
+        order = epoch_order(SEED, epoch, len(part))
+        batches = images.augmented(order, contest.size.batch_size, SEED, FIRST_VIEW + epoch)
+        contiguous = ((inputs.contiguous(), labels) for inputs, labels in batches)
+        baselines.train(whole, contiguous, contest.loss_fn, optimizer, drift=False)
+    if head.failed:
+        raise DiffersError(f"our head failed: {head.failure}")
+    inputs, _ = next(contest.encoded.batches(EVAL_BATCH))
+    logits = baselines.mirrored_logits(whole, inputs.contiguous())
+    end, ours = whole.fc.weight.detach(), head.head.weight.detach()
+    difference = float((end - ours).abs().max() / (end - start).abs().max())
+    if not difference < TOLERANCE:
+        raise DiffersError(f"the classifiers differ by {difference:.1e} of the way they went")
+    if not torch.allclose(logits, head_logits(head.head, test)[: len(logits)], rtol=1e-4, atol=1e-4):
+        raise DiffersError("the test logits differ")
     return difference
 
 
-def measure(network: str, data: LongTailedData, epochs: int, batches: int, repeats: int) -> str:
-    """The section of one network."""
-    contest = Contest(network, data, batches)
+def run(bench: Bench, network: str, turns: int) -> Findings:
+    """The rows of one network."""
+    contest = Contest(bench, network)
     difference = check_same(contest)
-    train_workers, test_workers = contest.faster_workers()
-    seconds = common.alternate(
-        {
-            "plain train": lambda: contest.plain_train(train_workers),
-            "our train": contest.our_train,
-            "plain test": lambda: contest.plain_test(test_workers),
-            "our encode": contest.our_encode,
-            "our score": contest.our_score,
-        },
-        repeats,
-    )
-    plain, ours = whole_stage(seconds, contest.num_images, data, epochs)
-    rows = [
-        compared("training, images/s", seconds, "our train", "plain train", contest.num_images),
-        compared("test images/s, with mirror image", seconds, "our encode", "plain test", contest.num_images),
-        common.Row("scoring stored test features, ms an epoch", f"{median(seconds['our score']) * 1e3:.0f}"),
-        common.Row(
-            f"whole stage 2 of {epochs} epochs, minutes",
-            *(f"{median(total) / 60:.2f}" for total in (ours, plain)),
-            common.ratios(plain, ours),
-        ),
+    workers = [
+        common.fastest({w: lambda w=w, work=work: work(w) for w in WORKER_CHOICES})
+        for work in (contest.plain_train, contest.plain_test)
     ]
-    notes = (
-        f"{contest.num_images} images a timing; the plain loop is at its faster with {train_workers} worker "
-        f"process(es) in training and {test_workers} in testing.\nSame batches, backbone in eval mode: the "
-        f"two classifiers differ by {difference:.1e} of the way they went; test logits agree."
+    seconds = common.alternate(contest.works(*workers), turns, bench.tick)
+    if contest.head.failed:
+        raise DiffersError(f"our head failed: {contest.head.failure}")
+    size = contest.size
+    by_image = {"plain train": size.trained, "pass": size.encoded}
+    by_image |= {"plain test": size.encoded, "encode": size.encoded, "head": 1}
+    parts = {name: each(seconds[name], images) for name, images in by_image.items()}
+    epochs = contest.plan.epochs
+    note = (
+        f"stage 2, {network}: on the same {CHECK_EPOCHS * size.checked} images, backbone in eval mode, the "
+        f"classifiers differ by {difference:.1e} of the way they went (tolerance {TOLERANCE:g}), the test "
+        f"logits by less than 1e-4; whole runs are put together from {size.trained} images trained plainly, "
+        f"{size.encoded} passed and encoded, and a head epoch; the plain loop is at its faster with "
+        f"{workers[0]} worker process(es) in training, {workers[1]} in testing"
     )
-    return f"## Stage 2, {network}\n\n{common.table(rows)}\n\n{notes}"
+    return Findings(rows(network, parts, bench.data, epochs), [note, formula(bench.data, epochs)])
 
 
-def compared(what: str, seconds: dict[str, list[float]], ours: str, plain: str, images: int) -> common.Row:
-    figures = (common.rate(images, seconds[name]) for name in (ours, plain))
-    return common.Row(what, *figures, common.ratios(seconds[plain], seconds[ours]))
-
-
-def whole_stage(
-    seconds: dict[str, list[float]], images: int, data: LongTailedData, epochs: int
-) -> tuple[list[float], list[float]]:
-    """Seconds of a whole stage 2, plain and ours, one figure a repeat: `formula` in numbers."""
+def rows(network: str, parts: dict[str, list[float]], data: LongTailedData, epochs: int) -> list[Row]:
+    """Whole runs, one figure a turn: `formula` in numbers. `parts`: seconds of an image, of a head epoch."""
     train, test, val = (count_images(part) for part in (data.train, data.test, data.val))
-    plain = [
-        epochs * (train * step + test * evaluation) / images
-        for step, evaluation in zip(seconds["plain train"], seconds["plain test"], strict=True)
+    plain, fresh, cached, further = [], [], [], []
+    for step, a_pass, plain_test, encode, head in zip(*parts.values(), strict=True):
+        plain.append(epochs * (train * step + test * plain_test))
+        once = (test + val) * encode
+        fresh.append(epochs * (train * a_pass + head) + once)
+        cached.append(VIEWS * train * a_pass + epochs * head + once)
+        further.append(epochs * head)
+    what, against = f"stage 2, {epochs} epochs, {network}", "plain whole-model loop"
+    return [
+        row(f"{what}, fresh views", against, "minutes", fresh, plain, FRESH_TARGET),
+        row(f"{what}, {VIEWS} cached views", against, "minutes", cached, plain, CACHED_TARGET),
+        row(f"{what}, a further head", against, "s", further, plain, FURTHER_TARGET),
     ]
-    ours = [
-        epochs * (train * step / images + score) + (test + val) * encoding / images
-        for step, score, encoding in zip(
-            seconds["our train"], seconds["our score"], seconds["our encode"], strict=True
-        )
-    ]
-    return plain, ours
 
 
 def formula(data: LongTailedData, epochs: int) -> str:
     train, test, val = (count_images(part) for part in (data.train, data.test, data.val))
+    encoded = f"({test} + {val}) / encoding rate"
     return (
-        f"    plain = {epochs} x ({train} / training rate + {test} / test rate)\n"
-        f"    ours  = {epochs} x ({train} / training rate + scoring) + ({test} + {val}) / test rate"
+        f"stage 2: plain = {epochs} x ({train} / training rate + {test} / test rate); fresh = {epochs} x "
+        f"({train} / pass rate + head epoch) + {encoded}; {VIEWS} cached = {VIEWS} x {train} / pass rate + "
+        f"{epochs} x head epoch + {encoded}; a further head = {epochs} x head epoch, scoring included"
     )
 
 
 def count_images(part: ImageSet | None) -> int:
     return 0 if part is None else len(part)
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = common.arguments(__doc__)
-    parser.add_argument("--networks", default="resnet32,resnet34", help="names with commas between")
-    parser.add_argument("--epochs", type=common.positive, default=20, help="epochs of the stage 2")
-    parser.add_argument(
-        "--batches", type=common.positive, help=f"batches a timing ({BATCHES_THIN} thin, {BATCHES_WIDE} wide)"
-    )
-    parser.add_argument("--repeats", type=common.positive, default=5, help="timings of each loop")
-    parser.add_argument("--threads", type=common.positive, help="torch's threads; default: torch's own")
-    args = parser.parse_args(argv)
-    networks = args.networks.split(",")
-    if unknown := set(networks) - set(NETWORKS):
-        parser.error(f"unknown network {', '.join(unknown)}, known: {', '.join(NETWORKS)}")
-    if args.threads:
-        torch.set_num_threads(args.threads)
-
-    data, what = common.load_cifar100_lt(args.data_dir)
-    sections = [f"Stage 2 on {what}. The plain loop and ours in alternation; a whole stage is put together:"]
-    sections.append(formula(data, args.epochs))
-    for network in networks:
-        batches = args.batches or (BATCHES_THIN if network in THIN_NETWORKS else BATCHES_WIDE)
-        sections.append(measure(network, data, args.epochs, batches, args.repeats))
-    common.publish(sections, args.out)
-
-
-if __name__ == "__main__":
-    main()
