@@ -91,10 +91,9 @@ def test_graphed_epochs_end_with_the_bits_of_plain_ones(epochs, network, channel
     for i, kept in momenta["state"].items():
         assert_same_bits(graphed_momenta["state"][i], kept)
     assert graphed_momenta["param_groups"] == momenta["param_groups"]  # the rate too: a number
-    # each shape: its first steps aside, every later one a replay of its only capture
+    # each of the two shapes: three steps aside, every later one a replay of its only capture
     counts = take._capture
-    assert (counts.asides, counts.captures) == (2 * WARM_STEPS, 2)
-    assert counts.replays == 4 * 5 - 2 * WARM_STEPS
+    assert (counts.asides, counts.captures, counts.replays) == (6, 2, 4 * 5 - 6)
 
 
 def test_the_optimisers_state_is_plain_and_fits_a_run_without_graphs():
@@ -120,6 +119,38 @@ def test_a_third_shape_runs_without_a_graph():
     assert take._capture.captures == 2 and take._capture.replays == 2 * 2
     _, state, _, _ = run([batches] * (WARM_STEPS + 2), "resnet8", 3, graphed=False)
     assert_same_bits(take._step.model.state_dict(), state)
+
+
+def test_batches_of_one_shape_of_which_other_rows_count_have_graphs_of_their_own():
+    parts = [Part(8), Part(5, 0.5)]
+    batches, ends = random_images(1)[0][:2], []
+    for graphed in (False, True):
+        model, optimizer = learner("resnet8", 3)
+        take = graphed_steps(model, optimizer) if graphed else None
+        for _ in range(WARM_STEPS + 2):
+            train_epoch(model, batches, LOSS, optimizer, 0.1, parts, take=take)
+        ends.append(model.state_dict())
+    assert take._capture.captures == 2
+    assert_same_bits(*ends)
+
+
+class Watched(torch.optim.SGD):
+    """Keeps the learning rates that its steps see."""
+
+    def step(self, closure=None):
+        self.rates = [*getattr(self, "rates", []), *(group["lr"] for group in self.param_groups)]
+        return super().step(closure)
+
+
+def test_all_groups_read_one_rate_that_stays_where_it_is():
+    model, _ = learner("resnet8", 3)
+    groups = [{"params": model.fc.parameters()}, {"params": model.layer1.parameters()}]
+    optimizer = Watched(groups, lr=0.1, fused=True)
+    take = graphed_steps(model, optimizer)
+    for lr in (0.1, 0.05):
+        train_epoch(model, random_images(1)[0], LOSS, optimizer, lr, take=take)
+        assert float(optimizer.rates[-1]) == pytest.approx(lr)
+    assert len(optimizer.rates) == 20 and all(rate is take._rate for rate in optimizer.rates)
 
 
 def test_groups_of_different_rates_have_no_graph():
