@@ -16,7 +16,7 @@ import torch
 
 from losses import build_loss
 from models import THIN_NETWORKS
-from utils import checkpoint, distributed, engine, metrics, report
+from utils import checkpoint, distributed, engine, graphs, metrics, report
 from utils.arguments import STAGE1, parse
 from utils.config import resolve
 from utils.data_setup import load_data, mirror_at_test, open_parts, scored_parts
@@ -30,6 +30,7 @@ from utils.resume import AUTO_FOUND_NONE, read_resume
 from utils.seeding import epoch_order
 from utils.setup import build_network, start_pretrained
 from utils.signals import Signals
+from utils.train_step import TrainStep
 
 LONG_RUN_SECONDS = 2 * 3600
 
@@ -47,6 +48,7 @@ def train(argv: Sequence[str] | None, held: ExitStack) -> None:
     world = distributed.join()
     config = world.agree(resolve(STAGE1, given, resumed.config if resumed else None))
     device = pick_device(config.device, config.gpu, world, config.deterministic)
+    graphs.check(config, device, world)
     published = checkpoint.published_path(
         config.ckpt_dir, config.data_name, config.imb_ratio, config.network, "stage1"
     )
@@ -73,6 +75,10 @@ def train(argv: Sequence[str] | None, held: ExitStack) -> None:
     # ---- optimiser
     optimizer = engine.sgd(model.parameters(), config.lr, config.momentum, config.wd, config.nesterov)
     scaler = loss_scaler(config)
+    graphed = None
+    if config.cuda_graphs:
+        step = TrainStep(learner, loss_fn, optimizer, look=False)
+        graphed = graphs.GraphedSteps(step, graphs.CudaCapture())
 
     # ---- resume
     progress, done = engine.Progress(), engine.Partial()
@@ -124,6 +130,7 @@ def train(argv: Sequence[str] | None, held: ExitStack) -> None:
             *(learner, batches, loss_fn, optimizer, lr, parts, scaler, world),
             partial=partial,
             after_step=keeper.after_step,
+            take=graphed,
         )
         distributed.share_buffers(model, world)
         return figures
@@ -149,6 +156,8 @@ def train(argv: Sequence[str] | None, held: ExitStack) -> None:
         scored_on=engine.score_column(config.select, "val" in images),
         save=save,
         log=tell,
+        eval_every=config.eval_every,
+        columns=metrics.epoch_columns(scored),
     )
 
     # ---- report

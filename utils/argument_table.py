@@ -296,6 +296,13 @@ ARGUMENTS = [
         choices=("last", "val", "test"),
     ),
     Argument(
+        "eval_every",
+        int,
+        "score the validation (or test) part after every N-th epoch only, and after the last",
+        "selection and report",
+        (STAGE1,),
+    ),
+    Argument(
         "no_tta",
         bool,
         "evaluate the image alone, without averaging in its mirror image",
@@ -376,6 +383,14 @@ ARGUMENTS = [
         "run",
     ),
     Argument("sync_bn", bool, "batch-norm statistics over all processes (CUDA)", "run", (STAGE1,)),
+    Argument(
+        "cuda_graphs",
+        bool,
+        "record a training step once and replay it on a CUDA device, for less work of the host; this has not "
+        "run on a GPU yet",
+        "run",
+        (STAGE1,),
+    ),
     Argument("gpu", int, "number of the CUDA device, short for --device cuda:N", "run"),
     Argument("quiet", bool, "print the result line only; log.txt keeps the rest", "run"),
 ]
