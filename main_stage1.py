@@ -16,7 +16,7 @@ import torch
 
 from losses import build_loss
 from models import THIN_NETWORKS
-from utils import checkpoint, distributed, engine, metrics, report
+from utils import checkpoint, distributed, engine, graphs, metrics, report
 from utils.arguments import STAGE1, parse
 from utils.config import resolve
 from utils.data_setup import load_data, mirror_at_test, open_parts, scored_parts
@@ -30,6 +30,7 @@ from utils.resume import AUTO_FOUND_NONE, read_resume
 from utils.seeding import epoch_order
 from utils.setup import build_network, start_pretrained
 from utils.signals import Signals
+from utils.train_step import TrainStep
 
 LONG_RUN_SECONDS = 2 * 3600
 
@@ -47,6 +48,7 @@ def train(argv: Sequence[str] | None, held: ExitStack) -> None:
     world = distributed.join()
     config = world.agree(resolve(STAGE1, given, resumed.config if resumed else None))
     device = pick_device(config.device, config.gpu, world, config.deterministic)
+    graphs.check(config, device, world)
     published = checkpoint.published_path(
         config.ckpt_dir, config.data_name, config.imb_ratio, config.network, "stage1"
     )
@@ -66,13 +68,17 @@ def train(argv: Sequence[str] | None, held: ExitStack) -> None:
     model = build_network(config, data.num_classes, data.in_channels)
     started_from = start_pretrained(model, config) if config.pretrained and not resumed else None
     model.to(device, memory_format=LAYOUT)
-    speed_up(model, config, device)
+    compiled = speed_up(model, config, device, steps.part_size)
     learner = distributed.parallel(model, world, device, config.sync_bn)
     loss_fn = build_loss("ce", data.train_counts)
 
     # ---- optimiser
     optimizer = engine.sgd(model.parameters(), config.lr, config.momentum, config.wd, config.nesterov)
     scaler = loss_scaler(config)
+    graphed = None
+    if config.cuda_graphs:
+        step = TrainStep(learner, loss_fn, optimizer, look=False)
+        graphed = graphs.GraphedSteps(step, graphs.CudaCapture())
 
     # ---- resume
     progress, done = engine.Progress(), engine.Partial()
@@ -97,6 +103,10 @@ def train(argv: Sequence[str] | None, held: ExitStack) -> None:
     facts = report.model_facts(config, data, device)
 
     # ---- loop
+    if compiled:
+        to_go = len(steps) * (config.epochs - first_epoch) - first_step
+        compiled.tell, compiled.steps = run.log, to_go * config.accum
+
     def warn_if_long(seconds: float) -> None:
         if device.type == "cpu" and seconds > LONG_RUN_SECONDS:
             thin = f"; --network {', '.join(THIN_NETWORKS[1:])} take a fraction of it"
@@ -120,6 +130,7 @@ def train(argv: Sequence[str] | None, held: ExitStack) -> None:
             *(learner, batches, loss_fn, optimizer, lr, parts, scaler, world),
             partial=partial,
             after_step=keeper.after_step,
+            take=graphed,
         )
         distributed.share_buffers(model, world)
         return figures
@@ -145,6 +156,8 @@ def train(argv: Sequence[str] | None, held: ExitStack) -> None:
         scored_on=engine.score_column(config.select, "val" in images),
         save=save,
         log=tell,
+        eval_every=config.eval_every,
+        columns=metrics.epoch_columns(scored),
     )
 
     # ---- report

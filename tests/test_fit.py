@@ -12,8 +12,13 @@ class Epochs:
     """Runs `fit` on given scores and keeps what it did."""
 
     def __init__(
-        self, scores: list[float], progress: Progress | None = None, stop: int | None = None
+        self,
+        scores: list[float],
+        progress: Progress | None = None,
+        stop: int | None = None,
+        eval_every: int = 1,
     ) -> None:
+        self.eval_every, self.evaluated = eval_every, []
         self.progress, self.saved, self.trained, self.left = progress or Progress(), [], [], []
         self.scores, self.epochs, self.stop = scores, len(scores), stop
 
@@ -23,12 +28,18 @@ class Epochs:
             epochs=self.epochs,
             schedule=lambda epoch: cosine_lr(1.0, epoch, self.epochs),
             train=self.train,
-            evaluate=lambda: {"val_balanced": self.scores[self.trained[-1]]},
+            evaluate=self.evaluate,
             scored_on=scored_on,
             save=lambda name: self.saved.append((name, copy.deepcopy(self.progress))),
             log=lambda *figures: self.left.append(figures[-1]),
+            eval_every=self.eval_every,
+            columns=["val_balanced"],
         )
         return self
+
+    def evaluate(self) -> dict:
+        self.evaluated.append(self.trained[-1] + 1)
+        return {"val_balanced": self.scores[self.trained[-1]]}
 
     def train(self, epoch: int, lr: float) -> dict:
         if epoch == self.stop:
@@ -82,6 +93,26 @@ def test_a_run_resumes_from_its_progress_as_if_unbroken(cut):
     resumed = Epochs(scores, Progress(**json.loads(json.dumps(kept.as_dict())))).run()
     assert resumed.trained == list(range(cut, 5))
     assert resumed.progress == unbroken.progress and resumed.best() == (4, 0.6)
+
+
+@pytest.mark.parametrize(
+    ("every", "evaluated", "best"), [(1, [1, 2, 3, 4, 5], 2), (2, [2, 4, 5], 2), (3, [3, 5], 3), (9, [5], 5)]
+)
+def test_every_nth_epoch_and_the_last_are_scored_and_only_they_can_be_the_best(every, evaluated, best):
+    run = Epochs([0.2, 0.9, 0.6, 0.5, 0.1], eval_every=every).run()
+    assert run.evaluated == evaluated and run.progress.best_epoch == best
+    assert [row["epoch"] for row in run.progress.rows if row["val_balanced"] is not None] == evaluated
+    assert {tuple(row) for row in run.progress.rows} == {("epoch", "lr", "train_loss", "val_balanced")}
+
+
+@pytest.mark.parametrize("cut", [1, 2, 3, 4])
+def test_a_run_that_scores_every_second_epoch_resumes_as_if_unbroken(cut):
+    scores = [0.2, 0.5, 0.4, 0.3, 0.1]
+    unbroken = Epochs(scores, eval_every=2).run()
+    kept = next(kept for name, kept in unbroken.saved if name == "last" and kept.epoch == cut)
+    resumed = Epochs(scores, Progress(**json.loads(json.dumps(kept.as_dict()))), eval_every=2).run()
+    assert resumed.progress == unbroken.progress and resumed.best() == (2, 0.5)
+    assert resumed.evaluated == [epoch for epoch in (2, 4, 5) if epoch > cut]
 
 
 def test_a_finished_run_has_nothing_left_to_do():

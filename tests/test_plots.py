@@ -175,6 +175,14 @@ def test_the_labels_of_many_methods_do_not_overlap(tmp_path):
 # ---- gaps
 
 
+def test_epochs_that_were_not_scored_are_left_out_of_the_path(tmp_path):
+    files = tables()
+    scores = [f"val_{name}" for name in run_tables.SCORES]
+    files["metrics"].loc[files["metrics"]["epoch"] == 2, scores] = np.nan
+    lines = picture(write(tmp_path, files), "path").axes[0].get_lines()
+    assert lines and all(list(line.get_xdata()) == [10, 30] for line in lines)
+
+
 @pytest.mark.parametrize("counts", [[7], [500, 5]], ids=["one class", "no medium"])
 def test_few_classes_and_empty_groups_break_nothing(tmp_path, counts, monkeypatch):
     files = tables(HEADS, counts, seeds=1)

@@ -296,6 +296,13 @@ ARGUMENTS = [
         choices=("last", "val", "test"),
     ),
     Argument(
+        "eval_every",
+        int,
+        "score the validation (or test) part after every N-th epoch only, and after the last",
+        "selection and report",
+        (STAGE1,),
+    ),
+    Argument(
         "no_tta",
         bool,
         "evaluate the image alone, without averaging in its mirror image",
@@ -369,8 +376,21 @@ ARGUMENTS = [
         "run",
         choices=("off", "bf16", "fp16"),
     ),
-    Argument("compile", bool, "torch.compile the backbone: minutes at the start, faster steps", "run"),
+    Argument(
+        "compile",
+        bool,
+        "torch.compile the backbone for full batches; the log says whether it pays",
+        "run",
+    ),
     Argument("sync_bn", bool, "batch-norm statistics over all processes (CUDA)", "run", (STAGE1,)),
+    Argument(
+        "cuda_graphs",
+        bool,
+        "record a training step once and replay it on a CUDA device, for less work of the host; this has not "
+        "run on a GPU yet",
+        "run",
+        (STAGE1,),
+    ),
     Argument("gpu", int, "number of the CUDA device, short for --device cuda:N", "run"),
     Argument("quiet", bool, "print the result line only; log.txt keeps the rest", "run"),
 ]

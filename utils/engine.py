@@ -6,7 +6,6 @@ Shapes: N batch, C channels, H, W, D feature, K classes, V views of an image.
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from itertools import repeat
 
@@ -14,16 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from datasets.images import Images
-from utils.distributed import ALONE, Part, World, gradients_kept_local
-from utils.errors import UserError
+from utils.distributed import ALONE, Part, World
 from utils.metrics import Scores, predictions
+from utils.train_step import DivergedError, TrainStep
 
 EVAL_BATCH = 256
+# rows of a forward pass without gradients on a CPU, whose caches hold the activations of few images
+CPU_ROWS = 64
 WARM_STEPS, TIMED_STEPS = 3, 10
-
-
-class DivergedError(UserError):
-    """The loss is not finite; nothing was updated with it."""
 
 
 def cosine_lr(peak: float, epoch: int, epochs: int, warmup_epochs: int = 0) -> float:
@@ -125,37 +122,31 @@ def train_epoch(
     world: World = ALONE,
     partial: Partial | None = None,
     after_step: Callable[[], None] = lambda: None,
+    take: Callable[[Tensor, Tensor, Part], tuple[Tensor, Tensor]] | None = None,
 ) -> dict:
     """One pass of SGD over `batches` of (inputs [N, ...], labels [N]); returns mean loss and accuracy.
 
     The model's train/eval mode is the caller's. `parts` says of each batch what it is in its step (None: a
     step of its own); `scaler` keeps fp16 gradients in range. The figures are those of all processes, and of
     the steps in `partial` too, which `batches` must lack; it is kept up to date, `after_step` sees it.
+    `take`: what takes a part in place of a TrainStep of the rest, as GraphedSteps does.
 
     Raises:
-        DivergedError: a loss is not finite. On the CPU before its update; on an accelerator, where looking at
-        every loss
-            would stall the device, at the end of the epoch, before anything is saved.
+        DivergedError: a loss is not finite. On the CPU before its update; on an accelerator, and with `take`,
+            at the end of the epoch, before anything is saved.
     """
     for group in optimizer.param_groups:
         group["lr"] = lr
-    scaler = scaler or torch.amp.GradScaler(enabled=False)
     partial = Partial() if partial is None else partial
+    take = take or TrainStep(model, loss_fn, optimizer, scaler or torch.amp.GradScaler(enabled=False))
     together = zip(batches, repeat(Part()) if parts is None else parts, strict=parts is not None)
     for (inputs, targets), part in together:
-        labels = targets[: part.rows]
-        with nullcontext() if part.last else gradients_kept_local(model):
-            logits = model(inputs)[: part.rows]
-            loss = loss_fn(logits, labels) if len(labels) else logits.sum()
-            if loss.device.type == "cpu" and not math.isfinite(loss.item()):
-                raise DivergedError(f"the loss is {loss.item()} at step {partial.step + 1}")
-            scaler.scale(loss * part.weight).backward()
-        hits = (logits.detach().argmax(dim=1) == labels).sum()
-        partial.add(loss.detach() * len(labels), hits, len(labels))
+        try:
+            loss, hits = take(inputs, targets, part)
+        except DivergedError as error:
+            raise DivergedError(f"{error} at step {partial.step + 1}") from error
+        partial.add(loss, hits, len(targets[: part.rows]))
         if part.last:
-            scaler.step(optimizer)
-            scaler.update()
-            optimizer.zero_grad(set_to_none=True)
             partial.step += 1
             after_step()
     return partial.figures(world)
@@ -177,9 +168,19 @@ def logit_batches(
     model.eval()
     for inputs, _ in images.batches(batch_size, *world.block(len(images))):
         with torch.inference_mode():
-            out = model(inputs)
-            logits = (out + model(inputs.flip(-1))) / 2 if mirror else out
+            logits = forward_views(model, inputs, mirror).mean(dim=0)
         yield logits
+
+
+def forward_views(forward: Callable[[Tensor], Tensor], inputs: Tensor, mirror: bool) -> Tensor:
+    """What `forward` gives of images [N, C, H, W], and with `mirror` of their mirror images: [V, N, ...].
+
+    Both go through together, on a CPU few at a time: a fixed number, since it may decide the last bits.
+    """
+    views = 2 if mirror else 1
+    rows = CPU_ROWS // views if inputs.device.type == "cpu" else max(len(inputs), 1)
+    parts = [torch.cat([part, part.flip(-1)]) if mirror else part for part in inputs.split(rows)]
+    return torch.cat([forward(part).unflatten(0, (views, -1)) for part in parts], dim=1)
 
 
 def predict_classes(model: nn.Module, images: Images, mirror: bool, world: World = ALONE) -> Tensor:
@@ -248,12 +249,15 @@ def fit(
     scored_on: str | None,
     save: Callable[[str], None],
     log: Callable[[float], None],
+    eval_every: int = 1,
+    columns: Iterable[str] = (),
 ) -> None:
     """Run the epochs that `progress` still lacks.
 
     `train(epoch, lr)` and `evaluate()` return the figures of a metrics.csv row; the figure named `scored_on`
     picks the best epoch, the earlier one of equals. `save("last" | "best")` writes; `log(row, seconds left)`
-    tells.
+    tells. Only every `eval_every`-th epoch and the last are evaluated; in the rows between, the `columns`
+    that `evaluate` fills are None.
 
     Raises:
         DivergedError: the loss stopped being finite; names the epoch and what is kept.
@@ -268,6 +272,8 @@ def fit(
             raise DivergedError(
                 f"{error} of epoch {epoch + 1}: training stopped, {kept}; try a lower learning rate"
             ) from error
-        progress.record(row | evaluate(), scored_on, keep_best=lambda: save("best"))
+        evaluated = (epoch + 1) % eval_every == 0 or epoch + 1 == epochs
+        row |= evaluate() if evaluated else dict.fromkeys(columns)
+        progress.record(row, scored_on, keep_best=lambda: save("best"))
         save("last")
         log((time.monotonic() - started) / (epoch + 1 - first) * (epochs - epoch - 1))

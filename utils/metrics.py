@@ -4,6 +4,7 @@ Shapes: N images, K classes. Accuracies are fractions; a group without classes, 
 None.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,6 +30,7 @@ __all__ = [
 
 CALIBRATION_BINS = 15
 GROUPS = ("many", "medium", "few")
+EPOCH_FIGURES = ("overall", *GROUPS, "balanced")  # of a part, in metrics.csv
 
 
 @dataclass(frozen=True)
@@ -206,6 +208,11 @@ def result_line(figures: dict, selected_on: str, label: str = "") -> str:
     return f"test {label}{' ' if label else ''}{shares} selected_on={selected_on}"
 
 
+def epoch_columns(parts: Iterable[str]) -> list[str]:
+    """The names of the figures of `epoch_figures` for these parts, in its order."""
+    return [f"{part}_{name}" for part in parts for name in EPOCH_FIGURES]
+
+
 def epoch_figures(
     predicted: dict[str, Tensor],
     targets: dict[str, Tensor],
@@ -216,5 +223,5 @@ def epoch_figures(
     row = {}
     for part, classes in predicted.items():
         accuracy = shots_of(classes, targets[part], class_counts, shots)
-        row |= {f"{part}_{name}": getattr(accuracy, name) for name in ("overall", *GROUPS, "balanced")}
+        row |= {f"{part}_{name}": getattr(accuracy, name) for name in EPOCH_FIGURES}
     return row

@@ -144,6 +144,8 @@ COMMON = {
     "amp": "off",
     "compile": False,
     "sync_bn": False,
+    "cuda_graphs": False,
+    "eval_every": 1,
     "out": "output",
     "ckpt_dir": "checkpoints",
     "resume": None,

@@ -19,8 +19,9 @@ from utils.distributed import ALONE, World
 from utils.engine import Progress
 from utils.logger import Run
 from utils.logit_metrics import READINGS
-from utils.metrics import percent, result_line
+from utils.metrics import epoch_columns, percent, result_line
 from utils.packs import Pack
+from utils.precision import slow_bf16
 from utils.presets import NOTES
 
 _BARS = "▁▂▃▄▅▆▇█"
@@ -57,6 +58,8 @@ def announce(
     run.log("  " + histogram(data.class_counts, data.shots))
     for note in [*data.notes, *([NOTES[config.dataset]] if config.dataset in NOTES else [])]:
         run.log(f"  note: {note}")
+    if slow := slow_bf16(config, device):
+        run.log(f"  note: {slow}")
     if config.workers and not isinstance(data.train, FileSet):
         run.log(f"  note: --workers {config.workers} has no use here, {data.name} lives on the device")
     run.log(f"model {config.network}: {trainable:,} trainable of {total:,} parameters")
@@ -128,10 +131,11 @@ def log_epoch(run: Run, progress: Progress, epochs: int, seconds_left: float) ->
 
 
 def epoch_line(row: dict, epochs: int, seconds_left: float) -> str:
-    """A row of metrics.csv for people: accuracies in percent, the rest as it is."""
+    """A row of metrics.csv for people: accuracies in percent, without the parts that were not scored."""
     parts = [f"epoch {row['epoch']}/{epochs}", f"lr {row['lr']:.3g}", f"loss {row['train_loss']:.4f}"]
-    shown = ("epoch", "step", "lr", "train_loss")
-    parts += [f"{key} {percent(value)}" for key, value in row.items() if key not in shown]
+    unscored = [part for part in ("val", "test") if row.get(f"{part}_overall", 0) is None]
+    hidden = ("epoch", "step", "lr", "train_loss", *epoch_columns(unscored))
+    parts += [f"{key} {percent(value)}" for key, value in row.items() if key not in hidden]
     return ", ".join([*parts, eta(seconds_left)])
 
 

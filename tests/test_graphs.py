@@ -1,0 +1,268 @@
+"""Graphed training steps on the CPU, the capture replaced by plain calls: the bits of the steps without."""
+
+import copy
+from collections.abc import Iterable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import main_stage1
+from datasets import build_data
+from datasets.loaders import DeviceImages
+from losses import build_loss
+from models import build_model
+from tests.helpers import call, run_folder, run_stage1, stopped_at_step
+from tests.plain_capture import PlainCapture
+from utils import checkpoint, graphs
+from utils.config import resolve
+from utils.distributed import Part, World
+from utils.engine import Partial, cosine_lr, load_optimizer, sgd, train_epoch
+from utils.errors import UserError
+from utils.graphs import MOST_GRAPHS, WARM_STEPS, CudaCapture, GraphedSteps
+from utils.seeding import epoch_order
+from utils.train_step import DivergedError, TrainStep
+
+LOSS = build_loss("ce")
+CPU, PART = torch.device("cpu"), Part()
+Batches = list[tuple[Tensor, Tensor]]
+
+
+def learner(network: str, channels: int) -> tuple[nn.Module, torch.optim.SGD]:
+    torch.manual_seed(0)
+    model = build_model(network, 10, in_channels=channels).to(memory_format=torch.channels_last).train()
+    return model, sgd(model.parameters(), lr=9.0, momentum=0.9, weight_decay=5e-3, nesterov=False)
+
+
+def graphed_steps(model: nn.Module, optimizer: torch.optim.SGD) -> GraphedSteps:
+    return GraphedSteps(TrainStep(model, LOSS, optimizer, look=False), PlainCapture())
+
+
+def digits(epochs: int) -> list[Batches]:
+    """Epochs of four batches of 64 and one of 49."""
+    data = build_data("digits_lt", imb_ratio=50)
+    train = DeviceImages(data.train, data.views)
+    return [list(train.augmented(epoch_order(3, e, len(train)), 64, 3, e)) for e in range(epochs)]
+
+
+def random_images(epochs: int) -> list[Batches]:
+    """Epochs of four batches of 8 and one of 3, of the shape of CIFAR's."""
+    generator = torch.Generator().manual_seed(0)
+    sizes = (8, 8, 8, 8, 3)
+    return [
+        [
+            (
+                torch.randn(n, 3, 32, 32, generator=generator).to(memory_format=torch.channels_last),
+                torch.randint(0, 10, (n,), generator=generator),
+            )
+            for n in sizes
+        ]
+        for _ in range(epochs)
+    ]
+
+
+def run(epochs: Iterable[Batches], network: str, channels: int, graphed: bool) -> tuple:
+    model, optimizer = learner(network, channels)
+    take = graphed_steps(model, optimizer) if graphed else None
+    epochs = list(epochs)
+    rows = [
+        train_epoch(model, batches, LOSS, optimizer, cosine_lr(0.1, e, len(epochs)), take=take)
+        for e, batches in enumerate(epochs)
+    ]
+    return rows, model.state_dict(), optimizer.state_dict(), take
+
+
+def assert_same_bits(first: dict, second: dict) -> None:
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "network", "channels"),
+    [(digits(4), "resnet8", 1), (random_images(4), "resnet32", 3)],
+    ids=["digits, resnet8", "random images, resnet32"],
+)
+def test_graphed_epochs_end_with_the_bits_of_plain_ones(epochs, network, channels):
+    rows, state, momenta, _ = run(epochs, network, channels, graphed=False)
+    graphed_rows, graphed_state, graphed_momenta, take = run(epochs, network, channels, graphed=True)
+    assert graphed_rows == rows
+    assert_same_bits(graphed_state, state)
+    for i, kept in momenta["state"].items():
+        assert_same_bits(graphed_momenta["state"][i], kept)
+    assert graphed_momenta["param_groups"] == momenta["param_groups"]  # the rate too: a number
+    # each of the two shapes: three steps aside, every later one a replay of its only capture
+    counts = take._capture
+    assert (counts.asides, counts.captures, counts.replays) == (6, 2, 4 * 5 - 6)
+
+
+def test_the_optimisers_state_is_plain_and_fits_a_run_without_graphs():
+    epochs = digits(3)
+    _, weights, state, take = run(epochs[:2], "resnet8", 1, graphed=True)
+    assert isinstance(state["param_groups"][0]["lr"], float)
+    model, optimizer = learner("resnet8", 1)
+    model.load_state_dict(weights)
+    load_optimizer(optimizer, copy.deepcopy(state))
+    theirs = take._step
+    rows = [
+        train_epoch(m, epochs[2], LOSS, o, 0.01, take=t)
+        for m, o, t in ((model, optimizer, None), (theirs.model, theirs.optimizer, take))
+    ]
+    assert rows[0] == rows[1]
+    assert_same_bits(model.state_dict(), theirs.model.state_dict())
+
+
+def test_a_third_shape_runs_without_a_graph():
+    batches = [(x[:n], y[:n]) for (x, y), n in zip(random_images(1)[0][:4], (8, 6, 4, 4), strict=True)]
+    _, _, _, take = run([batches] * (WARM_STEPS + 2), "resnet8", 3, graphed=True)
+    assert len(take._shapes) == MOST_GRAPHS == 2
+    assert take._capture.captures == 2 and take._capture.replays == 2 * 2
+    _, state, _, _ = run([batches] * (WARM_STEPS + 2), "resnet8", 3, graphed=False)
+    assert_same_bits(take._step.model.state_dict(), state)
+
+
+def test_batches_of_one_shape_of_which_other_rows_count_have_graphs_of_their_own():
+    parts = [Part(8), Part(5, 0.5)]
+    batches, ends = random_images(1)[0][:2], []
+    for graphed in (False, True):
+        model, optimizer = learner("resnet8", 3)
+        take = graphed_steps(model, optimizer) if graphed else None
+        for _ in range(WARM_STEPS + 2):
+            train_epoch(model, batches, LOSS, optimizer, 0.1, parts, take=take)
+        ends.append(model.state_dict())
+    assert take._capture.captures == 2
+    assert_same_bits(*ends)
+
+
+class Watched(torch.optim.SGD):
+    """Keeps the learning rates that its steps see."""
+
+    def step(self, closure=None):
+        self.rates = [*getattr(self, "rates", []), *(group["lr"] for group in self.param_groups)]
+        return super().step(closure)
+
+
+def test_all_groups_read_one_rate_that_stays_where_it_is():
+    model, _ = learner("resnet8", 3)
+    groups = [{"params": model.fc.parameters()}, {"params": model.layer1.parameters()}]
+    optimizer = Watched(groups, lr=0.1, fused=True)
+    take = graphed_steps(model, optimizer)
+    for lr in (0.1, 0.05):
+        train_epoch(model, random_images(1)[0], LOSS, optimizer, lr, take=take)
+        assert float(optimizer.rates[-1]) == pytest.approx(lr)
+    assert len(optimizer.rates) == 20 and all(rate is take._rate for rate in optimizer.rates)
+
+
+def test_groups_of_different_rates_have_no_graph():
+    model, optimizer = learner("resnet8", 3)
+    optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(1))], "lr": 0.5})
+    with pytest.raises(ValueError, match="one learning rate"):
+        graphed_steps(model, optimizer)(*random_images(1)[0][0], part=None)
+
+
+def test_a_loss_that_is_not_finite_ends_a_graphed_epoch():
+    epochs = random_images(1)
+    epochs[0][1][0][0] = float("nan")
+    with pytest.raises(DivergedError, match="the loss is not finite"):
+        run(epochs, "resnet8", 3, graphed=True)
+
+
+# ---- no look at the device ----
+
+HOST = ("_local_scalar_dense", "nonzero", "item", "is_nonzero", "masked_select", "_unique2")
+
+
+class NoHost(TorchDispatchMode):
+    """Raises where an operation hands a value of the device to the host; counts the rest."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        assert name not in HOST, f"{name} waits for the device"
+        self.seen += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_graphed_steps_hand_nothing_to_the_host():
+    model, optimizer = learner("resnet8", 3)
+    take = graphed_steps(model, optimizer)
+    batches = random_images(4)
+    with NoHost() as watch:
+        for inputs, labels in (batch for epoch in batches for batch in epoch):
+            take(inputs, labels, part=PART)
+    assert take._capture.replays == 20 - 2 * WARM_STEPS and watch.seen > 20 * 50
+    with pytest.raises(AssertionError, match="_local_scalar_dense"), NoHost():
+        TrainStep(model, LOSS, optimizer)(*batches[0][0], part=PART)  # on a CPU a plain step looks
+
+
+class RateOnDevice(torch.optim.SGD):
+    """Reads the learning rate where it lies, as the fused update does, which takes no `meta` tensors."""
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.sub_(group["lr"] * parameter.grad)
+
+
+@pytest.mark.parametrize("graphed", [False, True])
+def test_an_epoch_on_an_accelerator_reads_no_value_before_its_end(graphed):
+    """Tensors on `meta` have no values: whatever asks for one raises."""
+    model, _ = learner("resnet8", 3)
+    model.to("meta")
+    optimizer = RateOnDevice(model.parameters(), lr=0.1)
+    batches = [(x.to("meta"), y.to("meta")) for x, y in random_images(1)[0] * 5]
+    done, partial = [], Partial()
+    with pytest.raises(RuntimeError, match="meta") as caught:
+        train_epoch(
+            *(model, batches, LOSS, optimizer, 0.1),
+            partial=partial,
+            after_step=lambda: done.append(partial.step),
+            take=graphed_steps(model, optimizer) if graphed else None,
+        )
+    assert done == list(range(1, 26)) and caught.traceback[-2].name == "figures"
+
+
+# ---- the script ----
+
+
+@pytest.fixture
+def without_gpu(monkeypatch):
+    """--cuda_graphs on the CPU, its capture replaced."""
+    monkeypatch.setattr(graphs, "check", lambda *_: None)
+    monkeypatch.setattr(graphs, "CudaCapture", PlainCapture)
+
+
+def digest(root) -> str:
+    source = checkpoint.read(run_folder(root, "stage1") / "last.pth")
+    assert all(isinstance(group["lr"], float) for group in source.facts["optimizer"]["param_groups"])
+    return checkpoint.content_digest(source.state)
+
+
+def test_a_graphed_run_stopped_within_an_epoch_resumes_to_the_bits_of_a_run_without_graphs(
+    tmp_path, without_gpu
+):
+    line = ("--epochs", "4", "--seed", "0")
+    run_stage1(tmp_path / "plain", *line)
+    stopped_at_step(tmp_path, 12, lambda: run_stage1(tmp_path, *line, "--cuda_graphs"))
+    text = call(main_stage1.main, "--resume", run_folder(tmp_path, "stage1"))
+    assert "at step 2 of epoch 3" in text and "cuda_graphs" in text
+    assert digest(tmp_path) == digest(tmp_path / "plain")
+
+
+@pytest.mark.parametrize(("size", "said"), [(2, "does not go with 2 processes"), (1, "needs a CUDA device")])
+def test_graphs_are_refused_where_they_cannot_be(size, said):
+    config = resolve("main_stage1.py", {"dataset": "digits_lt", "cuda_graphs": True})
+    with pytest.raises(UserError, match=f"^--cuda_graphs {said}"):
+        graphs.check(config, CPU, World(0, size))
+    graphs.check(resolve("main_stage1.py", {"dataset": "digits_lt"}), CPU, World(0, size))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device, which can record")
+def test_a_step_that_cannot_be_recorded_ends_in_a_line_that_names_the_argument():
+    capture = CudaCapture.__new__(CudaCapture)  # its stream needs a device
+    with pytest.raises(UserError, match=r"^--cuda_graphs: a training step could not be recorded .*leave"):
+        capture.capture(lambda: pytest.fail("nothing is recorded here"))
