@@ -68,7 +68,7 @@ def train(argv: Sequence[str] | None, held: ExitStack) -> None:
     model = build_network(config, data.num_classes, data.in_channels)
     started_from = start_pretrained(model, config) if config.pretrained and not resumed else None
     model.to(device, memory_format=LAYOUT)
-    speed_up(model, config, device)
+    compiled = speed_up(model, config, device, steps.part_size)
     learner = distributed.parallel(model, world, device, config.sync_bn)
     loss_fn = build_loss("ce", data.train_counts)
 
@@ -103,6 +103,10 @@ def train(argv: Sequence[str] | None, held: ExitStack) -> None:
     facts = report.model_facts(config, data, device)
 
     # ---- loop
+    if compiled:
+        to_go = len(steps) * (config.epochs - first_epoch) - first_step
+        compiled.tell, compiled.steps = run.log, to_go * config.accum
+
     def warn_if_long(seconds: float) -> None:
         if device.type == "cpu" and seconds > LONG_RUN_SECONDS:
             thin = f"; --network {', '.join(THIN_NETWORKS[1:])} take a fraction of it"

@@ -376,7 +376,12 @@ ARGUMENTS = [
         "run",
         choices=("off", "bf16", "fp16"),
     ),
-    Argument("compile", bool, "torch.compile the backbone: minutes at the start, faster steps", "run"),
+    Argument(
+        "compile",
+        bool,
+        "torch.compile the backbone for full batches; the log says whether it pays",
+        "run",
+    ),
     Argument("sync_bn", bool, "batch-norm statistics over all processes (CUDA)", "run", (STAGE1,)),
     Argument(
         "cuda_graphs",

@@ -18,6 +18,8 @@ from utils.metrics import Scores, predictions
 from utils.train_step import DivergedError, TrainStep
 
 EVAL_BATCH = 256
+# rows of a forward pass without gradients on a CPU, whose caches hold the activations of few images
+CPU_ROWS = 64
 WARM_STEPS, TIMED_STEPS = 3, 10
 
 
@@ -166,9 +168,19 @@ def logit_batches(
     model.eval()
     for inputs, _ in images.batches(batch_size, *world.block(len(images))):
         with torch.inference_mode():
-            out = model(inputs)
-            logits = (out + model(inputs.flip(-1))) / 2 if mirror else out
+            logits = forward_views(model, inputs, mirror).mean(dim=0)
         yield logits
+
+
+def forward_views(forward: Callable[[Tensor], Tensor], inputs: Tensor, mirror: bool) -> Tensor:
+    """What `forward` gives of images [N, C, H, W], and with `mirror` of their mirror images: [V, N, ...].
+
+    Both go through together, on a CPU few at a time: a fixed number, since it may decide the last bits.
+    """
+    views = 2 if mirror else 1
+    rows = CPU_ROWS // views if inputs.device.type == "cpu" else max(len(inputs), 1)
+    parts = [torch.cat([part, part.flip(-1)]) if mirror else part for part in inputs.split(rows)]
+    return torch.cat([forward(part).unflatten(0, (views, -1)) for part in parts], dim=1)
 
 
 def predict_classes(model: nn.Module, images: Images, mirror: bool, world: World = ALONE) -> Tensor:

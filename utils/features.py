@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from datasets.images import Images
 from datasets.loaders import batch_indices
-from utils.engine import EVAL_BATCH
+from utils.engine import EVAL_BATCH, forward_views
 from utils.errors import UserError, exit_cleanly
 
 # stage 2 draws views that stage 1, which uses one an epoch from 0, never saw
@@ -66,8 +66,7 @@ def _pass(model: nn.Module, batches: Iterable, mirror: bool) -> Iterator[Tensor]
     model.eval()
     for inputs, _ in batches:
         with torch.no_grad():
-            views = [inputs, inputs.flip(-1)] if mirror else [inputs]
-            features = torch.stack([model.forward_features(view) for view in views])
+            features = forward_views(model.forward_features, inputs, mirror)
         yield features
 
 

@@ -21,6 +21,7 @@ from utils.logger import Run
 from utils.logit_metrics import READINGS
 from utils.metrics import epoch_columns, percent, result_line
 from utils.packs import Pack
+from utils.precision import slow_bf16
 from utils.presets import NOTES
 
 _BARS = "▁▂▃▄▅▆▇█"
@@ -57,6 +58,8 @@ def announce(
     run.log("  " + histogram(data.class_counts, data.shots))
     for note in [*data.notes, *([NOTES[config.dataset]] if config.dataset in NOTES else [])]:
         run.log(f"  note: {note}")
+    if slow := slow_bf16(config, device):
+        run.log(f"  note: {slow}")
     if config.workers and not isinstance(data.train, FileSet):
         run.log(f"  note: --workers {config.workers} has no use here, {data.name} lives on the device")
     run.log(f"model {config.network}: {trainable:,} trainable of {total:,} parameters")
