@@ -16,6 +16,7 @@ from datasets.decode import read_image
 from docs import scale
 from losses import label_smooth_for_gap
 from tests.helpers import call, last_line, refusal
+from utils.arguments import parse
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -93,3 +94,11 @@ def test_a_set_in_memory_is_written_as_a_folder_of_the_same_pixels(tmp_path):
             assert torch.equal(image, pixels.images[number[i]].expand(3, -1, -1))
     message = refusal(to_folder.main, "--dataset", "digits_lt", "--to", tmp_path / "images")
     assert message.endswith("exists already: name a folder to be made")
+
+
+def test_the_commands_for_a_gpu_are_understood():
+    lines = commands((ROOT / "docs" / "gpu.md").read_text(encoding="utf-8"))
+    scripts = [words for words in lines if words[0] in PROGRAMS]
+    assert len(scripts) == 4
+    for name, *words in scripts:
+        assert parse(name, "", words)["seed"] == 0
