@@ -24,10 +24,10 @@ from utils.packs import Pack, write_pack
 WIDTH, CLASSES, TEST_ROWS, CHUNK = 2048, 8142, 24_426, 8192
 
 
-def random_features(path: Path, rows: int, seed: int) -> Tensor:
-    """float16 [1, rows, WIDTH] in a file of its own, mapped into memory."""
-    features = torch.from_file(str(path), shared=True, size=rows * WIDTH, dtype=torch.float16)
-    features = features.view(1, rows, WIDTH)
+def random_features(path: Path, rows: int, seed: int, width: int = WIDTH) -> Tensor:
+    """float16 [1, rows, width] in a file of its own, mapped into memory."""
+    features = torch.from_file(str(path), shared=True, size=rows * width, dtype=torch.float16)
+    features = features.view(1, rows, width)
     generator = torch.Generator().manual_seed(seed)
     for start in range(0, rows, CHUNK):
         part = features[0, start : start + CHUNK]
@@ -64,7 +64,7 @@ def make_pack(folder: Path, rows: int) -> Path:
     return folder / "pack.safetensors"
 
 
-def memory_gb(pid: int) -> dict[str, float]:
+def memory_gb(pid: int | str) -> dict[str, float]:
     """Resident anonymous and file-backed memory of a process now; empty where it is gone."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()

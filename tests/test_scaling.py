@@ -1,0 +1,100 @@
+"""How stage 2 grows: every point is there, rows cost in proportion; no [N, K] and no [K, K] is ever made."""
+
+import csv
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from benchmarks import scaling
+from datasets import LongTailedData
+from datasets.types import ImageSet
+from utils.arguments import STAGE2
+from utils.config import resolve
+from utils.outcomes import outcome
+from utils.plan import plan_heads
+from utils.representation import Representation, StoredViews
+from utils.retraining import start_heads, train_heads
+
+# K x K and N x K are larger than anything that is allowed: rows of a batch, K x D, what is scored together
+K, D, N, BATCH, SCORED = 3000, 8, 9000, 64, 2**22
+
+
+def test_every_factor_is_measured_in_processes_of_their_own_and_drawn(capsys, tmp_path):
+    paths = {name: tmp_path / "made" / f"scaling.{name}" for name in ("csv", "png")}
+    scaling.main(["--quick", "--repeats", "1", "--csv", str(paths["csv"]), "--figure", str(paths["png"])])
+    with open(paths["csv"], encoding="utf-8", newline="") as handle:
+        rows = list(csv.DictReader(handle))
+    assert [row["factor"] for row in rows] == [name for name in scaling.QUICK for _ in range(2)]
+    assert all(float(row["seconds"]) > 0 and row["n"] == "1" for row in rows)
+    assert paths["png"].stat().st_size > 10_000
+    text = capsys.readouterr().out
+    assert all(f"| {name} | " in text for name in scaling.QUICK)
+
+
+def test_the_slope_is_that_of_the_last_step():
+    assert scaling.slope([1.0, 5.0, 50.0], (1, 10, 100)) == pytest.approx(1)
+    assert scaling.slope([1.0, 4.0], (3, 6)) == pytest.approx(2)
+
+
+class Largest(TorchDispatchMode):
+    """The most elements of any tensor that an operation gives, and that operation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements, self.operation = 0, ""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor) and leaf.numel() > self.elements:
+                # an expanded view has no memory of its own
+                real = leaf.untyped_storage().nbytes() // leaf.element_size()
+                if min(leaf.numel(), real) > self.elements:
+                    self.elements, self.operation = min(leaf.numel(), real), f"{func} {tuple(leaf.shape)}"
+        return result
+
+
+def representation() -> Representation:
+    generator = torch.Generator().manual_seed(0)
+    arrays = {name: torch.randn(1, N, D, generator=generator) for name in ("train", "test")}
+    labels = (torch.arange(N) * torch.arange(N) // N) % K
+    labels[:K] = torch.arange(K)  # every class has an image
+    counts = torch.bincount(labels, minlength=K).tolist()
+    parts = {name: ImageSet(array[0], labels) for name, array in arrays.items()}
+    names = list(map(str, range(K)))
+    data = LongTailedData("random", names, counts, parts["train"], None, "none", parts["test"], None)
+    train = StoredViews(arrays["train"], labels)
+    return Representation(torch.nn.Linear(D, K), train, lambda name: arrays[name], {"test": labels}, data)
+
+
+def run_heads(watch: Largest) -> list[str]:
+    """Every method's epoch, scores, LoMa and RSD under `watch`; the methods."""
+    given = {"num_class": K, "network": "resnet32", "method": "all", "device": "cpu", "seed": 0}
+    given |= {"dataset": "folder", "data_dir": ".", "finetune_epoch": 1, "batch_size": BATCH}
+    config, frozen = resolve(STAGE2, given), representation()
+    # etf needs a width of K - 1 at least: its head itself is K x (K - 1)
+    plans = [plan for plan in plan_heads(config)[0] if plan.method.name != "etf"]
+    with watch:
+        heads = start_heads(plans, frozen, ["test"], config)
+        train_heads(heads, frozen, ["test"])
+        for head in heads:
+            assert not head.failed, head.failure
+            outcome(head)
+    return [plan.method.name for plan in plans]
+
+
+def test_no_method_makes_a_buffer_of_images_by_classes_or_of_classes_by_classes():
+    watch = Largest()
+    methods = run_heads(watch)
+    assert {"los", "ce", "bsce", "ncm", "tau_norm", "la", "lade", "crt", "wb", "marc"} <= set(methods)
+    assert watch.elements <= SCORED < min(K * K, N * K), watch.operation
+
+
+def test_the_watch_sees_such_a_buffer_where_there_is_one():
+    watch = Largest()
+    with watch:
+        torch.randn(N, D) @ torch.randn(D, K)
+    assert watch.elements == N * K and "mm" in watch.operation
