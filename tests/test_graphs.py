@@ -79,11 +79,12 @@ def assert_same_bits(first: dict, second: dict) -> None:
 
 
 @pytest.mark.parametrize(
-    ("epochs", "network", "channels"),
-    [(digits(4), "resnet8", 1), (random_images(4), "resnet32", 3)],
+    ("make", "network", "channels"),
+    [(digits, "resnet8", 1), (random_images, "resnet32", 3)],
     ids=["digits, resnet8", "random images, resnet32"],
 )
-def test_graphed_epochs_end_with_the_bits_of_plain_ones(epochs, network, channels):
+def test_graphed_epochs_end_with_the_bits_of_plain_ones(make, network, channels):
+    epochs = make(4)
     rows, state, momenta, _ = run(epochs, network, channels, graphed=False)
     graphed_rows, graphed_state, graphed_momenta, take = run(epochs, network, channels, graphed=True)
     assert graphed_rows == rows
