@@ -13,7 +13,7 @@ Commands of their own:
 python -m benchmarks.profile       where the time of every stage goes, beside the machine's roofs
 python -m benchmarks.gpu           both stages on a CUDA device
 python -m benchmarks.accuracy      test accuracy of the scripts, of bf16 and of the plain loops (hours)
-python -m benchmarks.scaling       stage 2 by classes, width, rows and heads (about 5 min)
+python -m benchmarks.scaling       stage 2 by classes, width, rows and heads (about 8 min)
 python -m benchmarks.heads         many heads over one representation, several seeds (about 4 min)
 python -m benchmarks.loader_start  the first batch of as many files as iNaturalist 2018
 python -m benchmarks.big_head      a stage-2 step at iNaturalist's size, the share outside its two products

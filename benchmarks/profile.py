@@ -208,7 +208,10 @@ def roofs(network: str, data: LongTailedData, batch: int = 64) -> tuple[float, f
 def section(network: str, data: LongTailedData, steps: int) -> str:
     """The table of a network: a column a stretch of work."""
     large, same, copy = roofs(network, data)
-    profiled = {name: Profiled(work) for name, work in works(network, data, steps).items()}
+    stretches = works(network, data, steps)
+    for work in stretches.values():  # the profiler's first sessions set it up, on a thread of its own
+        Profiled(work)
+    profiled = {name: Profiled(work) for name, work in stretches.items()}
     names = [f"{group}, %" for group in ORDER]
     names += ["convolutions, GFLOP/s (of the roof)", "batch-norm and elementwise, GB/s (of the roof)"]
     columns = [one.cells(large, copy) for one in profiled.values()]

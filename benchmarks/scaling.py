@@ -2,28 +2,27 @@
 
     python -m benchmarks.scaling [--repeats 3] [--out FILE] [--csv FILE] [--figure FILE]
 
-About five minutes on two idle cores. One factor at a time, the others as at the base point; los on random
+About eight minutes on two idle cores. One factor at a time, the others as at the base point; los on random
 features in a mapped fp16 file, by the code of main_stage2.py: an epoch of every head, the test rows scored,
 LoMa and RSD over all training rows. Each point is a process of its own. Memory is the anonymous memory that
 the epochs and the report add at their peak (Linux's RssAnon, sampled); the mapped features are not in it,
-since the system takes their pages back as it likes. The slope is that of the logarithms over a factor's last
-step: 1 is linear.
+since the system takes their pages back as it likes.
 """
 
 import csv
 import ctypes
 import json
-import math
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure
 
@@ -134,10 +133,9 @@ def in_process(point: Point, repeats: int) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def slope(values: Iterable[float], factor: Sequence[int]) -> float:
-    """Of log value over log factor, over the last step."""
-    *_, before, last = values
-    return math.log(last / before) / math.log(factor[-1] / factor[-2])
+def slope(values: Sequence[float], factor: Sequence[int]) -> float:
+    """Of the straight line through the logarithms of both, by least squares: 1 is linear growth."""
+    return float(np.polyfit(np.log(factor), np.log(values), 1)[0])
 
 
 def rows_of(factors: dict[str, tuple[int, ...]], base: Point, repeats: int) -> list[dict]:
@@ -201,7 +199,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="tiny sizes: does it run?")
     parser.add_argument("--point", type=json.loads, help="measure one point, as JSON, and print it")
     args = parser.parse_args(argv)
-    if args.point:
+    if args.point is not None:
         print(json.dumps(measure(Point(**args.point), args.repeats)))
         return
     factors, base = (QUICK, QUICK_BASE) if args.quick else (FACTORS, Point())

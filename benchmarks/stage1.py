@@ -72,6 +72,7 @@ class Contest:
         self.bare, self.start = deepcopy(start).to(memory_format=LAYOUT), start
         if compiling:
             compiled = resolve(STAGE1, given | {"compile": True})
+            torch.compiler.config.force_disable_caches = True  # else what an earlier run compiled is taken
             speed_up(self.models["compiled"], compiled, torch.device("cpu"), self.size.batch_size)
 
     def _optimizer(self, name: str) -> torch.optim.Optimizer:

@@ -1,4 +1,4 @@
-"""How stage 2 grows: every point is there, rows cost in proportion; no [N, K] and no [K, K] is ever made."""
+"""How stage 2 grows: every point is there and drawn; no [N, K] and no [K, K] is ever made."""
 
 import csv
 
@@ -12,6 +12,7 @@ from benchmarks import scaling
 from datasets import LongTailedData
 from datasets.types import ImageSet
 from utils.arguments import STAGE2
+from utils.column import RECENT, ROOM, Column
 from utils.config import resolve
 from utils.outcomes import outcome
 from utils.plan import plan_heads
@@ -34,9 +35,30 @@ def test_every_factor_is_measured_in_processes_of_their_own_and_drawn(capsys, tm
     assert all(f"| {name} | " in text for name in scaling.QUICK)
 
 
-def test_the_slope_is_that_of_the_last_step():
-    assert scaling.slope([1.0, 5.0, 50.0], (1, 10, 100)) == pytest.approx(1)
-    assert scaling.slope([1.0, 4.0], (3, 6)) == pytest.approx(2)
+def test_the_slope_is_1_where_growth_is_linear():
+    assert scaling.slope([2.0, 20.0, 200.0], (1, 10, 100)) == pytest.approx(1)
+    assert scaling.slope([1.0, 4.0, 16.0], (3, 6, 12)) == pytest.approx(2)
+
+
+def test_an_epoch_and_its_report_add_less_memory_than_their_logits_would():
+    point = scaling.Point(classes=1000, width=8, rows=200_000)
+    logits = 4 * point.rows * point.classes / 1e6  # MB: 800
+    assert scaling.in_process(point, 1)["megabytes"] < logits / 2
+
+
+def test_a_column_keeps_what_came_one_by_one_and_together_in_order():
+    column = Column()
+    assert len(column) == 0 and column.values.shape == (0,)
+    expected = []
+    for i in range(3 * RECENT + 5):
+        column.append(torch.tensor(i))
+        expected.append(i)
+        if i % 40 == 0:
+            column.extend(torch.arange(1000, 1000 + ROOM))
+            expected += range(1000, 1000 + ROOM)
+        assert len(column) == len(expected)
+    assert column.values.tolist() == expected and column.values.dtype == torch.int64
+    assert Column(torch.arange(2)[:0]).values.dtype == torch.int64
 
 
 class Largest(TorchDispatchMode):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from datasets.images import Images
+from utils.column import Column
 from utils.distributed import ALONE, Part, World
 from utils.metrics import Scores, predictions
 from utils.train_step import DivergedError, TrainStep
@@ -60,8 +61,8 @@ class Partial:
     """An epoch so far: the optimiser steps done, and of this process each batch's summed loss and hits."""
 
     step: int = 0
-    losses: list[Tensor] = field(default_factory=list)
-    hits: list[Tensor] = field(default_factory=list)
+    losses: Column = field(default_factory=Column)
+    hits: Column = field(default_factory=Column)
     images: int = 0
 
     def add(self, loss: Tensor, hits: Tensor, images: int) -> None:
@@ -75,7 +76,7 @@ class Partial:
         Raises:
             DivergedError: the loss is not finite.
         """
-        own = [float(torch.stack(self.losses).sum()), float(torch.stack(self.hits).sum()), self.images]
+        own = [float(self.losses.values.sum()), float(self.hits.values.sum()), self.images]
         loss_sum, hit_sum, images = world.total(torch.tensor(own, dtype=torch.float64)).tolist()
         if not math.isfinite(loss_sum):
             raise DivergedError("the loss is not finite")
@@ -87,9 +88,7 @@ class Partial:
         Raises:
             DivergedError: the loss is not finite, which on an accelerator nobody has looked at yet.
         """
-        losses, hits = (
-            torch.stack(values).cpu() if values else torch.zeros(0) for values in (self.losses, self.hits)
-        )
+        losses, hits = (column.values.cpu() for column in (self.losses, self.hits))
         losses = world.gather(losses)
         if not losses.isfinite().all():
             raise DivergedError("the loss is not finite")
@@ -101,12 +100,12 @@ class Partial:
         """What this process had; where there are fewer processes now, the first takes over the rest."""
         lengths, images = stored["counts"].T.tolist()
         mine = [i for i in range(len(lengths)) if (i if i < world.size else 0) == world.rank]
-        losses, hits = ([row.to(device) for row in stored[name]] for name in ("losses", "hits"))
+        losses, hits = (stored[name].to(device) for name in ("losses", "hits"))
         partial, ends = Partial(stored["step"]), torch.tensor(lengths).cumsum(0).tolist()
         for i in mine:
             part = slice(ends[i] - lengths[i], ends[i])
-            partial.losses += losses[part]
-            partial.hits += hits[part]
+            partial.losses.extend(losses[part])
+            partial.hits.extend(hits[part])
             partial.images += images[i]
         return partial
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from datasets.long_tail import SHOTS, shot_groups
+from utils.column import Column
 from utils.distributed import World
 from utils.logit_metrics import READINGS, LogitStatistics, logits_magnitude, regularized_std
 
@@ -73,7 +74,7 @@ def shots_of(
     return ShotAccuracy(
         overall=float(hits.sum() / support.sum()),
         balanced=_mean(per_class),
-        per_class=[None if np.isnan(value) else float(value) for value in per_class],
+        per_class=_plain(per_class),
         support=support.tolist(),
         **groups,
     )
@@ -82,6 +83,10 @@ def shots_of(
 def _mean(values: np.ndarray) -> float | None:
     known = values[~np.isnan(values)]
     return float(known.mean()) if len(known) else None
+
+
+def _plain(values: np.ndarray) -> list[float | None]:
+    return np.where(np.isnan(values), None, values).tolist()
 
 
 def _spread(values: np.ndarray) -> float | None:
@@ -123,25 +128,24 @@ class Scores:
         self._statistics = LogitStatistics(torch.bincount(targets, minlength=num_classes))
         self._gaps = torch.zeros(CALIBRATION_BINS, dtype=torch.float64, device=targets.device)
         self._top5_hits = torch.zeros(1, dtype=torch.float64, device=targets.device)
-        self._predicted: list[Tensor] = [targets[:0]]
-        self._confidence: list[Tensor] = [targets[:0].float()]
+        self._predicted, self._confidence = Column(targets[:0]), Column(targets[:0].float())
 
     def add(self, logits: Tensor) -> None:
         """Take in the next batch of logits [n, K]."""
         targets = self.targets[self._next : self._next + len(logits)]
         self._next += len(logits)
-        self._predicted.append(predictions(logits))
+        self._predicted.extend(predictions(logits))
         self._top5_hits += (topk_accuracy(logits, targets) or 0.0) * len(targets)
         confidence, likeliest = logits.double().softmax(dim=1).max(dim=1)
-        self._confidence.append(confidence.float())
+        self._confidence.extend(confidence.float())
         self._gaps += _calibration_gaps(confidence, likeliest == targets, CALIBRATION_BINS)
         self._statistics.add(logits, targets)
 
     def of_all(self, world: World) -> "Scores":
         """Take in what the other processes have scored, in the order of their ranks; returns itself."""
         if world.size > 1:
-            self._predicted = [world.gather(self.predicted)]
-            self._confidence = [world.gather(self.confidence)]
+            self._predicted = Column(world.gather(self.predicted))
+            self._confidence = Column(world.gather(self.confidence))
             for sums in (self._gaps, self._top5_hits, *self._statistics.sums):
                 world.total(sums)
         return self
@@ -149,12 +153,12 @@ class Scores:
     @property
     def predicted(self) -> Tensor:
         """Predicted classes int64 [N]."""
-        return torch.cat(self._predicted)
+        return self._predicted.values
 
     @property
     def confidence(self) -> Tensor:
         """The largest softmax probability of each image, float32 [N]."""
-        return torch.cat(self._confidence)
+        return self._confidence.values
 
     def figures(self, class_counts: list[int], shots: tuple[int, int] = SHOTS) -> dict:
         """Plain data ready for JSON.
@@ -186,7 +190,7 @@ class Scores:
                 masks = shot_groups(class_counts, shots).items()
                 groups = {group: _mean(values[mask]) for group, mask in masks}
                 by_group[name] = {"all": _mean(values), **groups, "spread": _spread(values)}
-                classes[name] = [None if np.isnan(value) else float(value) for value in values]
+                classes[name] = _plain(values)
         return by_group, classes
 
 
