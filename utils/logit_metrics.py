@@ -50,7 +50,7 @@ class LogitStatistics:
             total.index_add_(0, targets, values)
         for total, values in ((self._own_square, own**2), (self._gap_square, gap**2)):
             total.index_add_(0, targets, values)
-        self._class_means += (logits / self.support[targets, None]).sum(dim=0)
+        self._class_means += self.support[targets].double().reciprocal() @ logits
 
     def magnitude(self, reading: str = "per_sample") -> Tensor:
         """LoMa, float64 [K]; not a number for a class without images.

@@ -49,7 +49,8 @@ class ShotAccuracy:
 
 def predictions(logits: Tensor) -> Tensor:
     """logits [N, K] -> predicted classes int64 [N], the first of equals; -1 where one is not a number."""
-    return logits.argmax(dim=1).masked_fill(logits.isnan().any(dim=1), -1)
+    largest, classes = logits.max(dim=1)  # torch counts what is not a number as the largest
+    return classes.masked_fill(largest.isnan(), -1)
 
 
 def shot_accuracy(
@@ -136,7 +137,8 @@ class Scores:
         self._next += len(logits)
         self._predicted.extend(predictions(logits))
         self._top5_hits += (topk_accuracy(logits, targets) or 0.0) * len(targets)
-        confidence, likeliest = logits.double().softmax(dim=1).max(dim=1)
+        logits = logits.double()
+        confidence, likeliest = logits.softmax(dim=1).max(dim=1)
         self._confidence.extend(confidence.float())
         self._gaps += _calibration_gaps(confidence, likeliest == targets, CALIBRATION_BINS)
         self._statistics.add(logits, targets)
@@ -168,7 +170,7 @@ class Scores:
         """
         accuracy = shots_of(self.predicted, self.targets, class_counts, shots)
         classes = {"test_images": accuracy.support, "accuracy": accuracy.per_class}
-        by_group, logit_classes = self.logit_figures(class_counts, shots)
+        by_group, logit_classes = logit_figures(self._statistics, class_counts, shots)
         images = len(self.targets)
         return {
             **{name: getattr(accuracy, name) for name in ("overall", *GROUPS, "balanced")},
@@ -178,20 +180,22 @@ class Scores:
             "classes": classes | logit_classes,
         }
 
-    def logit_figures(self, class_counts: list[int], shots: tuple[int, int] = SHOTS) -> tuple[dict, dict]:
-        """LoMa and RSD in both readings: group means with `spread`, the deviation over classes; lists [K]."""
-        by_group, classes = {}, {}
-        for reading in READINGS:
-            for name, found in (
-                (f"loma_{reading}", self._statistics.magnitude(reading)),
-                (f"rsd_{reading}", self._statistics.regularized_std(reading)),
-            ):
-                values = found.cpu().numpy()
-                masks = shot_groups(class_counts, shots).items()
-                groups = {group: _mean(values[mask]) for group, mask in masks}
-                by_group[name] = {"all": _mean(values), **groups, "spread": _spread(values)}
-                classes[name] = _plain(values)
-        return by_group, classes
+
+def logit_figures(
+    statistics: LogitStatistics, class_counts: list[int], shots: tuple[int, int] = SHOTS
+) -> tuple[dict, dict]:
+    """LoMa and RSD in both readings: group means with `spread`, the deviation over classes; lists [K]."""
+    by_group, classes, masks = {}, {}, shot_groups(class_counts, shots)
+    for reading in READINGS:
+        for name, found in (
+            (f"loma_{reading}", statistics.magnitude(reading)),
+            (f"rsd_{reading}", statistics.regularized_std(reading)),
+        ):
+            values = found.cpu().numpy()
+            groups = {group: _mean(values[mask]) for group, mask in masks.items()}
+            by_group[name] = {"all": _mean(values), **groups, "spread": _spread(values)}
+            classes[name] = _plain(values)
+    return by_group, classes
 
 
 def report(logits: Tensor, targets: Tensor, class_counts: list[int]) -> dict:

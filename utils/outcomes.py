@@ -5,11 +5,14 @@ Shapes: N images, D feature, V views.
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
+from utils.engine import score
 from utils.errors import UserError
 from utils.features import logit_batches
-from utils.metrics import Scores
+from utils.logit_metrics import LogitStatistics
+from utils.metrics import logit_figures
 from utils.retraining import HeadRun, nothing_left
 
 
@@ -56,18 +59,19 @@ def outcome(run: HeadRun) -> Outcome:
     """Score the selected epoch on test, once, and take LoMa and RSD on the plain training images."""
     run.load_chosen()
     frozen = run.frozen
-    test = _scores(run, frozen.part("test"), frozen.labels["test"])
-    train = _scores(run, frozen.train.plain()[None], frozen.train.labels)
+    test = score(logit_batches(run.head, frozen.part("test")), frozen.labels["test"], frozen.num_classes)
     return Outcome(
         run,
         test.figures(frozen.class_counts, frozen.shots),
-        *train.logit_figures(frozen.class_counts, frozen.shots),
+        *logit_figures(_training_statistics(run), frozen.class_counts, frozen.shots),
         test.predicted.cpu(),
     )
 
 
-def _scores(run: HeadRun, features: Tensor, labels: Tensor) -> Scores:
-    scores = Scores(labels, run.frozen.num_classes)
-    for logits in logit_batches(run.head, features):
-        scores.add(logits)
-    return scores
+def _training_statistics(run: HeadRun) -> LogitStatistics:
+    train, start = run.frozen.train, 0
+    statistics = LogitStatistics(torch.bincount(train.labels, minlength=run.frozen.num_classes))
+    for logits in logit_batches(run.head, train.plain()[None]):
+        statistics.add(logits, train.labels[start : start + len(logits)])
+        start += len(logits)
+    return statistics
