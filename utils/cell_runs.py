@@ -122,7 +122,7 @@ class CellRuns:
                 copied = self.place / "copying"  # one that is cut off must not be taken for a run
                 shutil.rmtree(copied, ignore_errors=True)
                 shutil.copytree(path.parent, copied)
-                parent.mkdir(parents=True)
+                parent.mkdir(parents=True, exist_ok=True)
                 return copied.rename(parent / path.parent.name)
         return None
 
@@ -139,8 +139,8 @@ class CellRuns:
         summary = _read_json(folder / "summary.json", ("test", "selected_on", "method", "setting", *_DIGESTS))
         if summary["stage1_digest"] != stage1.model.digest:
             raise UserError(
-                f"{folder} is a stage 2 of another stage 1 ({summary['stage1_digest']:.12}) than that of its "
-                f"cell ({stage1.model.digest:.12}, {stage1.model.path}): {_AGAIN}"
+                f"{folder} is a stage 2 of another stage 1 ({summary['stage1_digest']!s:.12}) than that of "
+                f"its cell ({stage1.model.digest:.12}, {stage1.model.path}): {_AGAIN}"
             )
         try:
             changed = file_digest(folder / "table.csv") != summary["table_digest"]
@@ -190,7 +190,7 @@ def _finished(config: Config) -> Path | None:
     found = stage_folder(config, config.cur_stage).glob("*/summary.json")
     for summary in sorted(found, key=lambda path: path.stat().st_mtime_ns, reverse=True):
         made = _read_json(summary.parent / "config.json", ("config",))["config"]
-        if isinstance(made, dict) and all(made.get(name) == value for name, value in wanted.items()):
+        if all(made.get(name) == value for name, value in wanted.items()):
             return summary.parent
     return None
 
@@ -226,7 +226,9 @@ def _read_json(path: Path, needed: Sequence[str]) -> dict:
     except (OSError, ValueError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{path} cannot be read: {reason}; {_AGAIN}") from error
-    missing = [name for name in needed if not isinstance(content, dict) or content.get(name) is None]
+    kinds = {"test": dict, "config": dict, "environment": dict}
+    found = content if isinstance(content, dict) else {}
+    missing = [name for name in needed if not isinstance(found.get(name), kinds.get(name, str))]
     if missing:
         raise UserError(f"{path} has no {missing[0]}: {_AGAIN}")
     return content

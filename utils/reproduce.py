@@ -11,9 +11,10 @@ import os
 import subprocess
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from progress.bar import Bar
@@ -42,9 +43,10 @@ class Runner(Signals):
         super().__init__()
         self.cells, self.jobs, self.words = cells, jobs, [*words, "--quiet"]
         self.children: set[subprocess.Popen] = set()
-        self.watched: dict[Path, int] = {}  # folder of stage-1 runs under way -> epochs when it began
+        self.epochs: dict[str, int] = {}  # cell -> epochs that its stage 1 still has before it
+        self.watched: dict[Path, int] = {}  # folder of a stage 1 under way -> epochs when it began
         self.failed: list[str] = []
-        self.units = self.finished = 0
+        self.finished, self.to_go = 0, ""
 
     def _hear(self, number: int) -> None:
         for child in list(self.children):
@@ -53,16 +55,17 @@ class Runner(Signals):
 
     def run(self) -> None:
         """Raises Stopped where a signal has come; the runs have then saved."""
-        self.units = sum(self._cost(runs) for runs in self.cells)
+        units = sum(self._cost(runs) for runs in self.cells)
         started, drawn = time.monotonic(), 0
-        bar = Bar("epochs", max=max(1, self.units), suffix="%(percent)d %%", hide_cursor=False)
+        bar = Bar("grid", max=max(1, units), hide_cursor=False)
         with ThreadPoolExecutor(self.jobs) as pool:
             cells: list[Future] = [pool.submit(self._cell, runs) for runs in self.cells]
             while not all(cell.done() for cell in cells):
                 time.sleep(POLL_SECONDS)
                 done = self.finished + sum(self._passed(*one) for one in list(self.watched.items()))
-                left = (time.monotonic() - started) / max(1, done) * (self.units - done)
-                bar.suffix = f"%(index)d/%(max)d {eta(left) if done else ''}"
+                left = (time.monotonic() - started) / max(1, done) * (units - done)
+                self.to_go = f"{done} of {units} epochs, {eta(left) if done else 'eta unknown'}"
+                bar.suffix = self.to_go
                 if sys.stderr is not None and sys.stderr.isatty():
                     bar.next(max(0, done - drawn))
                     drawn = max(drawn, done)
@@ -76,7 +79,8 @@ class Runner(Signals):
         """What is left to do of a cell, in epochs of stage 1."""
         stage1 = runs.stage1(same_training_images)
         config = runs.stage1_config()
-        left = 0 if stage1 else config.epochs - epochs_done(stage_folder(config, "stage1"))
+        left = 0 if stage1 else max(0, config.epochs - epochs_done(stage_folder(config, "stage1")))
+        self.epochs[runs.cell.name] = left
         missing = [select for select in runs.cell.selections if not (stage1 and runs.stage2(select, stage1))]
         return left + STAGE2_UNITS * len(missing)
 
@@ -102,10 +106,10 @@ class Runner(Signals):
             return None
         known = runs.adopt()
         folder = stage_folder(runs.stage1_config(), "stage1")
-        before = self.watched[folder] = epochs_done(folder)
+        self.watched[folder] = epochs_done(folder)
         done = self._call(runs, "stage1", STAGE1, [*runs.stage1_words(), "--resume", str(known or "auto")])
         del self.watched[folder]
-        self.finished += self._passed(folder, before)
+        self.finished += self.epochs[runs.cell.name]
         return runs.stage1(same_training_images) if done else None
 
     def _call(self, runs: CellRuns, label: str, script: str, words: Sequence[str]) -> bool:
@@ -132,7 +136,7 @@ class Runner(Signals):
             lines = log.read_text(encoding="utf-8", errors="replace").splitlines() or [""]
             self._fail(runs, f"{label} ended with status {status}: {lines[-1]} (see {log})")
         elif not status:
-            complain(f"{name}: done in {eta(seconds).removeprefix('eta ')}")
+            complain(f"{name}: done in {eta(seconds).removeprefix('eta ')}; the grid: {self.to_go}")
         return status == 0
 
     def _fail(self, runs: CellRuns, why: str) -> None:
@@ -200,21 +204,24 @@ def main(argv: Sequence[str] | None = None) -> None:
         print("\n".join(survey(cells)))
         return
     check_writable(asked.results / "results")
-    failed = []
-    if not asked.report_only:
-        check_writable(asked.out / "reproduce")
-        (asked.out / "reproduce").mkdir(parents=True, exist_ok=True)
-        lock = FolderLock(asked.out / "reproduce")
-        runner = Runner(cells, asked.jobs, ["--device", asked.device])
-        with runner:
-            runner.run()
-        lock.release()
-        failed = runner.failed
+    failed = [] if asked.report_only else _run(cells, asked)
     print(report(cells, asked.results))
     for line in failed:
         complain(f"failed: {line}")
     if failed:
         sys.exit(1)
+
+
+def _run(cells: Sequence[CellRuns], asked: Namespace) -> list[str]:
+    """Run what is missing; returns a line a failure."""
+    place = asked.out / "reproduce"
+    check_writable(place)
+    place.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as held:
+        held.callback(FolderLock(place).release)
+        runner = held.enter_context(Runner(cells, asked.jobs, ["--device", asked.device]))
+        runner.run()
+    return runner.failed
 
 
 if __name__ == "__main__":
