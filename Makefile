@@ -7,7 +7,7 @@ RUN := $(VENV)/bin/python
 PACK := checkpoints/released/cifar100_lt/IR=100/resnet32_features.safetensors
 DEMO := --dataset digits_lt --seed 0 --out output/demo --ckpt_dir output/demo/checkpoints
 
-.PHONY: setup setup-dev demo test torture lint format bench clean
+.PHONY: setup setup-dev demo test torture lint format bench reproduce clean
 
 setup: $(VENV)/.ready
 $(VENV)/.ready: requirements.txt
@@ -41,6 +41,10 @@ torture: setup-dev
 format: setup-dev
 	$(RUN) -m ruff format .
 	$(RUN) -m ruff check --fix .
+
+GRID ?= thin
+reproduce: setup
+	$(RUN) -m utils.reproduce --grid $(GRID) --jobs $(or $(JOBS),1)
 
 bench: setup
 	$(RUN) -m benchmarks

@@ -19,6 +19,12 @@ _SHARES = ("overall", *GROUPS, "balanced", "calibration_error")
 REFERENCES = ("ce", "los")
 # columns in which less is better
 _LOW = ("calibration_error", "loma_spread", "rsd")
+# how a table says what chose
+SELECTIONS = {
+    "last": "the last epoch of every head; nothing was selected",
+    "val": "epoch and setting of each method chosen on validation images that the backbone never saw",
+    "test": "epoch and setting chosen on the test images themselves (published protocol): optimistic",
+}
 
 
 def mcnemar(predicted: Tensor, other: Tensor, targets: Tensor) -> float:
@@ -184,7 +190,12 @@ def cells(rows: Sequence[dict]) -> list[list[str]]:
 
 def markdown(rows: Sequence[dict]) -> str:
     """The table for people who read Markdown."""
-    header, *lines = cells(rows)
+    return markdown_lines(cells(rows))
+
+
+def markdown_lines(lines: Sequence[Sequence[str]]) -> str:
+    """Cells as a Markdown table, the first line its header."""
+    header, *lines = lines
     return "\n".join(f"| {' | '.join(line)} |" for line in [header, ["---"] * len(header), *lines])
 
 
@@ -204,11 +215,7 @@ def aligned(rows: Sequence[dict]) -> str:
 
 def caption(facts: dict, outcomes: Sequence[Outcome], num_test: int) -> str:
     """How to read the table: what selected, which budget, what the deviations and the tests are over."""
-    chosen = {
-        "last": "the last epoch of every head; nothing was selected",
-        "val": "epoch and setting of each method chosen on validation images that the backbone never saw",
-        "test": "epoch and setting chosen on the test images themselves (published protocol): optimistic",
-    }[facts["selected_on"]]
+    chosen = SELECTIONS[facts["selected_on"]]
     epochs = {"source": "as in each method's source", "equal": "the same for all"}[facts["budget"]]
     seeds = len({one.run.plan.seed for one in outcomes})
     lines = [

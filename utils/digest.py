@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -35,6 +36,11 @@ def content_digest(content: object) -> str:
 
     add(content)
     return state.hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """Hex sha256 of a small file's bytes."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def changes(value: object) -> list[int]:

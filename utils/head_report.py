@@ -11,6 +11,7 @@ from losses import logit_gap
 from utils import checkpoint, comparison, report
 from utils.checkpoint import Checkpoint
 from utils.config import Config
+from utils.digest import file_digest
 from utils.keeper import Keeper
 from utils.logger import Run
 from utils.methods import lead_method
@@ -154,6 +155,8 @@ def publish(
     content = facts | head_content(model, lead.run) | {"epoch": lead.run.chosen_epoch}
     where = report.publish(run, path, content, lead.figures, config.select)
     where |= {"method": lead.run.plan.method.name, "setting": lead.run.plan.setting, "lr": lead.run.lr}
+    where |= {name: facts[name] for name in ("stage1_digest", "train_digest")}
+    where |= {"table_digest": file_digest(run.folder / "table.csv")}
     plans = [one.run.plan for one in shown]
     labels = {id(one): comparison.label_of(one.run.plan, plans) if len(shown) > 1 else "" for one in shown}
     for one in shown:

@@ -26,7 +26,7 @@ from utils.setup import find_source
 
 # how a run goes on and what it runs on may change, and where its files lie; what it computes may not
 _RUNNING = ("resume", "force_resume", "save_every", "out", "ckpt_dir", "device", "gpu", "quiet", "workers")
-_FREE = (
+FREE = (
     *(*_RUNNING, "data_dir", "split_dir", "train_list", "val_list", "test_list"),
     *("pretrained", "pretrained_pth", "features"),
 )
@@ -185,7 +185,7 @@ def read_resume(script: str, given: dict) -> Resumed | None:
     contradictions = [
         f"--{name} {value}, the run to resume has --{name} {args[name]}"
         for name, value in given.items()
-        if name in args and name not in _FREE and _plain(value) not in (args[name], *_only(args[name]))
+        if name in args and name not in FREE and _plain(value) not in (args[name], *_only(args[name]))
     ]
     forced = given.get("force_resume", False)
     if contradictions and not forced:
@@ -194,7 +194,7 @@ def read_resume(script: str, given: dict) -> Resumed | None:
         )
     known = {name: value for name, value in args.items() if not (forced and name in given)}
     words = {name: _typed(name, value) for name, value in source.facts.get("given", {}).items()}
-    words |= {name: value for name, value in given.items() if forced or name in _FREE}
+    words |= {name: value for name, value in given.items() if forced or name in FREE}
     words |= {} if "seeds" in words else {"seed": args["seed"]}
     return Resumed(path.parent, source, known, words, forced, contradictions)
 

@@ -1,0 +1,110 @@
+"""Grids: the shipped ones are as planned, cells have folders of their own, a bad file is one line."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.helpers import refusal
+from utils import reproduce
+from utils.grid import read_grid
+from utils.methods import METHODS
+
+SMALL = """
+dataset = "digits_lt"
+network = "resnet8"
+imb_ratio = 50
+seeds = [0, 1]
+methods = ["los", "ce"]
+stage2_seeds = [0, 1]
+select = ["last", "val"]
+views = 2
+recipe = "--epochs 3 --wd 1e-3"
+stage2 = "--finetune_epoch 2"
+
+[[cells]]
+"""
+
+
+def written(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "grid.toml"
+    path.write_text(text)
+    return path
+
+
+def test_the_shipped_grids_are_those_of_the_plan():
+    thin, paper = read_grid("thin"), read_grid("paper")
+    ratios = [cell.protocol["imb_ratio"] for cell in thin]
+    assert ratios == ["100", "100", "100", "50", "10", "100", "100"]
+    assert [cell.seed for cell in thin] == [0, 1, 2, 0, 0, 0, 0]
+    assert [cell.config().wd for cell in thin] == [1e-3] * 5 + [1e-4, 1e-3]
+    assert {(cell.config().network, cell.config().epochs) for cell in thin} == {("resnet32", 60)}
+    assert {(cell.config().network, cell.config().epochs) for cell in paper} == {("resnet34", 200)}
+    assert [cell.protocol["imb_ratio"] for cell in paper] == ["100", "50", "10"]
+    assert all(cell.selections == ("last", "val") and cell.views == "fresh" for cell in thin + paper)
+    assert all(cell.method_names == list(METHODS) for cell in thin + paper)
+    assert len({cell.name for cell in thin + paper}) == len(thin + paper)
+
+
+def test_a_cell_says_what_it_differs_in_and_the_scripts_get_every_word(tmp_path):
+    text = SMALL + 'recipe = "--epochs 2"\nimb_ratio = [10, 20.5]\nseeds = 7\n'
+    cells = read_grid(str(written(tmp_path, text)), Path("elsewhere"))
+    assert [cell.name for cell in cells] == [
+        "digits_lt_IR=10_resnet8_epochs-2_seed7",
+        "digits_lt_IR=20.5_resnet8_epochs-2_seed7",
+    ]
+    data = "--dataset digits_lt --network resnet8 --data_dir elsewhere --imb_ratio 20.5"
+    assert " ".join(cells[1].stage1_words()) == f"{data} --seed 7 --epochs 2"
+    assert " ".join(cells[1].stage2_words("val")) == (
+        f"{data} --method los,ce --seeds 0,1 --select val --views 2 --finetune_epoch 2"
+    )
+    assert cells[1].label("val") == "val_2_finetune_epoch-2"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", r"has no \[\[cells\]\]: there is nothing to run"),
+        ("cells = []", r"has no \[\[cells\]\]"),
+        ("cells = [1]", r"has no \[\[cells\]\]"),
+        ("[[cells]", "cannot be read: .*line 1"),
+        ("[[cells]]", "cell 1: it needs seeds"),
+        (SMALL + "seed = 1", "cell 1: unknown key 'seed', did you mean seeds?"),
+        (SMALL + "colour = 1", "cell 1: unknown key 'colour', known: dataset, "),
+        (SMALL + "methods = 'loss'", "--method has no 'loss', did you mean los?"),
+        (SMALL + "methods = []", "methods is empty"),
+        (SMALL + "methods = ['ce', 'ce']", "methods names a value twice"),
+        (SMALL + "methods = ['list']", "--method list stands alone|--method has no 'list'"),
+        (SMALL + "network = 'resnet9'", "--network: .*resnet9"),
+        (SMALL + "dataset = 'digits'", "argument --dataset: invalid choice: 'digits'"),
+        (SMALL + "imb_ratio = true", "imb_ratio takes int or float, or a list, got True"),
+        (SMALL + "imb_ratio = 0.5", "--imb_ratio must be a number of 1 or more"),
+        (SMALL + "imb_ratio = nan", "--imb_ratio must be a finite number"),
+        (SMALL + "seeds = -1", "--seed must be 0 or more|expected one argument"),
+        (SMALL + "select = 'best'", "argument --select: invalid choice: 'best'"),
+        (SMALL + "views = 'new'", 'views must be "fresh" or a number'),
+        (SMALL + "recipe = ['--wd', '1']", "recipe takes str, got"),
+        (SMALL + "recipe = '--epoch 3'", "unknown argument --epoch, did you mean --epochs?"),
+        (SMALL + "recipe = '--epochs x'", "argument --epochs: invalid int value: 'x'"),
+        (SMALL + "recipe = '--seed 1'", "recipe may not say --seed: that is for a key of the grid"),
+        (SMALL + "recipe = '--out x'", "recipe may not say --out: that is for the runner"),
+        (SMALL + "recipe = '--help'", "recipe may not ask for help"),
+        (SMALL + "recipe = '\"'", "No closing quotation"),
+        (SMALL + "stage2 = '--tau 1'", "--tau: no method of this run has it"),
+        (SMALL + "stage2 = '--pretrained_pth x'", "stage2 may not say --pretrained_pth"),
+        (SMALL + "[[cells]]", "names a stage 1 twice: digits_lt_IR=50_resnet8_epochs-3-wd-1e-3_seed0"),
+    ],
+)
+def test_a_bad_grid_is_one_line_that_names_file_and_cell(tmp_path, text, said):
+    path = written(tmp_path, text)
+    message = refusal(reproduce.main, "--grid", path, "--out", tmp_path / "out")
+    assert message.startswith(f"grid {path}")
+    assert re.search(said, message), message
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_unknown_grid_is_one_line_with_the_known_ones(tmp_path):
+    for name in ("thick", tmp_path, tmp_path / "none.toml"):
+        message = refusal(reproduce.main, "--grid", name)
+        assert message.endswith("(known: paper, thin, or a file)")
+    assert "--jobs must be 1 or more" in refusal(reproduce.main, "--grid", "paper", "--jobs", "0")

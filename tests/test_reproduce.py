@@ -1,0 +1,320 @@
+"""The grid runner on Digits-LT: runs, is cut off and goes on, skips what is done, tells what was not run."""
+
+import csv
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import main_stage1
+from tests.helpers import call, refusal
+from utils import cell_runs, checkpoint, reproduce
+from utils.cell_runs import CellRuns
+from utils.errors import UserError
+from utils.grid import read_grid
+from utils.results import render
+
+ROOT = Path(__file__).resolve().parent.parent
+GRID = """
+dataset = "digits_lt"
+network = "resnet8"
+imb_ratio = 50
+seeds = [0, 1]
+methods = ["los", "ce"]
+stage2_seeds = [0, 1]
+select = ["last", "val"]
+views = 0
+recipe = "--epochs {epochs}"
+stage2 = "--finetune_epoch 2"
+
+[[cells]]
+"""
+
+
+def words(root: Path, *more: object) -> list[object]:
+    return ["--grid", root / "grid.toml", "--out", root / "out", "--results", root, "--device", "cpu", *more]
+
+
+def snapshot(root: Path) -> dict[str, tuple[int, int]]:
+    """Every file of the runs, with size and time."""
+    found = [path for path in (root / "out").rglob("*") if path.is_file()]
+    return {str(path): (path.stat().st_size, path.stat().st_mtime_ns) for path in found}
+
+
+def rows_in(path: Path) -> list[dict]:
+    return list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
+
+
+def told(root: Path) -> dict[str, list[dict]]:
+    return {path.stem: rows_in(path) for path in sorted((root / "results").glob("*.csv"))}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """A grid at its end, which was cut off by SIGTERM in its first stage 1."""
+    root = tmp_path_factory.mktemp("grid")
+    (root / "grid.toml").write_text(GRID.format(epochs=10))
+    command = [sys.executable, "-m", "utils.reproduce", *map(str, words(root, "--jobs", "2"))]
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT}
+    options |= {"env": os.environ | {"OMP_NUM_THREADS": "1"}}
+    with subprocess.Popen(command, **options) as process:
+        until = time.monotonic() + 60
+        while not list(root.glob("out/reproduce/*/*/*/last.pth")) and time.monotonic() < until:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (143, ""), err
+    assert err.splitlines()[-1].startswith("stopped by a signal") and "failed" not in err, err
+    begun = list(root.glob("out/reproduce/*/*/*/last.pth"))
+    assert begun and not list(root.glob("out/**/summary.json"))
+    done = subprocess.run(command, **options, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("RESULTS.md and 2 table(s): 12 rows, 0 of them not run\n"), done.stdout
+    assert all((path.parent / "summary.json").exists() for path in begun), "gone on in the same folders"
+    return root
+
+
+@pytest.fixture
+def root(finished, tmp_path) -> Path:
+    """A copy that a test may spoil; times stay."""
+    for name in ("out", "results"):
+        shutil.copytree(finished / name, tmp_path / name)
+    for name in ("grid.toml", "RESULTS.md"):
+        shutil.copy2(finished / name, tmp_path / name)
+    return tmp_path
+
+
+def moved(root: Path) -> list[CellRuns]:
+    return [CellRuns(cell, root / "out") for cell in read_grid(str(root / "grid.toml"))]
+
+
+def test_a_second_call_runs_nothing_and_lists_all_as_done(finished):
+    before = snapshot(finished)
+    lines = call(reproduce.main, *words(finished, "--list")).splitlines()
+    assert len(lines) == 6 and all(": done" in line for line in lines)
+    call(reproduce.main, *words(finished))
+    assert snapshot(finished) == before
+
+
+def test_results_are_the_runs_own_figures_and_the_page_comes_from_the_csv_files_alone(finished):
+    tables = told(finished)
+    assert list(tables) == [
+        f"digits_lt_IR=50_resnet8_epochs-10_0_finetune_epoch-2_{select}" for select in ("last", "val")
+    ]
+    for name, rows in tables.items():
+        assert [row["stage1_seed"] for row in rows] == ["0"] * 3 + ["1"] * 3
+        assert {row["method"] for row in rows} == {"stage1", "los", "ce"}
+        for row in rows:
+            [folder] = finished.glob(
+                f"out/reproduce/*_seed{row['stage1_seed']}/{name.split('_')[-1]}_*/digits*/*"
+            )
+            [own] = [
+                line
+                for line in rows_in(folder / "table.csv")
+                if (line["method"], line["setting"]) == (row["method"], row["setting"])
+            ]
+            assert own.items() <= row.items()
+            assert row["stage1_digest"] == json.loads((folder / "summary.json").read_text())["stage1_digest"]
+            assert (row["source"], row["torch"]) == ("trained", str(torch.__version__))
+            assert float(row["hours"]) > 0 and float(row["stage1_hours"]) > 0 and "cpu" in row["hardware"]
+            assert row["n"] == ("1" if row["method"] == "stage1" else "2")
+    page = (finished / "RESULTS.md").read_text()
+    assert page == render(sorted((finished / "results").glob("*.csv")))
+    assert page.count("\n## ") == 2 and "selected on val" in page and "Over 2 seeds of stage 1" in page
+
+
+def test_the_committed_page_comes_from_the_committed_csv_files():
+    paths = sorted((ROOT / "results").glob("*.csv"))
+    assert (ROOT / "RESULTS.md").exists() == bool(paths)
+    assert not paths or (ROOT / "RESULTS.md").read_text(encoding="utf-8") == render(paths)
+
+
+def test_what_is_missing_is_told_as_not_run(root):
+    shutil.rmtree(next(root.glob("out/reproduce/*_seed1/val_0_finetune_epoch-2")))
+    shutil.rmtree(next(root.glob("out/reproduce/*_seed0")))
+    said = call(reproduce.main, *words(root, "--report_only"))
+    assert said.endswith("2 table(s): 9 rows, 6 of them not run\n")
+    rows = [row for table in told(root).values() for row in table]
+    missing = [(row["stage1_seed"], row["selected_on"], row["method"]) for row in rows if not row["overall"]]
+    assert missing == [
+        *(("0", "last", "los"), ("0", "last", "ce")),
+        *((seed, "val", name) for seed in "01" for name in ("los", "ce")),
+    ]
+    assert {row["status"] for row in rows} == {"done", "not run"}
+    page = (root / "RESULTS.md").read_text()
+    assert page.count("| not run |") == 8 and "Stage 1, seed 0: not run." in page
+    assert "Stage 2: not run." in page and "1 of 2" in page
+    lines = call(reproduce.main, *words(root, "--list")).splitlines()
+    assert [line.endswith("not run") for line in lines] == [True, True, True, False, False, True]
+
+
+def test_a_failing_cell_is_named_and_the_others_go_on(root, capfd):
+    shutil.rmtree(next(root.glob("out/reproduce/*_seed1/last_0_finetune_epoch-2")))
+    shutil.rmtree(next(root.glob("out/reproduce/*_seed0/last_0_finetune_epoch-2")))
+    place = next(root.glob("out/reproduce/*_seed0")) / "last_0_finetune_epoch-2"
+    place.write_text("in the way of the run's folders")
+    with pytest.raises(SystemExit) as ended:
+        call(reproduce.main, *words(root))
+    assert ended.value.code == 1
+    last = capfd.readouterr().err.splitlines()[-1]
+    assert last.startswith(f"failed: {place.parent.name}: {place.name} ended with status 2: error: "), last
+    assert [row["status"] for row in next(iter(told(root).values()))] == ["not run"] * 2 + ["done"] * 3
+
+
+def edited(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert re.search(old, text)
+    path.write_text(re.sub(old, new, text, count=1))
+
+
+def drop(path: Path, name: str) -> None:
+    content = json.loads(path.read_text())
+    del content[name]
+    path.write_text(json.dumps(content))
+
+
+def raise_a_figure(path: Path) -> None:
+    content = json.loads(path.read_text())
+    content["test"]["many"] += 0.1
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda f: edited(f / "table.csv", r"0\.\d+", "0.99"), "table.csv was changed after the run"),
+        (lambda f: (f / "table.csv").unlink(), "table.csv cannot be read: No such file"),
+        (lambda f: raise_a_figure(f / "summary.json"), "many of los is .* in summary.json, .* in table"),
+        (lambda f: edited(f / "summary.json", '"los"', '"wb"'), "tells of wb, which table.csv has not"),
+        (lambda f: drop(f / "summary.json", "digest"), "summary.json has no digest"),
+        (lambda f: drop(f / "summary.json", "table_digest"), "summary.json has no table_digest"),
+        (lambda f: (f / "summary.json").write_text("{"), "summary.json cannot be read"),
+        (lambda f: (f / "config.json").unlink(), "config.json cannot be read: No such file"),
+        (
+            lambda f: edited(f / "summary.json", '"stage1_digest": "....', '"stage1_digest": "0000'),
+            r"is a stage 2 of another stage 1 \(0000",
+        ),
+    ],
+)
+def test_a_run_folder_that_was_spoilt_is_named_and_nothing_is_run_or_written(root, spoil, said):
+    [folder] = root.glob("out/reproduce/*_seed1/last_*/digits*/*")
+    spoil(folder)
+    before = [snapshot(root), (root / "RESULTS.md").stat().st_mtime_ns]
+    for more in ([], ["--report_only"], ["--list"]):
+        message = refusal(reproduce.main, *words(root, *more))
+        assert str(folder) in message and re.search(said, message), message
+    assert [snapshot(root), (root / "RESULTS.md").stat().st_mtime_ns] == before
+
+
+def test_a_stage_1_that_was_replaced_is_named(root, finished):
+    [path, other] = sorted(root.glob("out/reproduce/*/checkpoints/*/*/*_stage1.pth"))
+    shutil.copy2(other, path)
+    assert f"{path} is not the model that" in refusal(reproduce.main, *words(root, "--report_only"))
+
+
+def test_an_unfinished_run_and_one_of_another_configuration_are_not_run(root):
+    [folder] = root.glob("out/reproduce/*_seed0/last_*/digits*/*")
+    (folder / "summary.json").unlink()
+    [other] = root.glob("out/reproduce/*_seed1/last_*/digits*/*")
+    edited(other / "config.json", '"finetune_epoch": 2', '"finetune_epoch": 3')
+    call(reproduce.main, *words(root, "--report_only"))
+    assert {
+        row["status"] for row in told(root)["digits_lt_IR=50_resnet8_epochs-10_0_finetune_epoch-2_last"]
+    } == {"not run"}
+
+
+def with_cells(path: Path, **cells: str) -> None:
+    """Change cells of the last row of a csv file."""
+    rows = rows_in(path)
+    rows[-1] |= cells
+    with path.open("w") as handle:
+        writer = csv.DictWriter(handle, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [("selected_on", "test"), ("recipe", "--epochs 13"), ("imb_ratio", "10"), ("data", "0" * 12)],
+)
+def test_results_of_different_protocols_are_never_one_table(root, column, value):
+    path = next((root / "results").glob("*_val.csv"))
+    with_cells(path, **{column: value})
+    with pytest.raises(UserError, match=f"would mix different protocols: {column} is .*{value}"):
+        render([path])
+
+
+def test_a_csv_file_that_is_none_is_one_line(root):
+    path = next((root / "results").glob("*_val.csv"))
+    whole = path.read_text()
+    with_cells(path, overall="much")
+    with pytest.raises(UserError, match=r"has a figure that is none: .*much"):
+        render([path])
+    for text, said in (
+        (whole.partition("\n")[0], "has no row"),
+        (whole.replace("stage1_digest", "digest"), "has no column stage1_digest"),
+        (whole + "digits_lt,50", "line 8, has more or fewer cells"),
+        (whole.replace("stage1,", '"stage1,', 1), "cannot be read|more or fewer"),
+    ):
+        path.write_text(text)
+        with pytest.raises(UserError, match=said):
+            render([path])
+
+
+def with_facts(path: Path, **facts: object) -> None:
+    """Write a checkpoint anew with other facts."""
+    source = checkpoint.read(path)
+    checkpoint.save(path, source.facts | {"model": source.state} | facts)
+
+
+def test_a_run_that_was_begun_elsewhere_is_taken_up_where_it_is_the_same(finished, tmp_path):
+    """One of checkpoints/running: at its end it only leaves its model, with the bits that it had."""
+    [folder] = finished.glob("out/reproduce/*_seed0/digits*_stage1/*")
+    begun = tmp_path / "running" / "digits_seed0"
+    shutil.copytree(folder, begun)
+    (begun / "summary.json").unlink()
+    first, second = (CellRuns(cell, tmp_path / "out") for cell in read_grid(str(finished / "grid.toml")))
+    roots = [tmp_path / "running"]
+    assert second.adopt(roots) is None, "another seed"
+    source = checkpoint.read(begun / "last.pth")
+    with_facts(begun / "last.pth", train_digest="0" * 64)
+    assert first.adopt(roots) is None, "other images"
+    args = source.facts["args"]
+    with_facts(begun / "last.pth", train_digest=source.facts["train_digest"], args=args | {"wd": 0.5})
+    assert first.adopt(roots) is None, "another weight decay"
+    older = {name: value for name, value in args.items() if name != "eval_every"}
+    with_facts(begun / "last.pth", args=older)
+    taken = first.adopt(roots)
+    assert taken.name == "digits_seed0" and first.adopt(roots) == taken and first.stage1(no_data) is None
+    call(main_stage1.main, *first.stage1_words(), "--resume", taken, "--device", "cpu")
+    stage1, own = first.stage1(no_data), moved(finished)[0].stage1(no_data)
+    assert (stage1.folder, stage1.source) == (taken, "checkpoints/running/digits_seed0")
+    states = [checkpoint.content_digest(one.model.state) for one in (stage1, own)]
+    assert states[0] == states[1]
+
+
+def no_data(model: checkpoint.Checkpoint, config: object) -> bool:
+    raise AssertionError("no released model is asked for")
+
+
+def test_a_released_model_of_the_cell_saves_its_stage_1(finished, tmp_path, monkeypatch):
+    monkeypatch.setattr(cell_runs, "RELEASED", tmp_path / "checkpoints" / "released")
+    [path] = finished.glob("out/reproduce/*_seed0/checkpoints/*/*/*_stage1.pth")
+    released = tmp_path / "checkpoints" / "released" / "digits_lt" / "IR=50" / path.name
+    released.parent.mkdir(parents=True)
+    shutil.copy2(path, released)
+    first, second = (CellRuns(cell, tmp_path / "out") for cell in read_grid(str(finished / "grid.toml")))
+    stage1 = first.stage1(cell_runs.same_training_images)
+    assert stage1.source == "checkpoints/released/digits_lt/IR=50/resnet8_stage1.pth"
+    assert stage1.folder is None and stage1.model.digest == checkpoint.read(path).digest
+    assert second.stage1(cell_runs.same_training_images) is None, "another seed"
+    with_facts(released, train_digest="0" * 64)
+    assert first.stage1(cell_runs.same_training_images) is None, "other images"

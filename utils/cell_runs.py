@@ -1,0 +1,254 @@
+"""What there is of a cell of a grid: its stage 1, the stage 2 of each selection; nothing is trained here."""
+
+import csv
+import io
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from utils.arguments import STAGE1, STAGE2, parse
+from utils.checkpoint import RELEASED, Checkpoint, published_path, read
+from utils.config import Config, resolve
+from utils.data_setup import load_data
+from utils.digest import file_digest
+from utils.errors import UserError
+from utils.files import open_regular
+from utils.grid import Cell
+from utils.logger import stage_folder
+from utils.presets import preset_for
+from utils.resume import FREE
+from utils.run_tables import SCORES
+
+RUNNING = RELEASED.parent / "running"
+# what may differ between a run and the grid that asks for it; weights to start from may not
+_FREE = {*FREE, "cur_stage"} - {"pretrained"}
+_DIGESTS = ("digest", "stage1_digest", "train_digest", "table_digest")
+_ROUNDING = 1e-9
+_AGAIN = "move it away, and the next run of the grid makes it again"
+_STAMP = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d(_\d+)?")
+
+
+@dataclass(frozen=True)
+class Stage1:
+    """The model of a cell's stage 1, and where it comes from: its run folder (None: released), a name."""
+
+    model: Checkpoint
+    folder: Path | None
+    source: str
+
+
+@dataclass(frozen=True)
+class Stage2:
+    """A finished stage 2: its folder, config.json and summary.json, the rows of table.csv as text."""
+
+    folder: Path
+    record: dict
+    summary: dict
+    rows: list[dict[str, str]]
+
+
+class CellRuns:
+    """The folders of a cell below `out`/reproduce, and what is in them."""
+
+    def __init__(self, cell: Cell, out: Path) -> None:
+        self.cell, self.place = cell, out / "reproduce" / cell.name
+
+    def hours(self, label: str) -> str:
+        """How long the commands of a stage took, all together, where the runner has seen them; in hours."""
+        try:
+            seconds = [float(word) for word in (self.place / f"{label}.seconds").read_text().split()]
+        except (OSError, ValueError):
+            return ""
+        return f"{sum(seconds) / 3600:.4f}"
+
+    def stage1_config(self) -> Config:
+        return resolve(STAGE1, parse(STAGE1, "", self.stage1_words()))
+
+    def stage1_words(self) -> list[str]:
+        """The whole command line of main_stage1.py but for `--resume`."""
+        places = ["--out", str(self.place), "--ckpt_dir", str(self.place / "checkpoints")]
+        return [*self.cell.stage1_words(), *places]
+
+    def stage2_words(self, select: str, stage1: Stage1) -> list[str]:
+        """The whole command line of main_stage2.py but for `--resume`."""
+        place = self.place / self.cell.label(select)
+        places = ["--out", str(place), "--ckpt_dir", str(place / "checkpoints")]
+        return [*self.cell.stage2_words(select), "--pretrained_pth", str(stage1.model.path), *places]
+
+    def stage1(self, same_data: Callable[[Checkpoint, Config], bool]) -> Stage1 | None:
+        """The finished stage 1: the cell's own, else a released one like it; None: there is none.
+
+        `same_data` says whether a released model was trained on the images of the configuration.
+
+        Raises:
+            UserError: the folder is not what a run leaves; names the file.
+        """
+        config = self.stage1_config()
+        folder = _finished(config)
+        if folder is not None:
+            path = _published(config)
+            if not path.is_file():
+                return None
+            summary, model = _read_json(folder / "summary.json", ("digest",)), read(path)
+            if model.digest != summary["digest"]:
+                raise UserError(f"{path} is not the model that {folder}/summary.json tells of: {_AGAIN}")
+            return Stage1(
+                model, folder, f"checkpoints/running/{folder.name}" if _adopted(folder) else "trained"
+            )
+        for path in sorted(RELEASED.rglob("*_stage1.pth")):
+            model = read(path)
+            if _of_configuration(model, config) and same_data(model, config):
+                return Stage1(model, None, f"checkpoints/{path.relative_to(RELEASED.parent)}")
+        return None
+
+    def adopt(self, roots: Iterable[Path] = (RUNNING,)) -> Path | None:
+        """The folder with which stage 1 goes on where `--resume auto` would not find it; None: there is none.
+
+        A run of the cell's configuration below `roots` is copied in, whether it is at its end or not.
+        """
+        config = self.stage1_config()
+        folder = _finished(config)
+        if folder is not None:  # its model is gone, a resume at the end leaves it again
+            return folder
+        parent = stage_folder(config, "stage1")
+        if there := sorted(parent.glob("*")):
+            return next((place for place in there if _adopted(place)), None)
+        for path in sorted(path for root in roots for path in root.glob("*/last.pth")):
+            model = read(path)
+            if _of_configuration(model, config) and same_training_images(model, config):
+                copied = self.place / "copying"  # one that is cut off must not be taken for a run
+                shutil.rmtree(copied, ignore_errors=True)
+                shutil.copytree(path.parent, copied)
+                parent.mkdir(parents=True, exist_ok=True)
+                return copied.rename(parent / path.parent.name)
+        return None
+
+    def stage2(self, select: str, stage1: Stage1) -> Stage2 | None:
+        """The finished stage 2 of a selection; None: it is missing or unfinished.
+
+        Raises:
+            UserError: its files do not agree, or it has another stage 1; names the folder.
+        """
+        given = parse(STAGE2, "", self.stage2_words(select, stage1))
+        folder = _finished(resolve(STAGE2, given, stage1.model.known))
+        if folder is None:
+            return None
+        summary = _read_json(folder / "summary.json", ("test", "selected_on", "method", "setting", *_DIGESTS))
+        if summary["stage1_digest"] != stage1.model.digest:
+            raise UserError(
+                f"{folder} is a stage 2 of another stage 1 ({summary['stage1_digest']!s:.12}) than that of "
+                f"its cell ({stage1.model.digest:.12}, {stage1.model.path}): {_AGAIN}"
+            )
+        try:
+            changed = file_digest(folder / "table.csv") != summary["table_digest"]
+        except OSError as error:
+            raise UserError(f"{folder}/table.csv cannot be read: {error.strerror}") from error
+        if changed:
+            raise UserError(f"{folder}/table.csv was changed after the run: {_AGAIN}")
+        rows = read_rows(folder / "table.csv")
+        _check_summary(folder, summary, rows)
+        return Stage2(folder, _read_json(folder / "config.json", ("config", "environment")), summary, rows)
+
+
+def same_training_images(model: Checkpoint, config: Config) -> bool:
+    """Was the model trained on the very images of the configuration? Reads the data."""
+    return model.facts["train_digest"] == load_data(config).train.digest()
+
+
+def epochs_done(parent: Path) -> int:
+    """How many epochs the newest run below `parent` has behind it, by its metrics.csv."""
+    found = sorted(parent.glob("*/metrics.csv"), key=lambda path: path.stat().st_mtime_ns)
+    return max(0, len(found[-1].read_text(encoding="utf-8").splitlines()) - 1) if found else 0
+
+
+def read_rows(path: Path, needed: Sequence[str] = ()) -> list[dict[str, str]]:
+    """A csv file as rows of text, an empty text where there is nothing.
+
+    Raises:
+        UserError: it cannot be read, is ragged, or lacks a column that is `needed`.
+    """
+    try:
+        with open_regular(path) as handle:
+            table = csv.DictReader(io.StringIO(handle.read().decode("utf-8")), strict=True)
+            rows = list(table)
+    except (OSError, ValueError, csv.Error) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path} cannot be read: {reason}") from error
+    if missing := [name for name in needed if name not in (table.fieldnames or [])]:
+        raise UserError(f"{path} has no column {missing[0]}")
+    if ragged := [number for number, row in enumerate(rows, 2) if None in row or None in row.values()]:
+        raise UserError(f"{path}, line {ragged[0]}, has more or fewer cells than the header")
+    return rows
+
+
+def _finished(config: Config) -> Path | None:
+    """The newest run folder of a configuration that has its summary.json; None: there is none."""
+    wanted = _computed(config)
+    found = stage_folder(config, config.cur_stage).glob("*/summary.json")
+    for summary in sorted(found, key=lambda path: path.stat().st_mtime_ns, reverse=True):
+        made = _read_json(summary.parent / "config.json", ("config",))["config"]
+        if all(made.get(name) == value for name, value in wanted.items()):
+            return summary.parent
+    return None
+
+
+def _computed(config: Config) -> dict:
+    """What a configuration computes, as JSON holds it."""
+    return {
+        name: value for name, value in json.loads(json.dumps(config.as_dict())).items() if name not in _FREE
+    }
+
+
+def _of_configuration(model: Checkpoint, config: Config) -> bool:
+    """Is it a stage 1 of this configuration? What its code did not know yet was as the preset has it."""
+    args, facts = model.facts.get("args", {}), model.facts
+    preset = preset_for(config.dataset, config.network)
+    same = all(args.get(name, preset.get(name)) == value for name, value in _computed(config).items())
+    return same and facts.get("stage") == "stage1" and "train_digest" in facts
+
+
+def _published(config: Config) -> Path:
+    return published_path(config.ckpt_dir, config.data_name, config.imb_ratio, config.network, "stage1")
+
+
+def _adopted(folder: Path) -> bool:
+    """Runs of the scripts' own are named by the time at which they began."""
+    return folder.is_dir() and not _STAMP.fullmatch(folder.name)
+
+
+def _read_json(path: Path, needed: Sequence[str]) -> dict:
+    try:
+        with open_regular(path) as handle:
+            content = json.load(handle)
+    except (OSError, ValueError, RecursionError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path} cannot be read: {reason}; {_AGAIN}") from error
+    kinds = {"test": dict, "config": dict, "environment": dict}
+    found = content if isinstance(content, dict) else {}
+    missing = [name for name in needed if not isinstance(found.get(name), kinds.get(name, str))]
+    if missing:
+        raise UserError(f"{path} has no {missing[0]}: {_AGAIN}")
+    return content
+
+
+def _check_summary(folder: Path, summary: dict, rows: list[dict[str, str]]) -> None:
+    """The head of summary.json is one of the seeds over which table.csv has mean and deviation.
+
+    None of n values is further from their mean than (n - 1) / √n deviations.
+    """
+    head = (summary["method"], summary["setting"])
+    row = next((row for row in rows if (row["method"], row["setting"]) == head), None)
+    if row is None:
+        raise UserError(f"{folder}/summary.json tells of {head[0]}, which table.csv has not: {_AGAIN}")
+    for name in SCORES:
+        figure, mean, n = summary["test"].get(name), row[name], int(row["n"])
+        if figure is None and not mean:
+            continue
+        reach = float(row[f"{name}_std"] or 0) * (n - 1) / n**0.5
+        if type(figure) is not float or not mean or abs(figure - float(mean)) > reach + _ROUNDING:
+            raise UserError(
+                f"{folder}: {name} of {head[0]} is {figure} in summary.json, {mean} in table.csv: {_AGAIN}"
+            )
