@@ -23,6 +23,7 @@ import pytest
 from tests.file_trees import imagenet_tree
 from tests.helpers import files_below, places, run_folder
 from utils import checkpoint
+from utils.errors import NoMemoryError, exit_cleanly
 
 ROOT = Path(__file__).resolve().parent.parent
 RUN = ("--dataset", "digits_lt", "--epochs", "16", "--seed", "0")
@@ -354,6 +355,17 @@ def test_memory_that_runs_out_is_a_line_that_says_what_to_try(program, digits, t
     tries = {"main_stage1": "--accum 2", "main_stage2": "fewer --views"}
     assert said[0].startswith("error: out of memory") and f": try {tries[script]}" in said[0]
     assert not list((tmp_path / "ckpt").rglob("*.pth"))
+
+
+def test_a_file_that_memory_does_not_hold_is_named_in_the_line_that_says_what_to_try(capsys):
+    def run() -> None:
+        raise NoMemoryError("a.pth cannot be read, memory has run out: unable to mmap 3 bytes")
+
+    with pytest.raises(SystemExit) as caught:
+        exit_cleanly(run)
+    said = capsys.readouterr().err
+    assert caught.value.code == 2 and said.count("\n") == 1
+    assert said.startswith("error: out of memory, a.pth cannot be read") and ": try " in said
 
 
 # ---- signals where no step is to be finished ----

@@ -41,7 +41,7 @@ def raise_problem(problem: str) -> NoReturn:
 
 def is_out_of_memory(error: Exception) -> bool:
     """Has memory run out, be it Python's, torch's or a device's?"""
-    return isinstance(error, MemoryError) or bool(_NO_MEMORY.search(str(error)))
+    return isinstance(error, (MemoryError, NoMemoryError)) or bool(_NO_MEMORY.search(str(error)))
 
 
 def complain(line: str) -> None:
@@ -83,7 +83,7 @@ def exit_cleanly(main: Callable[[], None]) -> None:
 
 def _told(error: Exception) -> str | None:
     """What the user can do something about, in a line; None: it is something else."""
-    if isinstance(error, UserError):
+    if isinstance(error, UserError) and not isinstance(error, NoMemoryError):
         return str(error)
     if isinstance(error, PermissionError):
         return f"{error.filename}: {error.strerror}"
@@ -92,12 +92,11 @@ def _told(error: Exception) -> str | None:
 
 def _out_of_memory(error: Exception) -> str:
     asked = _ASKED_FOR.search(str(error))
+    found = f", {error}" if isinstance(error, NoMemoryError) else ""
+    found = f", {asked[1]} more were asked for" if asked and not found else found
     smaller = _SMALLER.get(Path(sys.argv[0]).name, "with more memory free")
     device = ", or --device cpu" if "CUDA" in str(error) else ""
-    return (
-        f"out of memory{f', {asked[1]} more were asked for' if asked else ''}: try {smaller}{device}; "
-        "what was saved before, last.pth too, is as it was"
-    )
+    return f"out of memory{found}: try {smaller}{device}; what was saved before, last.pth too, is as it was"
 
 
 def _let_go_of_output() -> None:
