@@ -347,7 +347,7 @@ def test_a_loss_that_is_no_number_ends_stage_2_with_a_line(program, digits, tmp_
 def test_memory_that_runs_out_is_a_line_that_says_what_to_try(program, digits, tmp_path, script):
     words = ["--dataset", "digits_lt", "--device", "cpu", *places(tmp_path)]
     words += ["--batch_size", "4096"] if script == "main_stage1" else ["--pretrained_pth", digits.stage1]
-    words += ["--views", "500"] if script == "main_stage2" else []
+    words += ["--views", "3000", "--finetune_epoch", "3000"] if script == "main_stage2" else []
     status, said = program.run(
         tmp_path, script, *words, before=MEMORY.format(4 if script == "evaluate" else 40)
     )

@@ -14,6 +14,8 @@ from typing import BinaryIO
 from utils.errors import UserError
 
 STALE_SECONDS = 3600
+# a smaller file is not worth a thread, whose start may hang where memory has run out
+MEANWHILE_BYTES = 2**24
 _SUFFIX = ".los-part"
 _TEMPORARY = re.compile(rf"\..*\.[a-z0-9_]{{8}}{re.escape(_SUFFIX)}", re.DOTALL)
 _NO_FILE = "it is a pipe or a device, not a file"
@@ -152,12 +154,17 @@ def _call(write: Callable[[BinaryIO], object], handle: BinaryIO) -> None:
 
 
 def _settle(partial: Path, check: Callable[[Path], object] | None) -> None:
-    """Bring the file to the disk, and read it back meanwhile."""
-    with open(partial, "rb+") as handle, ThreadPoolExecutor(1) as pool:  # anew: `write` may have put another
-        synced = pool.submit(os.fsync, handle.fileno())
-        if check is not None:
+    """Bring the file to the disk, and read it back, a large one meanwhile."""
+    with open(partial, "rb+") as handle:  # anew: `write` may have put another
+        if check is None or os.fstat(handle.fileno()).st_size < MEANWHILE_BYTES:
+            os.fsync(handle.fileno())
+            if check is not None:
+                check(partial)
+            return
+        with ThreadPoolExecutor(1) as pool:
+            synced = pool.submit(os.fsync, handle.fileno())
             check(partial)
-        synced.result()
+            synced.result()
 
 
 def _sync_folder(folder: Path) -> None:
