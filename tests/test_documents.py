@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from importlib import import_module
 from pathlib import Path
 
 import pandas as pd
@@ -102,3 +103,14 @@ def test_the_commands_for_a_gpu_are_understood():
     assert len(scripts) == 4
     for name, *words in scripts:
         assert parse(name, "", words)["seed"] == 0
+
+
+def test_the_benchmarks_that_the_page_on_speed_names_take_the_arguments_given_there(capsys):
+    lines = [words[1:] for words in commands((ROOT / "docs" / "speed.md").read_text(encoding="utf-8"))]
+    assert len(lines) >= 3
+    for module, *words in lines:
+        with pytest.raises(SystemExit) as caught:
+            import_module(module).main(["--help"])
+        assert caught.value.code == 0
+        known = capsys.readouterr().out
+        assert all(word in known for word in words if word.startswith("--")), module

@@ -4,6 +4,7 @@ from collections import Counter
 
 import pytest
 import torch
+from torch.nn import functional
 
 from benchmarks import profile
 
@@ -29,6 +30,21 @@ def test_an_operation_that_no_group_knows_is_named():
     found = profile.Profiled(lambda: torch.linalg.qr(torch.randn(300, 300)))
     assert isinstance(found.unknown, Counter) and found.unknown["aten::linalg_qr"] > 0
     assert found.share("other") > 0.3
+
+
+def test_what_falls_on_padding_is_no_work_of_a_convolution():
+    image, kernel = torch.randn(2, 3, 4, 4), torch.randn(5, 3, 3, 3, requires_grad=True)
+    # along a line of 4 the outer two of 4 x 3 products fall on padding
+    forward = 2 * (2 * 3 * 5) * (4 * 3 - 2) ** 2
+    once = profile.Profiled(lambda: functional.conv2d(image, kernel, padding=1))
+    assert once.flops == forward
+    no_image = profile.Profiled(lambda: functional.conv2d(image, kernel, padding=1).sum().backward())
+    assert no_image.flops == 2 * forward  # the gradient of the kernel alone
+    image.requires_grad_()
+    both = profile.Profiled(lambda: functional.conv2d(image, kernel, padding=1).sum().backward())
+    assert both.flops == 3 * forward
+    strided = profile.Profiled(lambda: functional.conv2d(image, kernel, stride=2, padding=1))
+    assert strided.flops == 2 * (2 * 3 * 5) * (2 * 3 - 1) ** 2
 
 
 def test_an_unknown_network_is_refused(capsys):
