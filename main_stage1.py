@@ -25,6 +25,7 @@ from utils.distributed import Steps
 from utils.errors import exit_cleanly
 from utils.keeper import Keeper
 from utils.logger import Run
+from utils.mixup import Mixup
 from utils.precision import loss_scaler, speed_up
 from utils.resume import AUTO_FOUND_NONE, read_resume
 from utils.seeding import epoch_order
@@ -48,7 +49,7 @@ def train(argv: Sequence[str] | None, held: ExitStack) -> None:
     world = distributed.join()
     config = world.agree(resolve(STAGE1, given, resumed.config if resumed else None))
     device = pick_device(config.device, config.gpu, world, config.deterministic)
-    graphs.check(config, device, world)
+    graphed_steps = graphs.wanted(config, device, world, resumed is not None)
     published = checkpoint.published_path(
         config.ckpt_dir, config.data_name, config.imb_ratio, config.network, "stage1"
     )
@@ -63,6 +64,7 @@ def train(argv: Sequence[str] | None, held: ExitStack) -> None:
     labels = {name: part.labels for name, part in images.items()}
     mirror = mirror_at_test(data, config)
     steps = Steps(len(train), config.batch_size, config.accum, world)
+    mixup = Mixup(config.mixup, config.seed, steps, data.num_classes, device) if config.mixup else None
 
     # ---- model
     model = build_network(config, data.num_classes, data.in_channels)
@@ -76,7 +78,7 @@ def train(argv: Sequence[str] | None, held: ExitStack) -> None:
     optimizer = engine.sgd(model.parameters(), config.lr, config.momentum, config.wd, config.nesterov)
     scaler = loss_scaler(config)
     graphed = None
-    if config.cuda_graphs:
+    if graphed_steps:
         step = TrainStep(learner, loss_fn, optimizer, look=False)
         graphed = graphs.GraphedSteps(step, graphs.CudaCapture())
 
@@ -101,6 +103,8 @@ def train(argv: Sequence[str] | None, held: ExitStack) -> None:
     for note in resumed.notes(data, device) if resumed else []:
         run.log(f"note: {note}")
     facts = report.model_facts(config, data, device)
+    if resumed and first_epoch == config.epochs:  # nothing is trained here
+        facts["environment"] = resumed.source.facts["environment"]
 
     # ---- loop
     if compiled:
@@ -121,6 +125,7 @@ def train(argv: Sequence[str] | None, held: ExitStack) -> None:
         skipped = partial.step * config.accum
         order = steps.own(epoch_order(config.seed, epoch, len(train)))[skipped * steps.part_size :]
         batches = train.augmented(order, steps.part_size, config.seed, epoch)
+        batches = mixup(batches, epoch, skipped) if mixup else batches
         total = len(steps) * config.accum
         if epoch == first_epoch:
             batches = engine.timed(batches, total * (config.epochs - epoch) - skipped, warn_if_long)

@@ -12,10 +12,13 @@ the processes share the features' extraction, and the first one trains the heads
 from collections.abc import Sequence
 from contextlib import ExitStack
 
+import torch
+
 from utils import checkpoint, distributed, head_report, report
 from utils.arguments import STAGE2, parse
 from utils.checkpoint import published_path
 from utils.config import resolve
+from utils.crew import Crew
 from utils.data_setup import scored_parts
 from utils.device import pick_device
 from utils.distributed import ALONE
@@ -107,7 +110,9 @@ def retrain(argv: Sequence[str] | None, held: ExitStack) -> None:
 
     # ---- loop
     watcher = head_report.Watcher(keeper, heads, kept, model, lead_method(config.method))
-    train_heads(heads, frozen, scored, watcher.after_epoch, keeper.after_step)
+    # saves within an epoch need all heads here
+    crew = Crew(1 if config.save_every else torch.get_num_threads(), lambda: signals.asked)
+    train_heads(heads, frozen, scored, watcher.after_epoch, keeper.after_step, crew)
     watcher.end()
 
     # ---- report

@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from utils.errors import UserError
-from utils.signals import ASKING
+from utils.signals import held_back
 
 
 class Processes:
@@ -128,13 +128,12 @@ def _own_signals() -> Iterator[None]:
     on the DataLoader's iterator finds a dead process as well, within five seconds.
     """
     handler = signal.getsignal(signal.SIGCHLD)
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ASKING)  # processes inherit it from their first moment
-    try:
-        yield
-    finally:
-        if handler is not None and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGCHLD, handler)
-        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+    with held_back():
+        try:
+            yield
+        finally:
+            if handler is not None and threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGCHLD, handler)
 
 
 def _end(started: set[multiprocessing.Process], parent: int) -> None:

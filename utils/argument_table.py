@@ -170,6 +170,14 @@ ARGUMENTS = [
     Argument("momentum", float, "SGD momentum, 0 to below 1", "optimisation", TRAIN),
     Argument("wd", float, "stage-1 weight decay, on all parameters", "optimisation", (STAGE1,)),
     Argument("nesterov", bool, "Nesterov momentum", "optimisation", TRAIN),
+    Argument(
+        "mixup",
+        float,
+        "α above 0: train on mixtures of two images, in shares λ and 1 - λ, λ ~ Beta(α, α) for each batch; "
+        "train_accuracy then counts hits of the label with the larger share; 0: off",
+        "optimisation",
+        (STAGE1,),
+    ),
     Argument("finetune_epoch", int, "stage-2 epochs", "optimisation", (STAGE2,), sweep=True),
     Argument(
         "finetune_lr",
@@ -386,8 +394,7 @@ ARGUMENTS = [
     Argument(
         "cuda_graphs",
         bool,
-        "record a training step once and replay it on a CUDA device, for less work of the host; this has not "
-        "run on a GPU yet",
+        "record a training step once and replay it on a CUDA device, for less work of the host",
         "run",
         (STAGE1,),
     ),

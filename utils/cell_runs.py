@@ -18,13 +18,14 @@ from utils.errors import UserError
 from utils.files import open_regular
 from utils.grid import Cell
 from utils.logger import stage_folder
-from utils.presets import preset_for
+from utils.packs import Pack, read_pack
+from utils.presets import made_alike
 from utils.resume import FREE
 from utils.run_tables import SCORES
 
 RUNNING = RELEASED.parent / "running"
-# what may differ between a run and the grid that asks for it; weights to start from may not
-_FREE = {*FREE, "cur_stage"} - {"pretrained"}
+# what may differ between a run and the grid that asks for it: how it runs; weights to start from may not
+_FREE = {*FREE, "cur_stage", "cuda_graphs", "eval_every"} - {"pretrained"}
 _DIGESTS = ("digest", "stage1_digest", "train_digest", "table_digest")
 _ROUNDING = 1e-9
 _AGAIN = "move it away, and the next run of the grid makes it again"
@@ -33,11 +34,16 @@ _STAMP = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d(_\d+)?")
 
 @dataclass(frozen=True)
 class Stage1:
-    """The model of a cell's stage 1, and where it comes from: its run folder (None: released), a name."""
+    """The model or pack of a cell's stage 1; its run folder (None: released, a pack), a name, a digest."""
 
-    model: Checkpoint
+    model: Checkpoint | Pack
     folder: Path | None
     source: str
+
+    @property
+    def digest(self) -> str:
+        """Of the checkpoint, or of that which the pack was made with."""
+        return self.model.facts["stage1_digest"] if isinstance(self.model, Pack) else self.model.digest
 
 
 @dataclass(frozen=True)
@@ -76,16 +82,19 @@ class CellRuns:
         """The whole command line of main_stage2.py but for `--resume`."""
         place = self.place / self.cell.label(select)
         places = ["--out", str(place), "--ckpt_dir", str(place / "checkpoints")]
-        return [*self.cell.stage2_words(select), "--pretrained_pth", str(stage1.model.path), *places]
+        source = "--features" if self.cell.features else "--pretrained_pth"
+        return [*self.cell.stage2_words(select), source, str(stage1.model.path), *places]
 
     def stage1(self, same_data: Callable[[Checkpoint, Config], bool]) -> Stage1 | None:
-        """The finished stage 1: the cell's own, else a released one like it; None: there is none.
+        """The finished stage 1: the cell's pack, its own, else a released one like it; None: there is none.
 
         `same_data` says whether a released model was trained on the images of the configuration.
 
         Raises:
-            UserError: the folder is not what a run leaves; names the file.
+            UserError: the folder is not what a run leaves, or the pack cannot be read; names the file.
         """
+        if self.cell.features:
+            return Stage1(read_pack(Path(self.cell.features)), None, self.cell.features)
         config = self.stage1_config()
         folder = _finished(config)
         if folder is not None:
@@ -137,10 +146,10 @@ class CellRuns:
         if folder is None:
             return None
         summary = _read_json(folder / "summary.json", ("test", "selected_on", "method", "setting", *_DIGESTS))
-        if summary["stage1_digest"] != stage1.model.digest:
+        if summary["stage1_digest"] != stage1.digest:
             raise UserError(
                 f"{folder} is a stage 2 of another stage 1 ({summary['stage1_digest']!s:.12}) than that of "
-                f"its cell ({stage1.model.digest:.12}, {stage1.model.path}): {_AGAIN}"
+                f"its cell ({stage1.digest:.12}, {stage1.model.path}): {_AGAIN}"
             )
         try:
             changed = file_digest(folder / "table.csv") != summary["table_digest"]
@@ -190,7 +199,7 @@ def _finished(config: Config) -> Path | None:
     found = stage_folder(config, config.cur_stage).glob("*/summary.json")
     for summary in sorted(found, key=lambda path: path.stat().st_mtime_ns, reverse=True):
         made = _read_json(summary.parent / "config.json", ("config",))["config"]
-        if all(made.get(name) == value for name, value in wanted.items()):
+        if made_alike(made, wanted):
             return summary.parent
     return None
 
@@ -203,10 +212,9 @@ def _computed(config: Config) -> dict:
 
 
 def _of_configuration(model: Checkpoint, config: Config) -> bool:
-    """Is it a stage 1 of this configuration? What its code did not know yet was as the preset has it."""
-    args, facts = model.facts.get("args", {}), model.facts
-    preset = preset_for(config.dataset, config.network)
-    same = all(args.get(name, preset.get(name)) == value for name, value in _computed(config).items())
+    """Is it a stage 1 of this configuration?"""
+    facts = model.facts
+    same = made_alike(facts.get("args", {}), _computed(config))
     return same and facts.get("stage") == "stage1" and "train_digest" in facts
 
 

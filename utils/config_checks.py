@@ -41,6 +41,7 @@ _RANGES = {
     "momentum": (lambda v: 0 <= v < 1, "at least 0 and below 1"),
     "warmup_epochs": (lambda v: v >= 0, "0 or more"),
     "accum": (lambda v: v >= 1, "1 or more"),
+    "mixup": (lambda v: v >= 0, "0 or more"),
     "eval_every": (lambda v: v >= 1, "1 or more"),
     "image_size": (lambda v: 8 <= v <= LARGEST_SIDE, f"8 to {LARGEST_SIDE}"),
     "jitter": (lambda v: 0 <= v < 1, "at least 0 and below 1"),

@@ -45,6 +45,7 @@ def pick_device(
             raise UserError(
                 f"--device {name}, but torch {torch.__version__} sees {found} CUDA devices: try --device cpu"
             )
+        device = torch.device("cuda", device.index or 0)  # set_device takes none without a number
         torch.cuda.set_device(device)
     elif device.type == "mps" and not torch.backends.mps.is_available():
         raise UserError("--device mps, but torch sees none here: try --device cpu")

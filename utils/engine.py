@@ -125,10 +125,11 @@ def train_epoch(
 ) -> dict:
     """One pass of SGD over `batches` of (inputs [N, ...], labels [N]); returns mean loss and accuracy.
 
-    The model's train/eval mode is the caller's. `parts` says of each batch what it is in its step (None: a
-    step of its own); `scaler` keeps fp16 gradients in range. The figures are those of all processes, and of
-    the steps in `partial` too, which `batches` must lack; it is kept up to date, `after_step` sees it.
-    `take`: what takes a part in place of a TrainStep of the rest, as GraphedSteps does.
+    In place of labels there may be shares of the classes [N, K], see TrainStep. The model's train/eval mode
+    is the caller's. `parts` says of each batch what it is in its step (None: a step of its own); `scaler`
+    keeps fp16 gradients in range. The figures are those of all processes, and of the steps in `partial` too,
+    which `batches` must lack; it is kept up to date, `after_step` sees it. `take`: what takes a part in place
+    of a TrainStep of the rest, as GraphedSteps does.
 
     Raises:
         DivergedError: a loss is not finite. On the CPU before its update; on an accelerator, and with `take`,

@@ -4,8 +4,7 @@ A step of a small network is hundreds of short kernels, which the host may take 
 device to run. A replay starts them all at once. What a graph holds are addresses, so a batch is copied into
 buffers that stay, the learning rate is a tensor on the device, and losses are copied out.
 
-Written after torch's rules for graphs (warm-up on a side stream, gradients None before the capture) and
-tested on the CPU with the capture replaced by plain calls. It has not run on a GPU yet.
+Tested on the CPU with the capture replaced by plain calls, and on a GPU against plain steps (docs/gpu.md).
 """
 
 from collections.abc import Callable, Iterator
@@ -90,7 +89,7 @@ class GraphedSteps:
         self._rate = torch.zeros((), device=device)  # float32: the fused kernel reads no other
 
     def __call__(self, inputs: Tensor, targets: Tensor, part: Part) -> tuple[Tensor, Tensor]:
-        """Summed loss and hits, both [], of images [N, ...] with labels [N]; a device is not waited for."""
+        """Summed loss and hits, both [], as of TrainStep; a device is not waited for."""
         with self._rate_on_device():
             shape = self._shape_of(inputs, targets, part)
             if shape is None:
@@ -131,10 +130,14 @@ class GraphedSteps:
                 group["lr"] = rate
 
 
-def check(config: Config, device: torch.device, world: World) -> None:
-    """Raise a UserError where `--cuda_graphs` cannot be right: first for what it is given with."""
-    if not config.cuda_graphs:
-        return
+def wanted(config: Config, device: torch.device, world: World, resumed: bool = False) -> bool:
+    """Are steps to be graphed? A run that is `resumed` on a device without graphs goes on without.
+
+    Raises:
+        UserError: `--cuda_graphs` cannot be right; first for what it is given with.
+    """
+    if not config.cuda_graphs or (resumed and device.type != "cuda"):
+        return False
     own = "what your code does in Python would happen once, while the step is recorded, and not again"
     for found, words, why in (
         (config.accum > 1, f"--accum {config.accum}", "a graph is a whole step in one part"),
@@ -148,3 +151,4 @@ def check(config: Config, device: torch.device, world: World) -> None:
             raise UserError(f"--cuda_graphs does not go with {words}: {why}")
     if device.type != "cuda":
         raise UserError(f"--cuda_graphs needs a CUDA device, this run is on {device.type}")
+    return True

@@ -10,6 +10,7 @@ each of its ratios and stage-1 seeds. Keys:
     stage2_seeds               a value or a list
     select                     "last", "val", "test", or a list of them: a stage 2 each
     views                      "fresh": a new view an epoch; or a number
+    features                   a feature pack in place of stage 1 and images; views is then "pack"
 """
 
 import difflib
@@ -38,6 +39,7 @@ _KEYS = {
     "recipe": (False, (str,)),
     "stage2": (False, (str,)),
     "views": (False, (str, int)),
+    "features": (False, (str,)),
     "imb_ratio": (True, (int, float)),
     "seeds": (True, (int,)),
     "methods": (True, (str,)),
@@ -46,13 +48,27 @@ _KEYS = {
 }
 _NEEDED = ("seeds", "methods", "stage2_seeds", "select", "views")
 # what a cell says by a key of its own, or the runner for all
-_OWN = ("dataset", "network", "imb_ratio", "seed", "seeds", "method", "select", "views", "pretrained_pth")
+_OWN = (
+    "dataset",
+    "network",
+    "imb_ratio",
+    "seed",
+    "seeds",
+    "method",
+    "select",
+    "views",
+    "pretrained_pth",
+    "features",
+)
 _RUNNERS = ("cur_stage", "out", "ckpt_dir", "resume", "force_resume", "device", "gpu", "quiet", "data_dir")
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One stage 1 of one seed, and the stage 2 of each selection on it; `data` are words of the machine's."""
+    """One stage 1 of one seed, or its pack, and the stage 2 of each selection on it.
+
+    `data` are words of the machine's.
+    """
 
     data: tuple[str, ...]  # --dataset, --network, --imb_ratio, --data_dir
     seed: int
@@ -62,6 +78,7 @@ class Cell:
     stage2_seeds: tuple[int, ...]
     selections: tuple[str, ...]
     views: str | int
+    features: str = ""
 
     def stage1_words(self) -> list[str]:
         """Those of main_stage1.py but for its folders."""
@@ -71,7 +88,7 @@ class Cell:
         """Those of main_stage2.py but for its folders and its stage 1."""
         seeds = ",".join(map(str, self.stage2_seeds))
         words = ["--method", ",".join(self.methods), "--seeds", seeds, "--select", select]
-        views = [] if self.views == "fresh" else ["--views", str(self.views)]
+        views = ["--views", str(self.views)] if isinstance(self.views, int) else []
         return [*self.data, *words, *views, *shlex.split(self.stage2)]
 
     def config(self) -> Config:
@@ -89,7 +106,8 @@ class Cell:
     @property
     def name(self) -> str:
         """The name of its folder: no two cells of any grid share one unless they share their stage 1."""
-        return slug(self.protocol, ("dataset", "imb_ratio", "network", "recipe")) + f"_seed{self.seed}"
+        pack = "_pack" if self.features else ""
+        return slug(self.protocol, ("dataset", "imb_ratio", "network", "recipe")) + f"_seed{self.seed}{pack}"
 
     @property
     def method_names(self) -> list[str]:
@@ -147,15 +165,18 @@ def _expand(table: dict, data_dir: Path | None) -> Iterator[Cell]:
             raise UserError(f"it needs {key}")
     one = {key: found[0] for key, found in values.items() if not _KEYS[key][0]}
     views = one["views"]
-    if views != "fresh" and not isinstance(views, int):
-        raise UserError(f'views must be "fresh" or a number, got {views!r:.60}')
+    features = one.get("features", "")
+    if bool(features) != (views == "pack"):
+        raise UserError(f'features and views = "pack" belong together, got views {views!r:.60}')
+    if views not in ("fresh", "pack") and not isinstance(views, int):
+        raise UserError(f'views must be "fresh", "pack" or a number, got {views!r:.60}')
     words = [word for key in ("dataset", "network") if key in one for word in (f"--{key}", one[key])]
     words += [] if data_dir is None else ["--data_dir", str(data_dir)]
     for ratio, seed in product(values.get("imb_ratio", [None]), values["seeds"]):
         data = [*words, *([] if ratio is None else ["--imb_ratio", f"{ratio:.10g}"])]
         extra = [" ".join(one.get(key, "").split()) for key in ("recipe", "stage2")]
         lists = [tuple(values[key]) for key in ("methods", "stage2_seeds", "select")]
-        cell = Cell(tuple(data), seed, *extra, *lists, views)
+        cell = Cell(tuple(data), seed, *extra, *lists, views, features)
         _check(cell)
         yield cell
 

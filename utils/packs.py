@@ -5,6 +5,7 @@ The format is safetensors: numbers behind a JSON header, memory-mapped when read
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -114,11 +115,18 @@ def _stored(value: Tensor) -> Tensor:
 def read_pack(path: Path) -> Pack:
     """Read a pack; its features stay on disk and are mapped into memory.
 
+    Where there is none but its parts lie there, PATH.part0, PATH.part1, ..., it is first put together.
+
     Raises:
-        UserError: missing, truncated, altered, of a later version, not a pack, or see `check`.
+        UserError: missing, truncated, altered, of a later version, not a pack, or see `check`; or a pack in
+            parts cannot be put together.
     """
-    require_file(path)
+    parts = [] if path.exists() else _parts(path)
+    if not parts:
+        require_file(path)
     try:
+        if parts:
+            _join(path, parts)
         header, tensors = _open(path)
         if content_digest({"facts": header["facts"]} | tensors) != header["digest"]:
             raise UserError(f"{path} is damaged: its content does not match the digest inside; remake it")
@@ -170,6 +178,23 @@ def _utf8_name(path: Path, handle: BinaryIO) -> str:
         if not os.path.exists(name):
             raise UserError(f"{path} has a name that is no UTF-8, which packs need here: rename it") from None
         return name
+
+
+def _parts(path: Path) -> list[Path]:
+    """The parts of a pack that lie beside where it would be, as a repository keeps a large one."""
+    parts = []
+    while (part := path.with_name(f"{path.name}.part{len(parts)}")).is_file():
+        parts.append(part)
+    return parts
+
+
+def _join(path: Path, parts: list[Path]) -> None:
+    def write(handle: BinaryIO) -> None:
+        for part in parts:
+            with open(part, "rb") as stored:
+                shutil.copyfileobj(stored, handle)
+
+    write_atomically(path, write, _open)
 
 
 def check(pack: Pack) -> None:

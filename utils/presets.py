@@ -125,6 +125,7 @@ COMMON = {
     "workers": 0,
     "pretrained_pth": None,
     "accum": 1,
+    "mixup": 0.0,
     "nesterov": False,
     "method": "los",
     "budget": "source",
@@ -166,3 +167,12 @@ def preset_for(dataset: str, network: str | None = None) -> dict:
     if dataset.startswith("cifar") and network in THIN_NETWORKS:
         preset |= THIN_ON_CIFAR
     return preset
+
+
+def made_alike(made: dict, wanted: dict) -> bool:
+    """Does what a run recorded of its settings hold those of `wanted`, which name its data set and network?
+
+    What its code did not know yet was as the preset has it.
+    """
+    preset = preset_for(wanted["dataset"], wanted["network"])
+    return all(made.get(name, preset.get(name)) == value for name, value in wanted.items())

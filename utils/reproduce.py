@@ -148,13 +148,18 @@ def report(cells: Sequence[CellRuns], results: Path) -> str:
     """Write results/*.csv of the cells and RESULTS.md of all csv files there; returns a line about it.
 
     Raises:
-        UserError: a run folder is not what a run leaves, protocols would mix, or a file cannot be written.
+        UserError: there is no run at all (released results in a clone are not to be lost), a run folder is
+            not what a run leaves, protocols would mix, or a file cannot be written.
     """
     rows = []
     for runs in cells:
         stage1 = runs.stage1(lambda model, config: True)
         for select in runs.cell.selections:
             rows += rows_of(runs, select, stage1, runs.stage2(select, stage1) if stage1 else None)
+    if all(row["status"] == NOT_RUN for row in rows):
+        raise UserError(
+            f"no run of this grid is here: {results / 'results'} and RESULTS.md are left as they are"
+        )
     written = write_tables(rows, results / "results")
     text = render(sorted((results / "results").glob("*.csv"))).encode()
     write_atomically(results / "RESULTS.md", lambda handle: handle.write(text))
@@ -205,9 +210,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     check_writable(asked.results / "results")
     failed = [] if asked.report_only else _run(cells, asked)
-    print(report(cells, asked.results))
     for line in failed:
         complain(f"failed: {line}")
+    print(report(cells, asked.results))
     if failed:
         sys.exit(1)
 

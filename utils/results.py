@@ -27,6 +27,7 @@ _RUN = (
 _NEEDED = (*PROTOCOL, *_RUN, "method", "setting", "n", *SCORES)
 _TEXT = {*PROTOCOL, *_RUN, "method", "setting", "failed"}
 NOT_RUN = "not run"
+_BASES = ("stage1", "ce", "los")
 
 
 def rows_of(
@@ -52,7 +53,7 @@ def rows_of(
 def _origin(runs: CellRuns, stage1: Stage1) -> dict[str, str]:
     trained = stage1.source == "trained"
     return {
-        "stage1_digest": stage1.model.digest,
+        "stage1_digest": stage1.digest,
         "source": stage1.source,
         "stage1_hours": runs.hours("stage1") if trained else "",
         "stage1_hardware": _hardware(stage1.model.facts["environment"]),
@@ -114,7 +115,8 @@ def render(paths: Sequence[Path]) -> str:
         tables.append((path, [_typed(row, path) for row in rows]))
     tables.sort(key=lambda table: _place(table[1][0]))
     sections = [_section(path, rows) for path, rows in tables]
-    return "\n\n".join([_HEAD, *sections]) + "\n"
+    overview = _overview([rows for _, rows in tables]) if tables else ""
+    return "\n\n".join([_HEAD, *filter(None, [overview]), *sections]) + "\n"
 
 
 _HEAD = """# Results
@@ -140,6 +142,33 @@ def _place(row: dict) -> tuple:
     )
 
 
+_OVERVIEW = ("data", "views", "selected on", "stage-1 seeds", *_BASES, "place of los", "best of the others")
+
+
+def _overview(tables: Sequence[list[dict]]) -> str:
+    """A line a table: stage 1, control and LOS, and what is best beside them, overall accuracy."""
+    lines = [list(_OVERVIEW)]
+    for rows in tables:
+        seeds = len({row["stage1_seed"] for row in rows})
+        found: dict[str, list[float]] = {}
+        for row in rows:  # of a method with several settings the first one, which is the preset's
+            if row["overall"] is not None and len(found.setdefault(row["method"], [])) < seeds:
+                found[row["method"]].append(row["overall"])
+        means = {name: fmean(values) for name, values in found.items() if len(values) == seeds}
+        order = sorted(means.keys() - {"stage1", "ce"}, key=lambda name: -means[name])
+        others = [name for name in order if name != "los"]
+        place = f"{order.index('los') + 1} of {len(order)}" if "los" in order else "-"
+        first = rows[0]
+        words = [first["dataset"], first["imb_ratio"] and f"ratio {first['imb_ratio']}", first["network"]]
+        name = ", ".join(filter(None, [*words, f"`{first['recipe'] or 'preset'}`", first["stage2"]]))
+        values = [_spread(found[name]) if name in means else NOT_RUN for name in _BASES]
+        best = f"{others[0]} {_spread(found[others[0]])}" if others else "-"
+        run = f"{len({row['stage1_seed'] for row in rows if row['status'] != NOT_RUN})} of {seeds}"
+        lines.append([name, first["views"], first["selected_on"], run, *values, place, best])
+    head = "Overall accuracy; ± over seeds of stage 1; the place of LOS among all methods but stage1 and ce:"
+    return f"{head}\n\n{markdown_lines(lines)}"
+
+
 def _typed(row: dict[str, str], path: Path) -> dict:
     """A row as `comparison.cells` takes it."""
     typed = dict(row)
@@ -157,7 +186,8 @@ def _section(path: Path, rows: list[dict]) -> str:
     first = rows[0]
     ratio = f", ratio {first['imb_ratio']}" if first["imb_ratio"] else ""
     extra = f"; stage 2: `{first['stage2']}`" if first["stage2"] else ""
-    views = "a fresh view an epoch" if first["views"] == "fresh" else f"{first['views']} cached views"
+    named = {"fresh": "a fresh view an epoch", "pack": "the fixed training features of a pack"}
+    views = named.get(first["views"], f"{first['views']} cached views")
     chosen = SELECTIONS.get(first["selected_on"], first["selected_on"])
     parts = [
         f"## {first['dataset']}{ratio}, {first['network']}, `{first['recipe'] or 'preset'}`, "
@@ -180,7 +210,8 @@ def _told(rows: list[dict]) -> str:
         return f"Stage 1, seed {first['stage1_seed']}: {NOT_RUN}."
     overall = f", overall {percent(float(first['stage1_overall']))}" if first["stage1_overall"] else ""
     where = f"Stage 1, seed {first['stage1_seed']}: sha256 {first['stage1_digest'][:12]}, {first['source']}"
-    where += f"{overall} ({_hours(first['stage1_hours'])}{first['stage1_hardware']})."
+    made = "pack made on " if first["views"] == "pack" else _hours(first["stage1_hours"])
+    where += f"{overall} ({made}{first['stage1_hardware']})."
     if first["status"] == NOT_RUN:
         return f"{where} Stage 2: {NOT_RUN}."
     stage2 = f"Stage 2: seeds {first['stage2_seeds']} ({_hours(first['hours'])}{first['hardware']}, torch"

@@ -21,6 +21,7 @@ from utils.errors import UserError
 from utils.logger import stage_folder
 from utils.packs import Pack
 from utils.plan import HeadPlan
+from utils.presets import made_alike, preset_for
 from utils.retraining import HeadRun
 from utils.setup import find_source
 
@@ -31,7 +32,7 @@ FREE = (
     *("pretrained", "pretrained_pth", "features"),
 )
 _SAME_BITS = (
-    *("threads", "processes", "device", "torch", "cpu_capability", "layout", "float32_convolutions"),
+    *("threads", "processes", "device", "torch", "numpy", "cpu_capability", "layout", "float32_convolutions"),
     *("float32_products", "deterministic"),
 )
 _ORIGINS = ("stage1_digest", "features_digest")
@@ -182,10 +183,12 @@ def read_resume(script: str, given: dict) -> Resumed | None:
     args = {
         name: value for name, value in source.facts["args"].items() if name not in ("resume", "force_resume")
     }
+    # what its code did not know yet was as the preset has it
+    ran = preset_for(source.facts["dataset"], source.facts["network"]) | args
     contradictions = [
-        f"--{name} {value}, the run to resume has --{name} {args[name]}"
+        f"--{name} {value}, the run to resume has --{name} {ran[name]}"
         for name, value in given.items()
-        if name in args and name not in FREE and _plain(value) not in (args[name], *_only(args[name]))
+        if name in ran and name not in FREE and _plain(value) not in (ran[name], *_only(ran[name]))
     ]
     forced = given.get("force_resume", False)
     if contradictions and not forced:
@@ -248,7 +251,7 @@ def _has(note: Path, wanted: dict) -> bool:
     """Does a config.json hold these values? One that somebody has spoilt is of another run."""
     try:
         made = json.loads(note.read_text(encoding="utf-8"))["config"]
-        return all(made.get(name) == value for name, value in wanted.items())
+        return made_alike(made, wanted)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return False
 

@@ -17,6 +17,7 @@ from losses import build_loss, max_norm_, max_norm_limit
 from models import build_head
 from utils import engine
 from utils.config import Config
+from utils.crew import Crew
 from utils.distributed import ALONE
 from utils.errors import UserError
 from utils.features import logit_batches
@@ -30,6 +31,7 @@ from utils.seeding import epoch_order, generator_for
 ONE_THREAD_WEIGHTS = 2**18
 # what may end one head and leave the others alone: a loss that is not finite, a start that cannot be, memory
 _FAILURES = (UserError, ValueError, RuntimeError)
+_NO_CREW = Crew(1)
 
 
 def balanced_order(seed: int, epoch: int, labels: Tensor, num_classes: int) -> Tensor:
@@ -100,10 +102,14 @@ class HeadRun:
         """The learning rate at which los drops by `path` to first order; the control takes it over."""
         own = self.plan.options.get("label_smooth")
         delta = _first(config.label_smooth) if own is None else own
-        steps = -(-len(self.frozen.train.labels) // self.batch_size)
         epochs = range(self.plan.epochs)
-        schedule_sum = steps * sum(engine.cosine_lr(1.0, epoch, self.plan.epochs) for epoch in epochs)
+        schedule_sum = self.steps * sum(engine.cosine_lr(1.0, epoch, self.plan.epochs) for epoch in epochs)
         return los_path_lr(path * self.frozen.strength_of_path, delta, schedule_sum, config.momentum)
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps an epoch."""
+        return -(-len(self.frozen.train.labels) // self.batch_size) if self.plan.method.trained else 0
 
     @property
     def failed(self) -> bool:
@@ -121,10 +127,9 @@ class HeadRun:
 
     def _run_epoch(self, epoch: int, scored: list[str], after_step: Callable[[], None]) -> None:
         plan = self.plan
-        steps = -(-len(self.frozen.train.labels) // self.batch_size)
         if plan.method.trained:
             lr = engine.cosine_lr(self.lr, epoch, plan.epochs)
-            row = {"epoch": epoch + 1, "step": (epoch + 1) * steps, "lr": lr}
+            row = {"epoch": epoch + 1, "step": (epoch + 1) * self.steps, "lr": lr}
             order = self._order(epoch)[self.partial.step * self.batch_size :]
             batches = self.frozen.train.batches(order, self.batch_size, epoch)
             row |= engine.train_epoch(
@@ -201,18 +206,20 @@ class HeadRun:
         self.best_state, self.best_backbone = state.get("best_state"), state.get("best_backbone")
         if self.plan.method.trained:
             engine.load_optimizer(self.optimizer, state["optimizer"])
-        if "partial" in state:
-            self.partial = engine.Partial.of(state["partial"], ALONE, self.frozen.fc.weight.device)
+        device = self.frozen.fc.weight.device
+        stored = state.get("partial")
+        self.partial = engine.Partial.of(stored, ALONE, device) if stored else engine.Partial()
 
 
 @contextmanager
-def threads_for(frozen: Representation) -> Iterator[None]:
-    """One CPU thread for small heads: faster, and the same bits whatever the number of threads."""
+def threads_for(frozen: Representation) -> Iterator[bool]:
+    """One CPU thread for small heads: faster, and the same bits whatever the number of threads. Is it so?"""
     before = torch.get_num_threads()
-    if frozen.fc.weight.numel() <= ONE_THREAD_WEIGHTS and not frozen.drifting:
+    small = frozen.fc.weight.numel() <= ONE_THREAD_WEIGHTS and not frozen.drifting
+    if small:
         torch.set_num_threads(1)
     try:
-        yield
+        yield small
     finally:
         torch.set_num_threads(before)
 
@@ -238,10 +245,12 @@ def train_heads(
     scored: list[str],
     after_epoch: Callable[[int], None] = lambda epoch: None,
     after_step: Callable[[], None] = lambda: None,
+    crew: Crew = _NO_CREW,
 ) -> None:
     """Every epoch that a head lacks, epoch by epoch, so that the features of a view are needed once.
 
-    `after_epoch(epoch)` is told the epochs done, `after_step()` every step of a head.
+    `after_epoch(epoch)` is told the epochs done, `after_step()` every step of a head, or that the `crew` is
+    done with all of them.
 
     Raises:
         UserError: no head is left.
@@ -250,9 +259,13 @@ def train_heads(
         todo = [head for head in heads if head.lacks(epoch)]
         if todo and not frozen.drifting:
             frozen.train.of_epoch(epoch)  # on no head's clock
-        with threads_for(frozen):
-            for head in todo:
-                head.run_epoch(epoch, scored, after_step)
+        with threads_for(frozen) as small:
+            if small and crew.suits(todo):
+                crew.run_epoch(todo, epoch, scored)
+                after_step()
+            else:
+                for head in todo:
+                    head.run_epoch(epoch, scored, after_step)
         if all(head.failed for head in heads if head.plan.named):
             raise UserError(nothing_left([head for head in heads if head.plan.named]))
         if todo:

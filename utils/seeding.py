@@ -11,12 +11,15 @@ def draw_seed() -> int:
     return secrets.randbelow(2**31)
 
 
+def number_for(seed: int, purpose: str, *counters: int) -> int:
+    """A number of 63 bits that depends on these arguments only, to seed a generator with."""
+    key = "/".join(map(str, (seed, purpose, *counters)))
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little") >> 1
+
+
 def generator_for(seed: int, purpose: str, *counters: int) -> torch.Generator:
     """A CPU generator that depends on these arguments only: the same on every device, after every resume."""
-    key = "/".join(map(str, (seed, purpose, *counters)))
-    return torch.Generator().manual_seed(
-        int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little") >> 1
-    )
+    return torch.Generator().manual_seed(number_for(seed, purpose, *counters))
 
 
 def epoch_order(seed: int, epoch: int, num_images: int) -> torch.Tensor:

@@ -4,7 +4,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Self
 
@@ -60,6 +61,16 @@ class Interrupting(Signals):
 
     def _hear(self, number: int) -> None:
         raise Interrupted(number)
+
+
+@contextmanager
+def held_back() -> Iterator[None]:
+    """Signals that ask a run to end wait; a process that is started within never gets one."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ASKING)  # inherited from a process's first moment
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _status(number: int) -> int:

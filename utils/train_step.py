@@ -1,6 +1,6 @@
 """What one step of training computes: the same for every way to run it.
 
-Shapes: N batch.
+Shapes: N batch, K classes.
 """
 
 import math
@@ -35,6 +35,8 @@ class TrainStep:
     def __call__(self, inputs: Tensor, targets: Tensor, part: Part) -> tuple[Tensor, Tensor]:
         """Summed loss and hits, both [], of images [N, ...] with labels [N].
 
+        Where `targets` are the shares of the classes, float [N, K], a hit is the class with the largest one.
+
         Raises:
             DivergedError: the host looked, and the loss is not finite.
         """
@@ -50,7 +52,8 @@ class TrainStep:
             if self.look and loss.device.type == "cpu" and not math.isfinite(loss.item()):
                 raise DivergedError(f"the loss is {loss.item()}")
             self.scaler.scale(loss if part.weight == 1 else loss * part.weight).backward()
-        hits = (logits.detach().argmax(dim=1) == labels).sum()
+        classes = labels.argmax(dim=1) if labels.is_floating_point() else labels
+        hits = (logits.detach().argmax(dim=1) == classes).sum()
         if part.last:
             self.scaler.step(self.optimizer)
             self.scaler.update()

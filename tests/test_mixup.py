@@ -1,0 +1,305 @@
+"""mixup has its law, its loss is the papers' formula, and its draws are those of (seed, epoch, part)."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from scipy import stats
+from torch import Tensor, nn
+
+import main_stage1
+from losses import build_loss
+from models import build_model
+from tests.helpers import call, read_metrics, refusal, run_folder, run_stage1, stopped_at_step
+from tests.plain_capture import PlainCapture
+from tests.test_graphs import NoHost
+from utils import checkpoint, graphs
+from utils.distributed import Part, Steps, World
+from utils.graphs import GraphedSteps
+from utils.mixup import Mixup
+from utils.train_step import TrainStep
+
+CPU, CLASSES, SIZE = torch.device("cpu"), 7, 8
+SHORT = ("--epochs", "3", "--seed", "0", "--mixup", "0.2")
+Batch = tuple[Tensor, Tensor]
+
+
+def mixup_of(steps: Steps, alpha: float = 0.5, seed: int = 0) -> Mixup:
+    return Mixup(alpha, seed, steps, CLASSES, CPU)
+
+
+def part_batches(steps: Steps) -> list[Batch]:
+    """What a process gets of one epoch: random images, and labels that tell them apart within a part."""
+    generator = torch.Generator().manual_seed(3)
+    images = torch.randn(steps.images, 3, SIZE, SIZE, generator=generator)
+    images = images.to(memory_format=torch.channels_last)
+    own = steps.own(torch.arange(steps.images)).split(steps.part_size)
+    return [(images[index], index % CLASSES) for index in own]
+
+
+def stored(root: Path) -> checkpoint.Checkpoint:
+    return checkpoint.read(run_folder(root, "stage1") / "last.pth")
+
+
+def digest(root: Path) -> str:
+    return checkpoint.content_digest(stored(root).state)
+
+
+# ---- the law ----
+
+
+@pytest.mark.parametrize("alpha", [0.2, 1.0, 4.0])
+def test_lambda_has_the_beta_distribution_of_alpha(alpha):
+    mixup = mixup_of(Steps(8, 8), alpha)
+    shares = [mixup.draw(epoch, number, 8)[0] for epoch in range(40) for number in range(50)]
+    assert stats.kstest(shares, stats.beta(alpha, alpha).cdf).pvalue > 1e-3
+    assert stats.kstest(shares, stats.beta(2 * alpha, 2 * alpha).cdf).pvalue < 1e-6
+
+
+def test_partners_are_a_permutation_and_every_one_is_equally_likely():
+    mixup, rows = mixup_of(Steps(6, 6)), 6
+    drawn = torch.stack([mixup.draw(0, number, rows)[1] for number in range(3000)])
+    assert torch.equal(drawn.sort(dim=1).values, torch.arange(rows).expand_as(drawn))
+    for place in drawn.T:
+        assert stats.chisquare(torch.bincount(place, minlength=rows)).pvalue > 1e-4
+
+
+def test_lambda_and_partners_are_not_tied():
+    mixup = mixup_of(Steps(6, 6), alpha=1.0)
+    drawn = [mixup.draw(0, number, 6) for number in range(2000)]
+    first = [partner[0].item() for _, partner in drawn]
+    assert stats.spearmanr([share for share, _ in drawn], first).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("alpha", [1e-300, 1e-3, 1e6])
+def test_an_extreme_alpha_gives_shares_still(alpha):
+    shares = [mixup_of(Steps(8, 8), alpha).draw(0, number, 8)[0] for number in range(100)]
+    assert all(0 <= share <= 1 for share in shares)
+    assert abs(sum(shares) / 100 - 0.5) < 0.2
+
+
+def test_images_and_labels_are_mixed_with_the_same_partner_in_the_same_shares():
+    steps = Steps(20, 8)
+    mixup, batches = mixup_of(steps), part_batches(steps)
+    for number, ((images, labels), (inputs, truth)) in enumerate(
+        zip(batches, mixup(batches, epoch=2), strict=True)
+    ):
+        share, partner = mixup.draw(2, number, len(labels))
+        partner = partner[: len(labels)]
+        for i, other in enumerate(partner.tolist()):
+            torch.testing.assert_close(inputs[i], share * images[i] + (1 - share) * images[other])
+            wanted = torch.zeros(CLASSES)
+            wanted[labels[i]] += share
+            wanted[labels[other]] += 1 - share
+            torch.testing.assert_close(truth[i], wanted)
+        assert inputs.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_the_mean_image_and_the_class_frequencies_of_a_batch_are_kept():
+    steps = Steps(64, 64)
+    [(images, labels)] = batches = part_batches(steps)
+    [(inputs, truth)] = mixup_of(steps)(batches, epoch=0)
+    torch.testing.assert_close(inputs.mean(dim=0), images.mean(dim=0))
+    torch.testing.assert_close(truth.sum(dim=0), torch.bincount(labels, minlength=CLASSES).float())
+    assert (inputs - images).abs().mean() > 0.1
+
+
+# ---- the loss ----
+
+
+def by_hand(logits: Tensor, labels: Tensor, partner: Tensor, share: float) -> Tensor:
+    """Zhang et al.: the mixture of two cross-entropies, summed over the images."""
+    pair = (F.cross_entropy(logits, target, reduction="sum") for target in (labels, labels[partner]))
+    return share * next(pair) + (1 - share) * next(pair)
+
+
+def still(seed: int = 0) -> tuple[nn.Module, torch.optim.SGD]:
+    """A network that normalises by no batch, and an optimiser that leaves it as it is."""
+    torch.manual_seed(seed)
+    model = build_model("resnet8", CLASSES).eval()
+    return model, torch.optim.SGD(model.parameters(), lr=0.0)
+
+
+def gradients(model: nn.Module, loss: Tensor) -> list[Tensor]:
+    return list(torch.autograd.grad(loss, list(model.parameters())))
+
+
+class Kept(torch.optim.SGD):
+    """Keeps the gradients of its last step."""
+
+    def step(self, closure=None):
+        self.seen = [p.grad.clone() for group in self.param_groups for p in group["params"]]
+
+
+def test_loss_gradients_and_hits_of_a_step_are_those_of_the_two_cross_entropies():
+    steps = Steps(16, 8)
+    mixup, batches, (model, _) = mixup_of(steps), part_batches(steps), still()
+    optimizer = Kept(model.parameters(), lr=0.1)
+    step = TrainStep(model, build_loss("ce"), optimizer)
+    for number, ((_, labels), (inputs, truth)) in enumerate(zip(batches, mixup(batches, 0), strict=True)):
+        share, partner = mixup.draw(0, number, 8)
+        logits = model(inputs)
+        wanted = by_hand(logits, labels, partner, share)
+        larger = labels if share > 0.5 else labels[partner]
+        loss, hits = step(inputs, truth, Part())
+        torch.testing.assert_close(loss, wanted.detach(), rtol=1e-5, atol=1e-5)
+        assert hits == (logits.argmax(dim=1) == larger).sum()
+        for mine, theirs in zip(optimizer.seen, gradients(model, wanted / 8), strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_a_hit_is_the_label_with_the_larger_share():
+    model = nn.Linear(3, 3, bias=False)
+    nn.init.eye_(model.weight)
+    step = TrainStep(model, build_loss("ce"), torch.optim.SGD(model.parameters(), lr=0.0))
+    truth = torch.tensor([[0.7, 0.3, 0.0], [0.3, 0.7, 0.0], [0.0, 0.0, 1.0]])
+    _, hits = step(torch.eye(3)[[0, 0, 2]], truth, Part())
+    assert hits == 2
+
+
+@pytest.mark.parametrize(("size", "accum"), [(1, 2), (2, 1), (2, 2)])
+@pytest.mark.parametrize("images", [8, 3, 1])
+def test_the_parts_of_a_step_together_have_the_gradient_of_the_mean_over_all_its_images(images, size, accum):
+    """Of 3 and 1 there are parts of few images and of none, filled up with some that do not count."""
+    model, _ = still()
+    found, losses, rows = [0.0] * len(list(model.parameters())), [], 0
+    for rank in range(size):
+        steps = Steps(images, 8, accum, World(rank, size))
+        mixup, batches = mixup_of(steps), part_batches(steps)
+        optimizer = Kept(model.parameters(), lr=0.1)
+        step = TrainStep(model, build_loss("ce"), optimizer)
+        together = zip(batches, mixup(batches, 1), steps.parts(), strict=True)
+        for number, ((_, labels), (inputs, truth), part) in enumerate(together):
+            step(inputs, truth, part)
+            share, partner = mixup.draw(1, number, part.rows)
+            counted = [values[: part.rows] for values in (model(inputs), labels, partner)]
+            losses.append(by_hand(*counted, share))
+            rows += part.rows
+        found = [before + own / size for before, own in zip(found, optimizer.seen, strict=True)]
+    assert rows == images
+    for mine, theirs in zip(found, gradients(model, sum(losses) / images), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("rows", [0, 1, 5])
+def test_images_that_fill_a_part_up_are_mixed_with_none_that_counts(rows):
+    for number in range(50):
+        _, partner = mixup_of(Steps(8, 8)).draw(0, number, rows)
+        assert partner[rows:].tolist() == list(range(rows, 8))
+        assert sorted(partner[:rows].tolist()) == list(range(rows))
+
+
+# ---- the draws ----
+
+
+def test_steps_epochs_processes_and_seeds_draw_apart_and_the_same_place_draws_the_same():
+    drawn = {
+        (seed, rank, epoch, number): mixup_of(Steps(32, 32, 1, World(rank, 2)), seed=seed).draw(
+            epoch, number, 16
+        )
+        for seed in (0, 1)
+        for rank in (0, 1)
+        for epoch in (0, 1)
+        for number in (0, 1, 2)
+    }
+    assert len({share for share, _ in drawn.values()}) == len(drawn) == 24
+    assert len({tuple(partner.tolist()) for _, partner in drawn.values()}) == 24
+    share, partner = mixup_of(Steps(32, 32, 1, World(1, 2)), seed=1).draw(1, 2, 16)
+    assert share == drawn[1, 1, 1, 2][0] and torch.equal(partner, drawn[1, 1, 1, 2][1])
+
+
+@pytest.mark.parametrize("done", [0, 1, 3, 5])
+def test_an_epoch_that_goes_on_mixes_the_rest_as_the_whole_one(done):
+    steps = Steps(37, 8)
+    mixup, batches = mixup_of(steps), part_batches(steps)
+    whole, rest = list(mixup(batches, 4)), list(mixup(batches[done:], 4, done))
+    assert len(rest) == 5 - done
+    for one, other in zip(whole[done:], rest, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_mixed_steps_hand_nothing_to_the_host_and_replay_to_the_same_bits():
+    steps, ends = Steps(37, 8), []
+    for graphed in (False, True):
+        model, _ = still()
+        model.train()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, fused=True)
+        step = TrainStep(model, build_loss("ce"), optimizer, look=False)
+        take = GraphedSteps(step, PlainCapture()) if graphed else step
+        batches = part_batches(steps)
+        with NoHost() as watch:
+            for epoch in range(5):
+                for inputs, truth in mixup_of(steps)(batches, epoch):
+                    take(inputs, truth, Part())
+        assert watch.seen > 25 * 50
+        ends.append(model.state_dict())
+    assert take._capture.captures == 2 and take._capture.replays == 25 - 6
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+
+
+# ---- the script ----
+
+
+def test_alpha_0_gives_the_bits_of_a_run_without_the_option_and_another_alpha_others(tmp_path):
+    line = ("--epochs", "2", "--seed", "0")
+    for name, words in (("without", ()), ("0", ("--mixup", "0")), ("0.2", ("--mixup", "0.2"))):
+        run_stage1(tmp_path / name, *line, *words)
+    assert digest(tmp_path / "0") == digest(tmp_path / "without")
+    rows = {name: read_metrics(run_folder(tmp_path / name, "stage1")) for name in ("without", "0", "0.2")}
+    assert rows["0"].equals(rows["without"])
+    assert digest(tmp_path / "0.2") != digest(tmp_path / "without")
+    assert not rows["0.2"].equals(rows["without"])
+
+
+@pytest.mark.parametrize(
+    ("step", "more"),
+    [(1, ()), (5, ()), (7, ()), (9, ("--accum", "4")), (8, ("--batch_size", "32", "--lr", "0.05"))],
+)
+def test_a_run_stopped_at_any_step_of_an_epoch_ends_with_the_bits_of_the_unbroken_one(tmp_path, step, more):
+    for root in ("whole", "again"):
+        run_stage1(tmp_path / root, *SHORT, *more)
+    stopped_at_step(tmp_path, step, lambda: run_stage1(tmp_path, *SHORT, *more))
+    folder = run_folder(tmp_path, "stage1")
+    text = call(main_stage1.main, "--resume", folder)
+    assert f"resumed {folder}" in text
+    assert digest(tmp_path) == digest(tmp_path / "whole") == digest(tmp_path / "again")
+    assert read_metrics(folder).equals(read_metrics(run_folder(tmp_path / "whole", "stage1")))
+
+
+def test_graphed_runs_mix_as_plain_ones(tmp_path, monkeypatch):
+    run_stage1(tmp_path / "plain", *SHORT)
+    monkeypatch.setattr(graphs, "wanted", lambda config, *_: config.cuda_graphs)
+    monkeypatch.setattr(graphs, "CudaCapture", PlainCapture)
+    run_stage1(tmp_path / "graphed", *SHORT, "--cuda_graphs")
+    assert digest(tmp_path / "graphed") == digest(tmp_path / "plain")
+
+
+def test_alpha_is_recorded_and_a_resume_with_another_is_refused(tmp_path):
+    stopped_at_step(tmp_path, 7, lambda: run_stage1(tmp_path, *SHORT))
+    folder = run_folder(tmp_path, "stage1")
+    assert json.loads((folder / "config.json").read_text())["config"]["mixup"] == 0.2
+    assert stored(tmp_path).facts["args"]["mixup"] == 0.2
+    message = refusal(main_stage1.main, "--resume", folder, "--mixup", "0.4")
+    assert message.startswith("--mixup 0.4, the run to resume has --mixup 0.2: leave the argument out")
+    text = run_stage1(tmp_path, *SHORT[:4], "--mixup", "0.4", "--resume", "auto")
+    assert "no unfinished run of this configuration" in text
+
+
+def test_a_run_of_code_that_did_not_know_mixup_goes_on_without_it_and_refuses_it(tmp_path):
+    line = SHORT[:4]
+    run_stage1(tmp_path / "whole", *line)
+    stopped_at_step(tmp_path, 7, lambda: run_stage1(tmp_path, *line))
+    folder = run_folder(tmp_path, "stage1")
+    source = stored(tmp_path)
+    older = {name: value for name, value in source.facts["args"].items() if name != "mixup"}
+    checkpoint.save(folder / "last.pth", source.facts | {"model": source.state, "args": older})
+    record = json.loads((folder / "config.json").read_text())
+    del record["config"]["mixup"]
+    (folder / "config.json").write_text(json.dumps(record))
+    message = refusal(main_stage1.main, "--resume", folder, "--mixup", "0.2")
+    assert message.startswith("--mixup 0.2, the run to resume has --mixup 0.0")
+    text = run_stage1(tmp_path, *line, "--resume", "auto")
+    assert f"resumed {folder}" in text
+    assert digest(tmp_path) == digest(tmp_path / "whole")
