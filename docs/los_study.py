@@ -125,10 +125,10 @@ def _lines(axes: Axes, way: Sequence[dict], columns: dict[str, str]) -> None:
     for part, column in columns.items():
         style = {"color": COLOURS[part], "marker": marks[part], "markersize": 3, "markevery": 4}
         axes.plot([row["walked"] for row in way], [row[column] for row in way], label=part, **style)
-    _tidy(axes)
+    tidy(axes)
 
 
-def _tidy(axes: Axes) -> None:
+def tidy(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="#e4e4e4", linewidth=0.6)
     axes.tick_params(labelsize=8)
@@ -189,7 +189,7 @@ def draw_alternatives(study: Study, delta: float) -> tuple[Figure, list[dict]]:
         left.plot([row["many"] for _, row in found], [row["few"] for _, row in found], label=name, **style)
         right.plot([row["many"] for _, row in found], [row["balanced"] for _, row in found], **style)
     for axes in (left, right):
-        _tidy(axes)
+        tidy(axes)
         axes.set_xlabel("many-shot accuracy (%)")
     left.set_ylabel("few-shot accuracy (%)")
     right.set_ylabel("all classes alike (%)")
@@ -217,7 +217,7 @@ def draw_readings(study: Study, delta: float, path: float) -> tuple[Figure, list
             axes.plot(range(1, len(rank) + 1), smooth, color=colour, linestyle=dashes, label=name)
         axes.set_title(f"LoMa, {reading}", fontsize=9)
         axes.set_xlabel("class, most frequent first")
-        _tidy(axes)
+        tidy(axes)
     panels[0].legend(fontsize=8, frameon=False)
     return figure, [{"study": "readings", "head": name} | _flat(row) for name, row in heads.items()]
 

@@ -12,11 +12,11 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from docs.pages import put
 from models import build_model
 from utils.presets import preset_for
 
 PAGE = Path(__file__).with_name("scale.md")
-START, END = "<!-- costs: python -m docs.scale --write -->\n", "<!-- end of costs -->\n"
 PIXELS = 224
 # images/s of ResNet-50 in training: as published for one RTX 3090 (timm, 224 px, AMP, channels last), doubled
 # for an H100. The factor is our assumption: memory bandwidth, which bounds this network, is 3.6 times as high
@@ -111,8 +111,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--write", action="store_true", help="put the table into docs/scale.md")
     table = "\n".join(rows()) + "\n"
     if parser.parse_args(argv).write:
-        before, _, rest = PAGE.read_text(encoding="utf-8").partition(START)
-        PAGE.write_text(f"{before}{START}{table}{END}{rest.partition(END)[2]}", encoding="utf-8")
+        put(PAGE, "costs", "python -m docs.scale --write", table)
     else:
         print(table, end="")
 
