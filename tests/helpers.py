@@ -1,11 +1,14 @@
 """Running the scripts in the process, and what they leave behind."""
 
 import contextlib
+import glob
 import io
 import json
 import os
+import re
+import shlex
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,9 +19,13 @@ import torch
 import evaluate
 import main_stage1
 import main_stage2
-from utils import checkpoint
+from datasets import check, to_folder
+from utils import checkpoint, features
 from utils.errors import UserError
 from utils.signals import Stopped
+
+# a command line in a page: indented, and continued where it ends in a backslash
+COMMAND = re.compile(r"^    python ((?:.*\\\n)*.*)$", flags=re.MULTILINE)
 
 
 @dataclass
@@ -44,6 +51,38 @@ def call(main: Callable, *argv: object) -> str:
     with contextlib.redirect_stdout(text):
         main([str(word) for word in argv])
     return text.getvalue()
+
+
+def draw_plots(argv: Sequence[str]) -> None:
+    from utils.plots import main  # here: most tests need no matplotlib
+
+    main(argv)
+
+
+# what pages call -> its main
+PROGRAMS = {
+    "main_stage1.py": main_stage1.main,
+    "main_stage2.py": main_stage2.main,
+    "evaluate.py": evaluate.main,
+    "datasets.check": check.main,
+    "datasets.to_folder": to_folder.main,
+    "utils.features": features.main,
+    "utils.plots": draw_plots,
+}
+
+
+def commands(text: str) -> list[list[str]]:
+    """The indented command lines of a text, as words, without their comments."""
+    return [shlex.split(line.replace("\\\n", " "), comments=True) for line in COMMAND.findall(text)]
+
+
+def call_words(words: Sequence[str]) -> str:
+    """Run a command of `commands` in the process, from the current folder, and return what it printed.
+
+    Files that a `*` names are filled in, as a shell does.
+    """
+    name, *rest = words[1:] if words[0] == "-m" else words
+    return call(PROGRAMS[name], *(found for word in rest for found in glob.glob(word) or [word]))
 
 
 def places(root: Path) -> list[str]:

@@ -7,6 +7,7 @@ import pandas as pd
 import torch
 
 from tests.helpers import TrainedDigits
+from utils import checkpoint
 from utils.arguments import STAGE2, parse
 from utils.config import Config, resolve
 from utils.data_setup import scored_parts
@@ -65,3 +66,22 @@ def result_lines(text: str) -> list[dict[str, str]]:
     """The result lines of a run, in order, as name -> value."""
     lines = [line.split() for line in text.splitlines() if line.startswith("test ") and "selected_on" in line]
     return [dict(word.split("=") for word in words[1:]) for words in lines]
+
+
+def published(root: Path) -> Path:
+    return next((root / "ckpt").rglob("*_stage2.pth"))
+
+
+def left_behind(folder: Path, root: Path) -> dict:
+    """All that a run leaves: tables without seconds, heads in last.pth, best.pth, the published weights."""
+    last, final = checkpoint.read(folder / "last.pth"), checkpoint.read(published(root))
+    heads = [{name: v for name, v in head.items() if name != "seconds"} for head in last.facts["heads"]]
+    left = {"heads": checkpoint.content_digest(heads), "model": checkpoint.content_digest(last.state)}
+    left["published"] = checkpoint.content_digest([final.state, final.facts.get("head_state", {})])
+    left["metrics"] = final.facts["metrics"]
+    if (folder / "best.pth").exists():
+        left["best"] = checkpoint.content_digest(checkpoint.read(folder / "best.pth").state)
+    for name in ("metrics.csv", "per_class.csv", "search.csv", "table.csv"):
+        if (folder / name).exists():
+            left[name] = pd.read_csv(folder / name).drop(columns="seconds", errors="ignore").to_csv()
+    return left

@@ -1,7 +1,6 @@
 """What README and docs/ say, held against the code: commands that run, tables that are computed."""
 
 import re
-import shlex
 from importlib import import_module
 from pathlib import Path
 
@@ -9,35 +8,19 @@ import pandas as pd
 import pytest
 import torch
 
-import evaluate
-import main_stage1
-import main_stage2
-from datasets import build_data, check, to_folder
+from datasets import build_data, to_folder
 from datasets.decode import read_image
 from docs import scale
 from losses import label_smooth_for_gap
-from tests.helpers import call, last_line, refusal
+from tests.helpers import PROGRAMS, call, commands, last_line, refusal
 from utils.arguments import parse
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PROGRAMS = {
-    "main_stage1.py": main_stage1.main,
-    "main_stage2.py": main_stage2.main,
-    "evaluate.py": evaluate.main,
-    "datasets.check": check.main,
-    "datasets.to_folder": to_folder.main,
-}
 
 
 def section(title: str) -> str:
     return README.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
-
-
-def commands(text: str) -> list[list[str]]:
-    """The indented command lines of a text, as words, without their comments."""
-    lines = re.findall(r"^    python (.*)$", text, flags=re.MULTILINE)
-    return [shlex.split(line, comments=True) for line in lines]
 
 
 def test_the_walk_through_for_own_images_runs_as_it_stands(tmp_path, monkeypatch):
@@ -59,7 +42,7 @@ def test_the_walk_through_for_own_images_runs_as_it_stands(tmp_path, monkeypatch
         float(re.search(r"overall=([\d.]+)", last_line(said[name][0]))[1])
         for name in ("main_stage1.py", "main_stage2.py")
     ]
-    assert found == pytest.approx(stated, abs=4)  # another processor rounds otherwise
+    assert found == pytest.approx(stated, abs=5)  # another processor rounds otherwise
     assert last_line(said["evaluate.py"][0]) == last_line(said["main_stage2.py"][0])
     assert last_line(said["evaluate.py"][1]).startswith("predicted images=50 ")
     rows = pd.read_csv("predictions.csv")

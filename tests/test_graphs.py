@@ -233,7 +233,7 @@ def test_an_epoch_on_an_accelerator_reads_no_value_before_its_end(graphed):
 @pytest.fixture
 def without_gpu(monkeypatch):
     """--cuda_graphs on the CPU, its capture replaced."""
-    monkeypatch.setattr(graphs, "check", lambda *_: None)
+    monkeypatch.setattr(graphs, "wanted", lambda config, *_: config.cuda_graphs)
     monkeypatch.setattr(graphs, "CudaCapture", PlainCapture)
 
 
@@ -246,7 +246,7 @@ def digest(root) -> str:
 def test_a_graphed_run_stopped_within_an_epoch_resumes_to_the_bits_of_a_run_without_graphs(
     tmp_path, without_gpu
 ):
-    line = ("--epochs", "4", "--seed", "0")
+    line = ("--epochs", "4", "--seed", "0", "--device", "cpu")
     run_stage1(tmp_path / "plain", *line)
     stopped_at_step(tmp_path, 12, lambda: run_stage1(tmp_path, *line, "--cuda_graphs"))
     text = call(main_stage1.main, "--resume", run_folder(tmp_path, "stage1"))
@@ -258,8 +258,19 @@ def test_a_graphed_run_stopped_within_an_epoch_resumes_to_the_bits_of_a_run_with
 def test_graphs_are_refused_where_they_cannot_be(size, said):
     config = resolve("main_stage1.py", {"dataset": "digits_lt", "cuda_graphs": True})
     with pytest.raises(UserError, match=f"^--cuda_graphs {said}"):
-        graphs.check(config, CPU, World(0, size))
-    graphs.check(resolve("main_stage1.py", {"dataset": "digits_lt"}), CPU, World(0, size))
+        graphs.wanted(config, CPU, World(0, size))
+    assert not graphs.wanted(resolve("main_stage1.py", {"dataset": "digits_lt"}), CPU, World(0, size))
+
+
+def test_a_graphed_run_goes_on_without_graphs_on_a_device_that_has_none(tmp_path, monkeypatch):
+    line = ("--epochs", "2", "--seed", "0", "--device", "cpu")
+    run_stage1(tmp_path / "plain", *line)
+    with monkeypatch.context() as patched:
+        patched.setattr(graphs, "wanted", lambda config, *_: config.cuda_graphs)
+        patched.setattr(graphs, "CudaCapture", PlainCapture)
+        stopped_at_step(tmp_path, 7, lambda: run_stage1(tmp_path, *line, "--cuda_graphs"))
+    call(main_stage1.main, "--resume", run_folder(tmp_path, "stage1"))
+    assert digest(tmp_path) == digest(tmp_path / "plain")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device, which can record")

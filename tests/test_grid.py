@@ -35,9 +35,10 @@ def written(tmp_path: Path, text: str) -> Path:
 def test_the_shipped_grids_are_those_of_the_plan():
     thin, paper = read_grid("thin"), read_grid("paper")
     ratios = [cell.protocol["imb_ratio"] for cell in thin]
-    assert ratios == ["100", "100", "100", "50", "10", "100"]
-    assert [cell.seed for cell in thin] == [0, 1, 2, 0, 0, 0]
-    assert [cell.config().wd for cell in thin] == [1e-3] * 5 + [1e-4]
+    assert ratios == ["100", "100", "100", "50", "10", "100", "100"]
+    assert [cell.seed for cell in thin] == [0, 1, 2, 0, 0, 0, 0]
+    assert [cell.config().wd for cell in thin] == [1e-3] * 5 + [1e-4, 1e-3]
+    assert [cell.config().mixup for cell in thin] == [0] * 6 + [0.2]
     assert {(cell.config().network, cell.config().epochs) for cell in thin} == {("resnet32", 60)}
     assert {(cell.config().network, cell.config().epochs) for cell in paper} == {("resnet34", 200)}
     assert [cell.protocol["imb_ratio"] for cell in paper] == ["100", "50", "10"]
@@ -82,7 +83,9 @@ def test_a_cell_says_what_it_differs_in_and_the_scripts_get_every_word(tmp_path)
         (SMALL + "imb_ratio = nan", "--imb_ratio must be a finite number"),
         (SMALL + "seeds = -1", "--seed must be 0 or more|expected one argument"),
         (SMALL + "select = 'best'", "argument --select: invalid choice: 'best'"),
-        (SMALL + "views = 'new'", 'views must be "fresh" or a number'),
+        (SMALL + "views = 'new'", 'views must be "fresh", "pack" or a number'),
+        (SMALL + "views = 'pack'", 'features and views = "pack" belong together'),
+        (SMALL + "features = 'x'", 'features and views = "pack" belong together'),
         (SMALL + "recipe = ['--wd', '1']", "recipe takes str, got"),
         (SMALL + "recipe = '--epoch 3'", "unknown argument --epoch, did you mean --epochs?"),
         (SMALL + "recipe = '--epochs x'", "argument --epochs: invalid int value: 'x'"),
@@ -106,5 +109,5 @@ def test_a_bad_grid_is_one_line_that_names_file_and_cell(tmp_path, text, said):
 def test_an_unknown_grid_is_one_line_with_the_known_ones(tmp_path):
     for name in ("thick", tmp_path, tmp_path / "none.toml"):
         message = refusal(reproduce.main, "--grid", name)
-        assert message.endswith("(known: paper, thin, or a file)")
+        assert message.endswith("(known: packs, paper, resnet34, thin, or a file)")
     assert "--jobs must be 1 or more" in refusal(reproduce.main, "--grid", "paper", "--jobs", "0")

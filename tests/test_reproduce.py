@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import main_stage1
+import main_stage2
 from tests.helpers import call, refusal
 from utils import cell_runs, checkpoint, reproduce
 from utils.cell_runs import CellRuns
@@ -149,7 +150,9 @@ def test_what_is_missing_is_told_as_not_run(root):
         *((seed, "val", name) for seed in "01" for name in ("los", "ce")),
     ]
     assert {row["status"] for row in rows} == {"done", "not run"}
-    page = (root / "RESULTS.md").read_text()
+    overview, *sections = (root / "RESULTS.md").read_text().split("\n## ")
+    assert [run in overview for run in ("| 1 of 2 | not run |", "| 0 of 2 | not run |")] == [True, True]
+    page = "".join(sections)
     assert page.count("| not run |") == 8 and "Stage 1, seed 0: not run." in page
     assert "Stage 2: not run." in page and "1 of 2" in page
     lines = call(reproduce.main, *words(root, "--list")).splitlines()
@@ -214,6 +217,13 @@ def test_a_run_folder_that_was_spoilt_is_named_and_nothing_is_run_or_written(roo
     assert [snapshot(root), (root / "RESULTS.md").stat().st_mtime_ns] == before
 
 
+def test_without_a_single_run_the_results_that_are_there_stay(root):
+    shutil.rmtree(root / "out")
+    before = told(root)
+    assert "no run of this grid is here" in refusal(reproduce.main, *words(root, "--report_only"))
+    assert told(root) == before and (root / "RESULTS.md").exists()
+
+
 def test_a_stage_1_that_was_replaced_is_named(root, finished):
     [path, other] = sorted(root.glob("out/reproduce/*/checkpoints/*/*/*_stage1.pth"))
     shutil.copy2(other, path)
@@ -239,6 +249,16 @@ def with_cells(path: Path, **cells: str) -> None:
         writer = csv.DictWriter(handle, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
+
+
+@pytest.mark.parametrize(("recorded", "done"), [({}, True), ({"mixup": 0.2}, False)])
+def test_a_finished_stage_1_of_code_that_did_not_know_an_argument_is_done(root, recorded, done):
+    [place] = root.glob("out/reproduce/*_seed0/digits*_stage1/*/config.json")
+    record = json.loads(place.read_text())
+    del record["config"]["mixup"]
+    record["config"] |= recorded
+    place.write_text(json.dumps(record))
+    assert (moved(root)[0].stage1(no_data) is not None) == done
 
 
 @pytest.mark.parametrize(
@@ -318,3 +338,25 @@ def test_a_released_model_of_the_cell_saves_its_stage_1(finished, tmp_path, monk
     assert second.stage1(cell_runs.same_training_images) is None, "another seed"
     with_facts(released, train_digest="0" * 64)
     assert first.stage1(cell_runs.same_training_images) is None, "other images"
+
+
+def test_a_grid_of_packs_runs_stage_2_on_their_features_and_asks_for_no_images(digits, tmp_path):
+    pack, line = tmp_path / "digits.safetensors", ("--method", "stage1", "--views", "0", "--seed", "0")
+    places = ("--out", tmp_path / "made", "--ckpt_dir", tmp_path / "made")
+    line = (*line, "--pretrained_pth", digits.stage1, "--save_features", pack, *places)
+    call(main_stage2.main, "--dataset", "digits_lt", *line)
+    grid = GRID.format(epochs=6).replace("views = 0", 'views = "pack"').replace("[0, 1]", "0", 1)
+    (tmp_path / "grid.toml").write_text(f"{grid}features = '{pack}'\n")
+    assert "0 of them not run" in call(reproduce.main, *words(tmp_path))
+    rows = {
+        row["method"]: row
+        for row in told(tmp_path)["digits_lt_IR=50_resnet8_epochs-6_pack_finetune_epoch-2_last"]
+    }
+    assert rows["los"]["source"] == str(pack)
+    assert rows["los"]["stage1_digest"] == checkpoint.read(digits.stage1).digest
+    assert "the fixed training features of a pack" in (tmp_path / "RESULTS.md").read_text()
+    before = snapshot(tmp_path)
+    call(reproduce.main, *words(tmp_path))
+    assert snapshot(tmp_path) == before
+    pack.write_bytes(pack.read_bytes()[:-1])
+    assert refusal(reproduce.main, *words(tmp_path)).startswith(f"{pack} is damaged")

@@ -5,37 +5,18 @@ import shutil
 import signal
 from pathlib import Path
 
-import pandas as pd
 import pytest
 import torch
 
 import main_stage2
 from tests.file_trees import imagenet_tree
 from tests.helpers import call, places, refusal, run_folder, run_stage1, run_stage2, stopped_at_step
+from tests.stage2 import left_behind, published
 from utils import checkpoint
 from utils.signals import Stopped
 
 ALL = ("--method", "all", "--seeds", "0,1", "--budget", "equal", "--finetune_epoch", "3")
 ONE = ("--seed", "0", "--finetune_epoch", "3")
-
-
-def published(root: Path) -> Path:
-    return next((root / "ckpt").rglob("*_stage2.pth"))
-
-
-def left_behind(folder: Path, root: Path) -> dict:
-    """All that a run leaves: tables without seconds, heads in last.pth, best.pth, the published weights."""
-    last, final = checkpoint.read(folder / "last.pth"), checkpoint.read(published(root))
-    heads = [{name: v for name, v in head.items() if name != "seconds"} for head in last.facts["heads"]]
-    left = {"heads": checkpoint.content_digest(heads), "model": checkpoint.content_digest(last.state)}
-    left["published"] = checkpoint.content_digest([final.state, final.facts.get("head_state", {})])
-    left["metrics"] = final.facts["metrics"]
-    if (folder / "best.pth").exists():
-        left["best"] = checkpoint.content_digest(checkpoint.read(folder / "best.pth").state)
-    for name in ("metrics.csv", "per_class.csv", "search.csv", "table.csv"):
-        if (folder / name).exists():
-            left[name] = pd.read_csv(folder / name).drop(columns="seconds", errors="ignore").to_csv()
-    return left
 
 
 def stop_at(root: Path, step: int, *argv: object) -> tuple[int, str]:

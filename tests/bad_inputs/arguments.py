@@ -40,6 +40,8 @@ RANGES = [
     (STAGE2, "momentum", "nan", NOT_FINITE),
     (STAGE1, "wd", "-1", NOT_NEGATIVE),
     (STAGE1, "wd", "nan", NOT_FINITE),
+    (STAGE1, "mixup", "-0.2", NOT_NEGATIVE),
+    (STAGE1, "mixup", "nan inf 1e400", NOT_FINITE),
     (STAGE2, "finetune_epoch", "0 20,0 -3", "must be 1 or more, got"),
     (STAGE2, "finetune_epoch", "20,20", "names a value twice: 20, 20"),
     (STAGE2, "finetune_lr", "0 0.1,-0.1", "must be above 0, got"),

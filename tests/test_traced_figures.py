@@ -1,0 +1,90 @@
+"""The figures of the README's tables of results are those of the csv files in results/, rounded."""
+
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from utils.metrics import percent
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+THIN = "cifar100_lt_IR=100_resnet32_epochs-60"
+# line of the table of representations -> file, are its figures means over seeds of stage 1?
+REPRESENTATIONS = {
+    "**ResNet-34, published recipe**": "cifar100_lt_IR=100_resnet34_epochs-200_pack_last",
+    "ResNet-32, 60 epochs, three seeds": f"{THIN}_fresh_last",
+    "ResNet-34, the same, settings chosen": "cifar100_lt_IR=100_resnet34_epochs-200_pack_val",
+    "ResNet-32, the same, settings chosen": f"{THIN}_fresh_val",
+    "ResNet-32, weak weight decay": f"{THIN}-wd-1e-4_fresh_last",
+    "ResNet-32, mixup .2": f"{THIN}-mixup-0.2_fresh_last",
+}
+
+
+def results(name: str) -> pd.DataFrame:
+    return pd.read_csv(ROOT / "results" / f"{name}.csv")
+
+
+def table_below(header: str) -> list[list[str]]:
+    """The cells of the README's table with this beginning of its header line."""
+    lines = README[README.index(f"\n{header}") + 1 :].splitlines()[2:]
+    stop = next(number for number, line in enumerate(lines) if not line.startswith("|"))
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[:stop]]
+
+
+def spread(row: pd.Series) -> str:
+    """An accuracy and its deviation over seeds of stage 2, where there is one."""
+    deviation = "" if pd.isna(row["overall_std"]) else f" ± {percent(row['overall_std'])}"
+    return percent(row["overall"]) + deviation
+
+
+def test_the_table_of_methods_is_that_of_the_csv_files():
+    last, val = (
+        frame[frame["stage1_seed"] == 0].set_index("method")
+        for frame in (results(f"{THIN}_fresh_last"), results(f"{THIN}_fresh_val"))
+    )
+    rows = table_below("| method | overall | many / medium / few | ECE |")
+    assert {row[0] for row in rows} == set(last.index) == set(val.index) and len(rows) == 19
+    for name, overall, groups, error, loma, selected, _ in rows:
+        row = last.loc[name]
+        assert overall == spread(row), name
+        wanted = [100 * row[group] for group in ("many", "medium", "few")]
+        assert [float(group) for group in groups.split(" / ")] == pytest.approx(wanted, abs=0.05001), name
+        assert float(error) == pytest.approx(100 * row["calibration_error"], abs=0.05001), name
+        assert loma == f"{row['loma']:.2f} ({row['loma_spread']:.2f})", name
+        assert selected == spread(val.loc[name]), name
+
+
+@pytest.mark.parametrize("line", REPRESENTATIONS)
+def test_the_table_of_representations_is_that_of_the_csv_files(line):
+    frame = results(REPRESENTATIONS[line])
+    cells = next(row for row in table_below("| representation, ratio 100 |") if row[0].startswith(line))
+    means = frame.groupby("method")["overall"].agg(["mean", "std"])
+    overall = [re.sub(r"\*| \(.*", "", cell) for cell in cells[1:4]]
+    named = dict(zip(("stage1", "ce", "los"), overall, strict=True))
+    named |= dict(words.split(" ", 1) for words in cells[4].split(", "))
+    assert len(named) >= 5
+    for method, figures in named.items():
+        value, _, deviation = figures.partition(" ± ")
+        assert value == percent(means.loc[method, "mean"]), method
+        several = frame["stage1_seed"].nunique() > 1
+        own = means.loc[method, "std"] if several else frame.set_index("method").loc[method, "overall_std"]
+        if deviation:
+            assert float(deviation) == pytest.approx(100 * own, abs=0.00501), method
+    best = means["mean"].drop(["stage1", "ce", "los"]).idxmax()
+    assert best in named
+
+
+def test_the_sentence_on_the_milder_ratios_is_that_of_the_csv_files():
+    said = re.search(
+        r"At ratio 50 LOS comes to ([\d.]+) from ([\d.]+) \(la ([\d.]+)\), "
+        r"at ratio 10 to ([\d.]+) from ([\d.]+) \(disalign ([\d.]+)\)",
+        README,
+    )
+    wanted = []
+    for ratio, best in ((50, "la"), (10, "disalign")):
+        frame = results(f"cifar100_lt_IR={ratio}_resnet32_epochs-60_fresh_last").set_index("method")
+        wanted += [percent(frame.loc[name, "overall"]) for name in ("los", "stage1", best)]
+        assert frame["overall"].idxmax() == best
+    assert list(said.groups()) == wanted
