@@ -1,4 +1,4 @@
-"""The figures of the README's tables of results are those of the csv files in results/, rounded."""
+"""The figures of the README's tables are those of the csv files in results/ and docs/speed/."""
 
 import re
 from pathlib import Path
@@ -26,9 +26,9 @@ def results(name: str) -> pd.DataFrame:
     return pd.read_csv(ROOT / "results" / f"{name}.csv")
 
 
-def table_below(header: str) -> list[list[str]]:
-    """The cells of the README's table with this beginning of its header line."""
-    lines = README[README.index(f"\n{header}") + 1 :].splitlines()[2:]
+def table_below(header: str, page: str = README) -> list[list[str]]:
+    """The cells of a page's table with this beginning of its header line."""
+    lines = page[page.index(f"\n{header}") + 1 :].splitlines()[2:]
     stop = next(number for number, line in enumerate(lines) if not line.startswith("|"))
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[:stop]]
 
@@ -88,3 +88,20 @@ def test_the_sentence_on_the_milder_ratios_is_that_of_the_csv_files():
         wanted += [percent(frame.loc[name, "overall"]) for name in ("los", "stage1", best)]
         assert frame["overall"].idxmax() == best
     assert list(said.groups()) == wanted
+
+
+def test_the_tables_of_speed_are_those_of_the_csv_file():
+    measured = pd.read_csv(ROOT / "docs" / "speed" / "bench.csv", dtype=str)
+    figures = ["ours", "opponent", "ratio", "n", "target"]
+    measured["ratio"] = measured[["min", "median", "max"]].agg(" / ".join, axis=1)
+    page = (ROOT / "docs" / "speed.md").read_text(encoding="utf-8")
+    wanted = measured[["what", "against", "ours", "opponent", "unit", "ratio", "n", "target"]]
+    assert table_below("| what | against | ours | opponent | unit |", page) == wanted.to_numpy().tolist()
+
+    left = {tuple(row[figures]): row["reached"] for _, row in measured.iterrows()}
+    rows = table_below("| what | against | ours | opponent | ratio |")
+    for what, _, ours, opponent, ratio, n, said in rows:
+        target, _, missed = re.sub(r"^\.", "0.", said).replace("–", "-").partition(", ")
+        reached = left.pop((ours, opponent, ratio, n, target))
+        assert (missed == "missed") == (reached == "no"), what
+    assert "no" not in left.values(), "a missed target that the README leaves out"

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from utils.retraining import HeadRun
 
 # steps of all heads together in an epoch from which on a fork and a state's way back are little beside them
-WORTH_STEPS = 2000
+WORTH_STEPS = 1000
 SECONDS_TO_HEAR = 0.05
 
 
