@@ -18,6 +18,7 @@ import torch
 
 import main_stage1
 import main_stage2
+from models import build_model
 from tests.helpers import (
     call,
     last_line,
@@ -280,3 +281,13 @@ def test_progress_bars_go_to_standard_error_and_only_where_that_is_a_terminal(tm
     drawn = os.read(ours, 65536).decode()
     os.close(ours)
     assert "features" in drawn and "features" not in done.stdout
+
+
+def test_the_recipe_of_stage_1_reaches_every_parameter_of_the_optimiser(tmp_path):
+    words = ("--lr", "0.05", "--momentum", "0.8", "--wd", "0.125", "--nesterov")
+    run_stage1(tmp_path, "--network", "resnet8", "--epochs", "1", "--seed", "0", *words)
+    stored = checkpoint.read(run_folder(tmp_path, "stage1") / "last.pth")
+    [group] = stored.facts["optimizer"]["param_groups"]
+    assert (group["weight_decay"], group["momentum"], group["nesterov"]) == (0.125, 0.8, True)
+    assert group["lr"] == 0.05  # of the first epoch of the cosine
+    assert len(group["params"]) == len(list(build_model("resnet8", 10).parameters()))
