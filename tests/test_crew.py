@@ -1,5 +1,6 @@
 """Heads that several processes share: the bits of one process, whatever ends a run."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -44,9 +45,10 @@ def at_step_of_a_child(
 
     def counted(self, *args, **options):
         count[0] += os.getpid() != here
-        if count[0] == step and now[0] == epoch and not marker.exists():
-            marker.mkdir()
-            act()
+        if count[0] == step and now[0] == epoch:
+            with contextlib.suppress(FileExistsError):  # the other one is there already
+                marker.mkdir()
+                act()
         return real(self, *args, **options)
 
     def run_epoch(self, heads, epoch, scored):
@@ -132,10 +134,8 @@ def test_a_killed_process_of_a_crew_ends_the_run_with_a_line_and_a_resume_ends_e
     assert message.startswith("a process that trains heads died") and "OMP_NUM_THREADS=1" in message
     assert children() == before
     folder = run_folder(cut, "stage2")
-    assert len(checkpoint.read(folder / "last.pth").facts["heads"]) in (
-        0,
-        12,
-    )  # epochs this short may not save
+    saved = len(checkpoint.read(folder / "last.pth").facts["heads"])
+    assert saved in (0, 12)  # epochs this short may not save
     call(main_stage2.main, "--resume", folder)
     assert left_behind(folder, cut) == left_behind(run_folder(whole, "stage2"), whole)
 

@@ -2,6 +2,7 @@
 
 H. Zhang, M. Cisse, Y. Dauphin, D. Lopez-Paz, "mixup: Beyond Empirical Risk Minimization", ICLR 2018. Stage 1
 of MiSLAS trains so (Z. Zhong et al., "Improving Calibration for Long-Tailed Recognition", CVPR 2021).
+torchvision's MixUp draws from the global random stream, so that a resume could not repeat it.
 
 Shapes: N images of a part, P images of a full part, K classes.
 """
