@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.helpers import last_line, read_metrics, read_summary, run_evaluate, run_folder, run_stage2
-from tests.stage2 import frozen_features, read_table, result_lines, settle, trained
+from tests.stage2 import frozen_features, published, read_table, result_lines, settle, trained
 from utils import checkpoint
 from utils.methods import METHODS
 from utils.outcomes import choose, outcome
@@ -121,6 +121,28 @@ def test_the_best_epoch_is_scored_and_not_the_last(digits):
     assert los.chosen_epoch == 1 + accuracies.index(max(accuracies)) < 6
     assert max(accuracies) > accuracies[-1]
     assert outcome(los).figures["overall"] == max(accuracies)
+
+
+def test_the_tables_show_the_epoch_that_was_chosen_and_best_pth_is_of_the_setting_that_was(tmp_path, digits):
+    rates = ("--finetune_lr", "0.000001,0.01,0.02", "--finetune_epoch", "6", "--views", "0")
+    argv = ("--method", "los,crt", "--seeds", "0,1", "--select", "val", *rates)
+    text = run_stage2(tmp_path, "--pretrained_pth", digits.stage1, *argv)
+    folder = run_folder(tmp_path, "stage2")
+    table = read_table(folder).set_index("method")
+    chosen = table.loc[["los", "crt"], "chosen_epoch"].tolist()
+    assert min(chosen) < 6, "an epoch that is not the last, or this shows nothing"
+    for shown in (text, (folder / "table.md").read_text()):
+        for name, epoch in zip(("los", "crt"), chosen, strict=True):
+            row = next(line for line in shown.splitlines() if line.strip("| ").split()[:1] == [name])
+            assert f" epoch={epoch}/6" in row, row
+        assert "of the first seed; search.csv has those of all seeds" in shown
+    search = read_table(folder, "search").query("chosen and method != 'stage1'")
+    firsts = search.drop_duplicates("method").set_index("method")["epoch"]
+    assert firsts.loc[["los", "crt"]].tolist() == chosen
+    best, final = checkpoint.read(folder / "best.pth"), checkpoint.read(published(tmp_path))
+    assert "finetune_lr=1e-06" not in final.facts["setting"]
+    assert (best.facts["setting"], best.facts["epoch"]) == (final.facts["setting"], chosen[0])
+    assert checkpoint.content_digest(best.state) == checkpoint.content_digest(final.state)
 
 
 @pytest.fixture

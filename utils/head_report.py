@@ -16,7 +16,7 @@ from utils.keeper import Keeper
 from utils.logger import Run
 from utils.methods import lead_method
 from utils.metrics import result_line
-from utils.outcomes import Outcome
+from utils.outcomes import Outcome, best_so_far
 from utils.packs import Pack
 from utils.plan import HeadPlan
 from utils.retraining import HeadRun
@@ -72,7 +72,7 @@ def head_content(model: nn.Module, run: HeadRun, best: bool = False) -> dict:
 
 
 class Watcher:
-    """Tells how far the heads are; keeps metrics.csv, last.pth with all heads, best.pth with the lead one."""
+    """Tells how far the heads are; keeps metrics.csv, last.pth with all heads, best.pth with the best one."""
 
     def __init__(
         self, keeper: Keeper, heads: list[HeadRun], facts: dict, model: nn.Module, lead: str
@@ -99,19 +99,27 @@ class Watcher:
         return step or f"epoch {self.epoch}"
 
     def save(self) -> None:
-        """Write last.pth, and best.pth where the lead head has a new one."""
+        """Write last.pth, and best.pth where the method that is published has a new best epoch."""
         lead, model = self.lead, self.model
         partial = any(head.partial.step for head in self.heads)
         content = not_begun(model) if lead.failed else head_content(model, lead)
         content |= {"heads": [head.state() for head in self.heads]}
         content |= {"version": checkpoint.VERSION if partial else checkpoint.WHOLE}
         checkpoint.save(self.run.folder / "last.pth", self.facts | content)
-        best = lead.progress.best_epoch
-        if best not in (None, self.best_saved) and not lead.failed:
-            content = head_content(model, lead, best=True)
-            checkpoint.save(self.run.folder / "best.pth", self.facts | content)
-            self.best_saved = best
+        self._save_best()
         self.saved = True
+
+    def _save_best(self) -> None:
+        """Of several settings best.pth is of the one that is published if no epoch to come changes it."""
+        own = [head for head in self.heads if head.plan.method is self.lead.plan.method]
+        if any(head.progress.best_epoch is None for head in own if not head.failed):
+            return
+        for best in best_so_far(own, self.lead.select)[:1]:
+            which = best.plan.name | {"epoch": best.progress.best_epoch}
+            if which != self.best_saved:
+                content = head_content(self.model, best, best=True)
+                checkpoint.save(self.run.folder / "best.pth", self.facts | content)
+                self.best_saved = which
 
     def after_epoch(self, epoch: int) -> None:
         """Write and tell what `epoch` epochs have brought."""
