@@ -23,6 +23,7 @@ from utils.methods import METHODS
 from utils.outcomes import outcome
 from utils.packs import read_pack, write_pack
 from utils.representation import pack_representation
+from utils.setup import find_source
 
 BUDGET = ("--finetune_epoch", "3", "--seed", "0")
 PUBLISHED = Path("ckpt", "digits_lt", "IR=50")
@@ -156,6 +157,48 @@ def test_arrays_become_a_pack_that_stage_2_trains_on_and_evaluate_scores(tmp_pat
     assert result_lines(call(evaluate.main, *run, "--cur_stage", "stage2")) == [lead]
     [stage1] = result_lines(call(evaluate.main, *run, "--cur_stage", "stage1"))
     assert 85 < float(stage1["overall"]) != float(lead["overall"])
+
+
+def settings_of(pack: Path) -> dict:
+    """What stage 2 would do with a pack, without its place and name."""
+    given = parse(STAGE2, "", ["--features", str(pack), *BUDGET[2:]])
+    config = resolve(STAGE2, given, find_source(STAGE2, given, "stage1").known)
+    return {name: value for name, value in config.as_dict().items() if name not in ("features", "dataset")}
+
+
+@pytest.mark.parametrize("older", [False, True])
+@pytest.mark.parametrize(
+    "name", ["list_of_words", "folder_x", "list", "cifar100_lt", "cifar_mine", "imagenet_lt"]
+)
+def test_the_name_of_a_users_pack_chooses_no_setting(tmp_path, name, older):
+    """An older one does not say of which kind it is."""
+    given = Arrays(tmp_path)
+    given.pack("--name", "mine")
+    wanted, made = settings_of(given.out), read_pack(given.out)
+    facts = {key: value for key, value in made.facts.items() if not (older and key == "preset")}
+    write_pack(tmp_path / "named", replace(made, facts=facts | {"dataset": name}))
+    assert settings_of(tmp_path / "named") == wanted and wanted["path"] == 5.0
+
+
+def test_a_pack_keeps_the_settings_of_the_data_set_that_it_was_made_from(tmp_path, pack):
+    wanted, made = settings_of(pack), read_pack(pack)
+    older = {name: value for name, value in made.facts.items() if name != "preset"}
+    write_pack(tmp_path / "older", replace(made, facts=older))
+    write_pack(tmp_path / "renamed", replace(made, facts=made.facts | {"dataset": "mine"}))
+    assert settings_of(tmp_path / "older") == settings_of(tmp_path / "renamed") == wanted
+    assert wanted["label_smooth"] == 0.9
+    own = older | {"dataset": "folder_x", "image_size": 32}
+    write_pack(tmp_path / "folder", replace(made, facts=own))
+    assert settings_of(tmp_path / "folder")["batch_size"] == 256
+
+
+def test_a_pack_with_the_name_of_a_kind_of_data_set_is_trained_on_and_found_again(tmp_path):
+    given = Arrays(tmp_path)
+    given.pack("--name", "list")
+    run = (*places(tmp_path), "--features", given.out)
+    lead = result_lines(call(main_stage2.main, *run, *BUDGET))
+    assert (tmp_path / "ckpt" / "list" / "features_stage2.pth").is_file()
+    assert result_lines(call(evaluate.main, *run, "--cur_stage", "stage2")) == lead
 
 
 def test_own_validation_arrays_select(tmp_path):

@@ -41,7 +41,8 @@ class Config:
     @property
     def data_name(self) -> str:
         """The data set's name in paths: of a user's own images with their folder's."""
-        return data_name(self.dataset, self.data_dir) if "data_dir" in self else self.dataset
+        images = "data_dir" in self and not self._values.get("features")
+        return data_name(self.dataset, self.data_dir) if images else self.dataset
 
     def as_dict(self) -> dict:
         """Plain data, ready for JSON and for a checkpoint."""
@@ -62,7 +63,7 @@ def resolve(script: str, given: dict, known: dict | None = None) -> Config:
     known = {name: value for name, value in (known or {}).items() if value is not None}
     check_against(known, given)
     dataset = given.get("dataset", known.get("dataset", DEFAULT_DATASET))
-    preset = preset_for(dataset, given.get("network", known.get("network")))
+    preset = preset_for(dataset, given.get("network", known.get("network")), known.get("preset"))
     values, sources = {}, {}
     for name in (argument.name for argument in ARGUMENTS if script in argument.scripts):
         origin, label = next(

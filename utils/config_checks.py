@@ -197,7 +197,8 @@ def _check_files(given: dict, values: dict) -> None:
     lists = [name for name in LISTS if name in given]
     if lists and dataset != "list":
         raise UserError(f"--{lists[0]} goes with --dataset list, not with {dataset}")
-    if dataset == "list" and {"train_list", "test_list"} - set(lists) and "predict" not in given:
+    images = not {"predict", "features"} & given.keys()
+    if dataset == "list" and images and {"train_list", "test_list"} - set(lists):
         raise UserError("--dataset list needs --train_list FILE and --test_list FILE (lines `path label`)")
     for one, other in (("tta", "no_tta"), ("tta", "no_flip")):
         if one in given and other in given:

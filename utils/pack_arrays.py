@@ -23,7 +23,7 @@ from utils.config_checks import PACK_NAME
 from utils.errors import UserError
 from utils.files import require_file
 from utils.logger import check_writable
-from utils.packs import Pack, check, write_pack
+from utils.packs import OWN, Pack, check, write_pack
 
 _TYPES = {"fp16": np.float16, "fp32": np.float32}
 _ARRAYS = {
@@ -116,6 +116,7 @@ def _facts(given: Namespace, num_class: int, train: Tensor, labels: Tensor) -> d
         "dataset": given.name,
         "imb_ratio": None,
         "network": "features",
+        "preset": OWN,
         "subset_seed": None,
         "num_class": num_class,
         "class_counts": torch.bincount(labels, minlength=num_class).tolist(),

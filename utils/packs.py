@@ -20,8 +20,10 @@ from utils.config_checks import FIXED_BY_CHECKPOINT, INHERITED
 from utils.digest import content_digest
 from utils.errors import NoMemoryError, UserError, is_out_of_memory
 from utils.files import require_file, write_atomically
+from utils.presets import PRESETS
 
 FORMAT, VERSION = "label-over-smoothing feature pack", 1
+OWN = "features"  # as its preset: features that a user brought
 _CHUNK = 1 << 20  # values looked at together
 _FEATURES, _LABELS = (torch.float16, torch.float32), (torch.int64,)
 _LAYOUT = {
@@ -57,7 +59,8 @@ class Pack:
     `test` and `val` hold the image, and its mirror image where they have two views; `plain` holds the
     training images as they are, where `train` has augmented views and they are known. `facts` is plain data
     and holds at least what `_FACTS` names; imb_ratio None: no ratio; val_clean: the backbone never saw the
-    validation images; train_views: plain or augmented.
+    validation images; train_views: plain or augmented; preset, which older packs lack: `features`,
+    or the data set whose defaults are for it.
     """
 
     train: Tensor  # [V, N, D]
@@ -75,8 +78,16 @@ class Pack:
 
     @property
     def known(self) -> dict:
-        """What a later step must not contradict, or takes over."""
-        return {name: self.facts[name] for name in FIXED_BY_CHECKPOINT + INHERITED if name in self.facts}
+        """What a later step must not contradict, or takes over; `preset`: whose defaults are for it."""
+        facts = {name: self.facts[name] for name in FIXED_BY_CHECKPOINT + INHERITED if name in self.facts}
+        return facts | {"preset": self.facts.get("preset", self._older_preset())}
+
+    def _older_preset(self) -> str:
+        """Of a pack that does not say it: stage 2 made those that know of a stage 1, with these facts."""
+        if self.facts["stage1_digest"] is None:
+            return OWN
+        on_disk = "folder" if self.facts.get("image_size") else OWN
+        return self.facts["dataset"] if self.facts["dataset"] in PRESETS else on_disk
 
 
 def write_pack(path: Path, pack: Pack) -> str:
@@ -230,6 +241,8 @@ def _problems_of_facts(facts: dict) -> Iterator[str]:
             yield f"{name} holds something else than {kind.__name__}"
         if len(facts[name]) != num_class:
             yield f"{name} has {len(facts[name])} entries, num_class is {num_class}"
+    if facts.get("preset", OWN) not in (OWN, *PRESETS):
+        yield f"its preset is {facts['preset']!r:.60}, not {OWN} or the name of a data set"
     if facts["train_views"] not in ("plain", "augmented"):
         yield f"train_views is {facts['train_views']!r}, not plain or augmented"
 

@@ -159,12 +159,14 @@ COMMON = {
 }
 
 
-def preset_for(dataset: str, network: str | None = None) -> dict:
-    """Defaults for a data set and, where it matters, a network (None: the data set's own)."""
-    # a pack of a user's own images has their name behind the data set's
-    own = "folder" if dataset.startswith(("folder_", "list_")) else dataset
-    preset = COMMON | {"dataset": dataset} | PRESETS.get(own, OWN_FEATURES)
-    if dataset.startswith("cifar") and network in THIN_NETWORKS:
+def preset_for(dataset: str, network: str | None = None, kind: str | None = None) -> dict:
+    """Defaults for a data set and, where it matters, a network (None: the data set's own).
+
+    `kind`: the data set whose defaults they are, where `dataset` is but the name that a pack's maker chose.
+    """
+    kind = dataset if kind is None else kind
+    preset = COMMON | {"dataset": dataset} | PRESETS.get(kind, OWN_FEATURES)
+    if kind in ("cifar100_lt", "cifar10_lt") and network in THIN_NETWORKS:
         preset |= THIN_ON_CIFAR
     return preset
 

@@ -56,7 +56,8 @@ def announce(
     sizes = f"{len(data.train)} training, {validation}, {len(data.test)} test images"
     run.log(f"data {data.name}: {sizes} of {data.num_classes} classes")
     run.log("  " + histogram(data.class_counts, data.shots))
-    for note in [*data.notes, *([NOTES[config.dataset]] if config.dataset in NOTES else [])]:
+    own = [NOTES[config.dataset]] if config.dataset in NOTES and data.views else []  # a pack has its own
+    for note in [*data.notes, *own]:
         run.log(f"  note: {note}")
     if slow := slow_bf16(config, device):
         run.log(f"  note: {slow}")

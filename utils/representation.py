@@ -17,6 +17,7 @@ from utils.config_checks import FIXED_BY_CHECKPOINT, INHERITED
 from utils.features import FeatureViews
 from utils.packs import Pack
 from utils.path import path_strength
+from utils.presets import NOTES
 
 
 class Representation:
@@ -130,7 +131,10 @@ def pack_data(pack: Pack) -> LongTailedData:
         test=PackPart(pack.test[0], pack.test_labels),
         views=None,
         shots=tuple(facts.get("shots", SHOTS)),
-        notes=[f"features of {pack.path}: {views} in training, no fresh augmentation"],
+        notes=[
+            f"features of {pack.path}: {views} in training, no fresh augmentation",
+            *([NOTES[pack.known["preset"]]] if pack.known["preset"] in NOTES else []),
+        ],
     )
 
 
@@ -156,7 +160,7 @@ def make_pack(frozen: Representation, config: Config, facts: dict, clean: bool) 
         fc_weight=frozen.fc.weight.detach().cpu().float(),
         fc_bias=frozen.fc.bias.detach().cpu().float(),
         facts={name: facts[name] for name in kept}
-        | {"dataset": config.data_name}
+        | {"dataset": config.data_name, "preset": config.dataset}
         | {"val_clean": clean and "val" in parts, "train_views": "augmented" if count else "plain"}
         | {"selected_on": facts["stage1_selected_on"] or "unknown"},
     )

@@ -113,6 +113,7 @@ FACTS = {
     "class_counts": [[4, 2], [4, 2, 1.0], "421", [4, 2, 1, 0]],
     "val_clean": [1, "yes"],
     "train_views": ["fresh", 3],
+    "preset": ["fast", 5, None],
     "stage1_digest": [5],
     "shots": ["x", [1], [100, 20], [0, 5], [1.5, 2], 7],
     "val_fraction": ["x", 7.0],
