@@ -239,6 +239,15 @@ def test_every_learning_rate_that_the_user_leaves_open_scales_with_the_batch_siz
     assert {p.lr for p in heads("--method", "crt,ce", "--batch_size", 128, "--finetune_lr", 0.7)} == {0.7}
 
 
+def test_learning_rates_that_are_equal_to_ten_digits_are_two_settings_and_others_are_written_as_ever():
+    plans = heads("--method", "ce,crt", "--finetune_lr", "0.1,0.10000000000001,0.2", "--seeds", "0,1")
+    settings = [plan.setting.split()[0] for plan in plans if plan.method.name == "ce"]
+    assert settings[::2] == settings[1::2] and len({*settings}) == 3, "one setting a rate, two seeds each"
+    assert [float(words.partition("=")[2]) for words in settings[::2]] == [0.1, 0.10000000000001, 0.2]
+    assert settings[-1] == "finetune_lr=0.2"
+    assert len({tuple(plan.name.values()) for plan in plans}) == len(plans)
+
+
 def test_weight_decay_is_the_methods_own_or_the_users():
     decay = {head.method.name: head.wd for head in heads("--method", "los,wb,crt")}
     assert decay == {"los": 0, "wb": 0.1, "crt": 0}
