@@ -30,6 +30,10 @@ class UserError(Exception):
     """A mistake that the user can mend: the message is one line that says what is wrong and what to do."""
 
 
+class SettingError(UserError, ValueError):
+    """A value with which a loss, a head or a path cannot be."""
+
+
 class NoMemoryError(UserError):
     """A file could not be read because memory has run out, which says nothing about the file."""
 
