@@ -12,6 +12,7 @@ from pathlib import Path
 from utils.arguments import STAGE1, STAGE2, parse
 from utils.checkpoint import RELEASED, Checkpoint, published_path, read
 from utils.config import Config, resolve
+from utils.config_checks import check_against
 from utils.data_setup import load_data
 from utils.digest import file_digest
 from utils.errors import UserError
@@ -26,7 +27,7 @@ from utils.run_tables import SCORES
 RUNNING = RELEASED.parent / "running"
 # what may differ between a run and the grid that asks for it: how it runs; weights to start from may not
 _FREE = {*FREE, "cur_stage", "cuda_graphs", "eval_every"} - {"pretrained"}
-_DIGESTS = ("digest", "stage1_digest", "train_digest", "table_digest")
+_DIGESTS = ("digest", "train_digest", "table_digest")
 _ROUNDING = 1e-9
 _AGAIN = "move it away, and the next run of the grid makes it again"
 _STAMP = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d(_\d+)?")
@@ -42,8 +43,9 @@ class Stage1:
 
     @property
     def digest(self) -> str:
-        """Of the checkpoint, or of that which the pack was made with."""
-        return self.model.facts["stage1_digest"] if isinstance(self.model, Pack) else self.model.digest
+        """Of the checkpoint, or of that which the pack was made with; where it knows none, its own."""
+        of_pack = isinstance(self.model, Pack) and self.model.facts["stage1_digest"]
+        return of_pack or self.model.digest
 
 
 @dataclass(frozen=True)
@@ -82,8 +84,8 @@ class CellRuns:
         """The whole command line of main_stage2.py but for `--resume`."""
         place = self.place / self.cell.label(select)
         places = ["--out", str(place), "--ckpt_dir", str(place / "checkpoints")]
-        source = "--features" if self.cell.features else "--pretrained_pth"
-        return [*self.cell.stage2_words(select), source, str(stage1.model.path), *places]
+        source = [] if self.cell.features else ["--pretrained_pth", str(stage1.model.path)]
+        return [*self.cell.stage2_words(select), *source, *places]
 
     def stage1(self, same_data: Callable[[Checkpoint, Config], bool]) -> Stage1 | None:
         """The finished stage 1: the cell's pack, its own, else a released one like it; None: there is none.
@@ -91,10 +93,16 @@ class CellRuns:
         `same_data` says whether a released model was trained on the images of the configuration.
 
         Raises:
-            UserError: the folder is not what a run leaves, or the pack cannot be read; names the file.
+            UserError: the folder is not what a run leaves, or the pack cannot be read, or is not of the
+                cell's data set, network and ratio; names the file.
         """
         if self.cell.features:
-            return Stage1(read_pack(Path(self.cell.features)), None, self.cell.features)
+            pack = read_pack(Path(self.cell.features))
+            if self.cell.known is None:
+                config = self.cell.config()
+                said = {name: getattr(config, name) for name in ("dataset", "network", "imb_ratio")}
+                check_against(pack.known, said)
+            return Stage1(pack, None, self.cell.features)
         config = self.stage1_config()
         folder = _finished(config)
         if folder is not None:
@@ -146,9 +154,11 @@ class CellRuns:
         if folder is None:
             return None
         summary = _read_json(folder / "summary.json", ("test", "selected_on", "method", "setting", *_DIGESTS))
-        if summary["stage1_digest"] != stage1.digest:
+        # features that a user brought know of no stage 1, the run names their pack in its place
+        origin = summary.get("stage1_digest") or summary["train_digest"].removeprefix("pack ")
+        if origin != stage1.digest:
             raise UserError(
-                f"{folder} is a stage 2 of another stage 1 ({summary['stage1_digest']!s:.12}) than that of "
+                f"{folder} is a stage 2 of another stage 1 ({origin!s:.12}) than that of "
                 f"its cell ({stage1.digest:.12}, {stage1.model.path}): {_AGAIN}"
             )
         try:

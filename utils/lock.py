@@ -16,7 +16,7 @@ class FolderLock:
         UserError: another run holds it, or log.txt cannot be opened.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, way_out: str = "or start a run of its own without --resume") -> None:
         path = folder / "log.txt"
         try:
             self._handle = open(path, "a", encoding="utf-8")  # noqa: SIM115 - kept open on purpose
@@ -26,13 +26,15 @@ class FolderLock:
             fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             self._handle.close()
-            raise UserError(
-                f"another run is writing to {folder}: let it end, or start a run of its own without --resume"
-            ) from error
+            raise UserError(f"another run is writing to {folder}: let it end, {way_out}") from error
         except OSError:
             pass  # a file system without locks
         # a loader process must not keep the lock of a run that was killed
         os.register_at_fork(after_in_child=self.release)
+
+    def fileno(self) -> int:
+        """For a process that is to hold it too."""
+        return self._handle.fileno()
 
     def release(self) -> None:
         self._handle.close()

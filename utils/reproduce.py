@@ -4,7 +4,7 @@
 
 Below OUT/reproduce each cell of the grid has a folder of its own. What is done is skipped. A cell that fails
 is named, the others go on, and the status is 1. SIGTERM and SIGINT are passed on: the runs save, and the same
-command goes on.
+command goes on. So they do where this process is killed.
 """
 
 import os
@@ -34,13 +34,24 @@ ROOT = Path(__file__).resolve().parent.parent
 # a stage 2 counts as so many epochs of stage 1: its passes need no gradients
 STAGE2_UNITS = 10
 POLL_SECONDS = 0.2
+# becomes the command behind the number of this process, whose end Linux then tells it by SIGTERM
+_TIED = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+os.getppid() == int(sys.argv[1]) or sys.exit(143)
+os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
+"""
 
 
 class Runner(Signals):
-    """Runs what is missing of the cells, `jobs` of them at once; a signal is passed on to what runs."""
+    """Runs what is missing of the cells, `jobs` of them at once; a signal is passed on to what runs.
 
-    def __init__(self, cells: Sequence[CellRuns], jobs: int, words: Sequence[str]) -> None:
+    The runs hold the `lock` too: while one of them has not ended, nobody else may begin.
+    """
+
+    def __init__(self, cells: Sequence[CellRuns], jobs: int, words: Sequence[str], lock: FolderLock) -> None:
         super().__init__()
+        self.lock = lock
         self.cells, self.jobs, self.words = cells, jobs, [*words, "--quiet"]
         self.children: set[subprocess.Popen] = set()
         self.epochs: dict[str, int] = {}  # cell -> epochs that its stage 1 still has before it
@@ -78,8 +89,10 @@ class Runner(Signals):
     def _cost(self, runs: CellRuns) -> int:
         """What is left to do of a cell, in epochs of stage 1."""
         stage1 = runs.stage1(same_training_images)
-        config = runs.stage1_config()
-        left = 0 if stage1 else max(0, config.epochs - epochs_done(stage_folder(config, "stage1")))
+        left = 0
+        if not stage1:
+            config = runs.stage1_config()
+            left = max(0, config.epochs - epochs_done(stage_folder(config, "stage1")))
         self.epochs[runs.cell.name] = left
         missing = [select for select in runs.cell.selections if not (stage1 and runs.stage2(select, stage1))]
         return left + STAGE2_UNITS * len(missing)
@@ -121,9 +134,11 @@ class Runner(Signals):
             environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // self.jobs)))
         complain(f"{name}: begins")
         started = time.monotonic()
-        command = [sys.executable, str(ROOT / script), *words, *self.words]
+        tied = ["-c", _TIED, str(os.getpid())] if sys.platform == "linux" else []
+        command = [sys.executable, *tied, str(ROOT / script), *words, *self.words]
         with open(log, "ab") as out:
-            child = subprocess.Popen(command, stdout=out, stderr=out, env=environment)
+            options = {"stdout": out, "stderr": out, "env": environment}
+            child = subprocess.Popen(command, pass_fds=(self.lock.fileno(),), **options)
         self.children.add(child)
         if self.asked:  # the signal came in between
             child.terminate()
@@ -223,8 +238,9 @@ def _run(cells: Sequence[CellRuns], asked: Namespace) -> list[str]:
     check_writable(place)
     place.mkdir(parents=True, exist_ok=True)
     with ExitStack() as held:
-        held.callback(FolderLock(place).release)
-        runner = held.enter_context(Runner(cells, asked.jobs, ["--device", asked.device]))
+        lock = FolderLock(place, "or take another --out; --list tells what is done")
+        held.callback(lock.release)
+        runner = held.enter_context(Runner(cells, asked.jobs, ["--device", asked.device], lock))
         runner.run()
     return runner.failed
 
