@@ -106,6 +106,12 @@ def test_a_bad_grid_is_one_line_that_names_file_and_cell(tmp_path, text, said):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_grid_file_of_ones_own_may_have_any_name(tmp_path, monkeypatch):
+    (tmp_path / "mine").write_text(SMALL)
+    monkeypatch.chdir(tmp_path)
+    assert [cell.seed for cell in read_grid("mine")] == [0, 1]
+
+
 def test_an_unknown_grid_is_one_line_with_the_known_ones(tmp_path):
     for name in ("thick", tmp_path, tmp_path / "none.toml"):
         message = refusal(reproduce.main, "--grid", name)

@@ -143,8 +143,8 @@ def read_grid(name: str, data_dir: Path | None = None) -> list[Cell]:
     Raises:
         UserError: no such file, no TOML, an unknown key, method or network, a value of another kind, no cell.
     """
-    path = GRIDS / f"{name}.toml" if re.fullmatch(r"\w+", name) else Path(name)
-    known = ", ".join(sorted(place.stem for place in GRIDS.glob("*.toml")))
+    shipped = {place.stem: place for place in sorted(GRIDS.glob("*.toml"))}
+    path, known = shipped.get(name, Path(name)), ", ".join(shipped)
     try:
         with open_regular(path) as handle:
             tables = tomllib.load(handle)
