@@ -139,7 +139,7 @@ def read_grid(name: str, data_dir: Path | None = None) -> list[Cell]:
     known = ", ".join(sorted(place.stem for place in GRIDS.glob("*.toml")))
     try:
         with open_regular(path) as handle:
-            tables = tomllib.load(handle)
+            tables = tomllib.loads(handle.read().decode("utf-8-sig"))
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise UserError(f"grid {path} cannot be read: {reason} (known: {known}, or a file)") from error
