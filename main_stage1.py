@@ -29,7 +29,7 @@ from utils.mixup import Mixup
 from utils.precision import loss_scaler, speed_up
 from utils.resume import AUTO_FOUND_NONE, read_resume
 from utils.seeding import epoch_order
-from utils.setup import build_network, start_pretrained
+from utils.setup import build_network, start_pretrained, try_network
 from utils.signals import Signals
 from utils.train_step import TrainStep
 
@@ -70,6 +70,7 @@ def train(argv: Sequence[str] | None, held: ExitStack) -> None:
     model = build_network(config, data.num_classes, data.in_channels)
     started_from = start_pretrained(model, config) if config.pretrained and not resumed else None
     model.to(device, memory_format=LAYOUT)
+    try_network(model, config, data, 2 if config.sync_bn else min(2, steps.part_size))
     compiled = speed_up(model, config, device, steps.part_size)
     learner = distributed.parallel(model, world, device, config.sync_bn)
     loss_fn = build_loss("ce", data.train_counts)

@@ -82,6 +82,13 @@ def build_data(
     elif imb_ratio is None:
         imb_ratio = DEFAULT_RATIO
     data = DATASETS[name](data_dir=Path(data_dir), imb_ratio=imb_ratio, **options)
+    if options.get("val_required"):
+        classes = len(data.val.labels.unique())
+        if classes < 2:
+            raise UserError(
+                f"--val_source {data.val_source} gives validation images of {classes} class(es), 2 or more "
+                "are needed: take another --val_source, or --val_source none with --select last"
+            )
     if shots is None:
         shots = data.shots
     if not 0 <= shots[0] <= shots[1]:

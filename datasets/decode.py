@@ -14,11 +14,11 @@ import struct
 import warnings
 import zlib
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError, features
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg, decode_png
 
@@ -27,7 +27,11 @@ from utils.files import open_regular
 
 MAX_PIXELS = 89_478_485  # more take over 256 MiB as RGB: Pillow's own limit for a warning
 MAX_BYTES = 1 << 30
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # for Pillow; some others run programs
+# for Pillow; some others run programs
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+FORMATS += ("AVIF",) * ("avif" in features.get_supported_modules())  # as it was built
+ENDINGS = tuple(ending for ending, kind in Image.registered_extensions().items() if kind in FORMATS)
+NOT_READ = f"by its name it is none of {', '.join(FORMATS)}: convert it, or name it as what it is"
 
 _JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # markers of a JPEG's frame header
@@ -92,6 +96,31 @@ def decode_image(data: bytearray, path: str) -> Tensor:
             except RuntimeError:
                 pass  # the last word is Pillow's
         return _decode_with_pillow(data, path)
+
+
+def is_image(path: str) -> bool:
+    """Is it an image by its ending, or where its name has none, by its header?"""
+    name = os.path.basename(path)
+    if "." in name:
+        return name.lower().endswith(ENDINGS)
+    try:
+        with open_regular(path) as file:
+            return _mode(file) is not None
+    except Exception:  # a file that is something else makes Pillow raise almost anything
+        return False
+
+
+def is_deep(data: bytearray) -> bool:
+    """Has the image, which can be decoded, grey values beyond 8 bits: what is above 255 comes out white?"""
+    return not data.startswith(_JPEG) and _mode(io.BytesIO(data)).startswith(("I", "F"))
+
+
+def _mode(file: BinaryIO) -> str:
+    """Pillow's word for the kind of pixels, of which none is decoded."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with Image.open(file, formats=FORMATS) as image:
+            return image.mode
 
 
 def shown(path: str) -> str:

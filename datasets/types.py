@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -72,11 +72,12 @@ class PathTable:
 
 @dataclass(frozen=True)
 class FileSet:
-    """Images on disk: `root` / paths[i], with labels int64 [N]."""
+    """Images on disk: `root` / paths[i], labels int64 [N]; the files `passed_over` lie beside them."""
 
     root: Path
     paths: PathTable
     labels: Tensor
+    passed_over: tuple[bytes, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -90,7 +91,8 @@ class FileSet:
 
     def take(self, index: np.ndarray) -> "FileSet":
         """The images `index` int64 [n], in that order."""
-        return FileSet(self.root, self.paths.take(index), self.labels[torch.from_numpy(index)])
+        labels = self.labels[torch.from_numpy(index)]
+        return replace(self, paths=self.paths.take(index), labels=labels)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """The scripts on images on disk: every data set on its true layout, a user's own images and networks."""
 
+import copy
 import json
 import re
 import shutil
@@ -9,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from torchvision.datasets.folder import IMG_EXTENSIONS
+from torch import nn
 
 import evaluate
 import main_stage1
@@ -20,7 +21,10 @@ from tests.helpers import call, last_line, places, read_metrics, refusal, run_fo
 from tests.odd_images import readable_files, write
 from tests.stage2 import read_table
 from utils import checkpoint
+from utils.config import resolve
+from utils.data_setup import load_data
 from utils.packs import read_pack
+from utils.setup import try_network
 
 COUNTS = (24, 12, 6)
 SMALL = ["--image_size", "32", "--network", "resnet8", "--workers", "0"]
@@ -240,9 +244,43 @@ def test_images_of_every_odd_kind_train_and_are_predicted(tmp_path):
                 write(tmp_path / "data", f"{part}/{name}/{label}_{kind}", content)
     words = ["--dataset", "folder", "--data_dir", tmp_path / "data", *SMALL]
     texts = sequence(tmp_path, *words)
-    kinds = len([kind for kind in readable_files() if kind.lower().endswith(IMG_EXTENSIONS)])
-    assert kinds >= 15 and f"{4 * kinds} training" in texts[0]
+    kinds = len(readable_files())
+    assert kinds >= 25 and f"{4 * kinds} training" in texts[0] and "passed over" not in texts[0]
     assert last_line(texts[1]) == last_line(texts[2])
+
+
+def test_files_that_are_no_images_are_counted_and_named_and_predicted_with_a_reason(own, tmp_path):
+    pets = shutil.copytree(own / "pets", tmp_path / "pets")
+    for name in ("train/ant/IMG_1.HEIC", "train/bee/notes", "test/ant/b.heic", "test/ant/Thumbs.db"):
+        (pets / name).write_bytes(b"something else")
+    words = ("--dataset", "folder", "--data_dir", pets, "--epochs", "1", *SMALL, *places(tmp_path))
+    text = call(main_stage1.main, *words)
+    told = "2 file(s) passed over (1 .heic, 1 without ending), 'train/ant/IMG_1.HEIC' first"
+    assert told in text and "2 file(s) passed over (1 .heic, 1 .db), 'test/ant/Thumbs.db' first" in text
+    model, table = own / "ckpt" / "folder_pets" / "resnet8_stage2.pth", tmp_path / "p.csv"
+    words = ("--pretrained_pth", model, "--predict", pets / "test", "--predictions", table)
+    text = call(evaluate.main, *words, "--out", tmp_path / "out", "--workers", "0")
+    assert "2 file(s) passed over" in text and "15 predictions left" in text
+    found = pd.read_csv(table, dtype={"predicted": "Int64"})
+    assert len(found) == 17 and found["reason"].notna().sum() == 2
+    assert list(found["image"][15:]) == ["ant/Thumbs.db", "ant/b.heic"]
+    assert found.loc[15:, ["predicted", "predicted_name", "confidence"]].isna().all(axis=None)
+    assert found["reason"][15].startswith("not read: by its name it is none of JPEG")
+    assert ",," in table.read_text().splitlines()[-1]
+
+
+def test_the_trial_of_a_network_leaves_statistics_modes_and_random_state_as_they_were(own):
+    data = load_data(
+        resolve("main_stage1.py", {"dataset": "folder", "data_dir": own / "pets", "image_size": 64})
+    )
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(), nn.AdaptiveAvgPool2d(1))
+    model[1].eval()
+    state, random = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    config = resolve("main_stage1.py", {"dataset": "folder", "data_dir": own / "pets"})
+    try_network(model, config, data, rows=2)
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), random)
+    assert model.training and not model[1].training
 
 
 # ---- networks

@@ -191,7 +191,7 @@ def read_rows(path: Path, needed: Sequence[str] = ()) -> list[dict[str, str]]:
     """
     try:
         with open_regular(path) as handle:
-            table = csv.DictReader(io.StringIO(handle.read().decode("utf-8")), strict=True)
+            table = csv.DictReader(io.StringIO(handle.read().decode("utf-8-sig")), strict=True)
             rows = list(table)
     except (OSError, ValueError, csv.Error) as error:
         reason = getattr(error, "strerror", None) or error

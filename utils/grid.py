@@ -147,7 +147,7 @@ def read_grid(name: str, data_dir: Path | None = None) -> list[Cell]:
     path, known = shipped.get(name, Path(name)), ", ".join(shipped)
     try:
         with open_regular(path) as handle:
-            tables = tomllib.load(handle)
+            tables = tomllib.loads(handle.read().decode("utf-8-sig"))
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise UserError(f"grid {path} cannot be read: {reason} (known: {known}, or a file)") from error

@@ -109,7 +109,7 @@ def _facts(given: Namespace, num_class: int, train: Tensor, labels: Tensor) -> d
     if given.class_names:
         require_file(given.class_names)
         try:
-            names = given.class_names.read_text(encoding="utf-8").rstrip().splitlines()
+            names = given.class_names.read_text(encoding="utf-8-sig").rstrip().splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"--class_names {given.class_names} cannot be read: {error}") from error
     return {

@@ -1,5 +1,6 @@
 """What a network says of single images: a csv row each, of the test set or of images without labels."""
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from datasets import LongTailedData
+from datasets.decode import NOT_READ
 from datasets.types import FileSet
 from utils.checkpoint import write_atomically
 from utils.distributed import World
@@ -40,14 +42,24 @@ def _names(part: object) -> Iterable:
 def write_unlabelled(
     run: Run, path: Path, images: FileSet, batches: Iterable[Tensor], class_names: list[str], world: World
 ) -> None:
-    """image, predicted, predicted_name, confidence of images whose logits [n, K] are this process's block."""
+    """image, predicted, predicted_name, confidence of images whose logits [n, K] are this process's block.
+
+    A file beside them that is no image has a row as well, with nothing but its name and a `reason`.
+    """
     found = [(predictions(logits), logits.double().softmax(dim=1).amax(dim=1)) for logits in batches]
     own = [torch.cat([images.labels[:0], *(pair[0].cpu() for pair in found)])]
     own.append(torch.cat([torch.zeros(0, dtype=torch.float64), *(pair[1].cpu() for pair in found)]))
     predicted, confidence = (world.gather(values).numpy() for values in own)
-    names = [class_names[k] for k in predicted]
-    columns = {"image": _names(images), "predicted": predicted, "predicted_name": names}
-    _write(run, path, columns | {"confidence": confidence})
+    others = [os.fsdecode(name) for name in images.passed_over]
+    gap = [None] * len(others)
+    columns = {
+        "image": [*_names(images), *others],
+        "predicted": pd.array([*predicted.tolist(), *gap], dtype="Int64"),
+        "predicted_name": [*(class_names[k] for k in predicted), *gap],
+        "confidence": [*confidence.tolist(), *gap],
+        "reason": [""] * len(images) + [f"not read: {NOT_READ}"] * len(others),
+    }
+    _write(run, path, columns)
 
 
 def _write(run: Run, path: Path, columns: dict) -> None:
@@ -55,4 +67,4 @@ def _write(run: Run, path: Path, columns: dict) -> None:
         frame = pd.DataFrame(columns)
         text = frame.to_csv(index=False, float_format="%.6f")
         write_atomically(path, lambda handle: handle.write(text.encode("utf-8", "surrogateescape")))
-        run.log(f"{len(frame):,} predictions left at {path}")
+        run.log(f"{frame.predicted.count():,} predictions left at {path}")

@@ -10,6 +10,7 @@ from torch import nn
 from datasets import FILE_DATASETS, OWN_DATASETS, LongTailedData
 from datasets.types import CHANNELS, FileSet, FileViews
 from models import build_model, load_pretrained
+from models.own import untouched
 from utils import checkpoint
 from utils.arguments import EVALUATE
 from utils.checkpoint import Checkpoint, find_published, read, require_stage
@@ -18,7 +19,7 @@ from utils.config_checks import check_known
 from utils.data_setup import file_views, load_data, mirror_at_test, open_parts
 from utils.device import LAYOUT
 from utils.distributed import ALONE, World
-from utils.errors import UserError
+from utils.errors import UserError, is_out_of_memory
 from utils.extraction import Origin, extract_to_disk
 from utils.features import DriftingFeatures, TrainFeatures, Watch, eval_features
 from utils.logger import Run
@@ -54,6 +55,46 @@ def start_pretrained(model: nn.Module, config: Config) -> str:
     except ValueError as error:
         raise UserError(f"--pretrained {source.path}: {error}") from error
     return f"started from {source.path} (sha256 {source.digest[:12]}), the classifier afresh"
+
+
+def try_network(model: nn.Module, config: Config, data: LongTailedData, rows: int | None = None) -> None:
+    """Run `model` on an empty image of the size of `data`, and where it trains on batches of `rows` at least.
+
+    Nothing of it is left: neither batch-norm statistics nor random state.
+
+    Raises:
+        UserError: the network cannot take these images, or so few at a time.
+    """
+    files = isinstance(data.views, FileViews)
+    size = data.views.size if files else data.train.images.shape[-1]
+    try_forward(model, config, data.in_channels, size, "another --image_size or " * files, rows)
+
+
+def try_forward(
+    model: nn.Module, config: Config, channels: int, size: int, resize: str = "", rows: int | None = None
+) -> None:
+    """`try_network` for images [`channels`, `size`, `size`]; `resize` goes before the advice.
+
+    Raises:
+        UserError: as `try_network`.
+    """
+    evaluated = f"takes no images of {size} x {size} pixels (%s): take {resize}another --network"
+    trained = (
+        "cannot train on one image at a time (%s), as it would have to here: take another --batch_size, or a "
+        "smaller --accum"
+    )
+    tries = [(1, False, evaluated)]
+    if rows is not None:
+        tries.append((rows, True, trained if rows == 1 else evaluated))
+    for number, training, told in tries:
+        images = torch.zeros(number, channels, size, size, device=next(model.parameters()).device)
+        try:
+            with untouched(model, training):
+                model(images)
+        except (RuntimeError, ValueError, AssertionError) as error:
+            if is_out_of_memory(error):
+                raise
+            raise UserError(f"--network {config.network} {told % ' '.join(str(error).split())}") from error
 
 
 def network_for_files(config: Config, source: Checkpoint) -> tuple[nn.Module, FileViews, list[str]]:
@@ -177,6 +218,11 @@ def load_frozen(
         _check_class_names(source, data, config.dataset)
         model = build_network(config, data.num_classes, data.in_channels)
         checkpoint.load_weights(model, source, config.network)
+        model.to(device, memory_format=LAYOUT)
+        rows = None
+        if "bn_mode" in config and config.bn_mode == "train":
+            rows = min(2, config.batch_size, len(data.train) % config.batch_size or 2)
+        try_network(model, config, data, rows)
         speed_up(model, config, device)
     model.to(device, memory_format=LAYOUT).eval().requires_grad_(False)
     model.fc.requires_grad_(True)
