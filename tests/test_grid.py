@@ -77,6 +77,7 @@ def test_a_cell_says_what_it_differs_in_and_the_scripts_get_every_word(tmp_path)
         (SMALL + "methods = ['ce', 'ce']", "methods names a value twice"),
         (SMALL + "methods = ['list']", "--method list stands alone|--method has no 'list'"),
         (SMALL + "network = 'resnet9'", "--network: .*resnet9"),
+        (SMALL + "network = 'os:abort'", "network 'os:abort' is code that no file may choose to run"),
         (SMALL + "dataset = 'digits'", "argument --dataset: invalid choice: 'digits'"),
         (SMALL + "imb_ratio = true", "imb_ratio takes int or float, or a list, got True"),
         (SMALL + "imb_ratio = 0.5", "--imb_ratio must be a number of 1 or more"),

@@ -4,16 +4,21 @@ import os
 import pickle
 import subprocess
 import sys
+import threading
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from tests import attacks
 from tests.helpers import last_line, run_evaluate
 from tests.spoil import KINDS, cuts, flips, lost_blocks, unnoticed_flips
 from utils import checkpoint
+from utils.digest import same_bits
 from utils.errors import UserError
+from utils.safe_load import load_plain
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "tests" / "data"
@@ -145,3 +150,74 @@ def test_a_hostile_pickle_does_not_run_in_either_format(tmp_path, old):
         assert not marker.exists()
     torch.load(tmp_path / "x.pth", weights_only=False)
     assert marker.exists()  # the payload does work
+
+
+@pytest.mark.parametrize("kind", attacks.KINDS)
+def test_attack_files_are_refused_whatever_they_do_and_take_neither_memory_nor_time(tmp_path, kind):
+    tried, refused, mutations, spoilt, _ = attacks.limited_attack(kind, tmp_path, 300)
+    assert tried == refused > 70 and mutations == 300 and spoilt > 150
+
+
+SHARED = torch.arange(12.0)
+SOUND = {
+    "tied weights": {"a": SHARED, "b": SHARED, "part": SHARED.view(3, 4)[1:, ::2]},
+    "every kind": {
+        str(kind): torch.ones(3).to(kind)
+        for kind in (torch.float64, torch.float16, torch.bfloat16, torch.bool, torch.uint8, torch.int16)
+    },
+    "odd shapes": {"none": torch.zeros(0, 3), "one": torch.tensor(3), "order": torch.ones(2, 3, 4, 5).mT},
+    "a module's": torch.nn.BatchNorm2d(3).state_dict() | {"p": torch.nn.Parameter(torch.ones(2))},
+    "plain data": {
+        "deep": [{"a": (1, -(2**70), None, True, float("inf"))}],
+        3: "\xe9\u20ac",
+        "n": {"x", "y"},
+    },
+    "an optimiser's": torch.optim.SGD([torch.nn.Parameter(torch.ones(2))], 0.1, momentum=0.9).state_dict(),
+    "no dictionary": [torch.ones(2), [torch.zeros(1)]],
+}
+
+
+@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize("name", SOUND)
+def test_what_torch_saves_is_read_as_torch_reads_it(tmp_path, name, old):
+    path = tmp_path / "x.pth"
+    torch.save(SOUND[name], path, _use_new_zipfile_serialization=not old)
+    wanted = torch.load(path, weights_only=True)
+    for mapped in (False, True):
+        found = load_plain(path, mapped)
+        if name == "plain data":
+            assert found == wanted
+        else:
+            assert same_bits(wanted, found)
+    if name == "tied weights":
+        found["a"].fill_(7)
+        assert found["b"].eq(7).all() and found["part"].eq(7).all()
+
+
+def test_numbers_of_numpy_beside_weights_are_read_as_numbers(tmp_path):
+    torch.save({"w": torch.ones(2), "best": np.float64(0.5), "epoch": np.int32(-7)}, tmp_path / "x.pth")
+    found = load_plain(tmp_path / "x.pth")
+    assert (found["best"], found["epoch"]) == (0.5, -7) and type(found["epoch"]) is int
+
+
+def test_a_file_that_is_replaced_while_it_is_read_is_the_old_one_or_the_new_one(tmp_path):
+    path, done = tmp_path / "x.pth", threading.Event()
+    states = [{"w": torch.full((length,), float(length))} for length in (10, 5000)]
+    for state in states:
+        torch.save(state, tmp_path / f"{len(state['w'])}.pth")
+    os.link(tmp_path / "10.pth", path)
+
+    def replace():
+        while not done.is_set():
+            for length in (5000, 10):
+                os.link(tmp_path / f"{length}.pth", tmp_path / "next")
+                os.replace(tmp_path / "next", path)
+
+    thread = threading.Thread(target=replace)
+    thread.start()
+    try:
+        found = [len(load_plain(path)["w"]) for _ in range(500)]
+    finally:
+        done.set()
+        thread.join()
+    assert set(found) == {10, 5000}

@@ -179,6 +179,10 @@ def _expand(table: dict, data_dir: Path | None) -> Iterator[Cell]:
         raise UserError(f'features and views = "pack" belong together, got views {views!r:.60}')
     if views not in ("fresh", "pack") and not isinstance(views, int):
         raise UserError(f'views must be "fresh", "pack" or a number, got {views!r:.60}')
+    if ":" in one.get("network", ""):
+        raise UserError(
+            f"network {one['network']!r:.60} is code that no file may choose to run: call the scripts"
+        )
     words = [word for key in ("dataset", "network") if key in one for word in (f"--{key}", one[key])]
     words += [] if data_dir is None or features else ["--data_dir", str(data_dir)]
     for ratio, seed in product(values.get("imb_ratio", [None]), values["seeds"]):

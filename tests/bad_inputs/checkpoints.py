@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from models import build_model
+from tests.attacks import checkpoint_attacks
 from tests.bad_inputs import Kitchen, Make, Row
 from utils import checkpoint
 from utils.argument_table import EVALUATE, STAGE1, STAGE2
@@ -127,6 +128,10 @@ def another_network(classes: int, name: str) -> Make:
     return ours(model=build_model(name, classes, in_channels=1).state_dict())
 
 
+def built(attack: str) -> Make:
+    return lambda root, kitchen: (root / "bad").write_bytes(checkpoint_attacks()[attack])
+
+
 # ---- any file in place of a checkpoint, for each of the four ways in which one is named
 
 READERS = {
@@ -150,6 +155,20 @@ FILES: dict[str, tuple[Make, str]] = {
     "a pickled module": (whole_module, "bad holds Python objects"),
     "declaring much": (declaring_much, r"bad declares a tensor \[68719476736\] larger than"),
     "no torch file": (plain_pickle, DAMAGED),
+    "two files in one": (
+        built("an old file with a new one behind it"),
+        "bad goes on for .* behind its weights",
+    ),
+    "two tables": (
+        built("two tables of records"),
+        "bad is damaged, or built so that it can be read in two ways",
+    ),
+    "two records": (built("two records of one name"), "bad holds two .* it can be read in two ways"),
+    "a codec bomb": (
+        built("hex nested 24 times, zip"),
+        "bad holds Python objects .* another codec than latin-1",
+    ),
+    "a tensor beyond": (built("a tensor far behind its storage"), r"bad declares a tensor \[1\] larger than"),
     "a list": (bare([1, 2]), "bad holds no weights"),
     "no weights": (bare({"a": 1}), "bad holds no weights"),
     "a sparse tensor": (bare({"w": torch.eye(3).to_sparse()}), "bad holds Python objects .*sparse"),

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from tests.attacks import cifar_attacks
 from tests.bad_inputs import Kitchen, Make, Row
 from tests.bad_inputs.checkpoints import NO_FILE, Call
 from tests.cifar_folders import CIFAR10, CIFAR100, ROW, python2_pickle, small_part, write_small
@@ -48,6 +49,16 @@ CIFAR_TRAIN = {  # what the file train holds, what the line says
     "empty": (b"", BROKEN),
     "text": (b"<html>404 Not Found</html>", BROKEN),
     "cut": (WHOLE[: len(WHOLE) // 2], BROKEN),
+    **{
+        f"{attack}, as pixels": (cifar_attacks()[f"{attack}, as pixels"], f"{BROKEN} .*{word}")
+        for attack, word in {
+            "an array of objects made of raw bytes": "an array of O8, which no CIFAR file needs",
+            "records of a gigabyte": "an array of V1000000000, which no CIFAR file needs",
+            "hex nested 24 times": "another codec than latin-1, which no CIFAR file needs",
+            "punycode": "another codec than latin-1, which no CIFAR file needs",
+            "a key that takes for ever to hash": "a key is long, or a tuple",
+        }.items()
+    },
     "a line break in the message": (b"\x80\x02K\x01Q.", BROKEN),
     "no data": ({"fine_labels": LABELS}, f"{TRAIN} lacks 'data' or 'fine_labels'"),
     "no labels": ({"data": GOOD["data"]}, f"{TRAIN} lacks 'data' or 'fine_labels'"),
