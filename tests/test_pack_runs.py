@@ -69,7 +69,7 @@ def test_a_pack_of_full_precision_gives_the_bits_of_the_run_on_images(tmp_path, 
     one, other = (
         checkpoint.read(tmp_path / PUBLISHED / f"resnet8{kind}_stage2.pth") for kind in ("", "_features")
     )
-    assert {"fc.weight", "fc.bias"} == set(other.state)
+    assert set(other.state) == (set() if name in ("ncm", "disalign") else {"fc.weight", "fc.bias"})
     assert all(torch.equal(one.state[key], value) for key, value in other.state.items())
     for key in ("head_state", "progress", "lr", "setting", "stage1_digest"):
         ours, theirs = ({"": file.facts.get(key)} for file in (one, other))

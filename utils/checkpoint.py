@@ -135,10 +135,16 @@ def _foreign_state(content: object) -> dict[str, Tensor]:
 def load_weights(model: nn.Module, checkpoint: Checkpoint, network: str) -> None:
     """Load strictly into `model`, a `network`; a last layer of another name is renamed to `fc`.
 
+    A file whose head is not linear has none, or one that `load_head` replaces: the head's size stands for it.
+
     Raises:
         UserError: names or shapes differ, or a weight is not finite: says which and what to do.
     """
-    state = with_own_names(model, checkpoint.state)
+    weight = checkpoint.facts.get("head_state", {}).get("weight")
+    absent = {}
+    if weight is not None and weight.ndim == 2:
+        absent = {"fc.weight": weight, "fc.bias": weight.new_zeros(len(weight))}
+    state = with_own_names(model, absent | checkpoint.state)
     wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     found = {name: tuple(value.shape) for name, value in state.items()}
     if wanted != found:

@@ -8,6 +8,7 @@ from torch import nn
 
 from datasets import LongTailedData
 from losses import logit_gap
+from models import head_from_state
 from utils import checkpoint, comparison, report
 from utils.checkpoint import Checkpoint
 from utils.config import Config
@@ -23,6 +24,7 @@ from utils.retraining import HeadRun
 
 # heads whose state is that of an nn.Linear
 _LINEAR = ("linear", "los_step")
+_LAST = ("fc.weight", "fc.bias")
 
 
 def announce(run: Run, config: Config, plans: Sequence[HeadPlan], notes: Sequence[str]) -> None:
@@ -55,6 +57,8 @@ def not_begun(model: nn.Module) -> dict:
 def head_content(model: nn.Module, run: HeadRun, best: bool = False) -> dict:
     """A head as a checkpoint holds it: a linear one as the network's own last layer, others beside it.
 
+    One that is affine in the features is folded into the last layer too. Of the rest the network's last layer
+    is left out, so that who loads the network alone is refused and does not get the stage-1 classifier.
     `best`: as it was after its best epoch.
     """
     state = run.best_state if best else run.head.state_dict()
@@ -66,7 +70,10 @@ def head_content(model: nn.Module, run: HeadRun, best: bool = False) -> dict:
     else:
         options = method.head_options(run.plan.options)
         content = {"head": {"kind": method.head, "options": options}, "head_state": dict(state)}
-        content["model"] = backbone
+        head = head_from_state(method.head, state, **options)
+        last = dict(zip(_LAST, head.folded(), strict=True)) if hasattr(head, "folded") else {}
+        content["model"] = {name: value for name, value in backbone.items() if name not in _LAST}
+        content["model"] |= {name: value.detach() for name, value in last.items()}
     epoch = run.progress.best_epoch if best else run.progress.epoch
     return content | run.plan.name | {"lr": run.lr, "epoch": epoch, "progress": run.progress.as_dict()}
 

@@ -66,7 +66,8 @@ def network_for_files(config: Config, source: Checkpoint) -> tuple[nn.Module, Fi
         raise UserError("--predict reads colour images, digits_lt has grey ones of 8 x 8 pixels")
     if config.num_class is None:
         raise UserError(f"how many classes {source.path} has is not known: say --num_class")
-    if config.num_class > max(len(value) for value in source.state.values() if value.ndim):
+    tensors = [*source.state.values(), *source.facts.get("head_state", {}).values()]
+    if config.num_class > max(len(value) for value in tensors if value.ndim):
         raise UserError(f"{source.path} has no layer with {config.num_class} outputs, one a class")
     names = source.facts.get("class_names") or [str(k) for k in range(config.num_class)]
     if config.dataset in FILE_DATASETS:
