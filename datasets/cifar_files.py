@@ -13,10 +13,16 @@ import numpy as np
 from torchvision.datasets import CIFAR10, CIFAR100
 from torchvision.datasets.utils import download_and_extract_archive
 
-from datasets.fetch import DOWNLOAD_ERRORS, MAX_FILE_BYTES, TIMEOUT_SECONDS, one_line, scratch_folder
+from datasets.fetch import (
+    DOWNLOAD_ERRORS,
+    MAX_FILE_BYTES,
+    TIMEOUT_SECONDS,
+    check_place,
+    one_line,
+    scratch_folder,
+)
 from utils.errors import UserError
 
-_SOURCES = {"cifar10": CIFAR10, "cifar100": CIFAR100}
 ROW_BYTES = 3 * 32 * 32
 _ADMITTED = {
     (module, name)
@@ -48,8 +54,8 @@ def read_cifar(name: str, data_dir: Path) -> dict:
     Raises:
         UserError: files missing and not to be fetched, unreadable, hostile, or of another content.
     """
-    source = _SOURCES[name]
-    folder = find_folder(name, data_dir)
+    source = {"cifar10": CIFAR10, "cifar100": CIFAR100}[name]
+    folder = find_folder(source, data_dir)
     label_key, names_key = (
         ("labels", "label_names") if name == "cifar10" else ("fine_labels", "fine_label_names")
     )
@@ -74,13 +80,8 @@ def read_cifar(name: str, data_dir: Path) -> dict:
     return content
 
 
-def find_folder(name: str, data_dir: Path, fetch: bool = True) -> Path:
-    """The folder that holds the files: `data_dir`, or the official folder in it; downloaded if neither.
-
-    Raises:
-        UserError: files are missing, and `fetch` is False or they cannot be had.
-    """
-    source = _SOURCES[name]
+def find_folder(source: type[CIFAR10], data_dir: Path) -> Path:
+    """The folder that holds the files: `data_dir`, or the official folder in it; downloaded if neither."""
     needed = [part for part, _ in source.train_list + source.test_list] + [source.meta["filename"]]
     official = data_dir / source.base_folder
     for folder in (official, data_dir):
@@ -92,17 +93,13 @@ def find_folder(name: str, data_dir: Path, fetch: bool = True) -> Path:
             raise UserError(
                 f"{folder} lacks {missing}: complete it, or delete it to download the whole set again"
             )
-    if not fetch:
-        raise UserError(
-            f"no {source.base_folder} in {data_dir}, which a file names and not you: nothing is downloaded "
-            "there, give --data_dir"
-        )
     _download(source, data_dir)
     return official
 
 
 def _download(source: type[CIFAR10], data_dir: Path) -> None:
     """Fetch and unpack beside the target, then move into place: a failure leaves nothing behind."""
+    check_place(data_dir)
     timeout = socket.getdefaulttimeout()
     try:
         socket.setdefaulttimeout(TIMEOUT_SECONDS)

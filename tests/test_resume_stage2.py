@@ -291,17 +291,27 @@ def test_a_last_pth_in_a_folder_of_its_own_goes_on_and_its_model_goes_where_the_
     assert model.stat().st_mtime_ns == before
 
 
+@pytest.mark.parametrize("dataset", ["cifar100_lt", "imagenet_lt"])
 @pytest.mark.parametrize("stage", [1, 2])
-def test_a_data_dir_that_a_file_names_never_starts_a_download(digits, tmp_path, stage):
+def test_a_data_dir_that_a_file_names_never_starts_a_download(digits, tmp_path, stage, dataset):
     main = {1: main_stage1.main, 2: main_stage2.main}[stage]
-    source = checkpoint.read(run_folder(digits.root, f"stage{stage}") / "last.pth")
-    far = {"dataset": "cifar100_lt", "num_class": 100, "data_dir": str(tmp_path / "far")}
-    facts = source.facts | {"dataset": "cifar100_lt", "args": source.facts["args"] | far}
-    if stage == 2:
-        facts["given"] = source.facts["given"] | far
     (tmp_path / "run").mkdir()
-    facts |= {"num_class": 100, "class_counts": [1] * 100, "class_names": list(map(str, range(100)))}
-    checkpoint.save(tmp_path / "run" / "last.pth", facts | {"model": source.state})
-    message = refusal(main, "--resume", tmp_path / "run", *places(tmp_path))
-    assert f"no cifar-100-python in {tmp_path / 'far'}" in message and "nothing is downloaded" in message
-    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    (tmp_path / "far").mkdir()
+    kept = checkpoint.read(run_folder(digits.root, f"stage{stage}") / "last.pth")
+    start = checkpoint.read(digits.stage1)
+    classes = {"cifar100_lt": 100, "imagenet_lt": 1000}[dataset]
+    ratio = 100.0 if classes == 100 else None
+    set_ = {"dataset": dataset, "num_class": classes, "imb_ratio": ratio}
+    facts = set_ | {"class_counts": [1] * classes, "class_names": list(map(str, range(classes)))}
+    far = set_ | {"data_dir": str(tmp_path / "far")}
+    for source, path in ((start, tmp_path / "start.pth"), (kept, tmp_path / "run" / "last.pth")):
+        more = {"args": source.facts["args"] | far}
+        if "given" in source.facts:
+            more["given"] = {name: v for name, v in (source.facts["given"] | far).items() if v is not None}
+        checkpoint.save(path, source.facts | facts | more | {"model": source.state})
+    more = ("--pretrained_pth", tmp_path / "start.pth") if stage == 2 else ()
+    message = refusal(main, "--resume", tmp_path / "run", *more, *places(tmp_path))
+    assert (
+        message.startswith(f"{tmp_path / 'far'} lacks files of the data set") and "give --data_dir" in message
+    )
+    assert not list((tmp_path / "far").iterdir())

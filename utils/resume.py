@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from datasets import LongTailedData
-from datasets.cifar_files import find_folder
+from datasets.fetch import nothing_fetched_into
 from models.pretrained import load_state
 from utils import checkpoint
 from utils.arguments import ARGUMENTS, STAGE1
@@ -215,12 +215,14 @@ def read_resume(script: str, given: dict, world: World, held: ExitStack) -> Resu
     words = {name: _typed(name, value) for name, value in source.facts.get("given", {}).items()}
     words |= {name: value for name, value in given.items() if forced or name in FREE}
     words |= {} if "seeds" in words else {"seed": args["seed"]}
-    _check_places(path, source.facts, given, forced)
+    held.enter_context(nothing_fetched_into(_check_places(path, source.facts, given, forced)))
     return Resumed(path.parent, source, known, words, lock, forced, contradictions)
 
 
-def _check_places(path: Path, facts: dict, given: dict, forced: bool) -> None:
+def _check_places(path: Path, facts: dict, given: dict, forced: bool) -> list[Path]:
     """No file chooses where is written: the places in it count where it lies in the folder of its run.
+
+    Returns those that it chooses for reading, into which nothing may be downloaded.
 
     Raises:
         UserError: it lies among files of something else, or names a place that only the user may choose.
@@ -238,8 +240,8 @@ def _check_places(path: Path, facts: dict, given: dict, forced: bool) -> None:
         )
     said = facts.get("given", facts["args"])  # stage 2 goes on with its words, stage 1 with its settings
     said = usual | {name: value for name, value in said.items() if value is not None}
-    chosen = [name for name in ("save_features", "ckpt_dir", "data_dir") if name not in given]
-    chosen = [name for name in chosen if said.get(name) != usual.get(name)]
+    places = ("save_features", "ckpt_dir", "data_dir", "split_dir")
+    chosen = [name for name in places if name not in given and said.get(name) != usual.get(name)]
     if "save_features" in chosen:
         raise UserError(
             f"{path} was started with --save_features {said['save_features']}: no file chooses where is "
@@ -250,8 +252,7 @@ def _check_places(path: Path, facts: dict, given: dict, forced: bool) -> None:
             f"{path} does not lie where its run wrote it: no file chooses where is written, so say by "
             f"--ckpt_dir where the model is to be left (its run had {said['ckpt_dir']})"
         )
-    if "data_dir" in chosen and facts["dataset"].startswith("cifar"):
-        find_folder(facts["dataset"].removesuffix("_lt"), Path(said["data_dir"]), fetch=False)
+    return [Path(said[name]) for name in ("data_dir", "split_dir") if name in chosen]
 
 
 def _key(named: dict) -> tuple[str, str, int]:
