@@ -4,6 +4,7 @@ Readers never unpickle code. Foreign files (bare state dicts, DataParallel prefi
 layer) are read as weights without facts.
 """
 
+import os
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -135,10 +136,16 @@ def _foreign_state(content: object) -> dict[str, Tensor]:
 def load_weights(model: nn.Module, checkpoint: Checkpoint, network: str) -> None:
     """Load strictly into `model`, a `network`; a last layer of another name is renamed to `fc`.
 
+    A file whose head is not linear has none, or one that `load_head` replaces: the head's size stands for it.
+
     Raises:
         UserError: names or shapes differ, or a weight is not finite: says which and what to do.
     """
-    state = with_own_names(model, checkpoint.state)
+    weight = checkpoint.facts.get("head_state", {}).get("weight")
+    absent = {}
+    if weight is not None and weight.ndim == 2:
+        absent = {"fc.weight": weight, "fc.bias": weight.new_zeros(len(weight))}
+    state = with_own_names(model, absent | checkpoint.state)
     wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     found = {name: tuple(value.shape) for name, value in state.items()}
     if wanted != found:
@@ -209,18 +216,25 @@ def _skeleton(name: str, in_channels: int, stem: str) -> nn.Module:
 
 
 def published_path(
-    root: Path | str, data_name: str, imb_ratio: float | None, network: str, stage: str
+    root: Path | str,
+    data_name: str,
+    imb_ratio: float | None,
+    network: str,
+    stage: str,
+    source: Path | str | None = None,
 ) -> Path:
     """Where a stage leaves its final model for the next; without a ratio, without a folder of it.
 
     Raises:
-        UserError: a folder is in its place.
+        UserError: a folder is in its place, or `source`, the file that the stage starts from.
     """
     folder = Path(root) / data_name
     folder = folder if imb_ratio is None else folder / f"IR={imb_ratio:g}"
     path = folder / f"{network_label(network)}_{stage}.pth"
     if path.is_dir():
         raise UserError(f"{path} is a folder, a checkpoint has its place there: move it away")
+    if source is not None and path.exists() and os.path.exists(source) and path.samefile(source):
+        raise UserError(f"{source} lies where this run leaves its own model: give another --ckpt_dir")
     return path
 
 

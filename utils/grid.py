@@ -15,6 +15,7 @@ each of its ratios and stage-1 seeds. Keys:
 """
 
 import difflib
+import os
 import re
 import shlex
 import tomllib
@@ -144,7 +145,7 @@ def read_grid(name: str, data_dir: Path | None = None) -> list[Cell]:
         UserError: no such file, no TOML, an unknown key, method or network, a value of another kind, no cell.
     """
     shipped = {place.stem: place for place in sorted(GRIDS.glob("*.toml"))}
-    path, known = shipped.get(name, Path(name)), ", ".join(shipped)
+    path, known = shipped.get(name, Path(os.path.expanduser(name))), ", ".join(shipped)
     try:
         with open_regular(path) as handle:
             tables = tomllib.loads(handle.read().decode("utf-8-sig"))
@@ -174,7 +175,7 @@ def _expand(table: dict, data_dir: Path | None) -> Iterator[Cell]:
             raise UserError(f"it needs {key}")
     one = {key: found[0] for key, found in values.items() if not _KEYS[key][0]}
     views = one["views"]
-    features = one.get("features", "")
+    features = os.path.expanduser(one.get("features", ""))
     if bool(features) != (views == "pack"):
         raise UserError(f'features and views = "pack" belong together, got views {views!r:.60}')
     if views not in ("fresh", "pack") and not isinstance(views, int):

@@ -8,6 +8,7 @@ from torch import nn
 
 from datasets import LongTailedData
 from losses import logit_gap
+from models import head_from_state
 from utils import checkpoint, comparison, report
 from utils.checkpoint import Checkpoint
 from utils.config import Config
@@ -17,12 +18,13 @@ from utils.logger import Run
 from utils.methods import lead_method
 from utils.metrics import result_line
 from utils.outcomes import Outcome, best_so_far
-from utils.packs import Pack
+from utils.packs import Pack, require_unchanged
 from utils.plan import HeadPlan
 from utils.retraining import HeadRun
 
 # heads whose state is that of an nn.Linear
 _LINEAR = ("linear", "los_step")
+_LAST = ("fc.weight", "fc.bias")
 
 
 def announce(run: Run, config: Config, plans: Sequence[HeadPlan], notes: Sequence[str]) -> None:
@@ -55,6 +57,8 @@ def not_begun(model: nn.Module) -> dict:
 def head_content(model: nn.Module, run: HeadRun, best: bool = False) -> dict:
     """A head as a checkpoint holds it: a linear one as the network's own last layer, others beside it.
 
+    One that is affine in the features is folded into the last layer too. Of the rest the network's last layer
+    is left out, so that who loads the network alone is refused and does not get the stage-1 classifier.
     `best`: as it was after its best epoch.
     """
     state = run.best_state if best else run.head.state_dict()
@@ -66,7 +70,10 @@ def head_content(model: nn.Module, run: HeadRun, best: bool = False) -> dict:
     else:
         options = method.head_options(run.plan.options)
         content = {"head": {"kind": method.head, "options": options}, "head_state": dict(state)}
-        content["model"] = backbone
+        head = head_from_state(method.head, state, **options)
+        last = dict(zip(_LAST, head.folded(), strict=True)) if hasattr(head, "folded") else {}
+        content["model"] = {name: value for name, value in backbone.items() if name not in _LAST}
+        content["model"] |= {name: value.detach() for name, value in last.items()}
     epoch = run.progress.best_epoch if best else run.progress.epoch
     return content | run.plan.name | {"lr": run.lr, "epoch": epoch, "progress": run.progress.as_dict()}
 
@@ -75,8 +82,15 @@ class Watcher:
     """Tells how far the heads are; keeps metrics.csv, last.pth with all heads, best.pth with the best one."""
 
     def __init__(
-        self, keeper: Keeper, heads: list[HeadRun], facts: dict, model: nn.Module, lead: str
+        self,
+        keeper: Keeper,
+        heads: list[HeadRun],
+        facts: dict,
+        model: nn.Module,
+        lead: str,
+        source: Checkpoint | Pack,
     ) -> None:
+        self.source = source
         self.keeper, self.run, self.heads, self.facts, self.model = keeper, keeper.run, heads, facts, model
         self.lead = next(head for head in heads if head.plan.method.name == lead)
         self.epochs = max([1, *(head.plan.epochs for head in heads)])
@@ -99,13 +113,18 @@ class Watcher:
         return step or f"epoch {self.epoch}"
 
     def save(self) -> None:
-        """Write last.pth, and best.pth where the method that is published has a new best epoch."""
+        """Write last.pth, and best.pth where the method that is published has a new best epoch.
+
+        Raises:
+            UserError: the pack that the heads are trained on was changed meanwhile.
+        """
+        require_unchanged(self.source)
         lead, model = self.lead, self.model
         partial = any(head.partial.step for head in self.heads)
         content = not_begun(model) if lead.failed else head_content(model, lead)
         content |= {"heads": [head.state() for head in self.heads]}
         content |= {"version": checkpoint.VERSION if partial else checkpoint.WHOLE}
-        checkpoint.save(self.run.folder / "last.pth", self.facts | content)
+        checkpoint.save(self.run.place("last.pth"), self.facts | content)
         self._save_best()
         self.saved = True
 
@@ -118,7 +137,7 @@ class Watcher:
             which = best.plan.name | {"epoch": best.progress.best_epoch}
             if which != self.best_saved:
                 content = head_content(self.model, best, best=True)
-                checkpoint.save(self.run.folder / "best.pth", self.facts | content)
+                checkpoint.save(self.run.place("best.pth"), self.facts | content)
                 self.best_saved = which
 
     def after_epoch(self, epoch: int) -> None:

@@ -107,7 +107,8 @@ def network_for_files(config: Config, source: Checkpoint) -> tuple[nn.Module, Fi
         raise UserError("--predict reads colour images, digits_lt has grey ones of 8 x 8 pixels")
     if config.num_class is None:
         raise UserError(f"how many classes {source.path} has is not known: say --num_class")
-    if config.num_class > max(len(value) for value in source.state.values() if value.ndim):
+    tensors = [*source.state.values(), *source.facts.get("head_state", {}).values()]
+    if config.num_class > max(len(value) for value in tensors if value.ndim):
         raise UserError(f"{source.path} has no layer with {config.num_class} outputs, one a class")
     names = source.facts.get("class_names") or [str(k) for k in range(config.num_class)]
     if config.dataset in FILE_DATASETS:
@@ -264,8 +265,9 @@ def represent(
     labels = {name: part.labels for name, part in images.items() if name != "train"}
     if not drifting and (isinstance(data.train, FileSet) or world.size > 1):
         origin = Origin(source.digest, data, views_seed, mirror)
-        train, parts = extract_to_disk(config, origin, model, images, run, epochs, world, watch)
-        return Representation(model.fc, train, lambda name: parts[name].to(device), labels, data)
+        train, parts, store = extract_to_disk(config, origin, model, images, run, epochs, world, watch)
+        gathered = (train, lambda name: parts[name].to(device), labels, data)
+        return Representation(model.fc, *gathered, discard=store.remove)
     kind = DriftingFeatures if drifting else TrainFeatures
     return Representation(
         model.fc,
