@@ -68,7 +68,9 @@ def train(argv: Sequence[str] | None, held: ExitStack) -> None:
 
     # ---- model
     model = build_network(config, data.num_classes, data.in_channels)
-    started_from = start_pretrained(model, config) if config.pretrained and not resumed else None
+    started_from = None
+    if config.pretrained and not resumed:
+        started_from = start_pretrained(model, config, data.views)
     model.to(device, memory_format=LAYOUT)
     compiled = speed_up(model, config, device, steps.part_size)
     learner = distributed.parallel(model, world, device, config.sync_bn)

@@ -191,7 +191,8 @@ def _check_files(given: dict, values: dict) -> None:
     """What speaks of images on disk has no meaning for a set in memory, and lists are for one of them."""
     dataset = values["dataset"]
     if dataset not in FILE_DATASETS and "predict" not in given:
-        idle = [name for name in _FILES if name in given]
+        takes = ("normalise",) if dataset.startswith("cifar") else ()
+        idle = [name for name in _FILES if name in given and name not in takes]
         if idle:
             raise UserError(f"--{idle[0]} is for images on disk, {dataset} has no use for it")
     lists = [name for name in LISTS if name in given]

@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from datasets import FILE_DATASETS, OWN_DATASETS, LongTailedData
-from datasets.types import CHANNELS, FileSet, FileViews
+from datasets.types import CHANNELS, FileSet, FileViews, ViewSpec
 from models import build_model, load_pretrained
+from models.pretrained import with_own_names
 from utils import checkpoint
 from utils.arguments import EVALUATE
 from utils.checkpoint import Checkpoint, find_published, read, require_stage
@@ -42,8 +43,10 @@ def build_network(config: Config, num_classes: int, in_channels: int = 3) -> nn.
     return model
 
 
-def start_pretrained(model: nn.Module, config: Config) -> str:
+def start_pretrained(model: nn.Module, config: Config, views: ViewSpec | FileViews) -> str:
     """Put the weights of --pretrained into all of `model` but its classifier; returns a line for the log.
+
+    `views` say on what images the weights go on.
 
     Raises:
         UserError: the file is broken, or of another network.
@@ -53,7 +56,17 @@ def start_pretrained(model: nn.Module, config: Config) -> str:
         load_pretrained(model, source.state, config.network)
     except ValueError as error:
         raise UserError(f"--pretrained {source.path}: {error}") from error
-    return f"started from {source.path} (sha256 {source.digest[:12]}), the classifier afresh"
+    _note_channels(source, views)
+    line = f"started from {source.path} (sha256 {source.digest[:12]}), the classifier afresh"
+    return "; ".join([line, *source.notes])
+
+
+def _note_channels(source: Checkpoint, views: ViewSpec | FileViews) -> None:
+    """Weights without facts do not say on what images they were trained: note what is taken for granted."""
+    if not source.facts:
+        mean, std = (" ".join(f"{value:g}" for value in values) for values in (views.mean, views.std))
+        other = "; --normalise names another" if len(views.mean) == 3 else ""
+        source.notes.append(f"assumed: trained on channels of mean {mean} and deviation {std}{other}")
 
 
 def network_for_files(config: Config, source: Checkpoint) -> tuple[nn.Module, FileViews, list[str]]:
@@ -72,10 +85,11 @@ def network_for_files(config: Config, source: Checkpoint) -> tuple[nn.Module, Fi
     if config.dataset in FILE_DATASETS:
         views = file_views(config)
     else:  # CIFAR: what is not 32 x 32 is resized
-        mean, std = CHANNELS["cifar"]
+        mean, std = CHANNELS[config.normalise or "cifar"]
         views = FileViews(mean, std, size=32, resize=32, augment="pad_crop", mirror_test=True)
     model = build_network(config, config.num_class)
     checkpoint.load_weights(model, source, config.network)
+    _note_channels(source, views)
     return model, views, names
 
 
@@ -154,7 +168,8 @@ def load_classifier(model: nn.Module, given: dict, config: Config, pack: Pack) -
     same = (stage1 is not None and stage1 in origins) or source.facts.get("features_digest") == pack.digest
     if source.facts and not same:
         raise UserError(f"{path} is a classifier for other features than those of {pack.path}")
-    last = {name: value for name, value in source.state.items() if name.startswith("fc.")}
+    state = with_own_names(model, source.state)
+    last = {name: value for name, value in state.items() if name.startswith("fc.")}
     source = replace(source, state=last)
     checkpoint.load_weights(model, source, f"classifier of {pack.path}")
     checkpoint.load_head(model, source)
@@ -177,6 +192,7 @@ def load_frozen(
         _check_class_names(source, data, config.dataset)
         model = build_network(config, data.num_classes, data.in_channels)
         checkpoint.load_weights(model, source, config.network)
+        _note_channels(source, data.views)
         speed_up(model, config, device)
     model.to(device, memory_format=LAYOUT).eval().requires_grad_(False)
     model.fc.requires_grad_(True)
