@@ -3,6 +3,7 @@
 import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -206,6 +207,7 @@ FOREIGN = {
     "MiSLAS": mislas,
     "a classifier by itself": of_a_class_of_its_own,
     "another key": lambda state: {"my_net": state, "epoch": 1},
+    "with NumPy scalars": lambda state: {"state_dict": state, "acc": np.float64(0.4), "epoch": np.int64(3)},
     "with counts": lambda state: {"state_dict": state, "class_counts": torch.ones(10)},
 }
 

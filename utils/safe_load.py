@@ -31,11 +31,22 @@ _ADMITTED = {
     *(f"torch._utils {name}" for name in ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_parameter")),
     *("torch.nn.parameter Parameter", "_codecs encode"),
     *("collections OrderedDict", "collections Counter", "builtins set", "__builtin__ set"),
+    *("numpy dtype", "numpy.core.multiarray scalar", "numpy._core.multiarray scalar"),  # as _Passed
 }
 
 
 class _RefusedError(Exception):
     """Why a file is not loaded."""
+
+
+class _Passed:
+    """In the place of a NumPy scalar or type, which figures beside weights are: nobody reads them."""
+
+    def __init__(self, *said: object) -> None:
+        pass
+
+    def __setstate__(self, state: object) -> None:
+        pass
 
 
 def load_plain(path: Path, mapped: bool = False) -> object:
@@ -64,7 +75,8 @@ def load_plain(path: Path, mapped: bool = False) -> object:
 
 
 def _load(path: Path, mapped: bool) -> object:
-    with warnings.catch_warnings():
+    stubs = [(_Passed, name.replace(" ", ".")) for name in _ADMITTED if name.startswith("numpy")]
+    with warnings.catch_warnings(), torch.serialization.safe_globals(stubs):
         warnings.simplefilter("ignore")  # on unusual pickle protocols: nothing that a user could act on
         try:
             str(path).encode()
