@@ -27,7 +27,7 @@ from utils.keeper import Keeper
 from utils.logger import Run
 from utils.mixup import Mixup
 from utils.precision import loss_scaler, speed_up
-from utils.resume import AUTO_FOUND_NONE, read_resume
+from utils.resume import AUTO_FOUND_NONE, read_resume, words_to_resume
 from utils.seeding import epoch_order
 from utils.setup import build_network, start_pretrained
 from utils.signals import Signals
@@ -92,7 +92,7 @@ def train(argv: Sequence[str] | None, held: ExitStack) -> None:
     folder = resumed.folder if resumed else None
     run = held.enter_context(Run(config, "stage1", folder, also_writable=[published.parent], world=world))
     signals = held.enter_context(Signals())
-    keeper = Keeper(run, "main_stage1.py", signals, world, config.save_every, config.network)
+    keeper = Keeper(run, STAGE1, signals, world, config.save_every, words_to_resume(config, STAGE1))
     report.announce(run, config, data, model, device, world)
     run.log(steps.told(config.lr))
     if started_from:

@@ -22,7 +22,7 @@ from utils.crew import Crew
 from utils.data_setup import scored_parts
 from utils.device import pick_device
 from utils.distributed import ALONE
-from utils.errors import exit_cleanly
+from utils.errors import exit_cleanly, say
 from utils.extraction import discard
 from utils.keeper import Keeper
 from utils.logger import Run
@@ -31,7 +31,7 @@ from utils.outcomes import choose, outcome
 from utils.packs import Pack, write_pack
 from utils.plan import plan_heads
 from utils.representation import make_pack
-from utils.resume import AUTO_FOUND_NONE, own_words, read_resume
+from utils.resume import AUTO_FOUND_NONE, own_words, read_resume, words_to_resume
 from utils.retraining import start_heads, train_heads
 from utils.setup import backbone_note, find_source, load_frozen, packed_name, represent
 from utils.signals import Signals
@@ -47,7 +47,7 @@ def retrain(argv: Sequence[str] | None, held: ExitStack) -> None:
     # ---- config
     given = parse(STAGE2, __doc__.splitlines()[0], argv)
     if given.get("method") == "list":
-        print(listing())
+        say(listing())
         return
     resumed = read_resume(STAGE2, given)
     words = resumed.given if resumed else given
@@ -77,7 +77,7 @@ def retrain(argv: Sequence[str] | None, held: ExitStack) -> None:
     also = [published.parent, *pack_folder]
     run = held.enter_context(Run(config, "stage2", folder, also_writable=also, world=world))
     signals = held.enter_context(Signals())
-    keeper = Keeper(run, "main_stage2.py", signals, world, config.save_every, config.network)
+    keeper = Keeper(run, STAGE2, signals, world, config.save_every, words_to_resume(config, STAGE2))
     report.announce(run, config, data, model, device, world)
     run.log(report.from_where(source))
     if "resume" in given:

@@ -8,7 +8,7 @@ import torch
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from datasets.lists import read_list
-from datasets.parts import Part, Parts, Report, as_name, assemble, check_parts, folder_names
+from datasets.parts import Part, Parts, Report, as_name, as_seen, assemble, check_parts, folder_names
 from datasets.published import as_listed, place
 from datasets.types import FileSet, FileViews, LongTailedData, PathTable
 from utils.errors import UserError, raise_problem
@@ -87,14 +87,18 @@ def build_list(
 
 def _scan(root: Path, part: str, classes: list[str], report: Report) -> Part:
     """The images of all class folders of a part, class after class."""
-    known = set(classes)
+    known, spelt = {as_seen(name) for name in classes}, {}
     for name in _class_folders(root / part, report):
-        if name not in known:
+        if as_seen(name) not in known:
             report(f"{root / part / name}: train/ has no class folder of that name")
+        if spelt.setdefault(as_seen(name), name) != name:
+            report(
+                f"{root / part / name}: two class folders look alike, é as one letter and as two: join them"
+            )
     paths: list[bytes] = []
     counts = []
     for name in classes:
-        found = image_paths(root, f"{part}/{name}", report)
+        found = image_paths(root, f"{part}/{spelt.get(as_seen(name), name)}", report)
         counts.append(len(found))
         paths += found
     labels = torch.from_numpy(np.repeat(np.arange(len(classes)), counts))

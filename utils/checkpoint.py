@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from models import NETWORKS, THIN_NETWORKS, build_model, head_from_state, network_label
+from models import NETWORKS, THIN_NETWORKS, build_model, check_network, head_from_state, network_label
 from models.pretrained import (
     differences,
     first_not_finite,
@@ -23,6 +23,8 @@ from models.pretrained import (
     with_own_names,
     without_bias,
 )
+from utils.argument_table import ARGUMENTS
+from utils.commands import command, option, said
 from utils.config import Config
 from utils.config_checks import FIXED_BY_CHECKPOINT, INHERITED
 from utils.digest import changes, content_digest, same_bits
@@ -35,6 +37,10 @@ from utils.safe_load import load_plain
 FORMAT = "label-over-smoothing checkpoint"
 # 2: saved within an epoch, which a reader of version 1 would take for its end
 WHOLE, VERSION = 1, 2
+# what a command that makes a checkpoint says always; groups of arguments, and others, where they are given
+_BASIC = ("dataset", "imb_ratio", "network")
+_SHARED = ("data", "images on disk", "model")
+_ALSO_SHARED = ("features", "ckpt_dir", "out", "device", "gpu")
 RELEASED = Path(__file__).resolve().parent.parent / "checkpoints" / "released"
 _STATE_KEYS = ("state_dict", "model", "model_state_dict", "model_state", "net", "weights", "state_dict_best")
 # backbone and classifier apart: in the public code of Decoupling (Kang et al. 2020), and in that of MiSLAS
@@ -319,12 +325,9 @@ def find_published(config: Config, network: str, stage: str) -> Path:
     for place in places:
         if place.is_file():
             return place
-    ratio = "" if config.imb_ratio is None else f" --imb_ratio {config.imb_ratio:g}"
-    where = f" --data_dir {config.data_dir}" if config.data_name != config.dataset else ""
-    command = f"python main_{stage}.py --dataset {config.dataset}{where}{ratio} --network {network}"
     others = sorted(
         {
-            p.name.removesuffix(f"_{stage}.pth")
+            _network_of(p, p.name.removesuffix(f"_{stage}.pth"))
             for place in places
             for p in place.parent.glob(f"*_{stage}.pth")
             if not p.name.endswith(f"features_{stage}.pth")
@@ -332,9 +335,27 @@ def find_published(config: Config, network: str, stage: str) -> Path:
     )
     hint = f"; there is one for --network {' or '.join(others)}" if others else ""
     raise UserError(
-        f"no {stage} checkpoint at {places[0]}: make it with `{command}`, or name one with "
-        f"--pretrained_pth{hint}"
+        f"no {stage} checkpoint at {places[0]}: make it with `{_making(config, f'main_{stage}.py')}`, or "
+        f"name one with --pretrained_pth{hint}"
     )
+
+
+def _making(config: Config, script: str) -> str:
+    """The command that makes the checkpoint which a run of `config` lacks: of the same data, in its place."""
+    basic = {} if config.features else {name: getattr(config, name) for name in _BASIC}
+    words = [word for name, value in basic.items() if value is not None for word in option(name, value)]
+    names = {argument.name for argument in ARGUMENTS if argument.group in _SHARED} | set(_ALSO_SHARED)
+    return command(script, *words, *said(config, script, names - basic.keys()))
+
+
+def _network_of(path: Path, label: str) -> str:
+    """The network of a published file, which may be module:function; `label` where the file does not say."""
+    try:
+        name = read(path).facts.get("network", label)
+        check_network(name)
+    except (UserError, ValueError):
+        return label
+    return name
 
 
 def require_stage(checkpoint: Checkpoint, stage: str) -> None:

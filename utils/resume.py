@@ -12,12 +12,13 @@ from models.pretrained import load_state
 from utils import checkpoint
 from utils.arguments import ARGUMENTS, STAGE1
 from utils.checkpoint import Checkpoint
+from utils.commands import said
 from utils.config import Config, resolve
 from utils.config_checks import check_known
 from utils.device import environment
 from utils.distributed import World
 from utils.engine import Partial, Progress, load_optimizer
-from utils.errors import UserError
+from utils.errors import UserError, about
 from utils.logger import stage_folder
 from utils.packs import Pack
 from utils.plan import HeadPlan
@@ -31,6 +32,8 @@ FREE = (
     *(*_RUNNING, "data_dir", "split_dir", "train_list", "val_list", "test_list"),
     *("pretrained", "pretrained_pth", "features"),
 )
+# of these what the user said is said again: last.pth may not choose them, or is not asked for them
+_AGAIN = {*FREE, "save_features"} - {"resume", "force_resume", "pretrained"}
 _SAME_BITS = (
     *("threads", "processes", "device", "torch", "numpy", "cpu_capability", "layout", "float32_convolutions"),
     *("float32_products", "deterministic"),
@@ -171,15 +174,16 @@ def read_resume(script: str, given: dict) -> Resumed | None:
         if path is None:
             return None
     path = path / "last.pth" if path.is_dir() else path
-    source = checkpoint.read(path)
+    with about("--resume"):
+        source = checkpoint.read(path)
     stage, state = ("stage1", "optimizer") if script == STAGE1 else ("stage2", "heads")
     if state not in source.facts or source.facts["stage"] != stage:
         raise UserError(f"{path} is not the last.pth of a stage-{stage[-1]} run, only that can be resumed")
     for name in ("args", "class_counts", "train_digest", "environment", *_ALSO[stage]):
         if name not in source.facts:
             raise UserError(f"{path} cannot be resumed: it lacks {name}")
-    for said in (source.facts["args"], source.facts.get("given", {})):
-        check_known(path, said, given)
+    for words in (source.facts["args"], source.facts.get("given", {})):
+        check_known(path, words, given)
     args = {
         name: value for name, value in source.facts["args"].items() if name not in ("resume", "force_resume")
     }
@@ -205,6 +209,12 @@ def read_resume(script: str, given: dict) -> Resumed | None:
 def _key(named: dict) -> tuple[str, str, int]:
     """What tells heads apart, of a HeadPlan's name or of a stored head."""
     return named["method"], named["setting"], named["seed"]
+
+
+def words_to_resume(config: Config, script: str) -> list[str]:
+    """What a command that goes on with this run says beside --resume: places, and what no file chooses."""
+    names = set(_AGAIN) | ({"network"} if ":" in config.network else set())
+    return said(config, script, names)
 
 
 def own_words(given: dict) -> dict:

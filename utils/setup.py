@@ -1,5 +1,6 @@
 """What the scripts set up alike: the network, the checkpoint or pack to start from, honest selection."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
@@ -8,6 +9,7 @@ import torch
 from torch import nn
 
 from datasets import FILE_DATASETS, OWN_DATASETS, LongTailedData
+from datasets.parts import as_seen
 from datasets.types import CHANNELS, FileSet, FileViews, ViewSpec
 from models import build_model, load_pretrained
 from models.pretrained import with_own_names
@@ -19,7 +21,7 @@ from utils.config_checks import check_known
 from utils.data_setup import file_views, load_data, mirror_at_test, open_parts
 from utils.device import LAYOUT
 from utils.distributed import ALONE, World
-from utils.errors import UserError
+from utils.errors import UserError, about
 from utils.extraction import Origin, extract_to_disk
 from utils.features import DriftingFeatures, TrainFeatures, Watch, eval_features
 from utils.logger import Run
@@ -51,7 +53,8 @@ def start_pretrained(model: nn.Module, config: Config, views: ViewSpec | FileVie
     Raises:
         UserError: the file is broken, or of another network.
     """
-    source = read(Path(config.pretrained))
+    with about("--pretrained"):
+        source = read(Path(config.pretrained))
     try:
         load_pretrained(model, source.state, config.network)
     except ValueError as error:
@@ -128,13 +131,15 @@ def find_source(script: str, given: dict, stage: str | None) -> Checkpoint | Pac
     if "features" in given:
         if path is not None and script != EVALUATE:
             raise UserError("--features holds its stage-1 classifier: leave --pretrained_pth out")
-        pack = read_pack(given["features"])
+        with about("--features"):
+            pack = read_pack(given["features"])
         check_known(pack.path, pack.known, given, is_pack=True)
         return pack
     if path is None:
         wanted = resolve(script, given)
         path = find_published(wanted, wanted.network, stage)
-    source = read(path)
+    with about("--pretrained_pth") if path is given.get("pretrained_pth") else nullcontext():
+        source = read(path)
     check_known(path, source.known, given)
     if stage is not None:
         require_stage(source, stage)
@@ -161,7 +166,8 @@ def load_classifier(model: nn.Module, given: dict, config: Config, pack: Pack) -
         return None
     if path is None:
         path = find_published(config, packed_name(config.network), "stage2")
-    source = read(path)
+    with about("--pretrained_pth") if path is given.get("pretrained_pth") else nullcontext():
+        source = read(path)
     if "cur_stage" in given:
         require_stage(source, given["cur_stage"])
     origins, stage1 = (source.digest, source.facts.get("stage1_digest")), pack.facts["stage1_digest"]
@@ -201,9 +207,10 @@ def load_frozen(
 
 def _check_class_names(source: Checkpoint, data: LongTailedData, dataset: str) -> None:
     """Of a user's own images the labels are the ranks of the names: another set of names shifts them."""
-    names = source.facts.get("class_names", data.class_names)
-    if dataset in OWN_DATASETS and names != data.class_names:
-        pairs = zip_longest(names, data.class_names)
+    names = [as_seen(name) for name in source.facts.get("class_names", data.class_names)]
+    found = [as_seen(name) for name in data.class_names]
+    if dataset in OWN_DATASETS and names != found:
+        pairs = zip_longest(names, found)
         label, (was, now) = next((k, pair) for k, pair in enumerate(pairs) if pair[0] != pair[1])
         raise UserError(f"{source.path} knows class {label} as {was!r}, {data.name} has {now!r} there")
 
