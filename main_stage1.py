@@ -27,7 +27,7 @@ from utils.keeper import Keeper
 from utils.logger import Run
 from utils.mixup import Mixup
 from utils.precision import loss_scaler, speed_up
-from utils.resume import AUTO_FOUND_NONE, read_resume
+from utils.resume import AUTO_FOUND_NONE, read_resume, words_to_resume
 from utils.seeding import epoch_order
 from utils.setup import build_network, start_pretrained, try_network
 from utils.signals import Signals
@@ -67,7 +67,9 @@ def train(argv: Sequence[str] | None, held: ExitStack) -> None:
 
     # ---- model
     model = build_network(config, data.num_classes, data.in_channels)
-    started_from = start_pretrained(model, config) if config.pretrained and not resumed else None
+    started_from = None
+    if config.pretrained and not resumed:
+        started_from = start_pretrained(model, config, data.views)
     model.to(device, memory_format=LAYOUT)
     try_network(model, config, data, 2 if config.sync_bn else min(2, steps.part_size))
     compiled = speed_up(model, config, device, steps.part_size)
@@ -91,7 +93,7 @@ def train(argv: Sequence[str] | None, held: ExitStack) -> None:
     lock, also = resumed.lock if resumed else None, [published.parent]
     run = held.enter_context(Run(config, "stage1", folder, also_writable=also, world=world, lock=lock))
     signals = held.enter_context(Signals())
-    keeper = Keeper(run, "main_stage1.py", signals, world, config.save_every, config.network)
+    keeper = Keeper(run, STAGE1, signals, world, config.save_every, words_to_resume(config, STAGE1))
     report.announce(run, config, data, model, device, world)
     run.log(steps.told(config.lr))
     if started_from:

@@ -22,7 +22,7 @@ from utils.crew import Crew
 from utils.data_setup import scored_parts
 from utils.device import pick_device
 from utils.distributed import ALONE
-from utils.errors import exit_cleanly
+from utils.errors import exit_cleanly, say
 from utils.keeper import Keeper
 from utils.logger import Run
 from utils.methods import lead_method, listing
@@ -30,7 +30,7 @@ from utils.outcomes import choose, outcome
 from utils.packs import Pack, require_unchanged, write_pack
 from utils.plan import plan_heads
 from utils.representation import make_pack
-from utils.resume import AUTO_FOUND_NONE, own_words, read_resume
+from utils.resume import AUTO_FOUND_NONE, own_words, read_resume, words_to_resume
 from utils.retraining import start_heads, train_heads
 from utils.setup import backbone_note, find_source, load_frozen, packed_name, represent
 from utils.signals import Signals
@@ -46,7 +46,7 @@ def retrain(argv: Sequence[str] | None, held: ExitStack) -> None:
     # ---- config
     given = parse(STAGE2, __doc__.splitlines()[0], argv)
     if given.get("method") == "list":
-        print(listing())
+        say(listing())
         return
     world = distributed.join()
     resumed = read_resume(STAGE2, given, world, held)
@@ -78,8 +78,7 @@ def retrain(argv: Sequence[str] | None, held: ExitStack) -> None:
     lock = resumed.lock if resumed else None
     run = held.enter_context(Run(config, "stage2", folder, also_writable=also, world=world, lock=lock))
     signals = held.enter_context(Signals())
-    every, also = config.save_every, config.save_features
-    keeper = Keeper(run, "main_stage2.py", signals, world, every, config.network, also)
+    keeper = Keeper(run, STAGE2, signals, world, config.save_every, words_to_resume(config, STAGE2))
     report.announce(run, config, data, model, device, world)
     run.log(report.from_where(source))
     if "resume" in given:

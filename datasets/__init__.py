@@ -12,6 +12,7 @@ from datasets.inaturalist import build_inaturalist18
 from datasets.listed_sets import build_imagenet_lt, build_places_lt
 from datasets.long_tail import long_tail_counts, shot_groups
 from datasets.own import build_folder, build_list
+from datasets.parts import as_seen
 from datasets.types import CHANNELS, FileSet, FileViews, ImageSet, LongTailedData, ViewSpec
 from utils.errors import UserError
 
@@ -115,5 +116,5 @@ def data_name(dataset: str, data_dir: str | Path) -> str:
     """The name for folders and files; of a user's own images it holds that of their folder."""
     if dataset not in OWN_DATASETS:
         return dataset
-    folder = re.sub(r"[^\w.-]", "_", os.path.basename(os.path.abspath(data_dir)))
+    folder = re.sub(r"[^\w.-]", "_", as_seen(os.path.basename(os.path.abspath(data_dir))))
     return f"{dataset}_{folder}"

@@ -10,7 +10,7 @@ import torch
 
 from datasets.decode import ENDINGS, NOT_READ, is_image
 from datasets.lists import read_list, shown
-from datasets.parts import Part, Parts, Report, as_name, assemble, check_parts, folder_names
+from datasets.parts import Part, Parts, Report, as_name, as_seen, assemble, check_parts, folder_names
 from datasets.published import as_listed, place
 from datasets.types import FileSet, FileViews, LongTailedData, PathTable
 from utils.errors import UserError, raise_problem
@@ -90,15 +90,19 @@ def build_list(
 
 def _scan(root: Path, part: str, classes: list[str], report: Report) -> Part:
     """The images of all class folders of a part, class after class."""
-    known = set(classes)
+    known, spelt = {as_seen(name) for name in classes}, {}
     for name in _class_folders(root / part, report):
-        if name not in known:
+        if as_seen(name) not in known:
             report(f"{root / part / name}: train/ has no class folder of that name")
+        if spelt.setdefault(as_seen(name), name) != name:
+            report(
+                f"{root / part / name}: two class folders look alike, é as one letter and as two: join them"
+            )
     paths: list[bytes] = []
     others: list[bytes] = []
     counts = []
     for name in classes:
-        found, more = image_paths(root, f"{part}/{name}", report)
+        found, more = image_paths(root, f"{part}/{spelt.get(as_seen(name), name)}", report)
         counts.append(len(found))
         paths += found
         others += more

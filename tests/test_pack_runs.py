@@ -140,6 +140,16 @@ def test_evaluate_scores_a_classifier_trained_on_images_with_their_pack(tmp_path
     assert last_line(named) == last_line(digits.stage2_text)
 
 
+def test_a_foreign_classifier_behind_a_prefix_scores_on_a_pack_as_under_its_own_names(tmp_path, digits, pack):
+    state = checkpoint.read(digits.stage2).state
+    torch.save({f"module.{name}": value for name, value in state.items()}, tmp_path / "theirs.pth")
+    ours, theirs = (
+        call(evaluate.main, "--features", pack, "--pretrained_pth", path, *places(tmp_path)).splitlines()[-1]
+        for path in (digits.stage2, tmp_path / "theirs.pth")
+    )
+    assert ours.split()[:5] == theirs.split()[:5]
+
+
 def test_stage_2_says_that_the_views_of_a_pack_are_fixed_and_which_pack_it_was(tmp_path, pack):
     text = run_stage2(tmp_path, "--features", pack, "--method", "los,crt", *BUDGET)
     assert "1 fixed plain view(s) in training, no fresh augmentation" in text

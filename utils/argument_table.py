@@ -115,7 +115,7 @@ ARGUMENTS = [
     Argument(
         "normalise",
         str,
-        "channel mean and deviation of which set",
+        "channel mean and deviation of which set; for CIFAR too, whose own is the default there",
         "images on disk",
         choices=tuple(CHANNELS),
     ),
@@ -273,7 +273,7 @@ ARGUMENTS = [
     Argument(
         "pack_dtype",
         str,
-        "number type of --save_features",
+        "number type of --save_features, and of features that a run keeps on disk",
         "frozen features",
         (STAGE2,),
         choices=("fp16", "fp32"),

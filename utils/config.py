@@ -145,6 +145,12 @@ def _settle_label_smooth(given: dict, values: dict, sources: dict, settled: bool
             values["label_smooth"] = _each(
                 values["logit_gap"], lambda gap: label_smooth_for_gap(gap, values["num_class"])
             )
+            deltas = values["label_smooth"]
+            if 0.0 in (deltas if isinstance(deltas, list) else [deltas]):
+                raise UserError(
+                    f"--logit_gap {values['logit_gap']} is beyond all numbers, δ would be 0: that is "
+                    "cross-entropy, --label_smooth 0"
+                )
             sources["label_smooth"] = "from --logit_gap" if "logit_gap" in given else "preset"
         _each(values["label_smooth"], check_label_smooth)
         several = values["label_smooth"] if isinstance(values["label_smooth"], list) else []

@@ -202,7 +202,8 @@ def _check_files(given: dict, values: dict) -> None:
     """What speaks of images on disk has no meaning for a set in memory, and lists are for one of them."""
     dataset = values["dataset"]
     if dataset not in FILE_DATASETS and "predict" not in given:
-        idle = [name for name in _FILES if name in given]
+        takes = ("normalise",) if dataset.startswith("cifar") else ()
+        idle = [name for name in _FILES if name in given and name not in takes]
         if idle:
             raise UserError(f"--{idle[0]} is for images on disk, {dataset} has no use for it")
     lists = [name for name in LISTS if name in given]
@@ -222,7 +223,8 @@ def _check_pack(given: dict, values: dict) -> None:
         idle = [name for name in NOT_WITH_PACK if name in given]
         if idle:
             raise UserError(f"--features holds the features already: --{idle[0]} has no use beside it")
-    if "pack_dtype" in given and "save_features" not in given:
+    on_disk = values["dataset"] in FILE_DATASETS or os.environ.get("WORLD_SIZE", "1") != "1"
+    if "pack_dtype" in given and "save_features" not in given and not on_disk:
         raise UserError("--pack_dtype is for --save_features: name a file, or leave it out")
     if "save_features" in given and values["bn_mode"] == "train":
         raise UserError("--save_features needs frozen features, --bn_mode train lets them drift")

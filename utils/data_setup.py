@@ -1,6 +1,7 @@
 """The data of a run as its arguments say: which set, how its images are looked at, which parts score."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -35,6 +36,9 @@ def load_data(config: Config, report: Callable[[str], None] = raise_problem) -> 
     data = build_data(config.dataset, config.data_dir, config.imb_ratio, **options)
     if config.num_class not in (None, data.num_classes):
         raise UserError(f"--num_class {config.num_class}, but {data.name} has {data.num_classes} classes")
+    if config.dataset.startswith("cifar") and "normalise" in config and config.normalise:
+        mean, std = CHANNELS[config.normalise]
+        data = replace(data, views=replace(data.views, mean=mean, std=std))
     return data
 
 

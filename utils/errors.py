@@ -4,8 +4,8 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -53,6 +53,21 @@ def complain(line: str) -> None:
     with suppress(OSError, ValueError):
         if sys.stderr is not None:
             print(line, file=sys.stderr, flush=True)
+
+
+def say(text: str, end: str = "\n") -> None:
+    """Text on standard output, where somebody reads it: one who has stopped reading ends no work."""
+    with suppress(OSError, ValueError):
+        print(text, end=end, flush=True)
+
+
+@contextmanager
+def about(argument: str) -> Iterator[None]:
+    """A complaint within says which argument it is about."""
+    try:
+        yield
+    except UserError as error:
+        raise type(error)(f"{argument}: {error}") from error
 
 
 def exit_cleanly(main: Callable[[], None]) -> None:

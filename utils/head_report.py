@@ -11,6 +11,7 @@ from losses import logit_gap
 from models import head_from_state
 from utils import checkpoint, comparison, report
 from utils.checkpoint import Checkpoint
+from utils.commands import command
 from utils.config import Config
 from utils.digest import file_digest
 from utils.keeper import Keeper
@@ -211,4 +212,4 @@ def _write_tables(
 
         run.log(f"table and {len(draw(run.folder))} pictures in {run.folder}")
     else:
-        run.log(f"pictures: python -m utils.plots {run.folder}")
+        run.log(f"pictures: {command('utils.plots', run.folder)}")

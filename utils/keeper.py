@@ -1,13 +1,12 @@
 """When a run saves, and how it ends where a signal asks it to."""
 
-import shlex
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 
+from utils.commands import command
 from utils.distributed import ALONE, World
 from utils.logger import Run
 from utils.signals import Signals, Stopped
@@ -19,7 +18,8 @@ SHARE = 0.1
 class Keeper:
     """Asked after every step and epoch; saves where it is time to, ends the run where a signal has come.
 
-    `every`: a number of steps, minutes as `10m`, or None for the ends of epochs alone. The run says how by
+    `every`: a number of steps, minutes as `10m`, or None for the ends of epochs alone. `words` are those with
+    which the run is gone on with, beside --resume. The run says how by
     `save`, which writes last.pth with the position inside the epoch, and `where`, which tells that position.
     """
 
@@ -30,15 +30,10 @@ class Keeper:
         signals: Signals,
         world: World = ALONE,
         every: str | None = None,
-        network: str = "",
-        save_features: Path | None = None,
+        words: Sequence[str] = (),
     ) -> None:
         self.run, self.signals, self.world = run, signals, world
-        start = "python" if world.size == 1 else f"torchrun --nproc_per_node {world.size}"
-        # code and a place that no file may choose
-        own = f" --network {network}" if ":" in network else ""
-        own += f" --save_features {shlex.quote(str(save_features))}" if save_features else ""
-        self.command = f"{start} {script}{own} --resume"
+        self.script, self.words, self.processes = script, words, world.size
         minutes = every is not None and every.endswith("m")
         self.seconds = int(every[:-1]) * 60 if minutes else None
         self.steps = int(every) if every and not minutes else None
@@ -114,8 +109,9 @@ class Keeper:
             raise
 
     def _stop(self, status: int, together: bool = True) -> None:
-        command = f"{self.command} {shlex.quote(str(self.run.folder))}"
-        self.run.result(f"stopped by a signal after {self.where()}; go on with: {command}")
+        words = [*self.words, "--resume", self.run.folder]
+        line = command(self.script, *words, processes=self.processes)
+        self.run.result(f"stopped by a signal after {self.where()}; go on with: {line}")
         if together:
             self.world.wait()
         raise Stopped(status)

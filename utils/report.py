@@ -195,7 +195,7 @@ def from_where(source: checkpoint.Checkpoint | Pack) -> str:
         if made
         else "foreign weights without facts"
     )
-    return f"checkpoint {source.path} ({what}; sha256 {source.digest[:12]})"
+    return "; ".join([f"checkpoint {source.path} ({what}; sha256 {source.digest[:12]})", *source.notes])
 
 
 def _commit() -> str | None:

@@ -22,7 +22,7 @@ from progress.bar import Bar
 from utils.arguments import STAGE1, STAGE2, Parser
 from utils.cell_runs import CellRuns, Stage1, epochs_done, same_training_images
 from utils.checkpoint import write_atomically
-from utils.errors import UserError, complain, exit_cleanly
+from utils.errors import UserError, complain, exit_cleanly, say
 from utils.grid import read_grid
 from utils.lock import FolderLock
 from utils.logger import check_writable, stage_folder
@@ -221,13 +221,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"--jobs must be 1 or more, got {asked.jobs}")
     cells = [CellRuns(cell, asked.out) for cell in read_grid(asked.grid, asked.data_dir)]
     if asked.list:
-        print("\n".join(survey(cells)))
+        say("\n".join(survey(cells)))
         return
     check_writable(asked.results / "results")
     failed = [] if asked.report_only else _run(cells, asked)
     for line in failed:
         complain(f"failed: {line}")
-    print(report(cells, asked.results))
+    say(report(cells, asked.results))
     if failed:
         sys.exit(1)
 

@@ -15,12 +15,13 @@ from models.pretrained import load_state
 from utils import checkpoint
 from utils.arguments import ARGUMENTS, STAGE1
 from utils.checkpoint import Checkpoint
+from utils.commands import said
 from utils.config import Config, resolve
 from utils.config_checks import check_known
 from utils.device import environment
 from utils.distributed import World
 from utils.engine import Partial, Progress, load_optimizer
-from utils.errors import UserError
+from utils.errors import UserError, about
 from utils.files import require_file
 from utils.lock import FolderLock
 from utils.logger import stage_folder
@@ -37,6 +38,8 @@ FREE = (
     *("pretrained", "pretrained_pth", "features", "save_features"),
 )
 _UNFIXED = (*FREE, "cur_stage", "pack_dtype")
+# of these what the user said is said again: last.pth may not choose them, or is not asked for them
+_AGAIN = set(FREE) - {"resume", "force_resume", "pretrained"}
 _SAME_BITS = (
     *("threads", "processes", "device", "torch", "numpy", "cpu_capability", "layout", "float32_convolutions"),
     *("float32_products", "deterministic"),
@@ -182,20 +185,21 @@ def read_resume(script: str, given: dict, world: World, held: ExitStack) -> Resu
         if path is None:
             return None
     path = path / "last.pth" if path.is_dir() else path
-    require_file(path)
-    lock = FolderLock(path.parent) if world.main else None
-    if lock:
-        held.callback(lock.close)
-    world.wait()
-    source = checkpoint.read(path)
+    with about("--resume"):
+        require_file(path)
+        lock = FolderLock(path.parent) if world.main else None
+        if lock:
+            held.callback(lock.close)
+        world.wait()
+        source = checkpoint.read(path)
     stage, state = ("stage1", "optimizer") if script == STAGE1 else ("stage2", "heads")
     if state not in source.facts or source.facts["stage"] != stage:
         raise UserError(f"{path} is not the last.pth of a stage-{stage[-1]} run, only that can be resumed")
     for name in ("args", "class_counts", "train_digest", "environment", *_ALSO[stage]):
         if name not in source.facts:
             raise UserError(f"{path} cannot be resumed: it lacks {name}")
-    for said in (source.facts["args"], source.facts.get("given", {})):
-        check_known(path, said, given)
+    for words in (source.facts["args"], source.facts.get("given", {})):
+        check_known(path, words, given)
     args = {
         name: value for name, value in source.facts["args"].items() if name not in ("resume", "force_resume")
     }
@@ -258,6 +262,12 @@ def _check_places(path: Path, facts: dict, given: dict, forced: bool) -> list[Pa
 def _key(named: dict) -> tuple[str, str, int]:
     """What tells heads apart, of a HeadPlan's name or of a stored head."""
     return named["method"], named["setting"], named["seed"]
+
+
+def words_to_resume(config: Config, script: str) -> list[str]:
+    """What a command that goes on with this run says beside --resume: places, and what no file chooses."""
+    names = _AGAIN | ({"network"} if ":" in config.network else set())
+    return said(config, script, names)
 
 
 def own_words(given: dict) -> dict:

@@ -1,5 +1,6 @@
 """What the scripts set up alike: the network, the checkpoint or pack to start from, honest selection."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
@@ -8,9 +9,11 @@ import torch
 from torch import nn
 
 from datasets import FILE_DATASETS, OWN_DATASETS, LongTailedData
-from datasets.types import CHANNELS, FileSet, FileViews
+from datasets.parts import as_seen
+from datasets.types import CHANNELS, FileSet, FileViews, ViewSpec
 from models import build_model, load_pretrained
 from models.own import untouched
+from models.pretrained import with_own_names
 from utils import checkpoint
 from utils.arguments import EVALUATE
 from utils.checkpoint import Checkpoint, find_published, read, require_stage
@@ -19,7 +22,7 @@ from utils.config_checks import check_known
 from utils.data_setup import file_views, load_data, mirror_at_test, open_parts
 from utils.device import LAYOUT
 from utils.distributed import ALONE, World
-from utils.errors import UserError, is_out_of_memory
+from utils.errors import UserError, about, is_out_of_memory
 from utils.extraction import Origin, extract_to_disk
 from utils.features import DriftingFeatures, TrainFeatures, Watch, eval_features
 from utils.logger import Run
@@ -43,18 +46,31 @@ def build_network(config: Config, num_classes: int, in_channels: int = 3) -> nn.
     return model
 
 
-def start_pretrained(model: nn.Module, config: Config) -> str:
+def start_pretrained(model: nn.Module, config: Config, views: ViewSpec | FileViews) -> str:
     """Put the weights of --pretrained into all of `model` but its classifier; returns a line for the log.
+
+    `views` say on what images the weights go on.
 
     Raises:
         UserError: the file is broken, or of another network.
     """
-    source = read(Path(config.pretrained))
+    with about("--pretrained"):
+        source = read(Path(config.pretrained))
     try:
         load_pretrained(model, source.state, config.network)
     except ValueError as error:
         raise UserError(f"--pretrained {source.path}: {error}") from error
-    return f"started from {source.path} (sha256 {source.digest[:12]}), the classifier afresh"
+    _note_channels(source, views)
+    line = f"started from {source.path} (sha256 {source.digest[:12]}), the classifier afresh"
+    return "; ".join([line, *source.notes])
+
+
+def _note_channels(source: Checkpoint, views: ViewSpec | FileViews) -> None:
+    """Weights without facts do not say on what images they were trained: note what is taken for granted."""
+    if not source.facts:
+        mean, std = (" ".join(f"{value:g}" for value in values) for values in (views.mean, views.std))
+        other = "; --normalise names another" if len(views.mean) == 3 else ""
+        source.notes.append(f"assumed: trained on channels of mean {mean} and deviation {std}{other}")
 
 
 def try_network(model: nn.Module, config: Config, data: LongTailedData, rows: int | None = None) -> None:
@@ -114,10 +130,11 @@ def network_for_files(config: Config, source: Checkpoint) -> tuple[nn.Module, Fi
     if config.dataset in FILE_DATASETS:
         views = file_views(config)
     else:  # CIFAR: what is not 32 x 32 is resized
-        mean, std = CHANNELS["cifar"]
+        mean, std = CHANNELS[config.normalise or "cifar"]
         views = FileViews(mean, std, size=32, resize=32, augment="pad_crop", mirror_test=True)
     model = build_network(config, config.num_class)
     checkpoint.load_weights(model, source, config.network)
+    _note_channels(source, views)
     return model, views, names
 
 
@@ -156,13 +173,15 @@ def find_source(script: str, given: dict, stage: str | None) -> Checkpoint | Pac
     if "features" in given:
         if path is not None and script != EVALUATE:
             raise UserError("--features holds its stage-1 classifier: leave --pretrained_pth out")
-        pack = read_pack(given["features"])
+        with about("--features"):
+            pack = read_pack(given["features"])
         check_known(pack.path, pack.known, given, is_pack=True)
         return pack
     if path is None:
         wanted = resolve(script, given)
         path = find_published(wanted, wanted.network, stage)
-    source = read(path)
+    with about("--pretrained_pth") if path is given.get("pretrained_pth") else nullcontext():
+        source = read(path)
     check_known(path, source.known, given)
     if stage is not None:
         require_stage(source, stage)
@@ -189,14 +208,16 @@ def load_classifier(model: nn.Module, given: dict, config: Config, pack: Pack) -
         return None
     if path is None:
         path = find_published(config, packed_name(config.network), "stage2")
-    source = read(path)
+    with about("--pretrained_pth") if path is given.get("pretrained_pth") else nullcontext():
+        source = read(path)
     if "cur_stage" in given:
         require_stage(source, given["cur_stage"])
     origins, stage1 = (source.digest, source.facts.get("stage1_digest")), pack.facts["stage1_digest"]
     same = (stage1 is not None and stage1 in origins) or source.facts.get("features_digest") == pack.digest
     if source.facts and not same:
         raise UserError(f"{path} is a classifier for other features than those of {pack.path}")
-    last = {name: value for name, value in source.state.items() if name.startswith("fc.")}
+    state = with_own_names(model, source.state)
+    last = {name: value for name, value in state.items() if name.startswith("fc.")}
     source = replace(source, state=last)
     checkpoint.load_weights(model, source, f"classifier of {pack.path}")
     checkpoint.load_head(model, source)
@@ -219,6 +240,7 @@ def load_frozen(
         _check_class_names(source, data, config.dataset)
         model = build_network(config, data.num_classes, data.in_channels)
         checkpoint.load_weights(model, source, config.network)
+        _note_channels(source, data.views)
         model.to(device, memory_format=LAYOUT)
         rows = None
         if "bn_mode" in config and config.bn_mode == "train":
@@ -232,9 +254,10 @@ def load_frozen(
 
 def _check_class_names(source: Checkpoint, data: LongTailedData, dataset: str) -> None:
     """Of a user's own images the labels are the ranks of the names: another set of names shifts them."""
-    names = source.facts.get("class_names", data.class_names)
-    if dataset in OWN_DATASETS and names != data.class_names:
-        pairs = zip_longest(names, data.class_names)
+    names = [as_seen(name) for name in source.facts.get("class_names", data.class_names)]
+    found = [as_seen(name) for name in data.class_names]
+    if dataset in OWN_DATASETS and names != found:
+        pairs = zip_longest(names, found)
         label, (was, now) = next((k, pair) for k, pair in enumerate(pairs) if pair[0] != pair[1])
         raise UserError(f"{source.path} knows class {label} as {was!r}, {data.name} has {now!r} there")
 

@@ -120,9 +120,10 @@ class FeatureStore:
         with np.errstate(over="ignore"):
             values = features.cpu().numpy().astype(self.dtype)
         if not np.isfinite(values).all():
+            way_out = "take --pack_dtype fp32" if features.isfinite().all() else "the backbone has diverged"
             raise UserError(
                 f"features of images {block.start} to {block.stop - 1} are not finite in "
-                f"{np.dtype(self.dtype).name}: the backbone has diverged, or take --pack_dtype fp32"
+                f"{np.dtype(self.dtype).name}: {way_out}"
             )
         return values
 

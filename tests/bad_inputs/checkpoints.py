@@ -1,7 +1,9 @@
 """Checkpoints, ours and foreign ones: damaged, hostile, of another network, stage, version or kind."""
 
+import gzip
 import os
 import pickle
+import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -99,6 +101,15 @@ def bare(value: object) -> Make:
     return lambda root, kitchen: torch.save(value, root / "bad")
 
 
+def written(content: bytes) -> Make:
+    return lambda root, kitchen: (root / "bad").write_bytes(content)
+
+
+def archive(root: Path, kitchen: Kitchen) -> None:
+    with tarfile.open(root / "bad", "w") as target:
+        target.add(kitchen.stage1, "x" * 120)
+
+
 def plain_pickle(root: Path, kitchen: Kitchen) -> None:
     (root / "bad").write_bytes(pickle.dumps({"w": [1, 2]}))
 
@@ -124,6 +135,12 @@ def spoilt(value: float) -> Make:
     return weights(lambda weight: weight.index_fill(0, torch.tensor([0]), value))
 
 
+def turned(state: dict) -> dict:
+    """With a classifier as LDAM-DRW's: cosines to [features, classes], no bias."""
+    last = {"linear.weight": state.pop("fc.weight").T.contiguous()}
+    return {name: value for name, value in state.items() if name != "fc.bias"} | last
+
+
 def another_network(classes: int, name: str) -> Make:
     return ours(model=build_model(name, classes, in_channels=1).state_dict())
 
@@ -147,14 +164,25 @@ FILES: dict[str, tuple[Make, str]] = {
     "cut in half": (damaged(lambda content: content[: len(content) // 2]), DAMAGED),
     "cut at its end": (damaged(lambda content: content[:-1]), DAMAGED),
     "a flipped bit": (damaged(flipped), DAMAGED),
-    "a feature pack": (damaged(bytes, "pack"), DAMAGED),
+    "a feature pack": (damaged(bytes, "pack"), "bad is a feature pack: stage 2 and evaluate take it by"),
+    "a Git-LFS pointer": (written(b"version https://git-lfs.github.com/spec/v1\n"), "is a Git-LFS pointer"),
+    "a web page": (written(b"\n<!DOCTYPE html><html>Sign in</html>"), "bad is a web page"),
+    "packed by gzip": (damaged(gzip.compress), "bad is compressed by gzip: unpack it"),
+    "a tar archive": (archive, "bad is a tar archive: unpack it"),
+    "broken safetensors": (written(b"\2\0\0\0\0\0\0\0{}x"), "bad is damaged or no file of weights"),
+    "MiSLAS's scales": (
+        bare(
+            {f"state_dict_{n}": {"fc.weight": torch.ones(2, 2)} for n in ("model", "classifier", "lws_model")}
+        ),
+        r"bad holds a factor on each logit \(state_dict_lws_model\)",
+    ),
     "huge": (huge, DAMAGED),
     "compressed": (compressed, "bad is a compressed zip file"),
     "hostile": (hostile(old=False), "bad holds Python objects"),
     "hostile, old format": (hostile(old=True), "bad holds Python objects"),
     "a pickled module": (whole_module, "bad holds Python objects"),
     "declaring much": (declaring_much, r"bad declares a tensor \[68719476736\] larger than"),
-    "no torch file": (plain_pickle, DAMAGED),
+    "no torch file": (plain_pickle, "bad is a plain pickle, and may run code: not read"),
     "two files in one": (
         built("an old file with a new one behind it"),
         "bad goes on for .* behind its weights",
@@ -169,8 +197,8 @@ FILES: dict[str, tuple[Make, str]] = {
         "bad holds Python objects .* another codec than latin-1",
     ),
     "a tensor beyond": (built("a tensor far behind its storage"), r"bad declares a tensor \[1\] larger than"),
-    "a list": (bare([1, 2]), "bad holds no weights"),
-    "no weights": (bare({"a": 1}), "bad holds no weights"),
+    "a list": (bare([1, 2]), "bad holds no weights by name: .* found a list"),
+    "no weights": (bare({"a": 1}), "bad holds no weights by name: .* found a dict with 'a'"),
     "a sparse tensor": (bare({"w": torch.eye(3).to_sparse()}), "bad holds Python objects .*sparse"),
     "a later version": (ours(version=99), "bad has format version 99, this code reads up to 2: update it"),
     "version 0": (ours(version=0), "bad is damaged: there is no format version 0"),
@@ -319,6 +347,27 @@ ROWS = [
         "--dataset digits_lt --pretrained_pth {bad} --cur_stage stage1",
         "bad is a resnet8 with 7 classes, 10 are needed",
         bare(build_model("resnet8", 7, in_channels=1).state_dict()),
+    ),
+    Row(
+        "a foreign cosine classifier",
+        EVALUATE,
+        "--dataset digits_lt --pretrained_pth {bad}",
+        r"bad is a resnet8 with a cosine classifier \[64 features, 10 classes\]",
+        bare(turned(build_model("resnet8", 10, in_channels=1).state_dict())),
+    ),
+    Row(
+        "a foreign classifier of another kind",
+        EVALUATE,
+        "--dataset digits_lt --pretrained_pth {bad}",
+        r"bad has the backbone of a resnet8, not its classifier: 1 unexpected \(fc.scale\)",
+        bare(build_model("resnet8", 10, in_channels=1).state_dict() | {"fc.scale": torch.ones(1)}),
+    ),
+    Row(
+        "a foreign network behind a prefix",
+        EVALUATE,
+        "--dataset digits_lt --pretrained_pth {bad}",
+        "bad is not a resnet8: .*; its weights fit --network resnet20",
+        bare({f"module.{n}": v for n, v in build_model("resnet20", 10, in_channels=1).state_dict().items()}),
     ),
     Row(
         "a foreign network",
