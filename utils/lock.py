@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 from utils.errors import UserError
+from utils.files import open_regular
 
 
 class FolderLock:
@@ -19,7 +20,7 @@ class FolderLock:
     def __init__(self, folder: Path) -> None:
         path = folder / "log.txt"
         try:
-            self._handle = open(path, "a", encoding="utf-8")  # noqa: SIM115 - kept open on purpose
+            self._handle = open_regular(path, "ab")
         except OSError as error:
             raise UserError(f"{path} cannot be written: {error.strerror}") from error
         try:

@@ -20,6 +20,7 @@ from utils.checkpoint import write_atomically
 from utils.distributed import World
 from utils.engine import EVAL_BATCH
 from utils.errors import UserError
+from utils.files import open_regular, read_text
 
 # images that are finished together: a batch, so that its bits do not depend on who extracts it
 BLOCK = EVAL_BATCH
@@ -49,7 +50,7 @@ class FeatureStore:
     def _claim(self, identity: dict) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         note, text = self.folder / "identity.json", json.dumps(identity, indent=1, sort_keys=True)
-        if note.exists() and note.read_text() != text:
+        if note.exists() and read_text(note) != text:
             raise UserError(
                 f"{self.folder} holds features of another backbone, data set or setting: remove it, or give "
                 "--save_features another name"
@@ -111,7 +112,7 @@ class FeatureStore:
                 if needed - present > free:
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 shutil.rmtree(done, ignore_errors=True)
-                with open(path, "wb") as handle:
+                with open_regular(path, "wb") as handle:
                     _allocate(handle.fileno(), needed)
             done.mkdir(exist_ok=True)
         except OSError as error:
@@ -159,7 +160,8 @@ def _digest(array: np.ndarray, views: Views, start: int, stop: int) -> str:
 def _mark(done: Path, array: np.ndarray, views: Views, block: slice) -> None:
     marker = _marker(done, views, block.start)
     try:
-        marker.write_text(_digest(array, views, block.start, block.stop))
+        with open_regular(marker, "wb") as handle:
+            handle.write(_digest(array, views, block.start, block.stop).encode())
     except OSError as error:
         raise UserError(f"{marker} cannot be written: {error.strerror or error}") from error
 
@@ -167,4 +169,4 @@ def _mark(done: Path, array: np.ndarray, views: Views, block: slice) -> None:
 def _is_done(done: Path, array: np.ndarray, views: Views, start: int, stop: int) -> bool:
     """Was the block finished, and is it still what it was?"""
     marker = _marker(done, views, start)
-    return marker.is_file() and marker.read_text() == _digest(array, views, start, stop)
+    return marker.is_file() and read_text(marker) == _digest(array, views, start, stop)
