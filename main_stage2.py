@@ -22,7 +22,7 @@ from utils.crew import Crew
 from utils.data_setup import scored_parts
 from utils.device import pick_device
 from utils.distributed import ALONE
-from utils.errors import exit_cleanly
+from utils.errors import exit_cleanly, say
 from utils.extraction import discard
 from utils.keeper import Keeper
 from utils.logger import Run
@@ -47,7 +47,7 @@ def retrain(argv: Sequence[str] | None, held: ExitStack) -> None:
     # ---- config
     given = parse(STAGE2, __doc__.splitlines()[0], argv)
     if given.get("method") == "list":
-        print(listing())
+        say(*listing().splitlines())
         return
     resumed = read_resume(STAGE2, given)
     words = resumed.given if resumed else given

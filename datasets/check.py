@@ -24,7 +24,7 @@ from datasets.types import FileSet, LongTailedData
 from utils.arguments import CHECK, parse
 from utils.config import resolve
 from utils.data_setup import load_data
-from utils.errors import UserError, exit_cleanly
+from utils.errors import UserError, exit_cleanly, say
 
 CHUNK = 64  # images a request
 STDERR = 2  # the descriptor that C libraries write to
@@ -122,7 +122,7 @@ def _print_findings(parts: dict[str, FileSet], workers: int) -> tuple[int, int]:
         lines = finding.problems + [f"warning: {text}" for text in finding.warnings]
         if lines:
             _clear(bar)
-            print("\n".join(lines), flush=True)
+            say(*lines)
         problems, warnings = problems + len(finding.problems), warnings + len(finding.warnings)
         bar.next(finding.images)
     _clear(bar)
@@ -150,14 +150,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         data = load_data(config, report=listed.append)
     finally:  # what was found before something that ends the reading
         for problem in listed:
-            print(problem, flush=True)
+            say(problem)
     parts = {"train": data.train, "val": data.val, "test": data.test}
     parts = {name: part for name, part in parts.items() if isinstance(part, FileSet)}
     if not parts:
         raise UserError(f"{data.name} is held in memory, its files were checked as they were read")
     problems, warnings = _print_findings(parts, config.workers)
     problems += len(listed)
-    print(summary(data, sum(map(len, parts.values())), problems, warnings), flush=True)
+    say(summary(data, sum(map(len, parts.values())), problems, warnings))
     if problems:
         sys.exit(2)
 

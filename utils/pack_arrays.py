@@ -20,7 +20,7 @@ from torch import Tensor
 
 from utils.arguments import Parser
 from utils.config_checks import PACK_NAME
-from utils.errors import UserError
+from utils.errors import UserError, say
 from utils.files import require_file
 from utils.logger import check_writable
 from utils.packs import Pack, check, write_pack
@@ -52,7 +52,7 @@ def main(argv: Sequence[str]) -> None:
         pack = replace(pack, fc_weight=weight, fc_bias=bias)
     digest = write_pack(given.out, pack)
     views, images, width = pack.train.shape
-    print(
+    say(
         f"pack {given.out}: {images} training ({views} view(s)), {pack.test.shape[1]} test, "
         f"{0 if pack.val is None else pack.val.shape[1]} validation features, {width} wide, "
         f"{len(pack.fc_bias)} classes, {given.out.stat().st_size / 2**20:.1f} MiB, sha256 {digest[:12]}"
@@ -165,7 +165,7 @@ def _labels(path: Path) -> Tensor:
 
 def _fit(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """A logistic regression on features float32 [N, D]: weights [K, D], biases [K]. Says how well it fits."""
-    print(f"no --fc_weight: logistic regression on {len(labels)} training features,", end=" ", flush=True)
+    say(f"no --fc_weight: logistic regression on {len(labels)} training features,", end=" ")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         fitted = LogisticRegression(C=1.0, max_iter=1000).fit(features.numpy(), labels.numpy())
@@ -176,10 +176,8 @@ def _fit(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         int(((part @ weight.T + bias).argmax(dim=1) == truth).sum())
         for part, truth in zip(features.split(4096), labels.split(4096), strict=True)
     )
-    print(f"training accuracy {100 * right / len(labels):.2f}%")
+    say(f"training accuracy {100 * right / len(labels):.2f}%")
     if any(issubclass(warning.category, ConvergenceWarning) for warning in caught):
         steps = fitted.n_iter_.max()
-        print(
-            f"note: the fit had not converged after {steps} steps; scaled features, or --fc_weight, may help"
-        )
+        say(f"note: the fit had not converged after {steps} steps; scaled features, or --fc_weight, may help")
     return weight, bias

@@ -3,7 +3,6 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-import pandas as pd
 import torch
 from torch import Tensor
 
@@ -11,7 +10,7 @@ from datasets import LongTailedData
 from datasets.types import FileSet
 from utils.checkpoint import write_atomically
 from utils.distributed import World
-from utils.logger import Run
+from utils.logger import Run, csv_text
 from utils.metrics import Scores, predictions
 
 
@@ -52,7 +51,6 @@ def write_unlabelled(
 
 def _write(run: Run, path: Path, columns: dict) -> None:
     if run.main:
-        frame = pd.DataFrame(columns)
-        text = frame.to_csv(index=False, float_format="%.6f")
+        text = csv_text(columns, float_format="%.6f")
         write_atomically(path, lambda handle: handle.write(text.encode("utf-8", "surrogateescape")))
-        run.log(f"{len(frame):,} predictions left at {path}")
+        run.log(f"{len(columns['predicted']):,} predictions left at {path}")
