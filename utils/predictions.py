@@ -17,7 +17,7 @@ from utils.metrics import Scores, predictions
 def write_scored(run: Run, path: Path, data: LongTailedData, scores: Scores) -> None:
     """image, label, label_name, predicted, predicted_name, confidence of each test image, in file order.
 
-    `image` is the path below the data folder, or the number of an image that has no file.
+    `image` is the path below the data folder (see `csv_text`), or the number of an image that has no file.
     """
     labels = scores.targets.cpu().numpy()
     predicted = scores.predicted.cpu().numpy()

@@ -262,7 +262,7 @@ ARRAYS = [  # words, what the line says, the arrays that are changed
     ("", "train holds 4 images, train_labels 3 labels", {"train_y": Y[:3]}),
     ("", "labels reach 1099511627777, there are 4 training images", {"test_y": Y + 2**40}),
     ("", "class 1 has no training image", {"train_y": Y * 2, "test_y": Y * 2}),
-    ("", "num_class is 1: two classes are needed", {"train_y": Y * 0, "test_y": Y * 0}),
+    ("", "num_class must be a whole number of 2 to 500000, found 1", {"train_y": Y * 0, "test_y": Y * 0}),
     ("", "test is 2 wide, fc_weight 3", {"test_x": X[:, :2]}),
     ("", "train is empty", {"train_x": X[:, :0]}),
     ("", "train holds values that are not finite", {"train_x": X * np.nan}),
