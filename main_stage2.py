@@ -46,7 +46,7 @@ def retrain(argv: Sequence[str] | None, held: ExitStack) -> None:
     # ---- config
     given = parse(STAGE2, __doc__.splitlines()[0], argv)
     if given.get("method") == "list":
-        say(listing())
+        say(*listing().splitlines())
         return
     world = distributed.join()
     resumed = read_resume(STAGE2, given, world, held)

@@ -140,7 +140,7 @@ def _print_findings(parts: dict[str, FileSet], workers: int) -> tuple[int, int]:
         lines = finding.problems + [f"warning: {text}" for text in finding.warnings]
         if lines:
             _clear(bar)
-            say("\n".join(lines))
+            say(*lines)
         problems, warnings = problems + len(finding.problems), warnings + len(finding.warnings)
         bar.next(finding.images)
     _clear(bar)

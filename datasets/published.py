@@ -1,7 +1,6 @@
 """Published long-tailed sets: their split lists, found or fetched; their totals, checked; their images."""
 
 import os
-import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +11,7 @@ from datasets.fetch import DOWNLOAD_ERRORS, check_place, fetch_file, one_line, s
 from datasets.lists import paths_of, read_list, shown
 from datasets.parts import Part, Parts, Report
 from datasets.types import PathTable
-from utils.errors import UserError
+from utils.errors import UserError, complain
 
 LIST_ADDRESS = "https://raw.githubusercontent.com/facebookresearch/classifier-balancing/main/data"
 
@@ -63,7 +62,7 @@ def find_lists(published: Published, folders: list[Path], otherwise: str = "") -
     check_place(folders[0])
     address = f"{LIST_ADDRESS}/{published.address}"
     names = ", ".join(path.name for path in missing.values())
-    print(f"fetching {names} from {address} into {folders[0]}", file=sys.stderr, flush=True)
+    complain(f"fetching {names} from {address} into {folders[0]}")
     try:
         with scratch_folder(folders[0]) as scratch:
             for part, path in missing.items():

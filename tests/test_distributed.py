@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,10 +14,11 @@ import pandas as pd
 import pytest
 import torch
 
+import main_stage1
 from tests.distributed_worker import work
 from tests.file_trees import imagenet_tree
 from tests.helpers import call, last_line, places, read_metrics
-from utils import checkpoint
+from utils import checkpoint, errors
 from utils.distributed import ALONE, Steps, World
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -106,6 +108,29 @@ def test_every_image_counts_once_with_the_same_weight(images, size, accum):
 def test_a_batch_that_cannot_be_shared_out_is_refused():
     with pytest.raises(Exception, match=r"--batch_size 50 must be a multiple of 4 process\(es\) x --accum 3"):
         Steps(100, 50, 3, World(0, 4))
+
+
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        ({"WORLD_SIZE": "2"}, "RANK is 'not set': let torchrun start several processes; for one, unset"),
+        ({"WORLD_SIZE": "2", "RANK": "0"}, "LOCAL_RANK is 'not set'"),
+        ({"WORLD_SIZE": "2", "RANK": "x", "LOCAL_RANK": "0"}, "RANK is 'x'"),
+        ({"WORLD_SIZE": "2", "RANK": "2", "LOCAL_RANK": "0"}, "RANK is 2, WORLD_SIZE 2"),
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE is 'two'"),
+        ({"WORLD_SIZE": ""}, "WORLD_SIZE is 'not set'"),
+        ({"LOCAL_WORLD_SIZE": "0"}, "LOCAL_WORLD_SIZE is '0'"),
+    ],
+)
+def test_variables_that_torchrun_did_not_set_are_one_line(tmp_path, monkeypatch, capsys, environment, said):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(errors, "SECONDS_TO_BE_ENDED", 0)
+    words = ["--dataset", "folder", "--data_dir", str(tmp_path), *places(tmp_path)]
+    with pytest.raises(SystemExit) as ending:
+        errors.exit_cleanly(lambda: main_stage1.main(words))
+    err = capsys.readouterr().err
+    assert ending.value.code == 2 and err.count("\n") == 1 and re.match(f"error.*: {said}", err), err
 
 
 def test_blocks_cover_everything_once():

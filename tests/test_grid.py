@@ -113,6 +113,21 @@ def test_a_grid_file_of_ones_own_may_have_any_name(tmp_path, monkeypatch):
     assert [cell.seed for cell in read_grid("mine")] == [0, 1]
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (f"x = {'[' * 3000}{']' * 3000}", "cannot be read: maximum recursion depth"),
+        (f"{'a.' * 3000}a = 1", "cannot be read|has no .*cells"),
+        (SMALL.replace("seeds = [0, 1]", f"seeds.{'a.' * 900}a = 1", 1), "cell 1: "),
+        (SMALL + 'features = "a\\u0000b"\nviews = "pack"', "cell 1: features takes str"),
+    ],
+)
+def test_a_grid_that_nests_without_end_or_holds_a_zero_byte_is_one_line(tmp_path, text, said):
+    path = written(tmp_path, text)
+    message = refusal(reproduce.main, "--grid", path, "--out", tmp_path)
+    assert message.startswith(f"grid {path}") and re.search(said, message), message
+
+
 def test_an_unknown_grid_is_one_line_with_the_known_ones(tmp_path):
     for name in ("thick", tmp_path, tmp_path / "none.toml"):
         message = refusal(reproduce.main, "--grid", name)

@@ -218,13 +218,13 @@ WRONG = {
     "fc_bias holds values that are not finite": {"fc_bias": torch.tensor([0, float("-inf"), 0])},
 }
 WRONG_FACTS = {
-    "the fact val_clean is of type int, not bool": {"val_clean": 1},
-    "the fact class_names is of type tuple, not list": {"class_names": ("a", "b", "c")},
-    "num_class is 1: two classes are needed": {"num_class": 1},
+    "the fact val_clean must be true or false, found 1": {"val_clean": 1},
+    "the fact class_names must be a list of texts, found a tuple": {"class_names": ("a", "b", "c")},
+    "the fact num_class must be a whole number of 2 to 500000, found 1": {"num_class": 1},
     "num_class is 4": {"num_class": 4},
     "class_names has 2 entries, num_class is 3": {"class_names": ["a", "b"]},
-    "class_counts holds something else than int": {"class_counts": [4, 2, 1.0]},
-    "train_views is 'fresh', not plain or augmented": {"train_views": "fresh"},
+    "the fact class_counts must be a list of whole numbers": {"class_counts": [4, 2, 1.0]},
+    "the fact train_views must be plain or augmented, found 'fresh'": {"train_views": "fresh"},
     "val_source is 'own': val and val_labels go with": {"val_source": "own"},
 }
 

@@ -21,6 +21,7 @@ from tests.helpers import call, places, refusal
 from tests.test_pack_arrays import Arrays
 from utils import cell_runs, checkpoint, reproduce
 from utils.cell_runs import CellRuns
+from utils.digest import file_digest
 from utils.errors import UserError
 from utils.grid import read_grid
 from utils.lock import FolderLock
@@ -182,6 +183,13 @@ def edited(path: Path, old: str, new: str) -> None:
     path.write_text(re.sub(old, new, text, count=1))
 
 
+def with_table(folder: Path, old: str, new: str) -> None:
+    """Change table.csv, and the digest of it in summary.json."""
+    edited(folder / "table.csv", old, new)
+    digest = file_digest(folder / "table.csv")
+    edited(folder / "summary.json", '"table_digest": "[0-9a-f]+', f'"table_digest": "{digest}')
+
+
 def drop(path: Path, name: str) -> None:
     content = json.loads(path.read_text())
     del content[name]
@@ -204,6 +212,15 @@ def raise_a_figure(path: Path) -> None:
         (lambda f: drop(f / "summary.json", "digest"), "summary.json has no digest"),
         (lambda f: drop(f / "summary.json", "table_digest"), "summary.json has no table_digest"),
         (lambda f: (f / "summary.json").write_text("{"), "summary.json cannot be read"),
+        (lambda f: with_table(f, "few_std", "x"), "table.csv has no column few_std"),
+        (lambda f: with_table(f, "method", "x"), "table.csv has no column method"),
+        (lambda f: with_table(f, r",2,", ",two,"), "table.csv has a figure that is none: .*'two'"),
+        (lambda f: with_table(f, r",2,", ",0,"), "table.csv has a figure that is none: .*division"),
+        (lambda f: ((f / "table.csv").unlink(), os.mkfifo(f / "table.csv")), "table.csv cannot be read"),
+        (
+            lambda f: (f / "config.json").write_bytes(b'{"config": "\xe1"}'),
+            "config.json cannot be read: .*utf-8",
+        ),
         (lambda f: (f / "config.json").unlink(), "config.json cannot be read: No such file"),
         (
             lambda f: edited(f / "summary.json", '"stage1_digest": "....', '"stage1_digest": "0000'),
@@ -285,6 +302,8 @@ def test_a_csv_file_that_is_none_is_one_line(root):
     for text, said in (
         (whole.partition("\n")[0], "has no row"),
         (whole.replace("stage1_digest", "digest"), "has no column stage1_digest"),
+        (whole.replace(",seconds", ",time"), "has no column seconds"),
+        (re.sub(r"inf|,\d+,(\d+\.\d+),\n", r",1e999,\1,\n", whole), "has a figure that is none: .*infinity"),
         (whole + "digits_lt,50", "line 8, has more or fewer cells"),
         (whole.replace("stage1,", '"stage1,', 1), "cannot be read|more or fewer"),
     ):

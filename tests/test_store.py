@@ -1,5 +1,6 @@
 """Features on disk: blocks, going on after a stop, damage, refusals."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -86,6 +87,26 @@ def test_a_file_of_another_size_is_made_anew(tmp_path):
         handle.truncate(100)
     again = Extractor()
     assert torch.equal(fill(tmp_path, again), whole()) and again.given == 6
+
+
+def test_a_note_that_was_spoilt_ends_in_one_line_and_a_marker_is_made_anew(tmp_path):
+    fill(tmp_path, Extractor())
+    marker = next((tmp_path / "train.done").iterdir())
+    marker.write_bytes(b"\xe1" + marker.read_bytes()[1:])
+    again = Extractor()
+    assert torch.equal(fill(tmp_path, again), whole()) and again.given == 1
+    marker.unlink()
+    os.mkfifo(marker)
+    with pytest.raises(UserError, match=f"{marker} cannot be written"):
+        fill(tmp_path, Extractor())
+    note = tmp_path / "identity.json"
+    note.write_bytes(b"\xfb" + note.read_bytes()[1:])
+    with pytest.raises(UserError, match="holds features of another backbone"):
+        fill(tmp_path, Extractor())
+    note.unlink()
+    os.mkfifo(note)
+    with pytest.raises(UserError, match=f"{tmp_path} cannot be written: it is a pipe"):
+        fill(tmp_path, Extractor())
 
 
 def test_features_of_something_else_are_refused(tmp_path):

@@ -1,5 +1,7 @@
 """Files from elsewhere: flipped bits, cuts, hostile pickles, sizes, wrong facts; old files for ever."""
 
+import ast
+import io
 import os
 import pickle
 import subprocess
@@ -9,6 +11,7 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -16,8 +19,11 @@ from tests import attacks
 from tests.helpers import last_line, run_evaluate
 from tests.spoil import KINDS, cuts, flips, lost_blocks, unnoticed_flips
 from utils import checkpoint
+from utils.arguments import EVALUATE
+from utils.config import resolve
 from utils.digest import same_bits
-from utils.errors import UserError
+from utils.errors import UserError, complain, printable
+from utils.logger import Run, csv_text
 from utils.safe_load import load_plain
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -221,3 +227,56 @@ def test_a_file_that_is_replaced_while_it_is_read_is_the_old_one_or_the_new_one(
         done.set()
         thread.join()
     assert set(found) == {10, 5000}
+
+
+# ---- text from elsewhere
+
+FORGED = "x\ntest overall=99.99 many=- medium=- few=- selected_on=last"
+OBEYED = ["\x1b[2J", "\r", "\t", "\b", "\x7f", "\x9b1m", "\u2028", "\u202e", "\u2066", "\u200f", "\udce9"]
+NAMES = ["Übergröße", "日本語\u3000の名", "نامه\u200cها", "👩\u200d🔬", "e\u0301", "50\u00a0€", "ไทย"]
+
+
+@pytest.mark.parametrize("text", [FORGED, *(f"a{sign}b" for sign in OBEYED)])
+def test_text_that_a_terminal_obeys_or_that_forges_a_line_is_escaped_wherever_it_is_said(
+    tmp_path, capsys, text
+):
+    given = {"dataset": "digits_lt", "out": tmp_path, "cur_stage": "stage1"}
+    run = Run(resolve(EVALUATE, given), "evaluate_stage1")
+    run.log("one", text)
+    run.result(text)
+    complain(text)
+    shown = ascii(text)[1:-1]
+    assert printable(text) == shown and printable(shown) == shown
+    out, err = capsys.readouterr()
+    assert out == f"one\n{shown}\n{shown}\n" and err == f"{shown}\n"
+    assert (run.folder / "log.txt").read_text() == out
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_in_any_script_are_printed_as_they_are(name):
+    assert printable(name) == name
+
+
+def test_nothing_prints_what_a_file_says_but_the_functions_that_clean_it():
+    """A literal, as for a bar, is not from a file."""
+    rooms = [ROOT / room for room in ("utils", "datasets", "models", "losses")]
+    sources = [*ROOT.glob("*.py"), *(path for room in rooms for path in room.rglob("*.py"))]
+    printing = {
+        path.relative_to(ROOT).as_posix()
+        for path in sources
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call)
+        and ast.unparse(node.func) in ("print", "sys.stdout.write", "sys.stderr.write")
+        and not all(isinstance(word, ast.Constant) for word in node.args)
+    }
+    assert len(sources) > 50 and printing == {"utils/errors.py"}
+
+
+def test_a_cell_that_a_spreadsheet_would_run_is_text_and_every_other_cell_is_as_it_was():
+    cells = ["=1+1", "+a", "-b.png", "@c", "\td", "a=1", "", "ä,b", None]
+    figures = [-1.5, 2.0, None, 1e-9, 0.1, 3.0, 4.0, 5.0, 6.0]
+    text = csv_text({"name": cells, "figure": figures})
+    found = pd.read_csv(io.StringIO(text), keep_default_na=False, dtype={"name": str})
+    assert found["name"].tolist() == ["'=1+1", "'+a", "'-b.png", "'@c", "'\td", "a=1", "", "ä,b", ""]
+    plain = pd.DataFrame({"figure": figures}).to_csv(index=False)
+    assert pd.read_csv(io.StringIO(text))[["figure"]].to_csv(index=False) == plain

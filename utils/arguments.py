@@ -31,7 +31,7 @@ class Parser(argparse.ArgumentParser):
         self.register("type", Path, _expanded)
 
     def _print_message(self, message: str, file: object = None) -> None:
-        say(message, end="")
+        say(*message.splitlines())
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (see `{_help(self.prog)}`)")

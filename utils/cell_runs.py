@@ -17,18 +17,19 @@ from utils.config_checks import check_against
 from utils.data_setup import load_data
 from utils.digest import file_digest
 from utils.errors import UserError
-from utils.files import open_regular
+from utils.files import open_regular, read_text
 from utils.grid import Cell
 from utils.logger import stage_folder
 from utils.packs import Pack, read_pack
 from utils.presets import made_alike
 from utils.resume import FREE
-from utils.run_tables import SCORES
+from utils.run_tables import SCORES, STDS
 
 RUNNING = RELEASED.parent / "running"
 # what may differ between a run and the grid that asks for it: how it runs; weights to start from may not
 _FREE = {*FREE, "cur_stage", "cuda_graphs", "eval_every"} - {"pretrained"}
 _DIGESTS = ("digest", "train_digest", "table_digest")
+_COLUMNS = ("method", "setting", "n", "failed", *SCORES, *STDS)
 _ROUNDING = 1e-9
 _AGAIN = "move it away, and the next run of the grid makes it again"
 _STAMP = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d(_\d+)?")
@@ -68,7 +69,7 @@ class CellRuns:
     def hours(self, label: str) -> str:
         """How long the commands of a stage took, all together, where the runner has seen them; in hours."""
         try:
-            seconds = [float(word) for word in (self.place / f"{label}.seconds").read_text().split()]
+            seconds = [float(word) for word in read_text(self.place / f"{label}.seconds").split()]
         except (OSError, ValueError):
             return ""
         return f"{sum(seconds) / 3600:.4f}"
@@ -111,7 +112,7 @@ class CellRuns:
             if not path.is_file():
                 return None
             summary, model = _read_json(folder / "summary.json", ("digest",)), read(path)
-            if model.digest != summary["digest"]:
+            if model.digest != summary["digest"] or not _of_configuration(model, config):
                 raise UserError(f"{path} is not the model that {folder}/summary.json tells of: {_AGAIN}")
             return Stage1(
                 model, folder, f"checkpoints/running/{folder.name}" if _adopted(folder) else "trained"
@@ -167,8 +168,11 @@ class CellRuns:
             raise UserError(f"{folder}/table.csv cannot be read: {error.strerror}") from error
         if changed:
             raise UserError(f"{folder}/table.csv was changed after the run: {_AGAIN}")
-        rows = read_rows(folder / "table.csv")
-        _check_summary(folder, summary, rows)
+        rows = read_rows(folder / "table.csv", _COLUMNS)
+        try:
+            _check_summary(folder, summary, rows)
+        except (ValueError, ArithmeticError) as error:
+            raise UserError(f"{folder}/table.csv has a figure that is none: {error}: {_AGAIN}") from error
         return Stage2(folder, _read_json(folder / "config.json", ("config", "environment")), summary, rows)
 
 
@@ -179,8 +183,14 @@ def same_training_images(model: Checkpoint, config: Config) -> bool:
 
 def epochs_done(parent: Path) -> int:
     """How many epochs the newest run below `parent` has behind it, by its metrics.csv."""
-    found = sorted(parent.glob("*/metrics.csv"), key=lambda path: path.stat().st_mtime_ns)
-    return max(0, len(found[-1].read_text(encoding="utf-8").splitlines()) - 1) if found else 0
+    found = _newest_first(parent.glob("*/metrics.csv"))
+    return max(0, len(read_text(found[0]).splitlines()) - 1) if found else 0
+
+
+def _newest_first(paths: Iterable[Path]) -> list[Path]:
+    """The regular files among them: a link to nothing has no time, and a pipe nothing to say."""
+    files = [path for path in paths if path.is_file()]
+    return sorted(files, key=lambda path: path.stat().st_mtime_ns, reverse=True)
 
 
 def read_rows(path: Path, needed: Sequence[str] = ()) -> list[dict[str, str]]:
@@ -207,7 +217,7 @@ def _finished(config: Config) -> Path | None:
     """The newest run folder of a configuration that has its summary.json; None: there is none."""
     wanted = _computed(config)
     found = stage_folder(config, config.cur_stage).glob("*/summary.json")
-    for summary in sorted(found, key=lambda path: path.stat().st_mtime_ns, reverse=True):
+    for summary in _newest_first(found):
         made = _read_json(summary.parent / "config.json", ("config",))["config"]
         if made_alike(made, wanted):
             return summary.parent
@@ -225,7 +235,7 @@ def _of_configuration(model: Checkpoint, config: Config) -> bool:
     """Is it a stage 1 of this configuration?"""
     facts = model.facts
     same = made_alike(facts.get("args", {}), _computed(config))
-    return same and facts.get("stage") == "stage1" and "train_digest" in facts
+    return same and facts.get("stage") == "stage1" and {"train_digest", "environment"} <= facts.keys()
 
 
 def _published(config: Config) -> Path:

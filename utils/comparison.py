@@ -11,6 +11,7 @@ from scipy.stats import binomtest
 from torch import Tensor
 
 from datasets import LongTailedData
+from utils.errors import printable
 from utils.metrics import GROUPS, percent
 from utils.outcomes import Outcome
 from utils.plan import HeadPlan
@@ -201,21 +202,22 @@ def markdown(rows: Sequence[dict]) -> str:
 def markdown_lines(lines: Sequence[Sequence[str]]) -> str:
     """Cells as a Markdown table, the first line its header."""
     header, *lines = lines
-    return "\n".join(f"| {' | '.join(line)} |" for line in [header, ["---"] * len(header), *lines])
+    lines = [header, ["---"] * len(header), *lines]
+    return "\n".join(f"| {' | '.join(map(printable, line))} |" for line in lines)
 
 
-def aligned(rows: Sequence[dict]) -> str:
-    """The table for the terminal: words to the left, figures to the right."""
+def aligned(rows: Sequence[dict]) -> list[str]:
+    """The lines of the table for the terminal: words to the left, figures to the right."""
     lines = cells(rows)
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     left = {0, len(widths) - 1}
-    return "\n".join(
+    return [
         "  ".join(
             cell.ljust(width) if place in left else cell.rjust(width)
             for place, (cell, width) in enumerate(zip(line, widths, strict=True))
         ).rstrip()
         for line in lines
-    )
+    ]
 
 
 def caption(facts: dict, outcomes: Sequence[Outcome], num_test: int) -> str:

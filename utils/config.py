@@ -9,6 +9,7 @@ from datasets import data_name
 from losses.label_over_smooth import check_label_smooth, label_smooth_for_gap
 from utils.arguments import ARGUMENTS, EVALUATE, STAGE1
 from utils.config_checks import check_against, check_network, check_pairs, check_ranges
+from utils.distributed import number_of
 from utils.errors import UserError
 from utils.presets import preset_for
 from utils.seeding import draw_seed
@@ -112,7 +113,7 @@ def _scale_rates(values: dict, sources: dict, preset: dict) -> None:
 
 def default_workers() -> int:
     """Loader processes of this process: a core each, one left for itself, at most 16."""
-    sharing = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    sharing = number_of("LOCAL_WORLD_SIZE")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(16, cores // sharing - 1))
 
@@ -164,7 +165,7 @@ def _each(value: float | list[float], change: Callable[[float], float]) -> float
     return [change(one) for one in value] if isinstance(value, list) else change(value)
 
 
-def describe(config: Config) -> str:
+def describe(config: Config) -> list[str]:
     """The resolved configuration, a line a value, with where it came from; without what nobody set."""
     rows = [
         (name, json.dumps(value, ensure_ascii=False), config.source(name))
@@ -172,4 +173,4 @@ def describe(config: Config) -> str:
         if value is not None
     ]
     width = max(len(name) for name, _, _ in rows)
-    return "\n".join(f"  {name:<{width}}  {value:<24} {source}" for name, value, source in rows)
+    return [f"  {name:<{width}}  {value:<24} {source}" for name, value, source in rows]

@@ -7,6 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from utils.files import open_regular
+
 _PLAIN = (str, int, float, bool, type(None))
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -40,7 +42,8 @@ def content_digest(content: object) -> str:
 
 def file_digest(path: Path) -> str:
     """Hex sha256 of a small file's bytes."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    with open_regular(path) as handle:
+        return hashlib.sha256(handle.read()).hexdigest()
 
 
 def changes(value: object) -> list[int]:

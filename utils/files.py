@@ -16,6 +16,7 @@ from utils.errors import UserError
 STALE_SECONDS = 3600
 # a smaller file is not worth a thread, whose start may hang where memory has run out
 MEANWHILE_BYTES = 2**24
+MOST_TEXT = 2**26  # bytes of a note or log that are looked at
 _SUFFIX = ".los-part"
 _TEMPORARY = re.compile(rf"\..*\.[a-z0-9_]{{8}}{re.escape(_SUFFIX)}", re.DOTALL)
 _NO_FILE = "it is a pipe or a device, not a file"
@@ -95,17 +96,29 @@ def require_file(path: Path) -> os.stat_result:
     return status
 
 
-def open_regular(path: Path | str) -> BinaryIO:
-    """Open a regular file for reading: a pipe or a device can neither make it wait nor feed it for ever.
+def open_regular(path: Path | str, mode: str = "rb") -> BinaryIO:
+    """Open a regular file: a pipe or a device can neither make it wait nor feed it for ever.
 
     Raises:
         OSError: it is something else, absent, or not to be read.
     """
-    handle = open(path, "rb", opener=lambda name, flags: os.open(name, flags | _NO_WAITING))  # noqa: SIM115
+    handle = open(  # noqa: SIM115
+        path, mode, opener=lambda name, flags: os.open(name, flags | _NO_WAITING, 0o666)
+    )
     if not stat.S_ISREG(os.fstat(handle.fileno()).st_mode):
         handle.close()
         raise OSError(errno.EINVAL, _NO_FILE)
     return handle
+
+
+def read_text(path: Path) -> str:
+    """The text of a note or log that a run has left; what is not UTF-8 in it becomes a mark.
+
+    Raises:
+        OSError: see `open_regular`.
+    """
+    with open_regular(path) as handle:
+        return handle.read(MOST_TEXT).decode("utf-8", "replace")
 
 
 def check_output(option: str, path: Path, mark: bytes, within: int) -> None:

@@ -149,7 +149,7 @@ def read_grid(name: str, data_dir: Path | None = None) -> list[Cell]:
     try:
         with open_regular(path) as handle:
             tables = tomllib.loads(handle.read().decode("utf-8-sig"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise UserError(f"grid {path} cannot be read: {reason} (known: {known}, or a file)") from error
     cells = tables.pop("cells", [])
@@ -159,7 +159,7 @@ def read_grid(name: str, data_dir: Path | None = None) -> list[Cell]:
     for number, cell in enumerate(cells, 1):
         try:
             found += list(_expand(tables | cell, data_dir))
-        except (UserError, ValueError) as error:
+        except (UserError, ValueError, RecursionError) as error:
             raise UserError(f"grid {path}, cell {number}: {error}") from error
     names = [cell.name for cell in found]
     if twice := [name for name in names if names.count(name) > 1]:
@@ -220,7 +220,7 @@ def _values(key: str, value: object) -> list:
     values = value if several and isinstance(value, list) else [value]
     if not values:
         raise UserError(f"{key} is empty")
-    if any(type(one) not in kinds for one in values):
+    if any(type(one) not in kinds or "\0" in str(one) for one in values):
         wanted = " or ".join(kind.__name__ for kind in kinds)
         raise UserError(f"{key} takes {wanted}{', or a list' if several else ''}, got {value!r:.60}")
     if len(set(values)) < len(values):

@@ -206,7 +206,7 @@ def _write_tables(
     run.write_rows("per_class.csv", comparison.per_class_rows(outcomes, data))
     if config.select != "last":
         run.write_rows("search.csv", comparison.search_rows(heads, [one.run for one in outcomes]))
-    run.log(f"\n{comparison.aligned(rows)}\n{caption}\n")
+    run.log("", *comparison.aligned(rows), *caption.split("\n"), "")
     if len([one for one in outcomes if one.run.plan.named]) > 1:
         from utils.plots import draw  # here: a single head needs no matplotlib
 

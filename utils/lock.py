@@ -3,9 +3,10 @@
 import fcntl
 import os
 from pathlib import Path
-from typing import TextIO
+from typing import BinaryIO
 
 from utils.errors import UserError
+from utils.files import open_regular
 
 
 class FolderLock:
@@ -27,9 +28,9 @@ class FolderLock:
         os.register_at_fork(after_in_child=self.release)
         self.keep()
 
-    def _lock(self) -> TextIO:
+    def _lock(self) -> BinaryIO:
         try:
-            handle = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 - kept open on purpose
+            handle = open_regular(self._path, "ab")
         except OSError as error:
             raise UserError(f"{self._path} cannot be written: {error.strerror}") from error
         try:

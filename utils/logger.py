@@ -18,11 +18,12 @@ from datasets import LongTailedData
 from utils.checkpoint import write_atomically
 from utils.config import Config
 from utils.distributed import ALONE, World
-from utils.errors import UserError, complain
-from utils.files import sweep
+from utils.errors import UserError, complain, printable, show
+from utils.files import open_regular, sweep
 from utils.lock import FolderLock
 
 BAR_SECONDS = 0.2
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet takes a text for that begins so
 
 
 class Run:
@@ -68,29 +69,29 @@ class Run:
             self._lock.keep()
         return self.folder / name
 
-    def log(self, text: str = "") -> None:
-        """A line (or several) to standard output, unless quiet, and to log.txt."""
+    def log(self, *lines: str) -> None:
+        """Lines to standard output, unless quiet, and to log.txt; a line break within one is escaped."""
         if not self.main:
             return
         if not self.quiet:
-            self._print(text)
-        self._keep(text)
+            self._print(lines)
+        self._keep(lines)
 
     def result(self, line: str) -> None:
         """The closing line: printed even when quiet."""
         if not self.main:
             return
-        self._keep(line)
-        self._print(line)
+        self._keep([line])
+        self._print([line])
 
-    def _print(self, text: str) -> None:
+    def _print(self, lines: Iterable[str]) -> None:
         with self._going_on("standard output"):
-            print(text, flush=True)
+            show(*lines)
 
-    def _keep(self, text: str) -> None:
+    def _keep(self, lines: Iterable[str]) -> None:
         path = self.place("log.txt")
-        with self._going_on(path), open(path, "a", encoding="utf-8", errors="backslashreplace") as handle:
-            handle.write(text + "\n")
+        with self._going_on(path), open_regular(path, "ab") as handle:
+            handle.write("".join(f"{printable(line)}\n" for line in lines).encode())
 
     @contextmanager
     def _going_on(self, log: object) -> Iterator[None]:
@@ -118,7 +119,7 @@ class Run:
 
         metrics.csv is a log: its rows are in last.pth too, and the next epoch writes them again.
         """
-        text = pd.DataFrame(rows).to_csv(index=False)
+        text = csv_text(rows)
         with self._going_on(self.place(name)) if name == "metrics.csv" else nullcontext():
             self.write_text(name, text)
 
@@ -148,6 +149,16 @@ class Run:
         with terminal():
             bar.writeln("")
             print("\r", end="", file=sys.stderr, flush=True)
+
+
+def csv_text(rows: list[dict] | dict | pd.DataFrame, **options: object) -> str:
+    """Rows, or columns, as a csv file; a text that a spreadsheet takes for a formula gets a ' before it."""
+    frame = pd.DataFrame(rows)
+    for name, column in frame.items():
+        formulas = [isinstance(cell, str) and cell.startswith(_FORMULA) for cell in column]
+        if any(formulas):
+            frame.loc[formulas, name] = "'" + column[formulas]
+    return frame.to_csv(index=False, **options)
 
 
 def stage_folder(config: Config, stage: str) -> Path:

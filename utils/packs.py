@@ -20,6 +20,7 @@ from torch import Tensor
 from utils.config_checks import FIXED_BY_CHECKPOINT, INHERITED
 from utils.digest import content_digest
 from utils.errors import NoMemoryError, UserError, is_out_of_memory
+from utils.facts import problems_of_facts
 from utils.files import open_regular, require_file, write_atomically
 from utils.presets import PRESETS
 
@@ -39,18 +40,10 @@ _LAYOUT = {
     "fc_bias": ("classes", (torch.float32,)),
 }
 _OPTIONAL = ("plain", "val", "val_labels")
-_FACTS = {
-    "dataset": (str,),
-    "imb_ratio": (int, float, type(None)),
-    "network": (str,),
-    "num_class": (int,),
-    "class_counts": (list,),
-    "class_names": (list,),
-    "val_source": (str,),
-    "val_clean": (bool,),
-    "train_views": (str,),
-    "stage1_digest": (str, type(None)),
-}
+_FACTS = (
+    *("dataset", "imb_ratio", "network", "num_class", "class_counts", "class_names"),
+    *("val_source", "val_clean", "train_views", "stage1_digest"),
+)
 
 
 @dataclass(frozen=True)
@@ -135,7 +128,7 @@ def read_pack(path: Path) -> Pack:
         UserError: missing, truncated, altered, of a later version, not a pack, or see `check`; or a pack in
             parts cannot be put together.
     """
-    parts = [] if path.exists() else _parts(path)
+    parts = [] if os.path.exists(path) else _parts(path)
     if not parts:
         require_file(path)
     try:
@@ -217,8 +210,8 @@ def _utf8_name(path: Path, handle: BinaryIO) -> str:
 def _parts(path: Path) -> list[Path]:
     """The parts of a pack that lie beside where it would be, as a repository keeps a large one."""
     parts = []
-    while (part := path.with_name(f"{path.name}.part{len(parts)}")).is_file():
-        parts.append(part)
+    while os.path.isfile(part := f"{path}.part{len(parts)}"):
+        parts.append(Path(part))
     return parts
 
 
@@ -252,23 +245,9 @@ def _problems(pack: Pack) -> Iterator[str]:
 def _problems_of_facts(facts: dict) -> Iterator[str]:
     if not isinstance(facts, dict):
         yield f"the facts are a {type(facts).__name__}, not a dict"
-    for name, kinds in _FACTS.items():
-        if name not in facts:
-            yield f"the fact {name} is missing"
-        elif type(facts[name]) not in kinds:
-            yield f"the fact {name} is of type {type(facts[name]).__name__}, not {kinds[0].__name__}"
-    num_class = facts["num_class"]
-    if num_class < 2:
-        yield f"num_class is {num_class}: two classes are needed, or more"
-    for name, kind in (("class_counts", int), ("class_names", str)):
-        if any(type(entry) is not kind for entry in facts[name]):
-            yield f"{name} holds something else than {kind.__name__}"
-        if len(facts[name]) != num_class:
-            yield f"{name} has {len(facts[name])} entries, num_class is {num_class}"
+    yield from problems_of_facts(facts, _FACTS)
     if facts.get("preset", OWN) not in (OWN, *PRESETS):
         yield f"its preset is {facts['preset']!r:.60}, not {OWN} or the name of a data set"
-    if facts["train_views"] not in ("plain", "augmented"):
-        yield f"train_views is {facts['train_views']!r}, not plain or augmented"
 
 
 def _problems_of_shapes(pack: Pack) -> Iterator[str]:

@@ -275,7 +275,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--methods", help="those with a line over the classes, separated by commas")
     given = parser.parse_args(argv)
     methods = None if given.methods is None else given.methods.replace(",", " ").split()
-    say("\n".join(map(str, draw(given.run_folder, methods))))
+    say(*draw(given.run_folder, methods))
 
 
 if __name__ == "__main__":

@@ -13,14 +13,14 @@ from datasets.decode import NOT_READ
 from datasets.types import FileSet
 from utils.checkpoint import write_atomically
 from utils.distributed import World
-from utils.logger import Run
+from utils.logger import Run, csv_text
 from utils.metrics import Scores, predictions
 
 
 def write_scored(run: Run, path: Path, data: LongTailedData, scores: Scores) -> None:
     """image, label, label_name, predicted, predicted_name, confidence of each test image, in file order.
 
-    `image` is the path below the data folder, or the number of an image that has no file.
+    `image` is the path below the data folder (see `csv_text`), or the number of an image that has no file.
     """
     labels = scores.targets.cpu().numpy()
     predicted = scores.predicted.cpu().numpy()
@@ -65,6 +65,6 @@ def write_unlabelled(
 def _write(run: Run, path: Path, columns: dict) -> None:
     if run.main:
         frame = pd.DataFrame(columns)
-        text = frame.to_csv(index=False, float_format="%.6f")
+        text = csv_text(frame, float_format="%.6f")
         write_atomically(path, lambda handle: handle.write(text.encode("utf-8", "surrogateescape")))
         run.log(f"{frame.predicted.count():,} predictions left at {path}")

@@ -17,6 +17,8 @@ from utils.config_checks import ON_DISK
 from utils.device import environment
 from utils.distributed import ALONE, World
 from utils.engine import Progress
+from utils.errors import UserError
+from utils.facts import problems_of_facts
 from utils.logger import Run
 from utils.logit_metrics import READINGS
 from utils.metrics import epoch_columns, percent, result_line
@@ -51,7 +53,7 @@ def announce(
     total = sum(p.numel() for p in model.parameters())
     facts = environment(device) | {"commit": _commit()}
     run.log(f"run folder {run.folder}")
-    run.log("configuration\n" + describe(config))
+    run.log("configuration", *describe(config))
     validation = f"{len(data.val) if data.val else 0} validation ({data.val_source})"
     sizes = f"{len(data.train)} training, {validation}, {len(data.test)} test images"
     run.log(f"data {data.name}: {sizes} of {data.num_classes} classes")
@@ -78,8 +80,12 @@ def announce(
 
 
 def model_facts(config: Config, data: LongTailedData, device: torch.device) -> dict:
-    """The facts of a checkpoint: plain data that says what the weights are and how they were made."""
-    return {
+    """The facts of a checkpoint: plain data that says what the weights are and how they were made.
+
+    Raises:
+        UserError: no reader would take them, as with class names beyond all measure.
+    """
+    facts = {
         "format": checkpoint.FORMAT,
         "version": checkpoint.WHOLE,
         "stage": config.cur_stage,
@@ -101,6 +107,9 @@ def model_facts(config: Config, data: LongTailedData, device: torch.device) -> d
         "args": config.as_dict(),
         "environment": environment(device),
     }
+    for problem in problems_of_facts(facts, ()):
+        raise UserError(f"{data.name}: no checkpoint can hold what it says of itself: {problem}")
+    return facts
 
 
 def save_epoch(

@@ -23,6 +23,7 @@ from utils.arguments import STAGE1, STAGE2, Parser
 from utils.cell_runs import CellRuns, Stage1, epochs_done, same_training_images
 from utils.checkpoint import write_atomically
 from utils.errors import UserError, complain, exit_cleanly, say
+from utils.files import open_regular
 from utils.grid import read_grid
 from utils.lock import FolderLock
 from utils.logger import check_writable, stage_folder
@@ -136,7 +137,7 @@ class Runner(Signals):
         started = time.monotonic()
         tied = ["-c", _TIED, str(os.getpid())] if sys.platform == "linux" else []
         command = [sys.executable, *tied, str(ROOT / script), *words, *self.words]
-        with open(log, "ab") as out:
+        with open_regular(log, "ab") as out:
             options = {"stdout": out, "stderr": out, "env": environment}
             child = subprocess.Popen(command, pass_fds=(self.lock.fileno(),), **options)
         self.children.add(child)
@@ -145,8 +146,8 @@ class Runner(Signals):
         status = child.wait()
         self.children.discard(child)
         seconds = time.monotonic() - started
-        with open(runs.place / f"{label}.seconds", "a") as out:
-            out.write(f"{seconds:.1f}\n")
+        with open_regular(runs.place / f"{label}.seconds", "ab") as out:
+            out.write(f"{seconds:.1f}\n".encode())
         if status and not self.asked:
             lines = log.read_text(encoding="utf-8", errors="replace").splitlines() or [""]
             self._fail(runs, f"{label} ended with status {status}: {lines[-1]} (see {log})")
@@ -221,7 +222,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"--jobs must be 1 or more, got {asked.jobs}")
     cells = [CellRuns(cell, asked.out) for cell in read_grid(asked.grid, asked.data_dir)]
     if asked.list:
-        say("\n".join(survey(cells)))
+        say(*survey(cells))
         return
     check_writable(asked.results / "results")
     failed = [] if asked.report_only else _run(cells, asked)

@@ -43,8 +43,8 @@ def rows_of(
             facts | {"method": name, "setting": "", "n": "0", "status": NOT_RUN} for name in cell.method_names
         ]
     made = stage2.record["environment"]
-    facts |= {"data": stage2.summary["train_digest"][:12], "torch": made.get("torch", "")}
-    facts |= {"hardware": _hardware(made), "commit": (made.get("commit") or "")[:12]}
+    facts |= {"data": stage2.summary["train_digest"][:12], "torch": str(made.get("torch", ""))}
+    facts |= {"hardware": _hardware(made), "commit": str(made.get("commit") or "")[:12]}
     facts |= {"hours": runs.hours(cell.label(select)), "stage2_seeds": " ".join(map(str, cell.stage2_seeds))}
     facts |= {"stage1_overall": next((r["overall"] for r in stage2.rows if r["method"] == "stage1"), "")}
     return [facts | row | {"status": "failed" if row["failed"] else "done"} for row in stage2.rows]
@@ -179,8 +179,12 @@ def _typed(row: dict[str, str], path: Path) -> dict:
         for name in row.keys() - _TEXT:
             typed[name] = float(row[name]) if row[name] else None
         typed |= {"n": int(row["n"]), "learned": int(typed.get("learned") or 0)}
-        float(row["imb_ratio"] or 0), float(row["stage1_overall"] or 0), float(row["hours"] or 0)
-    except ValueError as error:
+        for name in ("imb_ratio", "stage1_overall", "hours", "stage1_hours"):
+            float(row[name] or 0)
+        cells([typed])  # which needs more of a row that was run than of one that was not
+    except KeyError as error:
+        raise UserError(f"{path} has no column {error.args[0]}") from error
+    except (ValueError, TypeError, ArithmeticError) as error:
         raise UserError(f"{path} has a figure that is none: {error}") from error
     return typed
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,8 +22,8 @@ from utils.config_checks import check_known
 from utils.device import environment
 from utils.distributed import World
 from utils.engine import Partial, Progress, load_optimizer
-from utils.errors import UserError, about
-from utils.files import require_file
+from utils.errors import NoMemoryError, UserError, about
+from utils.files import read_text, require_file
 from utils.lock import FolderLock
 from utils.logger import stage_folder
 from utils.packs import Pack
@@ -79,6 +80,7 @@ class Resumed:
         """
         self.check_data(data)
         facts = self.source.facts
+        self._check_best(model, config)
         checkpoint.load_weights(model, self.source, config.network)
         device = next(model.parameters()).device
         try:
@@ -88,6 +90,25 @@ class Resumed:
         except _UNFIT as error:
             raise self._unfit(error) from error
         return Progress(**facts["progress"]), partial
+
+    def _check_best(self, model: nn.Module, config: Config) -> None:
+        """Raise a UserError now, not after all epochs, where the best one so far is no longer to be had."""
+        progress, path = self.source.facts["progress"], self.folder / "best.pth"
+        best, done = progress["best_epoch"], progress["epoch"]
+        if config.select == "last" or (best is None and done < config.epochs):
+            return
+        try:
+            found = checkpoint.read(path)
+            checkpoint.load_weights(model, found, config.network)
+            if found.facts.get("epoch") not in (best, done + 1):  # a run may be killed between best and last
+                raise UserError(f"{path} does not hold epoch {best}, the best so far")
+        except NoMemoryError:
+            raise
+        except UserError as error:
+            raise UserError(
+                f"{error}; --select {config.select} needs it: restore it, or take the last epoch with "
+                f"--resume {shlex.quote(str(self.folder))} --force_resume --select last"
+            ) from error
 
     def restore_heads(self, heads: list[HeadRun], model: nn.Module) -> int:
         """Stage 2: put every head where it was, and the statistics of a drifting backbone; returns how many.
@@ -296,26 +317,23 @@ def _newest_unfinished(script: str, given: dict) -> Path | None:
     config = resolve(script, words, source.known if source else None)
     free = _RUNNING if {"seed", "seeds"} & set(given) else (*_RUNNING, "seed", "seeds")
     wanted = {name: value for name, value in config.as_dict().items() if name not in free}
-    found = sorted(
-        (folder / "config.json" for folder in stage_folder(config, config.cur_stage).glob("*")),
-        key=lambda note: note.parent.stat().st_mtime_ns,
-        reverse=True,
-    )
-    for note in found:
-        last = note.parent / "last.pth"
-        if not last.is_file() or (note.parent / "summary.json").exists() or not note.is_file():
+    folders = [folder for folder in stage_folder(config, config.cur_stage).glob("*") if folder.is_dir()]
+    for folder in sorted(folders, key=lambda folder: folder.stat().st_mtime_ns, reverse=True):
+        last = folder / "last.pth"
+        if not last.is_file() or (folder / "summary.json").exists():
             continue
-        if _has(note, wanted) and (source is None or _began_alike(last, words, source, free)):
-            return note.parent
+        if _has(folder / "config.json", wanted) and (
+            source is None or _began_alike(last, words, source, free)
+        ):
+            return folder
     return None
 
 
 def _has(note: Path, wanted: dict) -> bool:
-    """Does a config.json hold these values? One that somebody has spoilt is of another run."""
+    """Does a config.json hold these values? One that is gone or spoilt is of another run."""
     try:
-        made = json.loads(note.read_text(encoding="utf-8"))["config"]
-        return made_alike(made, wanted)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return made_alike(json.loads(read_text(note))["config"], wanted)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return False
 
 

@@ -22,7 +22,7 @@ from utils.checkpoint import write_atomically
 from utils.distributed import World
 from utils.engine import EVAL_BATCH
 from utils.errors import UserError
-from utils.files import sweep
+from utils.files import open_regular, read_text, sweep
 
 # images that are finished together: a batch, so that its bits do not depend on who extracts it
 BLOCK = EVAL_BATCH
@@ -66,7 +66,7 @@ class FeatureStore:
         write_atomically(self._note, lambda handle: handle.write(self._text.encode()))
 
     def _is_ours(self) -> bool:
-        return self._note.read_text() == self._text
+        return read_text(self._note) == self._text
 
     def remove(self) -> None:
         """Take away what was written here, file by file, if the folder is still its own; the rest stays."""
@@ -136,7 +136,7 @@ class FeatureStore:
                 if needed - present > free:
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 _clear(done)
-                with open(path, "wb") as handle:
+                with open_regular(path, "wb") as handle:
                     _allocate(handle.fileno(), needed)
             done.mkdir(exist_ok=True)
         except OSError as error:
@@ -193,7 +193,8 @@ def _digest(array: np.ndarray, views: Views, start: int, stop: int) -> str:
 def _mark(done: Path, array: np.ndarray, views: Views, block: slice) -> None:
     marker = _marker(done, views, block.start)
     try:
-        marker.write_text(_digest(array, views, block.start, block.stop))
+        with open_regular(marker, "wb") as handle:
+            handle.write(_digest(array, views, block.start, block.stop).encode())
     except OSError as error:
         raise UserError(f"{marker} cannot be written: {error.strerror or error}") from error
 
@@ -201,4 +202,4 @@ def _mark(done: Path, array: np.ndarray, views: Views, block: slice) -> None:
 def _is_done(done: Path, array: np.ndarray, views: Views, start: int, stop: int) -> bool:
     """Was the block finished, and is it still what it was?"""
     marker = _marker(done, views, start)
-    return marker.is_file() and marker.read_text() == _digest(array, views, start, stop)
+    return marker.is_file() and read_text(marker) == _digest(array, views, start, stop)

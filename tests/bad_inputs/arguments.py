@@ -229,6 +229,21 @@ CONTRADICTIONS = [
     (PLOTS, "{root}/nowhere", r"nowhere/table.csv cannot be read: No such file"),
     (PLOTS, "{stage1}", r"stage1.pth/table.csv cannot be read: Not a directory"),
 ]
+LISTED = "--dataset list --data_dir {lists} --train_list {lists}/train.txt --test_list {lists}/test.txt "
+# argument that names a file or folder -> the script, what goes before it
+PLACES = {
+    "data_dir": (STAGE1, "--dataset folder "),
+    "split_dir": (STAGE1, "--dataset imagenet_lt --data_dir {imagenet} "),
+    **dict.fromkeys(("train_list", "val_list", "test_list"), (STAGE1, LISTED)),
+    **dict.fromkeys(("pretrained", "out", "ckpt_dir", "resume"), (STAGE1, DIGITS)),
+    **dict.fromkeys(("pretrained_pth", "features"), (STAGE2, "")),
+    "save_features": (STAGE2, "--pretrained_pth {stage1} "),
+    "predictions": (EVALUATE, "--pretrained_pth {stage1} "),
+    "predict": (EVALUATE, "--pretrained_pth {pets1} "),
+    "to": (FOLDER, DIGITS),
+    "train_x": (PACK, "pack --train_y x --test_x x --test_y x --out {root}/new "),
+    "class_names": (PACK, "pack --train_x x --train_y x --test_x x --test_y x --out "),
+}
 _TYPES = {int: ("ten", "1.5", "0x10", ""), float: ("ten", "1,2x", "")}
 
 
@@ -277,6 +292,16 @@ def _ranged() -> list[Row]:
 
 ROWS = [
     *_generated(),
+    *(
+        Row(
+            f"--{name} with a name beyond 255 bytes",
+            script,
+            f"{words}--{name} {{root}}/{'ä' * 150}".replace("--out --class_names", "--out"),
+            "File name too long",
+        )
+        for name, (script, words) in PLACES.items()
+    ),
+    Row("plots of a name beyond 255 bytes", PLOTS, f"{{root}}/{'ä' * 150}", "File name too long"),
     *_ranged(),
     *(Row(f"{script} {words}", script, words, says) for script, words, says in (*ODD, *CONTRADICTIONS)),
 ]

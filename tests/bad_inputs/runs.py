@@ -64,6 +64,11 @@ def restated(change: Callable[[dict], dict], stage: str = "stage1") -> Make:
     return make
 
 
+def with_facts(path: Path, **facts: object) -> None:
+    source = checkpoint.read(path)
+    checkpoint.save(path, source.facts | {"model": source.state} | facts)
+
+
 def without(name: str) -> Callable[[dict], dict]:
     return lambda facts: {fact: value for fact, value in facts.items() if fact != name}
 
@@ -74,6 +79,21 @@ def other_args(**values: object) -> Callable[[dict], dict]:
 
 def other_heads(**values: object) -> Callable[[dict], dict]:
     return lambda facts: facts | {"heads": [head | values for head in facts["heads"]]}
+
+
+def without_best_state(facts: dict) -> dict:
+    heads = [{name: value for name, value in head.items() if name != "best_state"} for head in facts["heads"]]
+    return facts | {"heads": heads}
+
+
+def selecting(change: Callable[[Path], object]) -> Make:
+    """A run that selects on validation, its best.pth changed."""
+
+    def make(root: Path, kitchen: Kitchen) -> None:
+        restated(other_args(select="val"))(root, kitchen)
+        change(root / "run" / "best.pth")
+
+    return make
 
 
 def drawn(name: str, content: bytes) -> Make:
@@ -256,11 +276,36 @@ RESUMES: dict[str, tuple[str, str, Make]] = {
         "--dataset cifar10_lt, the run to resume has --dataset digits_lt",
         copied(lambda run: None),
     ),
+    "a pipe as log.txt": (
+        RESUMED,
+        "log.txt cannot be written",
+        copied(lambda run: ((run / "log.txt").unlink(), os.mkfifo(run / "log.txt"))),
+    ),
+    "without the best epoch": (
+        RESUMED,
+        r"best.pth does not exist; --select val needs it: restore it, or .* --force_resume --select last",
+        selecting(Path.unlink),
+    ),
+    "with a damaged best epoch": (
+        RESUMED,
+        "best.pth is damaged.* --select val needs it",
+        selecting(lambda best: best.write_bytes(best.read_bytes()[:-100])),
+    ),
+    "with another best epoch": (
+        RESUMED,
+        r"best.pth does not hold epoch \d+, the best so far; --select val",
+        selecting(lambda best: with_facts(best, epoch=999)),
+    ),
+    "with a best epoch of another network": (
+        RESUMED,
+        "best.pth is not a resnet8: .*; --select val needs it",
+        selecting(lambda best: torch.save({"fc.weight": torch.ones(10, 64)}, best)),
+    ),
     "while another run writes there": (RESUMED, "another run is writing to .*run", locked),
     "nothing of that name": ("--resume {root}/run", "run does not exist", None),
     "forced without a run": (DIGITS + "--force_resume", "--force_resume has a meaning with --resume", None),
 }
-WRONG_MOMENTUM = {"momentum_buffer": torch.zeros(2)}
+NOWHERE = {"step": 1, "losses": torch.zeros(0), "hits": torch.zeros(0)}
 LACKING = ("args", "class_counts", "train_digest", "environment")
 UNFIT = "last.pth cannot be resumed: "
 RESTATED: dict[str, tuple[str, Callable[[dict], dict], str]] = {
@@ -289,7 +334,19 @@ RESTATED: dict[str, tuple[str, Callable[[dict], dict], str]] = {
         lambda facts: facts | {"optimizer": {"state": {}}},
         "optimizer",
     ),
-    "a position of another form": ("stage1", lambda facts: facts | {"partial": {"step": 1}}, UNFIT),
+    "a position of another form": ("stage1", lambda facts: facts | {"partial": {"step": 1}}, "fact partial"),
+    "a position without images": (
+        "stage1",
+        lambda facts: facts | {"partial": NOWHERE | {"counts": torch.zeros(1, 2, dtype=torch.int64)}},
+        "fact partial must be the steps of an epoch",
+    ),
+    "no weights of the best epoch": ("stage2", without_best_state, "the fact heads must be"),
+    "best weights of another head": (
+        "stage2",
+        other_heads(best_state={"x": torch.ones(1)}),
+        "the fact heads",
+    ),
+    "a place with a zero byte": ("stage1", other_args(ckpt_dir="a\0b"), "the fact args must be"),
     "heads that are none": ("stage2", lambda facts: facts | {"heads": 3}, "the fact heads must be"),
     "heads of another method": ("stage2", other_heads(method="x"), "knows no head"),
     "another stage 1": ("stage2", lambda facts: facts | {"stage1_digest": "0" * 64}, "another stage 1"),
