@@ -51,7 +51,7 @@ def train(argv: Sequence[str] | None, held: ExitStack) -> None:
     device = pick_device(config.device, config.gpu, world, config.deterministic)
     graphed_steps = graphs.wanted(config, device, world, resumed is not None)
     published = checkpoint.published_path(
-        config.ckpt_dir, config.data_name, config.imb_ratio, config.network, "stage1"
+        config.ckpt_dir, config.place_name, config.imb_ratio, config.network, "stage1"
     )
 
     # ---- seed
@@ -59,6 +59,7 @@ def train(argv: Sequence[str] | None, held: ExitStack) -> None:
 
     # ---- data
     data = world.in_turn(lambda: load_data(config))
+    report.check_place(published, config, data, config.epochs)
     images = open_parts(data, device, config.workers)
     train, scored = images["train"], scored_parts(images, config.select)
     labels = {name: part.labels for name, part in images.items()}
@@ -68,7 +69,7 @@ def train(argv: Sequence[str] | None, held: ExitStack) -> None:
 
     # ---- model
     model = build_network(config, data.num_classes, data.in_channels)
-    started_from = start_pretrained(model, config) if config.pretrained and not resumed else None
+    started_from = start_pretrained(model, config, data) if config.pretrained and not resumed else None
     model.to(device, memory_format=LAYOUT)
     compiled = speed_up(model, config, device, steps.part_size)
     learner = distributed.parallel(model, world, device, config.sync_bn)

@@ -37,7 +37,7 @@ def test_evaluate_repeats_the_line_of_every_method_and_the_backbone_stays_as_it_
     after = checkpoint.read(tmp_path / digits.stage2.relative_to(digits.root))
     kind = METHODS[name].head.replace("los_step", "linear")
     assert after.facts["head"]["kind"] == kind and after.facts["method"] == name
-    assert after.facts["stage1_digest"] == before.digest and after.state.keys() == before.state.keys()
+    assert after.facts["stage1_digest"] == before.identity and after.state.keys() == before.state.keys()
     moved = {key for key in before.state if not torch.equal(before.state[key], after.state[key])}
     assert moved == ({"fc.weight", "fc.bias"} if kind == "linear" and name != "stage1" else set())
     assert ("head_state" in after.facts) == (kind != "linear")

@@ -5,7 +5,7 @@ layer) are read as weights without facts.
 """
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 
 import torch
@@ -33,6 +33,7 @@ WHOLE, VERSION = 1, 2
 RELEASED = Path(__file__).resolve().parent.parent / "checkpoints" / "released"
 _STATE_KEYS = ("state_dict", "model", "model_state_dict", "net", "weights", "state_dict_best")
 _PARTS = ("feat_model", "classifier")
+_IDENTITY = ("model", "head", "head_state", "train_digest", "seed", *FIXED_BY_CHECKPOINT, *INHERITED)
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,14 @@ class Checkpoint:
     digest: str
     state: dict[str, Tensor]
     facts: dict
+
+    @cached_property
+    def identity(self) -> str:
+        """What later steps know a model by: of a published one its weights, data and recipe, else the digest.
+
+        That covers the words of the run too, and so is another where a finished run is resumed once more.
+        """
+        return _identity(self.facts | {"model": self.state}) if "identity" in self.facts else self.digest
 
     @property
     def known(self) -> dict:
@@ -73,6 +82,15 @@ def save(path: Path, content: dict) -> str:
 
     write_atomically(path, lambda handle: torch.save(content | {"digest": digest}, handle), check)
     return digest
+
+
+def with_identity(content: dict) -> dict:
+    """The content of a file that later steps start from, with what tells the model from others."""
+    return content | {"identity": _identity(content)}
+
+
+def _identity(content: dict) -> str:
+    return content_digest({name: content[name] for name in _IDENTITY if name in content})
 
 
 def read(path: Path) -> Checkpoint:
@@ -231,7 +249,7 @@ def find_published(config: Config, network: str, stage: str) -> Path:
         UserError: neither exists; names the place, the command that makes it, and a file of another network.
     """
     places = [
-        published_path(folder, config.data_name, config.imb_ratio, network, stage)
+        published_path(folder, config.place_name, config.imb_ratio, network, stage)
         for folder in (config.ckpt_dir, RELEASED)
     ]
     for place in places:

@@ -1,6 +1,7 @@
 """The data of a run as its arguments say: which set, how its images are looked at, which parts score."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import torch
 
@@ -30,6 +31,9 @@ def load_data(config: Config, report: Callable[[str], None] = raise_problem) -> 
     if "shots" in config:
         options["shots"] = tuple(config.shots)
     data = build_data(config.dataset, config.data_dir, config.imb_ratio, **options)
+    if "data_digest" in config and config.data_digest == "full":
+        parts = {name: getattr(data, name) for name in ("train", "val", "test")}
+        data = replace(data, **{name: part and replace(part, full=True) for name, part in parts.items()})
     if config.num_class not in (None, data.num_classes):
         raise UserError(f"--num_class {config.num_class}, but {data.name} has {data.num_classes} classes")
     return data

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from itertools import chain
 
+import torch
 from torch import Tensor
 
 _PLAIN = (str, int, float, bool, type(None))
@@ -35,6 +36,16 @@ def _shots(value: object) -> bool:
 
 def _tensors(value: object) -> bool:
     return _texts(value) and all(isinstance(entry, Tensor) for entry in value.values())
+
+
+def _files(value: object) -> bool:
+    tests = {**dict.fromkeys(("names", "bytes"), _prints), **dict.fromkeys(("sizes", "times"), _is(str))}
+    found = {"all": ""} | value if _texts(value) else {}
+    return all(name in found and test(found[name]) for name, test in (tests | {"all": _is(str)}).items())
+
+
+def _prints(value: object) -> bool:
+    return isinstance(value, Tensor) and value.dtype == torch.int64 and value.ndim == 1
 
 
 def _head(value: object) -> bool:
@@ -105,6 +116,9 @@ _FACTS = {
     "val_source": (_is(str, type(None)), "text or nothing"),
     "val_fraction": (_is(*_NUMBER, type(None)), "a number or nothing"),
     "train_digest": (_is(str), "text"),
+    "train_files": (_files, "what the training files were like"),
+    "stage1_files": (_files, "what the training files of stage 1 were like"),
+    "identity": (_is(str), "text"),
     "seed": (_whole(0), "a whole number"),
     "epoch": (_whole(0), "a whole number"),
     "args": (_texts, "settings by name"),
