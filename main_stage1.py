@@ -50,7 +50,7 @@ def train(argv: Sequence[str] | None, held: ExitStack) -> None:
     config = world.agree(resolve(STAGE1, given, resumed.config if resumed else None))
     device = pick_device(config.device, config.gpu, world, config.deterministic)
     graphed_steps = graphs.wanted(config, device, world, resumed is not None)
-    place = (config.ckpt_dir, config.data_name, config.imb_ratio, config.network)
+    place = (config.ckpt_dir, config.place_name, config.imb_ratio, config.network)
     published = checkpoint.published_path(*place, "stage1", None if resumed else config.pretrained)
 
     # ---- seed
@@ -58,6 +58,7 @@ def train(argv: Sequence[str] | None, held: ExitStack) -> None:
 
     # ---- data
     data = world.in_turn(lambda: load_data(config))
+    report.check_place(published, config, data, config.epochs)
     images = open_parts(data, device, config.workers)
     train, scored = images["train"], scored_parts(images, config.select)
     labels = {name: part.labels for name, part in images.items()}
@@ -67,9 +68,7 @@ def train(argv: Sequence[str] | None, held: ExitStack) -> None:
 
     # ---- model
     model = build_network(config, data.num_classes, data.in_channels)
-    started_from = None
-    if config.pretrained and not resumed:
-        started_from = start_pretrained(model, config, data.views)
+    started_from = start_pretrained(model, config, data) if config.pretrained and not resumed else None
     model.to(device, memory_format=LAYOUT)
     try_network(model, config, data, 2 if config.sync_bn else min(2, steps.part_size))
     compiled = speed_up(model, config, device, steps.part_size)

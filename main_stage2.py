@@ -32,7 +32,7 @@ from utils.plan import plan_heads
 from utils.representation import make_pack
 from utils.resume import AUTO_FOUND_NONE, own_words, read_resume, words_to_resume
 from utils.retraining import start_heads, train_heads
-from utils.setup import backbone_note, find_source, load_frozen, packed_name, represent
+from utils.setup import backbone_note, find_source, images_note, load_frozen, packed_name, represent
 from utils.signals import Signals
 
 
@@ -56,7 +56,7 @@ def retrain(argv: Sequence[str] | None, held: ExitStack) -> None:
     plans, notes = plan_heads(config)
     device = pick_device(config.device, config.gpu, world, config.deterministic)
     network = packed_name(config.network) if isinstance(source, Pack) else config.network
-    place = (config.ckpt_dir, config.data_name, config.imb_ratio, network)
+    place = (config.ckpt_dir, config.place_name, config.imb_ratio, network)
     published = published_path(*place, "stage2", source.path)
 
     # ---- seed: each head has its own, by epoch; augmented views depend on the backbone's
@@ -64,7 +64,10 @@ def retrain(argv: Sequence[str] | None, held: ExitStack) -> None:
     # ---- data and model: images and the frozen backbone, or the features of a pack
     data, model = load_frozen(config, source, device, world)
     seen = backbone_note(source, data, config.select)
-    notes += [seen] if seen else []
+    notes += [*([seen] if seen else []), *images_note(source, data)]
+    lead = lead_method(config.method)
+    epochs_of = [plan.epochs for plan in plans if plan.method.name == lead]
+    report.check_place(published, config, data, max(epochs_of), lead)
     if resumed:
         resumed.check_data(data)
         resumed.check_plans(plans)
@@ -110,7 +113,7 @@ def retrain(argv: Sequence[str] | None, held: ExitStack) -> None:
         run.log(f"{resumed.restore_heads(heads, model)} of {len(heads)} heads go on")
 
     # ---- loop
-    watcher = head_report.Watcher(keeper, heads, kept, model, lead_method(config.method), source)
+    watcher = head_report.Watcher(keeper, heads, kept, model, lead, source)
     # saves within an epoch need all heads here
     crew = Crew(1 if config.save_every else torch.get_num_threads(), lambda: signals.asked)
     train_heads(heads, frozen, scored, watcher.after_epoch, keeper.after_step, crew)

@@ -76,8 +76,7 @@ def build_list(
     parts: Parts = {}
     for part, path in given.items():
         if path is not None:
-            inside = data_dir / path
-            found = inside if not path.exists() and inside.exists() else path
+            found = find_list(path, data_dir)
             parts[part] = Part(str(found), read_list(found, data_dir, report))
     parts = {
         name: place(part, (data_dir,), (as_listed,), f"it below --data_dir, {data_dir}", report)
@@ -86,6 +85,12 @@ def build_list(
     names = folder_names(parts["train"].images)
     parts = check_parts(parts, report)
     return assemble("list", parts, names, views, imb_ratio, **split_options)
+
+
+def find_list(path: Path, data_dir: Path) -> Path:
+    """A list as it is given, else in `data_dir`."""
+    inside = data_dir / path
+    return inside if not path.exists() and inside.exists() else path
 
 
 def _scan(root: Path, part: str, classes: list[str], report: Report) -> Part:

@@ -17,7 +17,7 @@ import main_stage1
 import main_stage2
 from datasets import build_data
 from tests.file_trees import folder_tree, imagenet_tree, inat_tree, list_tree, places_tree
-from tests.helpers import call, last_line, places, read_metrics, refusal, run_folder
+from tests.helpers import call, last_line, places, published, read_metrics, refusal, run_folder
 from tests.odd_images import readable_files, write
 from tests.stage2 import read_table
 from utils import checkpoint
@@ -83,8 +83,8 @@ def of_own(own: Path, *words: object) -> list[object]:
 
 
 def test_own_images_are_named_by_their_folder_and_keep_their_class_names(own):
-    assert (own / "ckpt" / "folder_pets" / "resnet8_stage2.pth").is_file()
-    facts = checkpoint.read(own / "ckpt" / "folder_pets" / "resnet8_stage1.pth").facts
+    assert published(own, "folder_pets", "resnet8_stage2.pth").is_file()
+    facts = checkpoint.read(published(own, "folder_pets", "resnet8_stage1.pth")).facts
     assert facts["class_names"] == ["ant", "bee", "cat"] and facts["class_counts"] == list(COUNTS)
     assert (facts["image_size"], facts["augment"], facts["num_class"]) == (32, "resized_crop", 3)
     assert not list(own.rglob("*.bin"))  # the features are gone with the run
@@ -109,7 +109,7 @@ def test_a_folder_without_labels_is_predicted_as_the_test_set_is(own, tmp_path):
         evaluate.main,
         *of_own(own, "--cur_stage", "stage2", "--predictions", tmp_path / "known.csv", *places(own)),
     )
-    model = own / "ckpt" / "folder_pets" / "resnet8_stage2.pth"
+    model = published(own, "folder_pets", "resnet8_stage2.pth")
     text = call(
         evaluate.main,
         *("--pretrained_pth", model, "--predict", own / "pets" / "test", "--predictions", tmp_path / "p.csv"),
@@ -135,16 +135,17 @@ def test_a_network_of_images_in_memory_predicts_files_of_any_size(own, tmp_path)
 def test_saved_features_serve_a_later_stage_2_with_the_same_result(own, tmp_path):
     pack = tmp_path / "pets.safetensors"
     methods = ["--method", "ce,los,ncm,los_step,crt", "--finetune_epoch", "3", "--seed", "0"]
-    stage1 = own / "ckpt" / "folder_pets" / "resnet8_stage1.pth"
+    stage1 = published(own, "folder_pets", "resnet8_stage1.pth")
     words = of_own(own, *methods, "--save_features", pack, "--pretrained_pth", stage1)
     texts = [call(main_stage2.main, *words, *places(tmp_path / "first"))]
-    assert read_pack(pack).facts["dataset"] == "folder_pets" and not list(tmp_path.rglob("*.bin"))
+    name = read_pack(pack).facts["dataset"]
+    assert re.fullmatch("folder_pets-[0-9a-f]{8}", name) and not list(tmp_path.rglob("*.bin"))
     texts.append(call(main_stage2.main, "--features", pack, *methods, *places(tmp_path / "again")))
     lines = [[line for line in text.splitlines() if line.startswith("test method")] for text in texts]
     assert lines[0] == lines[1] and len(lines[0]) == 5
     first, again = (
-        read_table(run_folder(tmp_path / name, "stage2", "folder_pets")).drop(columns="seconds")
-        for name in ("first", "again")
+        read_table(run_folder(tmp_path / root, "stage2", data)).drop(columns="seconds")
+        for root, data in (("first", "folder_pets"), ("again", name))
     )
     pd.testing.assert_frame_equal(first, again)
 
@@ -152,7 +153,7 @@ def test_saved_features_serve_a_later_stage_2_with_the_same_result(own, tmp_path
 def test_an_extraction_that_was_cut_off_is_gone_on_with(own, tmp_path, monkeypatch):
     pack = tmp_path / "pets.safetensors"
     words = of_own(own, "--cur_stage", "stage2", "--save_features", pack, *places(tmp_path))
-    words += ["--pretrained_pth", own / "ckpt" / "folder_pets" / "resnet8_stage1.pth", "--seed", "0"]
+    words += ["--pretrained_pth", published(own, "folder_pets", "resnet8_stage1.pth"), "--seed", "0"]
     bad = own / "pets" / "train" / "cat" / "003.jpg"
     content = bad.read_bytes()
     bad.write_bytes(b"")
@@ -206,7 +207,7 @@ def test_balanced_images_are_made_long_tailed_and_the_rest_validates(tmp_path):
         *(*places(tmp_path), *SHORT[main_stage1.main]),
     )
     assert "35 training, 25 validation (unused), 12 test images" in text
-    assert (tmp_path / "ckpt" / "folder_data" / "IR=4" / "resnet8_stage1.pth").is_file()
+    assert published(tmp_path, "folder_data", "IR=4/resnet8_stage1.pth").is_file()
 
 
 def test_small_images_take_the_way_of_cifar_with_the_same_bits(tmp_path):
@@ -309,7 +310,7 @@ def test_a_network_of_the_users_own_trains_by_module_and_function(own, tmp_path,
     words[words.index("resnet8")] = "my_nets:tiny"
     for script, stage in ((main_stage1.main, "stage1"), (main_stage2.main, "stage2")):
         text = call(script, "--cur_stage", stage, *words, *SHORT[script])
-    assert (tmp_path / "ckpt" / "folder_pets" / "my_nets_tiny_stage2.pth").is_file()
+    assert published(tmp_path, "folder_pets", "my_nets_tiny_stage2.pth").is_file()
     assert last_line(call(evaluate.main, "--cur_stage", "stage2", *words)) == last_line(text)
 
 
@@ -333,13 +334,13 @@ def test_a_compiled_network_trains_as_the_plain_one_does(own, tmp_path, monkeypa
 
 
 def test_stage_1_starts_from_weights_of_another_data_set(own, tmp_path):
-    start = own / "ckpt" / "folder_pets" / "resnet8_stage1.pth"
+    start = published(own, "folder_pets", "resnet8_stage1.pth")
     folder_tree(tmp_path / "data", classes=("x", "y"), counts=(8, 4), test_per_class=2)
     words = ["--dataset", "folder", "--data_dir", tmp_path / "data", *SMALL, "--seed", "0"]
     words += ["--epochs", "1", "--lr", "1e-12", "--batch_size", "8", *places(tmp_path)]
     text = call(main_stage1.main, *words, "--pretrained", start)
     assert f"started from {start}" in text and "the classifier afresh" in text
-    found = checkpoint.read(tmp_path / "ckpt" / "folder_data" / "resnet8_stage1.pth").state
+    found = checkpoint.read(published(tmp_path, "folder_data", "resnet8_stage1.pth")).state
     for name, value in checkpoint.read(start).state.items():
         if "weight" in name and not name.startswith("fc."):
             torch.testing.assert_close(found[name], value)
@@ -353,7 +354,7 @@ def test_the_stem_is_the_users_choice_and_the_checkpoints_memory(own, tmp_path, 
     words = of_own(own, *places(tmp_path))
     words[words.index("resnet8")] = "resnet10"
     call(main_stage1.main, *words, "--stem", stem, *SHORT[main_stage1.main])
-    source = checkpoint.read(tmp_path / "ckpt" / "folder_pets" / "resnet10_stage1.pth")
+    source = checkpoint.read(published(tmp_path, "folder_pets", "resnet10_stage1.pth"))
     assert source.state["conv1.weight"].shape == (64, 3, size, size)
     text = call(evaluate.main, *words, "--cur_stage", "stage1")
     assert re.search(rf'stem +"{stem}" +checkpoint', text)
@@ -368,7 +369,7 @@ def test_mixed_precision_trains_close_to_full_precision(own, tmp_path):
         root = tmp_path / amp
         call(main_stage1.main, *of_own(own, *places(root), "--amp", amp, *SHORT[main_stage1.main]))
         lines.append(pd.read_csv(run_folder(root, "stage1", "folder_pets") / "metrics.csv")["train_loss"])
-        weights = checkpoint.read(root / "ckpt" / "folder_pets" / "resnet8_stage1.pth").state
+        weights = checkpoint.read(published(root, "folder_pets", "resnet8_stage1.pth")).state
         assert all(value.dtype in (torch.float32, torch.int64) for value in weights.values())
     assert lines[0].tolist() != lines[1].tolist()
     assert lines[0].tolist() == pytest.approx(lines[1].tolist(), rel=0.05)
@@ -397,6 +398,6 @@ def test_parts_of_a_step_add_up_to_it(own, tmp_path):
 
 
 def test_a_backbone_moves_no_bit_in_stage_2_over_files(own):
-    one, two = (checkpoint.read(own / "ckpt" / "folder_pets" / f"resnet8_stage{k}.pth") for k in (1, 2))
+    one, two = (checkpoint.read(published(own, "folder_pets", f"resnet8_stage{k}.pth")) for k in (1, 2))
     assert all(torch.equal(one.state[n], two.state[n]) for n in one.state if not n.startswith("fc."))
     assert not torch.equal(one.state["fc.weight"], two.state["fc.weight"])

@@ -277,7 +277,7 @@ def test_selection_needs_validation_images_in_the_pack_that_its_backbone_never_s
     without, unclean = tmp_path / "without.pack", tmp_path / "unclean.pack"
     save_pack(tmp_path, digits.stage1, "--val_source", "none").rename(without)
     assert "--select val needs validation images" in refused(tmp_path / "a", "--features", without, *select)
-    save_pack(tmp_path, digits.stage1, "--val_source", "heldout").rename(unclean)
+    save_pack(tmp_path, digits.stage1, "--val_source", "heldout", "--overwrite").rename(unclean)
     assert not read_pack(unclean).facts["val_clean"] and read_pack(pack).facts["val_clean"]
     message = refused(tmp_path / "a", "--features", unclean, *select)
     assert message.startswith(f"--select val refused: {unclean} says that its backbone may have seen")

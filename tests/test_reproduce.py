@@ -376,7 +376,7 @@ def test_a_grid_of_packs_runs_stage_2_on_their_features_and_asks_for_no_images(d
         for row in told(tmp_path)["digits_lt_IR=50_resnet8_epochs-6_pack_finetune_epoch-2_last"]
     }
     assert rows["los"]["source"] == str(pack)
-    assert rows["los"]["stage1_digest"] == checkpoint.read(digits.stage1).digest
+    assert rows["los"]["stage1_digest"] == checkpoint.read(digits.stage1).identity
     assert "the fixed training features of a pack" in (tmp_path / "RESULTS.md").read_text()
     before = snapshot(tmp_path)
     call(reproduce.main, *words(tmp_path))

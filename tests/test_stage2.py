@@ -40,7 +40,7 @@ def test_evaluate_repeats_the_line_of_every_method_and_the_backbone_stays_as_it_
     after = checkpoint.read(tmp_path / digits.stage2.relative_to(digits.root))
     kind = METHODS[name].head.replace("los_step", "linear")
     assert after.facts["head"]["kind"] == kind and after.facts["method"] == name
-    assert after.facts["stage1_digest"] == before.digest
+    assert after.facts["stage1_digest"] == before.identity
     same = {key for key, value in after.state.items() if torch.equal(before.state[key], value)}
     moved = before.state.keys() - same
     assert moved <= {"fc.weight", "fc.bias"} and bool(moved) == (name != "stage1")

@@ -15,7 +15,7 @@ from utils.checkpoint import RELEASED, Checkpoint, published_path, read
 from utils.config import Config, resolve
 from utils.config_checks import check_against
 from utils.data_setup import load_data
-from utils.digest import file_digest
+from utils.digest import compared, file_digest
 from utils.errors import UserError
 from utils.files import open_regular, read_text
 from utils.grid import Cell
@@ -46,8 +46,9 @@ class Stage1:
     @property
     def digest(self) -> str:
         """Of the checkpoint, or of that which the pack was made with; where it knows none, its own."""
-        of_pack = isinstance(self.model, Pack) and self.model.facts["stage1_digest"]
-        return of_pack or self.model.digest
+        if isinstance(self.model, Pack):
+            return self.model.facts["stage1_digest"] or self.model.digest
+        return self.model.identity
 
 
 @dataclass(frozen=True)
@@ -178,7 +179,7 @@ class CellRuns:
 
 def same_training_images(model: Checkpoint, config: Config) -> bool:
     """Was the model trained on the very images of the configuration? Reads the data."""
-    return model.facts["train_digest"] == load_data(config).train.digest()
+    return compared(model.facts, load_data(config).train)[0] is None
 
 
 def epochs_done(parent: Path) -> int:
@@ -239,7 +240,7 @@ def _of_configuration(model: Checkpoint, config: Config) -> bool:
 
 
 def _published(config: Config) -> Path:
-    return published_path(config.ckpt_dir, config.data_name, config.imb_ratio, config.network, "stage1")
+    return published_path(config.ckpt_dir, config.place_name, config.imb_ratio, config.network, "stage1")
 
 
 def _adopted(folder: Path) -> bool:

@@ -7,7 +7,7 @@ another name for the last layer) are read as weights without facts.
 import os
 import re
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 
 import safetensors.torch
@@ -67,6 +67,7 @@ _OTHERS = (
         "read; save the weights by torch.save(model.state_dict(), ...)",
     ),
 )
+_IDENTITY = ("model", "head", "head_state", "train_digest", "seed", *FIXED_BY_CHECKPOINT, *INHERITED)
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,14 @@ class Checkpoint:
     state: dict[str, Tensor]
     facts: dict
     notes: list[str] = field(default_factory=list)
+
+    @cached_property
+    def identity(self) -> str:
+        """What later steps know a model by: of a published one its weights, data and recipe, else the digest.
+
+        That covers the words of the run too, and so is another where a finished run is resumed once more.
+        """
+        return _identity(self.facts | {"model": self.state}) if "identity" in self.facts else self.digest
 
     @property
     def known(self) -> dict:
@@ -111,6 +120,15 @@ def save(path: Path, content: dict) -> str:
 
     write_atomically(path, lambda handle: torch.save(content | {"digest": digest}, handle), check)
     return digest
+
+
+def with_identity(content: dict) -> dict:
+    """The content of a file that later steps start from, with what tells the model from others."""
+    return content | {"identity": _identity(content)}
+
+
+def _identity(content: dict) -> str:
+    return content_digest({name: content[name] for name in _IDENTITY if name in content})
 
 
 def read(path: Path) -> Checkpoint:
@@ -333,7 +351,7 @@ def find_published(config: Config, network: str, stage: str) -> Path:
         UserError: neither exists; names the place, the command that makes it, and a file of another network.
     """
     places = [
-        published_path(folder, config.data_name, config.imb_ratio, network, stage)
+        published_path(folder, config.place_name, config.imb_ratio, network, stage)
         for folder in (config.ckpt_dir, RELEASED)
     ]
     for place in places:

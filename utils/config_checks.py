@@ -19,7 +19,7 @@ FIXED_BY_CHECKPOINT = ("dataset", "imb_ratio", "network", "num_class", "subset_s
 ON_DISK = ("image_size", "augment", "jitter", "no_flip", "normalise", "tta")
 INHERITED = ("val_source", "val_fraction", "shots", *ON_DISK)
 LISTS = ("train_list", "val_list", "test_list")
-_FILES = ("split_dir", *LISTS, "allow_partial", *ON_DISK)
+_FILES = ("split_dir", *LISTS, "allow_partial", "data_digest", *ON_DISK)
 NOT_WITH_PACK = (
     *("data_dir", "workers", "views", "bn_mode", "val_source", "val_fraction", "save_features"),
     *("subset_seed", "no_tta", "amp", "compile", "predict", *_FILES),

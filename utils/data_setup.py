@@ -34,6 +34,9 @@ def load_data(config: Config, report: Callable[[str], None] = raise_problem) -> 
     if "shots" in config:
         options["shots"] = tuple(config.shots)
     data = build_data(config.dataset, config.data_dir, config.imb_ratio, **options)
+    if "data_digest" in config and config.data_digest == "full":
+        parts = {name: getattr(data, name) for name in ("train", "val", "test")}
+        data = replace(data, **{name: part and replace(part, full=True) for name, part in parts.items()})
     if config.num_class not in (None, data.num_classes):
         raise UserError(f"--num_class {config.num_class}, but {data.name} has {data.num_classes} classes")
     if config.dataset.startswith("cifar") and "normalise" in config and config.normalise:

@@ -6,6 +6,7 @@ Of a type and bounded: what has been read can be printed, written and read back.
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 
+import torch
 from torch import Tensor, int64
 
 # of classes, of characters of a text, of bytes of all class names: a file has to hold them, and be read back
@@ -77,6 +78,16 @@ def _class_names(value: object) -> bool:
 
 def _tensors(value: object) -> bool:
     return _texts(value) and all(isinstance(entry, Tensor) for entry in value.values())
+
+
+def _files(value: object) -> bool:
+    tests = {**dict.fromkeys(("names", "bytes"), _prints), **dict.fromkeys(("sizes", "times"), _is(str))}
+    found = {"all": ""} | value if _texts(value) else {}
+    return all(name in found and test(found[name]) for name, test in (tests | {"all": _is(str)}).items())
+
+
+def _prints(value: object) -> bool:
+    return isinstance(value, Tensor) and value.dtype == torch.int64 and value.ndim == 1
 
 
 def _head(value: object) -> bool:
@@ -179,6 +190,9 @@ FACTS: dict[str, tuple[Test, str]] = {
 }
 _OF_CHECKPOINTS = {
     "stage": (lambda value: value in ("stage1", "stage2"), "stage1 or stage2"),
+    "train_files": (_files, "what the training files were like"),
+    "stage1_files": (_files, "what the training files of stage 1 were like"),
+    "identity": _text,
     "seed": (_whole(0), "a whole number"),
     "epoch": (_whole(0), "a whole number"),
     "args": (_settings, "settings by name"),

@@ -64,7 +64,10 @@ _OWN = (
     "pretrained_pth",
     "features",
 )
-_RUNNERS = ("cur_stage", "out", "ckpt_dir", "resume", "force_resume", "device", "gpu", "quiet", "data_dir")
+_RUNNERS = (
+    *("cur_stage", "out", "ckpt_dir", "resume", "force_resume", "overwrite", "device", "gpu", "quiet"),
+    "data_dir",
+)
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,9 @@ def source_facts(source: Checkpoint | Pack) -> dict:
     """What a stage-2 checkpoint says of its stage 1, and of the pack that it was trained on."""
     if isinstance(source, Pack):
         return {"stage1_digest": source.facts["stage1_digest"], "features_digest": source.digest}
-    return {"stage1_digest": source.digest, "stage1_selected_on": source.facts.get("selected_on")}
+    facts = {"stage1_digest": source.identity, "stage1_selected_on": source.facts.get("selected_on")}
+    files = source.facts.get("train_files")
+    return facts | ({"stage1_files": files} if files else {})
 
 
 def not_begun(model: nn.Module) -> dict:

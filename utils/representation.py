@@ -163,7 +163,7 @@ def make_pack(frozen: Representation, config: Config, facts: dict, clean: bool) 
         fc_weight=frozen.fc.weight.detach().cpu().float(),
         fc_bias=frozen.fc.bias.detach().cpu().float(),
         facts={name: facts[name] for name in kept}
-        | {"dataset": config.data_name, "preset": config.dataset}
+        | {"dataset": config.place_name, "preset": config.dataset}
         | {"val_clean": clean and "val" in parts, "train_views": "augmented" if count else "plain"}
         | {"selected_on": facts["stage1_selected_on"] or "unknown"},
     )

@@ -20,6 +20,7 @@ from utils.commands import said
 from utils.config import Config, resolve
 from utils.config_checks import check_known
 from utils.device import environment
+from utils.digest import compared
 from utils.distributed import World
 from utils.engine import Partial, Progress, load_optimizer
 from utils.errors import NoMemoryError, UserError, about
@@ -33,7 +34,10 @@ from utils.retraining import HeadRun
 from utils.setup import find_source
 
 # how a run goes on and what it runs on may change, and where its files lie; what it computes may not
-_RUNNING = ("resume", "force_resume", "save_every", "out", "ckpt_dir", "device", "gpu", "quiet", "workers")
+_RUNNING = (
+    *("resume", "force_resume", "overwrite", "save_every", "data_digest", "out", "ckpt_dir"),
+    *("device", "gpu", "quiet", "workers"),
+)
 FREE = (
     *(*_RUNNING, "data_dir", "split_dir", "train_list", "val_list", "test_list"),
     *("pretrained", "pretrained_pth", "features", "save_features"),
@@ -169,9 +173,7 @@ class Resumed:
             pairs = enumerate(zip(before, now, strict=False))
             first = next((f"class {k} had {a}, has {b}" for k, (a, b) in pairs if a != b), None)
             return first or f"there were {len(before)} classes, there are {len(now)}"
-        if self.source.facts["train_digest"] != data.train.digest():
-            return f"the class counts are those of {data.name} now, the images or their order are not"
-        return None
+        return compared(self.source.facts, data.train)[0]
 
     def notes(self, data: LongTailedData, device: torch.device) -> list[str]:
         """For the log: what the user forced, and what differs from the run's own machine."""
@@ -183,9 +185,10 @@ class Resumed:
             for name in _SAME_BITS
             if before.get(name, now[name]) != now[name]
         ]
-        return [f"forced, the results are of neither run: {one}" for one in forced] + [
-            f"the last bits may differ from the unbroken run's: {one}" for one in bits
-        ]
+        looked = compared(self.source.facts, data.train)[1]
+        notes = [f"the training images were compared with those of the run {looked}"] if looked else []
+        notes += [f"forced, the results are of neither run: {one}" for one in forced]
+        return notes + [f"the last bits may differ from the unbroken run's: {one}" for one in bits]
 
 
 def read_resume(script: str, given: dict, world: World, held: ExitStack) -> Resumed | None:
@@ -339,7 +342,7 @@ def _has(note: Path, wanted: dict) -> bool:
 
 def _began_alike(last: Path, words: dict, source: Checkpoint | Pack, free: tuple[str, ...]) -> bool:
     """Does a stage-2 run have the same stage 1 and the same words? What is named is no preset any more."""
-    origin = source.digest if isinstance(source, Checkpoint) else source.facts["stage1_digest"]
+    origin = source.identity if isinstance(source, Checkpoint) else source.facts["stage1_digest"]
     facts = checkpoint.read(last).facts
     before, now = (
         {name: value for name, value in some.items() if name not in free}

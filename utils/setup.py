@@ -1,5 +1,6 @@
 """What the scripts set up alike: the network, the checkpoint or pack to start from, honest selection."""
 
+import glob
 from contextlib import nullcontext
 from dataclasses import replace
 from itertools import zip_longest
@@ -10,17 +11,18 @@ from torch import nn
 
 from datasets import FILE_DATASETS, OWN_DATASETS, LongTailedData
 from datasets.parts import as_seen
-from datasets.types import CHANNELS, FileSet, FileViews, ViewSpec
+from datasets.types import CHANNELS, FileSet, FileViews, ViewSpec, evenly
 from models import build_model, load_pretrained
 from models.own import untouched
 from models.pretrained import with_own_names
 from utils import checkpoint
-from utils.arguments import EVALUATE
-from utils.checkpoint import Checkpoint, find_published, read, require_stage
+from utils.arguments import ARGUMENTS, CHECK, EVALUATE
+from utils.checkpoint import Checkpoint, find_published, published_path, read, require_stage
 from utils.config import Config, resolve
 from utils.config_checks import check_known
 from utils.data_setup import file_views, load_data, mirror_at_test, open_parts
 from utils.device import LAYOUT
+from utils.digest import compared
 from utils.distributed import ALONE, World
 from utils.errors import UserError, about, is_out_of_memory
 from utils.extraction import Origin, extract_to_disk
@@ -46,21 +48,20 @@ def build_network(config: Config, num_classes: int, in_channels: int = 3) -> nn.
     return model
 
 
-def start_pretrained(model: nn.Module, config: Config, views: ViewSpec | FileViews) -> str:
+def start_pretrained(model: nn.Module, config: Config, data: LongTailedData) -> str:
     """Put the weights of --pretrained into all of `model` but its classifier; returns a line for the log.
 
-    `views` say on what images the weights go on.
-
     Raises:
-        UserError: the file is broken, or of another network.
+        UserError: the file is broken, of another network, or was trained on images of this test set.
     """
     with about("--pretrained"):
         source = read(Path(config.pretrained))
+    check_apart(source, data)
     try:
         load_pretrained(model, source.state, config.network)
     except ValueError as error:
         raise UserError(f"--pretrained {source.path}: {error}") from error
-    _note_channels(source, views)
+    _note_channels(source, data.views)
     line = f"started from {source.path} (sha256 {source.digest[:12]}), the classifier afresh"
     return "; ".join([line, *source.notes])
 
@@ -147,7 +148,8 @@ def backbone_note(source: Checkpoint | Pack, data: LongTailedData, select: str) 
         UserError: the epoch is to be selected on images that the backbone may have been trained on.
     """
     trained_on = source.facts.get("train_digest")
-    clean = source.facts["val_clean"] if isinstance(source, Pack) else trained_on == data.train.digest()
+    same = isinstance(source, Checkpoint) and compared(source.facts, data.train)[0] is None
+    clean = source.facts["val_clean"] if isinstance(source, Pack) else same
     if clean or (data.val is None and isinstance(source, Pack)):
         return None
     what = "unknown images" if trained_on is None else "other images than this training set"
@@ -161,6 +163,64 @@ def backbone_note(source: Checkpoint | Pack, data: LongTailedData, select: str) 
             "images may be among them; give both stages the same --val_source, or take --select last"
         )
     return f"the backbone was trained on {what}"
+
+
+def images_note(source: Checkpoint | Pack, data: LongTailedData) -> list[str]:
+    """For the log: what of the training images was compared with those of the backbone, and what differs."""
+    changed, looked = compared(source.facts, data.train)
+    note = f"the training images were compared with those of {source.path} {looked}"
+    return [f"{note}: {changed}" if changed else note] if looked else []
+
+
+def check_apart(source: Checkpoint, data: LongTailedData) -> None:
+    """Raise a UserError where the model of `source` was trained on images of this test set.
+
+    Images are told by their paths below --data_dir. Where none of those whose bytes were noted in training
+    still has them, other images bear the same names, and all is well.
+    """
+    test, path = data.test, source.path
+    trained_on = [files for name in ("train_files", "stage1_files") if (files := source.facts.get(name))]
+    met = 0 if trained_on or source.facts.get("train_digest") != test.digest() else len(test)
+    for files in trained_on if isinstance(test, FileSet) else ():
+        names, noted = files["names"], files["bytes"]
+        known = dict(zip(names[evenly(len(noted), len(names))].tolist(), noted.tolist(), strict=True))
+        again = [i for i, name in enumerate(test.names.tolist()) if name in known]
+        now = test.bytes_of(torch.tensor(again, dtype=torch.int64)).tolist()
+        if not again or any(known[int(test.names[i])] == found for i, found in zip(again, now, strict=True)):
+            met = max(met, int(torch.isin(test.names, names).sum()))
+    if met:
+        raise UserError(
+            f"{path} was trained on {met:,} of the {len(test):,} test images of {data.name}, figures on them "
+            "tell nothing: name a model of this split by --pretrained_pth, or train one with main_stage1.py"
+        )
+
+
+def _same_data_elsewhere(given: dict, config: Config, stage: str) -> Path | None:
+    """A model of the user's own images whose folder has another name, as one of an earlier version has.
+
+    None: there is one in the usual place, or none that was trained on these very images, moved or not.
+    """
+    usual = published_path(config.ckpt_dir, config.place_name, config.imb_ratio, config.network, stage)
+    if config.dataset not in OWN_DATASETS or usual.is_file():
+        return None
+    below = usual.relative_to(Path(config.ckpt_dir) / config.place_name)
+    folders = [Path(config.ckpt_dir) / config.data_name]
+    folders += sorted(Path(config.ckpt_dir).glob(f"{glob.escape(config.data_name)}-{'[0-9a-f]' * 8}"))
+    found = [folder / below for folder in folders if (folder / below).is_file()]
+    if "predict" in given:  # nothing is known of its images' parts
+        return found[0] if len(found) == 1 else None
+    words = [argument.name for argument in ARGUMENTS if CHECK in argument.scripts]
+    for path in found:
+        try:
+            source = read(path)
+            data = load_data(
+                resolve(CHECK, {name: given[name] for name in words if name in given}, source.known)
+            )
+        except UserError:
+            continue
+        if compared(source.facts, data.train)[0] is None:
+            return path
+    return None
 
 
 def find_source(script: str, given: dict, stage: str | None) -> Checkpoint | Pack:
@@ -179,7 +239,7 @@ def find_source(script: str, given: dict, stage: str | None) -> Checkpoint | Pac
         return pack
     if path is None:
         wanted = resolve(script, given)
-        path = find_published(wanted, wanted.network, stage)
+        path = _same_data_elsewhere(given, wanted, stage) or find_published(wanted, wanted.network, stage)
     with about("--pretrained_pth") if path is given.get("pretrained_pth") else nullcontext():
         source = read(path)
     check_known(path, source.known, given)
@@ -212,7 +272,8 @@ def load_classifier(model: nn.Module, given: dict, config: Config, pack: Pack) -
         source = read(path)
     if "cur_stage" in given:
         require_stage(source, given["cur_stage"])
-    origins, stage1 = (source.digest, source.facts.get("stage1_digest")), pack.facts["stage1_digest"]
+    origins = (source.digest, source.identity, source.facts.get("stage1_digest"))
+    stage1 = pack.facts["stage1_digest"]
     same = (stage1 is not None and stage1 in origins) or source.facts.get("features_digest") == pack.digest
     if source.facts and not same:
         raise UserError(f"{path} is a classifier for other features than those of {pack.path}")
@@ -238,6 +299,7 @@ def load_frozen(
     else:
         data = world.in_turn(lambda: load_data(config))
         _check_class_names(source, data, config.dataset)
+        check_apart(source, data)
         model = build_network(config, data.num_classes, data.in_channels)
         checkpoint.load_weights(model, source, config.network)
         _note_channels(source, data.views)
@@ -287,7 +349,7 @@ def represent(
     drifting = config.bn_mode == "train"
     labels = {name: part.labels for name, part in images.items() if name != "train"}
     if not drifting and (isinstance(data.train, FileSet) or world.size > 1):
-        origin = Origin(source.digest, data, views_seed, mirror)
+        origin = Origin(source.identity, data, views_seed, mirror)
         train, parts, store = extract_to_disk(config, origin, model, images, run, epochs, world, watch)
         gathered = (train, lambda name: parts[name].to(device), labels, data)
         return Representation(model.fc, *gathered, discard=store.remove)

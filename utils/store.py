@@ -1,7 +1,9 @@
 """Features on disk: extracted in blocks by any number of processes, gone on with after a stop, mapped.
 
-A folder holds NAME.bin, the raw array [V, N, D], and NAME.done/, a file for every finished block with the
-digest of its values. Shapes: V views, N images, D feature.
+A folder holds NAME.bin, the raw array [V, N, D], and NAME.done/, a file for every finished block with a
+digest of its values and of what the images were like: a block whose images were replaced is made again.
+
+Shapes: V views, N images, D feature.
 """
 
 import errno
@@ -29,6 +31,13 @@ BLOCK = EVAL_BATCH
 Views = tuple[int, int]  # first and behind the last view of a pass over the images
 # gives the features [v, n, D] of images start..stop, a block after another: (views, start, stop) -> blocks
 Extract = Callable[[Views, int, int], Iterable[Tensor]]
+# what images start..stop are like
+Stamp = Callable[[int, int], bytes]
+
+
+def no_stamp(start: int, stop: int) -> bytes:
+    """Of images in memory, whose digest covers every pixel."""
+    return b""
 
 
 class FeatureStore:
@@ -79,7 +88,14 @@ class FeatureStore:
             os.unlink(self._note)
             os.rmdir(self.folder)
 
-    def fill(self, name: str, shape: tuple[int, int, int], passes: list[Views], extract: Extract) -> Tensor:
+    def fill(
+        self,
+        name: str,
+        shape: tuple[int, int, int],
+        passes: list[Views],
+        extract: Extract,
+        stamp: Stamp = no_stamp,
+    ) -> Tensor:
         """The array `name` of `shape` [V, N, D], mapped; what it lacks is extracted, each process a share.
 
         `passes`: the views that are extracted together, in order.
@@ -89,14 +105,14 @@ class FeatureStore:
         """
         path, done = self.folder / f"{name}.bin", self.folder / f"{name}.done"
         self._filled.append(name)
-        todo = self.world.agree(self._todo(path, done, shape, passes) if self.world.main else None)
+        todo = self.world.agree(self._todo(path, done, shape, passes, stamp) if self.world.main else None)
         array = self._mapped(path, "r+", shape)
         for views, start, stop in _runs(todo[slice(*self.world.block(len(todo)))]):
             first = start
             for features in extract(views, start, stop):
                 block = slice(first, first + features.shape[1])
                 array[views[0] : views[1], block] = self._stored(features, block)
-                _mark(done, array, views, block)
+                _mark(done, array, views, block, stamp)
                 first = block.stop
         self.world.wait()
         return torch.from_numpy(self._mapped(path, "c", shape))
@@ -109,12 +125,14 @@ class FeatureStore:
                 f"{path} cannot be read ({error.strerror or error}): all processes must see its file system"
             ) from error
 
-    def _todo(self, path: Path, done: Path, shape: tuple[int, int, int], passes: list[Views]) -> list:
+    def _todo(
+        self, path: Path, done: Path, shape: tuple[int, int, int], passes: list[Views], stamp: Stamp
+    ) -> list:
         """The blocks that are not finished, (views, start, stop), of a file that has room for all."""
         self._reserve(path, done, shape)
         array = self._mapped(path, "r", shape)
         blocks = [(views, *block) for views in passes for block in _blocks(shape[1])]
-        return [block for block in blocks if not _is_done(done, array, *block)]
+        return [block for block in blocks if not _is_done(done, array, *block, stamp)]
 
     def _stored(self, features: Tensor, block: slice) -> np.ndarray:
         with np.errstate(over="ignore"):
@@ -186,20 +204,22 @@ def _clear(done: Path) -> None:
         os.rmdir(done)
 
 
-def _digest(array: np.ndarray, views: Views, start: int, stop: int) -> str:
-    return hashlib.sha256(np.ascontiguousarray(array[views[0] : views[1], start:stop]).data).hexdigest()
+def _digest(array: np.ndarray, views: Views, start: int, stop: int, stamp: Stamp) -> str:
+    state = hashlib.sha256(np.ascontiguousarray(array[views[0] : views[1], start:stop]).data)
+    state.update(stamp(start, stop))
+    return state.hexdigest()
 
 
-def _mark(done: Path, array: np.ndarray, views: Views, block: slice) -> None:
+def _mark(done: Path, array: np.ndarray, views: Views, block: slice, stamp: Stamp) -> None:
     marker = _marker(done, views, block.start)
     try:
         with open_regular(marker, "wb") as handle:
-            handle.write(_digest(array, views, block.start, block.stop).encode())
+            handle.write(_digest(array, views, block.start, block.stop, stamp).encode())
     except OSError as error:
         raise UserError(f"{marker} cannot be written: {error.strerror or error}") from error
 
 
-def _is_done(done: Path, array: np.ndarray, views: Views, start: int, stop: int) -> bool:
+def _is_done(done: Path, array: np.ndarray, views: Views, start: int, stop: int, stamp: Stamp) -> bool:
     """Was the block finished, and is it still what it was?"""
     marker = _marker(done, views, start)
-    return marker.is_file() and read_text(marker) == _digest(array, views, start, stop)
+    return marker.is_file() and read_text(marker) == _digest(array, views, start, stop, stamp)

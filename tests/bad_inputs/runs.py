@@ -16,6 +16,7 @@ from utils.argument_table import EVALUATE, STAGE1, STAGE2
 
 DIGITS = "--dataset digits_lt --epochs 1 "
 STAGE1_OF = "--pretrained_pth {stage1} "
+AGAIN = "--ckpt_dir {stage1.parent.parent.parent} "
 _held = []  # handles that keep their locks
 
 
@@ -139,6 +140,9 @@ PLACES = [
         "resnet8_stage2.pth is a folder",
         folder_in_place("ckpt/digits_lt/IR=50/resnet8_stage2.pth"),
     ),
+    (STAGE1, DIGITS + AGAIN, "resnet8_stage1.pth holds a model of 6 epochs, this run has 1", None),
+    (STAGE1, DIGITS + AGAIN + "--val_source heldout", "holds a model of other images", None),
+    (STAGE2, STAGE1_OF + AGAIN + "--finetune_epoch 1", "holds a model of 4 epochs, this run has 1", None),
 ]
 
 
