@@ -25,7 +25,7 @@ from utils.distributed import World
 from utils.errors import UserError, exit_cleanly
 from utils.features import logit_batches
 from utils.logger import Run
-from utils.packs import Pack
+from utils.packs import Pack, require_unchanged
 from utils.precision import speed_up
 from utils.predictions import write_scored, write_unlabelled
 from utils.setup import find_source, load_classifier, load_frozen, network_for_files
@@ -71,6 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     run.log(report.from_where(source))
     run.log(f"mirror averaging: {'on' if mirror else 'off'}")
     scores = engine.score(batches, labels, data.num_classes, world)
+    require_unchanged(pack)
     figures = scores.figures(data.class_counts, data.shots)
     facts = {"checkpoint": str(source.path), "digest": source.digest, "mirror": mirror}
     run.write_per_class(figures, data)

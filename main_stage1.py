@@ -45,14 +45,13 @@ def train(argv: Sequence[str] | None, held: ExitStack) -> None:
     """The whole stage; what it holds while it runs, the run folder, is given back by `held`."""
     # ---- config
     given = parse(STAGE1, __doc__.splitlines()[0], argv)
-    resumed = read_resume(STAGE1, given)
     world = distributed.join()
+    resumed = read_resume(STAGE1, given, world, held)
     config = world.agree(resolve(STAGE1, given, resumed.config if resumed else None))
     device = pick_device(config.device, config.gpu, world, config.deterministic)
     graphed_steps = graphs.wanted(config, device, world, resumed is not None)
-    published = checkpoint.published_path(
-        config.ckpt_dir, config.data_name, config.imb_ratio, config.network, "stage1"
-    )
+    place = (config.ckpt_dir, config.data_name, config.imb_ratio, config.network)
+    published = checkpoint.published_path(*place, "stage1", None if resumed else config.pretrained)
 
     # ---- seed
     torch.manual_seed(config.seed)
@@ -88,7 +87,8 @@ def train(argv: Sequence[str] | None, held: ExitStack) -> None:
         progress, done = resumed.restore(model, optimizer, scaler, data, config, world)
     first_epoch, first_step = progress.epoch, done.step
     folder = resumed.folder if resumed else None
-    run = held.enter_context(Run(config, "stage1", folder, also_writable=[published.parent], world=world))
+    lock, also = resumed.lock if resumed else None, [published.parent]
+    run = held.enter_context(Run(config, "stage1", folder, also_writable=also, world=world, lock=lock))
     signals = held.enter_context(Signals())
     keeper = Keeper(run, "main_stage1.py", signals, world, config.save_every, config.network)
     report.announce(run, config, data, model, device, world)

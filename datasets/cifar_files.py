@@ -13,7 +13,14 @@ import numpy as np
 from torchvision.datasets import CIFAR10, CIFAR100
 from torchvision.datasets.utils import download_and_extract_archive
 
-from datasets.fetch import DOWNLOAD_ERRORS, MAX_FILE_BYTES, TIMEOUT_SECONDS, one_line, scratch_folder
+from datasets.fetch import (
+    DOWNLOAD_ERRORS,
+    MAX_FILE_BYTES,
+    TIMEOUT_SECONDS,
+    check_place,
+    one_line,
+    scratch_folder,
+)
 from utils.errors import UserError
 
 ROW_BYTES = 3 * 32 * 32
@@ -92,6 +99,7 @@ def find_folder(source: type[CIFAR10], data_dir: Path) -> Path:
 
 def _download(source: type[CIFAR10], data_dir: Path) -> None:
     """Fetch and unpack beside the target, then move into place: a failure leaves nothing behind."""
+    check_place(data_dir)
     timeout = socket.getdefaulttimeout()
     try:
         socket.setdefaulttimeout(TIMEOUT_SECONDS)

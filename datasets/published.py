@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.fetch import DOWNLOAD_ERRORS, fetch_file, one_line, scratch_folder
+from datasets.fetch import DOWNLOAD_ERRORS, check_place, fetch_file, one_line, scratch_folder
 from datasets.lists import paths_of, read_list, shown
 from datasets.parts import Part, Parts, Report
 from datasets.types import PathTable
@@ -60,6 +60,7 @@ def find_lists(published: Published, folders: list[Path], otherwise: str = "") -
     missing = {part: path for part, path in found.items() if not path.exists()}
     if not missing:
         return found
+    check_place(folders[0])
     address = f"{LIST_ADDRESS}/{published.address}"
     names = ", ".join(path.name for path in missing.values())
     print(f"fetching {names} from {address} into {folders[0]}", file=sys.stderr, flush=True)

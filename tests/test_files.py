@@ -1,6 +1,7 @@
 """The writer of files: whole and read back or not at all, on full disks too; links; remains."""
 
 import os
+import stat
 import subprocess
 import sys
 import time
@@ -11,9 +12,11 @@ import torch
 
 from tests.full_disk import content, full_disks, mounted, save_under_limits, spoilt_in_place
 from tests.helpers import run_stage2
+from tests.test_packs import tiny
 from utils import checkpoint
 from utils.errors import UserError
 from utils.files import sweep, write_atomically
+from utils.packs import write_pack
 
 ROOT = Path(__file__).resolve().parent.parent
 SIZES = 20
@@ -159,3 +162,28 @@ def test_weights_that_change_while_they_are_saved_do_not_take_the_old_files_plac
     with pytest.raises(UserError, match=r"x\.pth does not read back as it was written"):
         checkpoint.save(path, value)
     assert checkpoint.read(path).digest == digest
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_a_new_file_follows_the_umask_and_a_replaced_one_keeps_its_mode(tmp_path, umask):
+    new, old = tmp_path / "new", tmp_path / "old"
+    old.write_bytes(b"before")
+    before = os.umask(umask)
+    try:
+        for mode in (0o600, 0o664, 0o444):
+            old.chmod(mode)
+            write_pack(old, tiny())  # by a library that opens the file itself
+            write_atomically(old, lambda handle: handle.write(b"after"))
+            assert stat.S_IMODE(old.stat().st_mode) == mode and old.read_bytes() == b"after"
+        write_atomically(new, lambda handle: handle.write(b"new"))
+        write_pack(tmp_path / "pack", tiny())
+    finally:
+        os.umask(before)
+    assert {stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("new", "pack")} == {0o666 & ~umask}
+
+
+def test_a_private_file_is_private_while_it_is_written_anew_too(tmp_path):
+    path, seen = tmp_path / "secret", []
+    path.touch(mode=0o600)
+    write_atomically(path, lambda handle: seen.append(stat.S_IMODE(os.stat(handle.name).st_mode)))
+    assert seen == [0o600]

@@ -1,6 +1,10 @@
 """Stage 2 and evaluate from feature packs: the same bits as from images, and what they refuse."""
 
+import os
 import re
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,18 +16,30 @@ from torch.utils._pytree import tree_leaves
 
 import evaluate
 import main_stage2
-from tests.helpers import call, last_line, places, refusal, run_evaluate, run_folder, run_stage1, run_stage2
+from tests.helpers import (
+    call,
+    files_below,
+    last_line,
+    places,
+    refusal,
+    run_evaluate,
+    run_folder,
+    run_stage1,
+    run_stage2,
+)
 from tests.stage2 import read_table, result_lines, trained
 from tests.test_pack_arrays import Arrays
 from tests.test_packs import tiny
 from utils import checkpoint
 from utils.arguments import STAGE2, parse
 from utils.config import resolve
+from utils.errors import UserError
 from utils.methods import METHODS
 from utils.outcomes import outcome
 from utils.packs import read_pack, write_pack
 from utils.representation import pack_representation
 
+ROOT = Path(__file__).resolve().parent.parent
 BUDGET = ("--finetune_epoch", "3", "--seed", "0")
 PUBLISHED = Path("ckpt", "digits_lt", "IR=50")
 ONE_OF_EACH_HEAD = {method.head: name for name, method in METHODS.items() if name != "stage1"}.values()
@@ -270,3 +286,102 @@ def test_predictions_from_a_pack_are_those_from_its_images(digits, tmp_path, pac
     assert len(one) == 500 and list(one["image"]) == list(range(500))
     assert (one["predicted"] == other["predicted"]).mean() > 0.99  # the pack is in fp16
     assert one["confidence"].to_numpy() == pytest.approx(other["confidence"].to_numpy(), abs=0.02)
+
+
+# ---- a pack that changes while it is mapped
+
+
+def overwritten(pack: Path) -> None:
+    with open(pack, "rb+") as handle:
+        handle.seek(-5000, os.SEEK_END)
+        handle.write(os.urandom(100))
+
+
+def replaced(pack: Path) -> None:
+    new = pack.with_name("new")
+    write_pack(new, replace(read_pack(pack), fc_bias=torch.ones(10)))
+    os.replace(new, pack)
+
+
+SPOILT = {
+    "overwritten": overwritten,
+    "replaced": replaced,
+    "removed": Path.unlink,
+    "grown": lambda pack: os.truncate(pack, pack.stat().st_size + 100),
+}
+UNHARMED = {
+    "touched": os.utime,
+    "replaced by itself": lambda pack: os.replace(shutil.copy(pack, pack.with_name("new")), pack),
+}
+
+
+def during(where: str, act, patch: pytest.MonkeyPatch) -> None:
+    """Act once within a run: in an optimiser step, while heads are scored on test, while evaluate scores."""
+    module, name = {
+        "step": (torch.optim.SGD, "step"),
+        "scores": (main_stage2, "outcome"),
+        "evaluate": (evaluate.engine, "score"),
+    }[where]
+    real, done = getattr(module, name), []
+
+    def spoiling(*args, **options):
+        if not done:
+            done.append(act())
+        return real(*args, **options)
+
+    patch.setattr(module, name, spoiling)
+
+
+def on_pack(root: Path, pack: Path, where: str, patch: pytest.MonkeyPatch, act) -> str:
+    during(where, act, patch)
+    if where == "evaluate":
+        return run_evaluate(
+            root, "--features", pack, "--cur_stage", "stage1", "--predictions", root / "p.csv"
+        )
+    return run_stage2(root, "--features", pack, *BUDGET, "--save_every", "1")
+
+
+@pytest.mark.parametrize("where", ["step", "scores", "evaluate"])
+@pytest.mark.parametrize("kind", SPOILT)
+def test_a_pack_that_is_changed_during_a_run_ends_it_in_a_line_with_nothing_published(
+    tmp_path, pack, monkeypatch, kind, where
+):
+    own = shutil.copy(pack, tmp_path / "own.pack")
+    with pytest.raises(UserError, match=r"own\.pack was changed while it was in use"):
+        on_pack(tmp_path, own, where, monkeypatch, lambda: SPOILT[kind](own))
+    names = {path.name for path in files_below(tmp_path)}
+    assert not names & {"resnet8_features_stage2.pth", "summary.json", "per_class.csv", "p.csv"}
+
+
+@pytest.mark.parametrize("where", ["step", "scores", "evaluate"])
+@pytest.mark.parametrize("kind", UNHARMED)
+def test_a_pack_that_is_touched_or_replaced_by_the_same_content_does_no_harm(
+    tmp_path, pack, monkeypatch, kind, where
+):
+    own = shutil.copy(pack, tmp_path / "own.pack")
+    assert "test overall=" in last_line(
+        on_pack(tmp_path, own, where, monkeypatch, lambda: UNHARMED[kind](own))
+    )
+
+
+@pytest.mark.parametrize("where", ["step", "scores", "evaluate"])
+@pytest.mark.parametrize("left", [0, 4096])
+def test_a_pack_that_is_cut_short_during_a_run_ends_it_in_one_line_with_status_2(tmp_path, pack, left, where):
+    own = shutil.copy(pack, tmp_path / "own.pack")
+    code = (
+        "import os, pytest\n"
+        "from pathlib import Path\n"
+        "from tests.test_pack_runs import on_pack\n"
+        "from utils.errors import exit_cleanly\n"
+        f"root, own = Path({str(tmp_path)!r}), Path({str(own)!r})\n"
+        "with pytest.MonkeyPatch.context() as patch:\n"
+        f"    cut = lambda: os.truncate(own, {left})\n"
+        f"    exit_cleanly(lambda: on_pack(root, own, {where!r}, patch, cut))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
+    assert "cut short" in done.stderr or "changed while it was in use" in done.stderr
+    assert not list(tmp_path.rglob("summary.json")) and not list(tmp_path.rglob("*_stage2.pth"))

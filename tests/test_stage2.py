@@ -59,7 +59,7 @@ def test_loaded_as_the_tutorial_teaches_a_head_predicts_as_evaluate_says_or_a_st
     model = build_model("resnet8", num_classes=10, in_channels=1).eval()
     saved = torch.load(tmp_path / digits.stage2.relative_to(digits.root), weights_only=True)
     if name in ("ncm", "ldam", "disalign", "etf"):  # logits that are not affine in the features
-        with pytest.raises(RuntimeError, match="Missing key.*fc.weight.*fc.bias"):
+        with pytest.raises(RuntimeError, match=r"Missing key.*fc\.weight.*fc\.bias"):
             model.load_state_dict(saved["model"])
         return
     model.load_state_dict(saved["model"])

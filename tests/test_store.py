@@ -121,3 +121,30 @@ def test_a_block_that_cannot_be_marked_as_done_ends_in_one_line_and_is_extracted
     (tmp_path / "train.done" / "0-1_0").rmdir()
     again = Extractor()
     assert torch.equal(fill(tmp_path, again), whole()) and again.given == 6
+
+
+def test_a_folder_of_somebody_elses_is_refused_and_stays_as_it_was(tmp_path):
+    (tmp_path / "notes").write_text("mine")
+    with pytest.raises(UserError, match="is to take the features for a while, but holds something else"):
+        fill(tmp_path, Extractor())
+    assert [path.name for path in tmp_path.iterdir()] == ["notes"]
+
+
+def test_what_is_removed_at_the_end_is_the_stores_own_and_nothing_beside_it(tmp_path):
+    def made(folder: Path) -> FeatureStore:
+        store = FeatureStore(folder, ORIGIN, torch.float16, ALONE)
+        store.fill("train", (2, IMAGES, WIDTH), [(0, 1), (1, 2)], Extractor())
+        return store
+
+    made(tmp_path / "a").remove()
+    assert not (tmp_path / "a").exists()
+    store = made(tmp_path / "b")
+    (tmp_path / "b" / "notes").write_text("mine")
+    (tmp_path / "b" / "train.done" / "notes").write_text("mine")
+    store.remove()
+    left = sorted(path.name for path in (tmp_path / "b").rglob("*") if path.is_file())
+    assert left == ["notes", "notes"]
+    store = made(tmp_path / "c")
+    (tmp_path / "c" / "identity.json").write_text("{}")
+    store.remove()
+    assert (tmp_path / "c" / "train.bin").exists()

@@ -2,7 +2,9 @@
 
 import argparse
 import difflib
+import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from utils.argument_table import ALL, ARGUMENTS, CHECK, EVALUATE, STAGE1, STAGE2
@@ -12,10 +14,24 @@ __all__ = ["ALL", "ARGUMENTS", "CHECK", "EVALUATE", "STAGE1", "STAGE2", "Parser"
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose complaint is a UserError."""
+    """A parser whose complaint is a UserError, and which takes ~ in paths for the user's home.
+
+    A shell does so itself in `--out ~/x`, but not in `--out=~/x`.
+    """
+
+    def __init__(self, *args: object, **options: object) -> None:
+        super().__init__(*args, **options)
+        self.register("type", Path, _expanded)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (see {self.prog} --help)")
+
+
+def _expanded(text: str) -> Path:
+    path = os.path.expanduser(text)
+    if path == text and text.startswith("~"):
+        raise ValueError(f"there is no user of {text}")
+    return Path(path)
 
 
 def _several(kind: type) -> Callable[[str], object]:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from datasets.fetch import scratch_folder
 from utils.arguments import STAGE1, STAGE2, parse
 from utils.checkpoint import RELEASED, Checkpoint, published_path, read
 from utils.config import Config, resolve
@@ -128,11 +129,10 @@ class CellRuns:
         for path in sorted(path for root in roots for path in root.glob("*/last.pth")):
             model = read(path)
             if _of_configuration(model, config) and same_training_images(model, config):
-                copied = self.place / "copying"  # one that is cut off must not be taken for a run
-                shutil.rmtree(copied, ignore_errors=True)
-                shutil.copytree(path.parent, copied)
                 parent.mkdir(parents=True, exist_ok=True)
-                return copied.rename(parent / path.parent.name)
+                with scratch_folder(self.place) as scratch:  # what is cut off must not be taken for a run
+                    copied = shutil.copytree(path.parent, scratch / "run")
+                    return copied.rename(parent / path.parent.name)
         return None
 
     def stage2(self, select: str, stage1: Stage1) -> Stage2 | None:

@@ -4,6 +4,7 @@ Readers never unpickle code. Foreign files (bare state dicts, DataParallel prefi
 layer) are read as weights without facts.
 """
 
+import os
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -215,18 +216,25 @@ def _skeleton(name: str, in_channels: int, stem: str) -> nn.Module:
 
 
 def published_path(
-    root: Path | str, data_name: str, imb_ratio: float | None, network: str, stage: str
+    root: Path | str,
+    data_name: str,
+    imb_ratio: float | None,
+    network: str,
+    stage: str,
+    source: Path | str | None = None,
 ) -> Path:
     """Where a stage leaves its final model for the next; without a ratio, without a folder of it.
 
     Raises:
-        UserError: a folder is in its place.
+        UserError: a folder is in its place, or `source`, the file that the stage starts from.
     """
     folder = Path(root) / data_name
     folder = folder if imb_ratio is None else folder / f"IR={imb_ratio:g}"
     path = folder / f"{network_label(network)}_{stage}.pth"
     if path.is_dir():
         raise UserError(f"{path} is a folder, a checkpoint has its place there: move it away")
+    if source is not None and path.exists() and os.path.exists(source) and path.samefile(source):
+        raise UserError(f"{source} lies where this run leaves its own model: give another --ckpt_dir")
     return path
 
 

@@ -4,6 +4,7 @@ Every check raises a UserError at the first thing that is wrong.
 """
 
 import math
+import os
 import re
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from datasets import FILE_DATASETS
 from models import check_network as network_exists
 from utils.argument_table import ARGUMENTS, STAGE1, STAGE2
 from utils.errors import UserError
+from utils.files import check_output
 
 # what a checkpoint was made with: a later step must not contradict the first, and takes over the second
 FIXED_BY_CHECKPOINT = ("dataset", "imb_ratio", "network", "num_class", "subset_seed", "stem")
@@ -26,6 +28,8 @@ NOT_WITH_PACK = (
 MOST_WORKERS, LARGEST_SIDE = 1024, 4096
 LARGEST_NUMBER, LARGEST_SEED = 2**31 - 1, 2**63 - 1
 PACK_NAME = r"\w[\w.-]*"
+# output -> what an earlier one holds, and within how many bytes from its beginning
+OUTPUTS = {"save_features": (b"label-over-smoothing feature pack", 1 << 22), "predictions": (b"image,", 6)}
 _KINDS = {int: (int,), float: (int, float), str: (str,), bool: (bool,), Path: (str,)}
 _SEEDS = ("seed", "seeds", "subset_seed")
 # name -> (test, what it must be)
@@ -156,7 +160,7 @@ def check_pairs(script: str, given: dict, known: dict, values: dict, preset: dic
     if "path" in given and "finetune_lr" in given:
         raise UserError("--path and --finetune_lr both set the learning rate: give one of them")
     _check_resuming(given, values)
-    _check_targets(given)
+    _check_targets(given, values)
     _check_shots(values)
     _check_pack(given, values)
     _check_files(given, values)
@@ -165,11 +169,18 @@ def check_pairs(script: str, given: dict, known: dict, values: dict, preset: dic
         raise UserError(f"--select val needs validation images: {ways}")
 
 
-def _check_targets(given: dict) -> None:
-    """A file that is to be written at the end must not turn out to be a folder then."""
+def _check_targets(given: dict, values: dict) -> None:
+    """What is to be written at the end must not turn out to be a folder then, or to take an input's place."""
     for name in ("save_features", "predictions"):
-        if name in given and given[name].exists() and not given[name].is_file():
-            raise UserError(f"--{name} {given[name]} is a folder or a device: name a file")
+        if name in given:
+            check_output(name, given[name], *OUTPUTS[name])
+    if values["dataset"] != "folder":
+        return
+    images = {os.path.realpath(Path(values["data_dir"]) / part) for part in ("train", "val", "test")}
+    for name in ("out", "ckpt_dir", "save_features", "predictions"):
+        place = Path(os.path.realpath(given.get(name, "")))
+        if name in given and images & {str(place), *map(str, place.parents)}:
+            raise UserError(f"--{name} {given[name]} lies among the images of --data_dir: name another place")
 
 
 def _check_resuming(given: dict, values: dict) -> None:

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
-from utils.signals import Interrupted, Interrupting
+from utils.signals import Interrupted, Interrupting, lost_pages_told
 
 SECONDS_TO_BE_ENDED = 3
 # how torch, its libraries and the system tell of it; CUDA's own class is a RuntimeError too
@@ -64,7 +64,8 @@ def exit_cleanly(main: Callable[[], None]) -> None:
     rank = int(os.environ.get("RANK", "0"))
     with Interrupting():
         try:
-            main()
+            with lost_pages_told():
+                main()
         except Interrupted as asked:
             if not rank:
                 complain(f"stopped by {asked}: every file that is there is whole")

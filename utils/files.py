@@ -3,8 +3,8 @@
 import errno
 import os
 import re
+import secrets
 import stat
-import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -30,8 +30,8 @@ def write_atomically(
 
     `write` may as well write to the name `handle.name`, and then nothing to the handle. `check(temporary)`
     reads the new file back and raises where it is not what was meant: the old file is then untouched. A
-    symbolic link is followed: what it points to is replaced and the link stays. File and folder are on the
-    disk when this returns.
+    symbolic link is followed: what it points to is replaced and the link stays. A file that is replaced keeps
+    its mode, a new one has what the umask leaves. File and folder are on the disk when this returns.
 
     Raises:
         UserError: the file cannot be written; an older file of that name is then untouched.
@@ -40,12 +40,11 @@ def write_atomically(
     try:
         target = _target(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        number, partial = tempfile.mkstemp(_SUFFIX, f".{target.name[:40]}.", target.parent)
-        os.close(number)
+        partial, mode = _temporary(target)
         with open(partial, "wb") as handle:
             _call(write, handle)
         _settle(Path(partial), check)
-        os.chmod(partial, 0o644)
+        os.chmod(partial, mode)  # `write` may have put a file of its own there
         os.replace(partial, target)
         _sync_folder(target.parent)
     except OSError as error:
@@ -107,6 +106,39 @@ def open_regular(path: Path | str) -> BinaryIO:
         handle.close()
         raise OSError(errno.EINVAL, _NO_FILE)
     return handle
+
+
+def check_output(option: str, path: Path, mark: bytes, within: int) -> None:
+    """Raise a UserError where `path` is there and no earlier output of the same kind: it may be an input.
+
+    Such a one has `mark` in its first `within` bytes; in an empty file there is nothing to be lost.
+    """
+    if not path.exists():
+        return
+    if not path.is_file():
+        raise UserError(f"--{option} {path} is a folder or a device: name a file")
+    try:
+        with open_regular(path) as handle:
+            content = handle.read(within)
+    except OSError as error:
+        raise UserError(f"--{option} {path} cannot be looked at: {error.strerror}") from error
+    if content and mark not in content:
+        raise UserError(
+            f"--{option} {path} is there and holds something else, an input perhaps: name another file"
+        )
+
+
+def _temporary(target: Path) -> tuple[str, int]:
+    """A new file beside `target`, by a name that `sweep` knows, and the mode that `target` is to have."""
+    mode = stat.S_IMODE(os.stat(target).st_mode) if target.exists() else None
+    partial = f"{target.parent}/.{target.name[:40]}.{secrets.token_hex(4)}{_SUFFIX}"
+    begun = (
+        0o666 if mode is None else mode | stat.S_IRUSR | stat.S_IWUSR
+    )  # to be written before it is read-only
+    number = os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, begun)
+    mode = stat.S_IMODE(os.fstat(number).st_mode) if mode is None else mode
+    os.close(number)
+    return partial, mode
 
 
 def _target(path: Path) -> Path:

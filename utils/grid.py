@@ -14,6 +14,7 @@ each of its ratios and stage-1 seeds. Keys:
 """
 
 import difflib
+import os
 import re
 import shlex
 import tomllib
@@ -135,7 +136,7 @@ def read_grid(name: str, data_dir: Path | None = None) -> list[Cell]:
     Raises:
         UserError: no such file, no TOML, an unknown key, method or network, a value of another kind, no cell.
     """
-    path = GRIDS / f"{name}.toml" if re.fullmatch(r"\w+", name) else Path(name)
+    path = GRIDS / f"{name}.toml" if re.fullmatch(r"\w+", name) else Path(os.path.expanduser(name))
     known = ", ".join(sorted(place.stem for place in GRIDS.glob("*.toml")))
     try:
         with open_regular(path) as handle:
@@ -165,7 +166,7 @@ def _expand(table: dict, data_dir: Path | None) -> Iterator[Cell]:
             raise UserError(f"it needs {key}")
     one = {key: found[0] for key, found in values.items() if not _KEYS[key][0]}
     views = one["views"]
-    features = one.get("features", "")
+    features = os.path.expanduser(one.get("features", ""))
     if bool(features) != (views == "pack"):
         raise UserError(f'features and views = "pack" belong together, got views {views!r:.60}')
     if views not in ("fresh", "pack") and not isinstance(views, int):

@@ -18,7 +18,7 @@ from utils.logger import Run
 from utils.methods import lead_method
 from utils.metrics import result_line
 from utils.outcomes import Outcome
-from utils.packs import Pack
+from utils.packs import Pack, require_unchanged
 from utils.plan import HeadPlan
 from utils.retraining import HeadRun
 
@@ -82,8 +82,15 @@ class Watcher:
     """Tells how far the heads are; keeps metrics.csv, last.pth with all heads, best.pth with the lead one."""
 
     def __init__(
-        self, keeper: Keeper, heads: list[HeadRun], facts: dict, model: nn.Module, lead: str
+        self,
+        keeper: Keeper,
+        heads: list[HeadRun],
+        facts: dict,
+        model: nn.Module,
+        lead: str,
+        source: Checkpoint | Pack,
     ) -> None:
+        self.source = source
         self.keeper, self.run, self.heads, self.facts, self.model = keeper, keeper.run, heads, facts, model
         self.lead = next(head for head in heads if head.plan.method.name == lead)
         self.epochs = max([1, *(head.plan.epochs for head in heads)])
@@ -106,17 +113,22 @@ class Watcher:
         return step or f"epoch {self.epoch}"
 
     def save(self) -> None:
-        """Write last.pth, and best.pth where the lead head has a new one."""
+        """Write last.pth, and best.pth where the lead head has a new one.
+
+        Raises:
+            UserError: the pack that the heads are trained on was changed meanwhile.
+        """
+        require_unchanged(self.source)
         lead, model = self.lead, self.model
         partial = any(head.partial.step for head in self.heads)
         content = not_begun(model) if lead.failed else head_content(model, lead)
         content |= {"heads": [head.state() for head in self.heads]}
         content |= {"version": checkpoint.VERSION if partial else checkpoint.WHOLE}
-        checkpoint.save(self.run.folder / "last.pth", self.facts | content)
+        checkpoint.save(self.run.place("last.pth"), self.facts | content)
         best = lead.progress.best_epoch
         if best not in (None, self.best_saved) and not lead.failed:
             content = head_content(model, lead, best=True)
-            checkpoint.save(self.run.folder / "best.pth", self.facts | content)
+            checkpoint.save(self.run.place("best.pth"), self.facts | content)
             self.best_saved = best
         self.saved = True
 

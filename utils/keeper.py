@@ -4,6 +4,7 @@ import shlex
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
@@ -30,10 +31,13 @@ class Keeper:
         world: World = ALONE,
         every: str | None = None,
         network: str = "",
+        save_features: Path | None = None,
     ) -> None:
         self.run, self.signals, self.world = run, signals, world
         start = "python" if world.size == 1 else f"torchrun --nproc_per_node {world.size}"
-        own = f" --network {network}" if ":" in network else ""  # code that no file may choose
+        # code and a place that no file may choose
+        own = f" --network {network}" if ":" in network else ""
+        own += f" --save_features {shlex.quote(str(save_features))}" if save_features else ""
         self.command = f"{start} {script}{own} --resume"
         minutes = every is not None and every.endswith("m")
         self.seconds = int(every[:-1]) * 60 if minutes else None

@@ -28,7 +28,7 @@ BAR_SECONDS = 0.2
 class Run:
     """A run folder `out/<dataset>_IR=<r>_<stage>/<time>/`. Creating it is the first thing that a run writes.
 
-    Of several processes only the first one writes and prints.
+    Of several processes only the first one writes and prints. `lock`: that on `folder`, where it is held.
 
     Raises:
         UserError: the folder, or one of `also_writable`, cannot be written.
@@ -41,6 +41,7 @@ class Run:
         folder: Path | None = None,
         also_writable: Iterable[Path] = (),
         world: World = ALONE,
+        lock: FolderLock | None = None,
     ) -> None:
         self.main, self.quiet = world.main, config.quiet or not world.main
         parent = stage_folder(config, stage)
@@ -49,17 +50,23 @@ class Run:
         self.folder = world.agree(folder or _new_folder(parent) if world.main else None)
         for place in (self.folder, *also_writable) if world.main else ():
             sweep(place)  # what a killed run left half-written
-        self._lock: FolderLock | None = None
+        self._lock = lock
         self._lost: set[object] = set()
 
     def __enter__(self) -> Self:
         """Have the folder to itself; raises UserError where another run has it."""
-        self._lock = FolderLock(self.folder) if self.main else None
+        self._lock = self._lock or (FolderLock(self.folder) if self.main else None)
         return self
 
     def __exit__(self, *reason: object) -> None:
         if self._lock:
-            self._lock.release()
+            self._lock.close()
+
+    def place(self, name: str) -> Path:
+        """Where a file of this run is written, in a folder that is still its own; else raises UserError."""
+        if self._lock:
+            self._lock.keep()
+        return self.folder / name
 
     def log(self, text: str = "") -> None:
         """A line (or several) to standard output, unless quiet, and to log.txt."""
@@ -81,7 +88,7 @@ class Run:
             print(text, flush=True)
 
     def _keep(self, text: str) -> None:
-        path = self.folder / "log.txt"
+        path = self.place("log.txt")
         with self._going_on(path), open(path, "a", encoding="utf-8", errors="backslashreplace") as handle:
             handle.write(text + "\n")
 
@@ -101,7 +108,7 @@ class Run:
         """A file of the run folder, replaced whole."""
         if self.main:
             content = text.encode("utf-8", "backslashreplace")  # names of other bytes; JSON reads them back
-            write_atomically(self.folder / name, lambda handle: handle.write(content))
+            write_atomically(self.place(name), lambda handle: handle.write(content))
 
     def write_json(self, name: str, content: dict) -> None:
         self.write_text(name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
@@ -112,7 +119,7 @@ class Run:
         metrics.csv is a log: its rows are in last.pth too, and the next epoch writes them again.
         """
         text = pd.DataFrame(rows).to_csv(index=False)
-        with self._going_on(self.folder / name) if name == "metrics.csv" else nullcontext():
+        with self._going_on(self.place(name)) if name == "metrics.csv" else nullcontext():
             self.write_text(name, text)
 
     def write_per_class(self, figures: dict, data: LongTailedData) -> None:

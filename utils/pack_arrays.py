@@ -19,9 +19,9 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from utils.arguments import Parser
-from utils.config_checks import PACK_NAME
+from utils.config_checks import OUTPUTS, PACK_NAME
 from utils.errors import UserError
-from utils.files import require_file
+from utils.files import check_output, require_file
 from utils.logger import check_writable
 from utils.packs import Pack, check, write_pack
 
@@ -75,8 +75,7 @@ def _parse(argv: Sequence[str]) -> Namespace:
             raise UserError(f"--{first} and --{second} go together: give both or neither")
     if not re.fullmatch(PACK_NAME, given.name):  # it becomes part of folder names
         raise UserError(f"--name {given.name!r}: take letters, digits, dot, dash and underscore")
-    if given.out.is_dir():
-        raise UserError(f"--out {given.out} is a folder: name a file")
+    check_output("out", given.out, *OUTPUTS["save_features"])
     check_writable(given.out.parent)
     return given
 

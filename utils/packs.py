@@ -6,6 +6,7 @@ The format is safetensors: numbers behind a JSON header, memory-mapped when read
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from torch import Tensor
 from utils.config_checks import FIXED_BY_CHECKPOINT, INHERITED
 from utils.digest import content_digest
 from utils.errors import NoMemoryError, UserError, is_out_of_memory
-from utils.files import require_file, write_atomically
+from utils.files import open_regular, require_file, write_atomically
 
 FORMAT, VERSION = "label-over-smoothing feature pack", 1
 _CHUNK = 1 << 20  # values looked at together
@@ -72,6 +73,7 @@ class Pack:
     plain: Tensor | None = None  # [N, D]
     path: Path | None = None
     digest: str = ""
+    status: tuple = ()  # of its file when it was opened
 
     @property
     def known(self) -> dict:
@@ -113,9 +115,10 @@ def _stored(value: Tensor) -> Tensor:
 
 
 def read_pack(path: Path) -> Pack:
-    """Read a pack; its features stay on disk and are mapped into memory.
+    """Read a pack; its features stay on disk and are mapped into memory (see `require_unchanged`).
 
-    Where there is none but its parts lie there, PATH.part0, PATH.part1, ..., it is first put together.
+    Where there is none but its parts lie there, PATH.part0, PATH.part1, ..., they are put together in a
+    temporary file, which is gone as soon as nothing is mapped from it.
 
     Raises:
         UserError: missing, truncated, altered, of a later version, not a pack, or see `check`; or a pack in
@@ -125,9 +128,8 @@ def read_pack(path: Path) -> Pack:
     if not parts:
         require_file(path)
     try:
-        if parts:
-            _join(path, parts)
-        header, tensors = _open(path)
+        status = _status(path)
+        header, tensors = _open_parts(path, parts) if parts else _open(path)
         if content_digest({"facts": header["facts"]} | tensors) != header["digest"]:
             raise UserError(f"{path} is damaged: its content does not match the digest inside; remake it")
         facts = json.loads(header["facts"])
@@ -142,9 +144,30 @@ def read_pack(path: Path) -> Pack:
     for name, value in values.items():
         if value is not None and value.dtype == torch.int32:
             values[name] = value.long()
-    pack = Pack(**values, facts=facts, path=path, digest=header["digest"])
+    pack = Pack(**values, facts=facts, path=path, digest=header["digest"], status=status)
     check(pack)
     return pack
+
+
+def require_unchanged(source: object) -> None:
+    """Raise a UserError where `source` is a pack and its file, which is mapped, not what it was when read."""
+    if not isinstance(source, Pack) or _status(source.path) == source.status:
+        return
+    try:
+        same = read_pack(source.path).digest == source.digest  # touched, or replaced by itself
+    except UserError:
+        same = False
+    if not same:
+        raise UserError(
+            f"{source.path} was changed while it was in use, so that figures may be of neither content: "
+            "nothing more is written, run it again"
+        )
+
+
+def _status(path: Path) -> tuple:
+    """What tells a pack's file, or its parts, from others without reading them."""
+    found = map(os.stat, [path] if path.exists() else _parts(path))
+    return tuple((one.st_dev, one.st_ino, one.st_size, one.st_mtime_ns) for one in found)
 
 
 def _open(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
@@ -188,13 +211,14 @@ def _parts(path: Path) -> list[Path]:
     return parts
 
 
-def _join(path: Path, parts: list[Path]) -> None:
-    def write(handle: BinaryIO) -> None:
-        for part in parts:
-            with open(part, "rb") as stored:
-                shutil.copyfileobj(stored, handle)
-
-    write_atomically(path, write, _open)
+def _open_parts(path: Path, parts: list[Path]) -> tuple[dict[str, str], dict[str, Tensor]]:
+    with tempfile.TemporaryDirectory() as folder:
+        whole = Path(folder) / path.name
+        with open(whole, "wb") as handle:
+            for part in parts:
+                with open_regular(part) as stored:
+                    shutil.copyfileobj(stored, handle)
+        return _open(whole)
 
 
 def check(pack: Pack) -> None:

@@ -121,7 +121,7 @@ def save_epoch(
         content |= {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}
         content |= {"partial": partial, "version": checkpoint.VERSION} if partial else {}
     if run.main:
-        checkpoint.save(run.folder / f"{name}.pth", content)
+        checkpoint.save(run.place(f"{name}.pth"), content)
 
 
 def log_epoch(run: Run, progress: Progress, epochs: int, seconds_left: float) -> None:
@@ -158,6 +158,7 @@ def publish(run: Run, path: Path, content: dict, figures: dict, selected_on: str
     if not run.main:
         return {}
     scores = {name: value for name, value in figures.items() if name != "classes"}
+    run.place("summary.json")  # a run whose folder was taken from it publishes nothing
     place = f"{path}, in place of an older one" if path.exists() else path
     digest = checkpoint.save(path, content | {"metrics": scores, "selected_on": selected_on})
     run.log(f"model of epoch {content['epoch']} (selected on {selected_on}) left at {place}")

@@ -23,7 +23,8 @@ class Representation:
     """Training views, scored parts and the stage-1 classifier: all that a head ever sees.
 
     `train_counts` [K] are the images that train, `class_counts` [K] those that define the shot groups.
-    `compute` gives the features [V, N, D] of a part by name; once, except where batch-norm drifts.
+    `compute` gives the features [V, N, D] of a part by name; once, except where batch-norm drifts. `discard`
+    takes away what lies on disk of them, at the end of a run.
     """
 
     def __init__(
@@ -34,7 +35,9 @@ class Representation:
         labels: dict[str, Tensor],
         data: LongTailedData,
         drifting: bool = False,
+        discard: Callable[[], None] = lambda: None,
     ) -> None:
+        self.discard = discard
         self.fc, self.train, self.labels, self.drifting = fc, train, labels, drifting
         self.class_counts, self.train_counts = data.class_counts, data.train_counts
         self.shots = data.shots

@@ -1,6 +1,8 @@
 """Going on with a run that was cut off, from its last.pth."""
 
 import json
+import os
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import torch
 from torch import nn
 
 from datasets import LongTailedData
+from datasets.fetch import nothing_fetched_into
 from models.pretrained import load_state
 from utils import checkpoint
 from utils.arguments import ARGUMENTS, STAGE1
@@ -18,6 +21,8 @@ from utils.device import environment
 from utils.distributed import World
 from utils.engine import Partial, Progress, load_optimizer
 from utils.errors import UserError
+from utils.files import require_file
+from utils.lock import FolderLock
 from utils.logger import stage_folder
 from utils.packs import Pack
 from utils.plan import HeadPlan
@@ -29,8 +34,9 @@ from utils.setup import find_source
 _RUNNING = ("resume", "force_resume", "save_every", "out", "ckpt_dir", "device", "gpu", "quiet", "workers")
 FREE = (
     *(*_RUNNING, "data_dir", "split_dir", "train_list", "val_list", "test_list"),
-    *("pretrained", "pretrained_pth", "features"),
+    *("pretrained", "pretrained_pth", "features", "save_features"),
 )
+_UNFIXED = (*FREE, "cur_stage", "pack_dtype")
 _SAME_BITS = (
     *("threads", "processes", "device", "torch", "numpy", "cpu_capability", "layout", "float32_convolutions"),
     *("float32_products", "deterministic"),
@@ -50,6 +56,7 @@ class Resumed:
     source: Checkpoint
     config: dict
     given: dict  # the words with which the run goes on: its own, and what may change
+    lock: FolderLock | None = None  # on the folder, in the process that writes there
     forced: bool = False
     contradictions: list[str] = field(default_factory=list)
 
@@ -157,20 +164,29 @@ class Resumed:
         ]
 
 
-def read_resume(script: str, given: dict) -> Resumed | None:
+def read_resume(script: str, given: dict, world: World, held: ExitStack) -> Resumed | None:
     """The run that `--resume` names (its last.pth, its folder, auto); None without one.
 
+    Its folder is locked before anything is read, so that what is read is what no other run goes on with;
+    `held` gives it back.
+
     Raises:
-        UserError: no such file, not a last.pth of this stage, or an argument that contradicts the run's.
+        UserError: no such file, not a last.pth of this stage, another run is writing there, an argument that
+            contradicts the run's, or a place to write to that the user has not named.
     """
     if "resume" not in given:
         return None
     path = given["resume"]
     if str(path) == "auto":
-        path = _newest_unfinished(script, given)
+        path = world.agree(_newest_unfinished(script, given))
         if path is None:
             return None
     path = path / "last.pth" if path.is_dir() else path
+    require_file(path)
+    lock = FolderLock(path.parent) if world.main else None
+    if lock:
+        held.callback(lock.close)
+    world.wait()
     source = checkpoint.read(path)
     stage, state = ("stage1", "optimizer") if script == STAGE1 else ("stage2", "heads")
     if state not in source.facts or source.facts["stage"] != stage:
@@ -199,7 +215,44 @@ def read_resume(script: str, given: dict) -> Resumed | None:
     words = {name: _typed(name, value) for name, value in source.facts.get("given", {}).items()}
     words |= {name: value for name, value in given.items() if forced or name in FREE}
     words |= {} if "seeds" in words else {"seed": args["seed"]}
-    return Resumed(path.parent, source, known, words, forced, contradictions)
+    held.enter_context(nothing_fetched_into(_check_places(path, source.facts, given, forced)))
+    return Resumed(path.parent, source, known, words, lock, forced, contradictions)
+
+
+def _check_places(path: Path, facts: dict, given: dict, forced: bool) -> list[Path]:
+    """No file chooses where is written: the places in it count where it lies in the folder of its run.
+
+    Returns those that it chooses for reading, into which nothing may be downloaded.
+
+    Raises:
+        UserError: it lies among files of something else, or names a place that only the user may choose.
+    """
+    folder, usual = path.parent, preset_for(facts["dataset"], facts["network"])
+    wanted = {name: value for name, value in facts["args"].items() if name not in _UNFIXED}
+    wanted |= {name: facts[name] for name in ("dataset", "network")}
+    others = {name for name in os.listdir(folder) if not name.startswith(".")}
+    others -= {path.name, "best.pth", "log.txt"}
+    own = _has(folder / "config.json", wanted) if "config.json" in others else not others
+    if not (own or forced):
+        raise UserError(
+            f"{folder} is not the folder of the run in {path.name}, which would write over what lies there: "
+            "put it into a folder of its own, or go on regardless with --force_resume"
+        )
+    said = facts.get("given", facts["args"])  # stage 2 goes on with its words, stage 1 with its settings
+    said = usual | {name: value for name, value in said.items() if value is not None}
+    places = ("save_features", "ckpt_dir", "data_dir", "split_dir")
+    chosen = [name for name in places if name not in given and said.get(name) != usual.get(name)]
+    if "save_features" in chosen:
+        raise UserError(
+            f"{path} was started with --save_features {said['save_features']}: no file chooses where is "
+            "written, so name that place again, or another"
+        )
+    if "ckpt_dir" in chosen and folder.resolve().parent.parent != Path(said["out"]).resolve():
+        raise UserError(
+            f"{path} does not lie where its run wrote it: no file chooses where is written, so say by "
+            f"--ckpt_dir where the model is to be left (its run had {said['ckpt_dir']})"
+        )
+    return [Path(said[name]) for name in ("data_dir", "split_dir") if name in chosen]
 
 
 def _key(named: dict) -> tuple[str, str, int]:

@@ -219,8 +219,9 @@ def represent(
     labels = {name: part.labels for name, part in images.items() if name != "train"}
     if not drifting and (isinstance(data.train, FileSet) or world.size > 1):
         origin = Origin(source.digest, data, views_seed, mirror)
-        train, parts = extract_to_disk(config, origin, model, images, run, epochs, world, watch)
-        return Representation(model.fc, train, lambda name: parts[name].to(device), labels, data)
+        train, parts, store = extract_to_disk(config, origin, model, images, run, epochs, world, watch)
+        gathered = (train, lambda name: parts[name].to(device), labels, data)
+        return Representation(model.fc, *gathered, discard=store.remove)
     kind = DriftingFeatures if drifting else TrainFeatures
     return Representation(
         model.fc,

@@ -8,8 +8,10 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,7 @@ from utils.checkpoint import write_atomically
 from utils.distributed import World
 from utils.engine import EVAL_BATCH
 from utils.errors import UserError
+from utils.files import sweep
 
 # images that are finished together: a batch, so that its bits do not depend on who extracts it
 BLOCK = EVAL_BATCH
@@ -36,25 +39,45 @@ class FeatureStore:
     """
 
     def __init__(self, folder: Path, identity: dict, dtype: torch.dtype, world: World) -> None:
-        self.folder, self.world = folder, world
+        self.folder, self.world, self._filled = folder, world, []
         self.dtype = {torch.float16: np.float16, torch.float32: np.float32}[dtype]
         identity = identity | {"dtype": str(dtype), "block": BLOCK}
+        self._note, self._text = folder / "identity.json", json.dumps(identity, indent=1, sort_keys=True)
         if world.main:
             try:
-                self._claim(identity)
+                self._claim()
             except OSError as error:
                 raise UserError(f"{folder} cannot be written: {error.strerror or error}") from error
         world.wait()
 
-    def _claim(self, identity: dict) -> None:
+    def _claim(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        note, text = self.folder / "identity.json", json.dumps(identity, indent=1, sort_keys=True)
-        if note.exists() and note.read_text() != text:
+        if self._note.exists() and not self._is_ours():
             raise UserError(
                 f"{self.folder} holds features of another backbone, data set or setting: remove it, or give "
                 "--save_features another name"
             )
-        write_atomically(note, lambda handle: handle.write(text.encode()))
+        sweep(self.folder, older_than=0)
+        if not self._note.exists() and os.listdir(self.folder):
+            raise UserError(
+                f"{self.folder} is to take the features for a while, but holds something else: move it away, "
+                "or give --save_features another name"
+            )
+        write_atomically(self._note, lambda handle: handle.write(self._text.encode()))
+
+    def _is_ours(self) -> bool:
+        return self._note.read_text() == self._text
+
+    def remove(self) -> None:
+        """Take away what was written here, file by file, if the folder is still its own; the rest stays."""
+        with suppress(OSError):
+            if not self.world.main or not self._is_ours():
+                return
+            for name in self._filled:
+                _clear(self.folder / f"{name}.done")
+                os.unlink(self.folder / f"{name}.bin")
+            os.unlink(self._note)
+            os.rmdir(self.folder)
 
     def fill(self, name: str, shape: tuple[int, int, int], passes: list[Views], extract: Extract) -> Tensor:
         """The array `name` of `shape` [V, N, D], mapped; what it lacks is extracted, each process a share.
@@ -65,6 +88,7 @@ class FeatureStore:
             UserError: the disk has no room for it.
         """
         path, done = self.folder / f"{name}.bin", self.folder / f"{name}.done"
+        self._filled.append(name)
         todo = self.world.agree(self._todo(path, done, shape, passes) if self.world.main else None)
         array = self._mapped(path, "r+", shape)
         for views, start, stop in _runs(todo[slice(*self.world.block(len(todo)))]):
@@ -110,7 +134,7 @@ class FeatureStore:
             if present != needed:  # a file of another size is of no use
                 if needed - present > free:
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                shutil.rmtree(done, ignore_errors=True)
+                _clear(done)
                 with open(path, "wb") as handle:
                     _allocate(handle.fileno(), needed)
             done.mkdir(exist_ok=True)
@@ -150,6 +174,15 @@ def _runs(blocks: list[tuple[Views, int, int]]) -> Iterator[tuple[Views, int, in
 
 def _marker(done: Path, views: Views, start: int) -> Path:
     return done / f"{views[0]}-{views[1]}_{start}"
+
+
+def _clear(done: Path) -> None:
+    """Remove a folder of markers, and nothing else that may be in it."""
+    with suppress(OSError):
+        for name in os.listdir(done):
+            if re.fullmatch(r"\d+-\d+_\d+", name):
+                os.unlink(done / name)
+        os.rmdir(done)
 
 
 def _digest(array: np.ndarray, views: Views, start: int, stop: int) -> str:

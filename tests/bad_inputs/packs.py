@@ -274,8 +274,19 @@ ARRAYS = [  # words, what the line says, the arrays that are changed
     (" --name=", "--name '': take letters, digits", {}),
     (" --dtype fp64", "argument --dtype: invalid choice: 'fp64'", {}),
     (" --nmae x", "unrecognized arguments: --nmae", {}),
-    (" --out {root}", "--out .*w is a folder: name a file", {}),
+    (" --out {root}", "--out .*w is a folder or a device: name a file", {}),
     (" --out {root}/train_x.npy/new", "cannot write to .*/train_x.npy: .* is not a folder", {}),
+    *(
+        (
+            f" --out {{root}}/{name}",
+            f"--out .*{name} is there and holds something else, an input perhaps",
+            more,
+        )
+        for name, more in (
+            *((f"{part}.npy", {}) for part in ("train_x", "train_y", "test_x", "test_y")),
+            ("names.npy", {"names": b"one\ntwo\n"}),
+        )
+    ),
     (" --class_names {root}/absent", "absent does not exist", {}),
     (" --class_names {root}", "w is not a file", {}),
     (" --class_names {root}/train_x.npy", "train_x.npy cannot be read", {}),

@@ -120,6 +120,109 @@ PLACES = [
         folder_in_place("ckpt/digits_lt/IR=50/resnet8_stage2.pth"),
     ),
 ]
+
+
+def taken(source: str) -> Make:
+    """An input of the run that one of its outputs names too."""
+    return lambda root, kitchen: shutil.copy(getattr(kitchen, source), root / "bad")
+
+
+def pets_taken(root: Path, kitchen: Kitchen) -> None:
+    shutil.copytree(kitchen.pets, root / "pets")
+
+
+def listed_taken(root: Path, kitchen: Kitchen) -> None:
+    shutil.copytree(kitchen.lists, root / "lists")
+
+
+def published_taken(stage: int) -> Make:
+    place = f"ckpt/digits_lt/IR=50/resnet8_stage{stage}.pth"
+
+    def make(root: Path, kitchen: Kitchen) -> None:
+        (root / place).parent.mkdir(parents=True)
+        shutil.copy(kitchen.stage1, root / place)
+
+    return make
+
+
+PETS = "--dataset folder --data_dir {root}/pets --image_size 32 --workers 0 "
+LISTS = "--dataset list --data_dir {root}/lists --train_list {root}/lists/train.txt --test_list "
+LISTS += "{root}/lists/test.txt --image_size 32 --workers 0 "
+SOMETHING = "bad is there and holds something else, an input perhaps: name another file"
+AMONG = "lies among the images of --data_dir: name another place"
+TAKEN: dict[str, tuple[str, str, str, Make]] = {
+    "a pack over its checkpoint": (
+        STAGE2,
+        "--pretrained_pth {bad} --save_features {bad}",
+        "--save_features .*" + SOMETHING,
+        taken("stage1"),
+    ),
+    "predictions over their checkpoint": (
+        EVALUATE,
+        "--pretrained_pth {bad} --predictions {bad}",
+        "--predictions .*" + SOMETHING,
+        taken("stage1"),
+    ),
+    "predictions over their pack": (
+        EVALUATE,
+        "--features {bad} --cur_stage stage1 --predictions {bad}",
+        "--predictions .*" + SOMETHING,
+        taken("pack"),
+    ),
+    "predictions over the model that is found": (
+        EVALUATE,
+        DIGITS.split("--epochs")[0]
+        + "--cur_stage stage1 --predictions {root}/ckpt/digits_lt/IR=50/resnet8_stage1.pth",
+        "--predictions .*resnet8_stage1.pth is there and holds something else",
+        published_taken(1),
+    ),
+    "predictions over a list": (
+        EVALUATE,
+        LISTS + "--cur_stage stage1 --predictions {root}/lists/test.txt",
+        "--predictions .*test.txt is there and holds something else",
+        listed_taken,
+    ),
+    "a pack over a list": (
+        STAGE2,
+        LISTS + "--save_features {root}/lists/train.txt",
+        "--save_features .*train.txt is there and holds something else",
+        listed_taken,
+    ),
+    "predictions over an image": (
+        EVALUATE,
+        "--pretrained_pth {pets1} --predict {root}/pets --predictions {root}/pets/train/ant/000.jpg",
+        "--predictions .*jpg .*",
+        pets_taken,
+    ),
+    **{
+        f"{name} among the images": (
+            STAGE2 if name == "save_features" else EVALUATE if name == "predictions" else STAGE1,
+            f"{PETS}--{name} {{root}}/pets/train/new"
+            + (" --cur_stage stage1" if name == "predictions" else ""),
+            f"--{name} .*{AMONG}",
+            pets_taken,
+        )
+        for name in ("out", "ckpt_dir", "save_features", "predictions")
+    },
+    "a model over the weights of --pretrained": (
+        STAGE1,
+        DIGITS + "--pretrained {root}/ckpt/digits_lt/IR=50/resnet8_stage1.pth",
+        "resnet8_stage1.pth lies where this run leaves its own model: give another --ckpt_dir",
+        published_taken(1),
+    ),
+    "a model over that of --pretrained_pth": (
+        STAGE2,
+        "--pretrained_pth {root}/ckpt/digits_lt/IR=50/resnet8_stage2.pth",
+        "resnet8_stage2.pth lies where this run leaves its own model: give another --ckpt_dir",
+        published_taken(2),
+    ),
+    "a pack over the last.pth it resumes": (
+        STAGE2,
+        "--resume {root}/run --save_features {root}/run/last.pth",
+        "--save_features .*last.pth is there and holds something else",
+        stage2_run,
+    ),
+}
 RESUMED = "--resume {root}/run"
 RESUMES: dict[str, tuple[str, str, Make]] = {
     "without last.pth": (
@@ -214,6 +317,10 @@ TABLES: dict[str, tuple[Make, str]] = {
 }
 
 ROWS = [
+    *(
+        Row(f"output: {kind}", script, words, says, make)
+        for kind, (script, words, says, make) in TAKEN.items()
+    ),
     *(
         Row(
             f"place: {script} {words} {says}",
