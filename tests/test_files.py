@@ -1,5 +1,6 @@
 """The writer of files: whole and read back or not at all, on full disks too; links; remains."""
 
+import json
 import os
 import subprocess
 import sys
@@ -13,10 +14,16 @@ from tests.full_disk import content, full_disks, mounted, save_under_limits, spo
 from tests.helpers import run_stage2
 from utils import checkpoint
 from utils.errors import UserError
-from utils.files import sweep, write_atomically
+from utils.files import json_text, sweep, write_atomically
 
 ROOT = Path(__file__).resolve().parent.parent
 SIZES = 20
+
+
+def test_json_has_null_for_numbers_that_are_not_finite_and_everything_else_as_it_is():
+    odd = {"a": [float("nan"), (float("-inf"), 1.5)], "b": {"c": float("inf"), "d": None, "é": True}}
+    right = {"a": [None, [None, 1.5]], "b": {"c": None, "d": None, "é": True}}
+    assert json.loads(json_text(odd, indent=1), parse_constant=pytest.fail) == right
 
 
 def test_a_file_size_limit_at_20_random_places_leaves_the_old_checkpoint_and_nothing_else(tmp_path):

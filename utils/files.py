@@ -1,6 +1,8 @@
 """The one writer of files: whole and on the disk, or the old file stays; and what a reader looks at first."""
 
 import errno
+import json
+import math
 import os
 import re
 import stat
@@ -53,6 +55,19 @@ def write_atomically(
     finally:
         if partial is not None and os.path.lexists(partial):
             os.unlink(partial)
+
+
+def json_text(content: object, **options: object) -> str:
+    """Plain data as JSON, which has no word for a number that is not finite: it becomes null."""
+    return json.dumps(_finite(content), ensure_ascii=False, allow_nan=False, **options)
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, dict):
+        return {name: _finite(entry) for name, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def sweep(folder: Path, older_than: float = STALE_SECONDS) -> list[Path]:

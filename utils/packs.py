@@ -19,7 +19,7 @@ from torch import Tensor
 from utils.config_checks import FIXED_BY_CHECKPOINT, INHERITED
 from utils.digest import content_digest
 from utils.errors import NoMemoryError, UserError, is_out_of_memory
-from utils.files import require_file, write_atomically
+from utils.files import json_text, require_file, write_atomically
 
 FORMAT, VERSION = "label-over-smoothing feature pack", 1
 _CHUNK = 1 << 20  # values looked at together
@@ -86,7 +86,7 @@ def write_pack(path: Path, pack: Pack) -> str:
         UserError: see `check`; or the file cannot be written, an older one is then untouched.
     """
     check(replace(pack, path=None))
-    facts = json.dumps(pack.facts, ensure_ascii=False)
+    facts = json_text(pack.facts)
     tensors = {name: getattr(pack, name) for name in _LAYOUT if getattr(pack, name) is not None}
     tensors = {name: _stored(value) for name, value in tensors.items()}
     digest = content_digest({"facts": facts} | tensors)

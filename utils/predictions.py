@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from datasets.types import FileSet
 from utils.checkpoint import write_atomically
 from utils.distributed import World
 from utils.logger import Run
-from utils.metrics import Scores, predictions
+from utils.metrics import Scores, confidences, lost_images, predictions
 
 
 def write_scored(run: Run, path: Path, data: LongTailedData, scores: Scores) -> None:
@@ -27,10 +28,15 @@ def write_scored(run: Run, path: Path, data: LongTailedData, scores: Scores) -> 
         "label": labels,
         "label_name": [data.class_names[k] for k in labels],
         "predicted": predicted,
-        "predicted_name": [data.class_names[k] for k in predicted],
+        "predicted_name": _class_names(data.class_names, predicted),
         "confidence": scores.confidence.cpu().numpy(),
     }
     _write(run, path, columns)
+
+
+def _class_names(names: list[str], predicted: np.ndarray) -> list[str]:
+    """The names of predicted classes [N]; an image without a prediction, -1, has none."""
+    return [names[k] if k >= 0 else "" for k in predicted]
 
 
 def _names(part: object) -> Iterable:
@@ -41,13 +47,16 @@ def write_unlabelled(
     run: Run, path: Path, images: FileSet, batches: Iterable[Tensor], class_names: list[str], world: World
 ) -> None:
     """image, predicted, predicted_name, confidence of images whose logits [n, K] are this process's block."""
-    found = [(predictions(logits), logits.double().softmax(dim=1).amax(dim=1)) for logits in batches]
-    own = [torch.cat([images.labels[:0], *(pair[0].cpu() for pair in found)])]
-    own.append(torch.cat([torch.zeros(0, dtype=torch.float64), *(pair[1].cpu() for pair in found)]))
-    predicted, confidence = (world.gather(values).numpy() for values in own)
-    names = [class_names[k] for k in predicted]
+    own = [images.labels[:0]], [torch.zeros(0, dtype=torch.float64)]
+    for logits in batches:
+        own[0].append(predictions(logits).cpu())
+        own[1].append(confidences(logits, own[0][-1].to(logits.device)).cpu())
+    predicted, confidence = (world.gather(torch.cat(values)).numpy() for values in own)
+    names = _class_names(class_names, predicted)
     columns = {"image": _names(images), "predicted": predicted, "predicted_name": names}
     _write(run, path, columns | {"confidence": confidence})
+    if lost := int((predicted < 0).sum()):
+        run.warn(lost_images(lost))
 
 
 def _write(run: Run, path: Path, columns: dict) -> None:
