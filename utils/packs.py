@@ -144,6 +144,8 @@ def read_pack(path: Path) -> Pack:
             values[name] = value.long()
     pack = Pack(**values, facts=facts, path=path, digest=header["digest"])
     check(pack)
+    if len(pack.train) > 1:  # several processes once stored augmented views as plain ones
+        pack.facts["train_views"] = "augmented"
     return pack
 
 

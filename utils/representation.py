@@ -80,7 +80,7 @@ class StoredViews(FeatureViews):
         return self._plain
 
     def stacked(self, count: int) -> Tensor:
-        return self._views if count in (0, len(self._views)) else self._views[:count]
+        return self._views[:count] if count else self._plain[None]
 
 
 def pack_classifier(pack: Pack) -> nn.Linear:
