@@ -118,6 +118,13 @@ def test_a_folder_without_labels_is_predicted_as_the_test_set_is(own, tmp_path):
         assert list(found[column]) == list(known[column])
 
 
+def test_the_features_of_image_files_are_kept_in_the_type_that_is_asked_for(own, tmp_path):
+    stage1 = own / "ckpt" / "folder_pets" / "resnet8_stage1.pth"
+    words = of_own(own, "--pretrained_pth", stage1, "--method", "stage1", "--views", "0", *places(tmp_path))
+    assert "features as torch.float16" in call(main_stage2.main, *words)
+    assert "features as torch.float32" in call(main_stage2.main, *words, "--pack_dtype", "fp32")
+
+
 def test_images_without_a_finite_prediction_have_no_name_and_are_counted_in_a_warning(own, tmp_path, capsys):
     model = checkpoint.read(own / "ckpt" / "folder_pets" / "resnet8_stage1.pth")
     weights = model.state | {"fc.weight": torch.full_like(model.state["fc.weight"], 3e38)}

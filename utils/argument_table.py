@@ -273,7 +273,7 @@ ARGUMENTS = [
     Argument(
         "pack_dtype",
         str,
-        "number type of --save_features",
+        "number type of --save_features, and of the features of images on disk",
         "frozen features",
         (STAGE2,),
         choices=("fp16", "fp32"),

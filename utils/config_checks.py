@@ -210,7 +210,8 @@ def _check_pack(given: dict, values: dict) -> None:
         idle = [name for name in NOT_WITH_PACK if name in given]
         if idle:
             raise UserError(f"--features holds the features already: --{idle[0]} has no use beside it")
-    if "pack_dtype" in given and "save_features" not in given:
+    on_disk = "save_features" in given or values["dataset"] in FILE_DATASETS
+    if "pack_dtype" in given and not on_disk:
         raise UserError("--pack_dtype is for --save_features: name a file, or leave it out")
     if "save_features" in given and values["bn_mode"] == "train":
         raise UserError("--save_features needs frozen features, --bn_mode train lets them drift")

@@ -4,6 +4,7 @@ The format is safetensors: numbers behind a JSON header, memory-mapped when read
 """
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
@@ -23,6 +25,9 @@ from utils.files import json_text, require_file, write_atomically
 
 FORMAT, VERSION = "label-over-smoothing feature pack", 1
 _CHUNK = 1 << 20  # values looked at together
+# cosine heads and class means square features in float32, whose range this leaves room in
+_LARGEST, _SMALLEST = 1e15, 1e-10
+_KEPT = 2**-10  # of an image's largest feature; in its normal range fp16 rounds by half of it at most
 _FEATURES, _LABELS = (torch.float16, torch.float32), (torch.int64,)
 _LAYOUT = {
     "train": ("views, images, width", _FEATURES),
@@ -211,9 +216,11 @@ def _problems(pack: Pack) -> Iterator[str]:
     yield from _problems_of_shapes(pack)
     yield from _problems_of_labels(pack)
     for name in ("fc_weight", "fc_bias", "train", "plain", "test", "val"):
-        tensor = getattr(pack, name)
-        if tensor is not None and not _finite(tensor):
+        size = 0.0 if getattr(pack, name) is None else _largest(getattr(pack, name))
+        if not math.isfinite(size):
             yield f"{name} holds values that are not finite"
+        if not name.startswith("fc") and size and not _SMALLEST <= size <= _LARGEST:
+            yield f"{name} reaches {size:.0e}, whose square float32 cannot hold: scale the features"
 
 
 def _problems_of_facts(facts: dict) -> Iterator[str]:
@@ -281,6 +288,33 @@ def _problems_of_labels(pack: Pack) -> Iterator[str]:
             yield f"class {label} has {count} training images, class_counts says {stated}"
 
 
-def _finite(tensor: Tensor) -> bool:
-    """Looks at a chunk at a time: mapped features need not fit in memory."""
-    return all(bool(chunk.isfinite().all()) for chunk in tensor.flatten().split(_CHUNK))
+def _largest(tensor: Tensor) -> float:
+    """Of the magnitudes; a chunk at a time: mapped features need not fit in memory."""
+    chunks = tensor.detach().flatten().split(_CHUNK)
+    return float(torch.stack([chunk.abs().amax() for chunk in chunks]).amax())
+
+
+def narrowed(features: np.ndarray, dtype: type, what: str, advice: str) -> np.ndarray:
+    """Floats [..., D] as `dtype`, mapped still where they have it: no image's features overflow or vanish.
+
+    Every value is kept to a thousandth of the largest one of its image.
+
+    Raises:
+        UserError: it is not, or a value is not finite; of `what`, with the `advice`.
+    """
+    with np.errstate(over="ignore", under="ignore"):
+        kept = features.astype(dtype, copy=False)
+    shape = (1,) * (3 - features.ndim) + features.shape
+    rows = max(1, _CHUNK // max(shape[2], 1))
+    for whole, part in zip(features.reshape(shape), kept.reshape(shape), strict=True):
+        for start in range(0, len(whole), rows):
+            exact, stored = (array[start : start + rows].astype(np.float64) for array in (whole, part))
+            largest = np.abs(exact).max(axis=1, initial=0)
+            if not np.isfinite(largest).all():
+                raise UserError(f"{what} holds values that are not finite")
+            if not np.isfinite(stored).all():
+                raise UserError(f"{what} holds values beyond {np.finfo(dtype).max:g}: {advice}")
+            if (np.abs(exact - stored).max(axis=1, initial=0) > _KEPT * largest).any():
+                name = np.dtype(dtype).name
+                raise UserError(f"{what} holds features too small for {name}, it would lose them: {advice}")
+    return kept

@@ -20,6 +20,7 @@ from utils.checkpoint import write_atomically
 from utils.distributed import World
 from utils.engine import EVAL_BATCH
 from utils.errors import UserError
+from utils.packs import narrowed
 
 # images that are finished together: a batch, so that its bits do not depend on who extracts it
 BLOCK = EVAL_BATCH
@@ -93,14 +94,8 @@ class FeatureStore:
         return [block for block in blocks if not _is_done(done, array, *block)]
 
     def _stored(self, features: Tensor, block: slice) -> np.ndarray:
-        with np.errstate(over="ignore"):
-            values = features.cpu().numpy().astype(self.dtype)
-        if not np.isfinite(values).all():
-            raise UserError(
-                f"features of images {block.start} to {block.stop - 1} are not finite in "
-                f"{np.dtype(self.dtype).name}: the backbone has diverged, or take --pack_dtype fp32"
-            )
-        return values
+        what = f"the backbone's output of images {block.start} to {block.stop - 1}"
+        return narrowed(features.cpu().numpy(), self.dtype, what, "take --pack_dtype fp32")
 
     def _reserve(self, path: Path, done: Path, shape: tuple[int, int, int]) -> None:
         needed = int(np.prod(shape, dtype=np.int64)) * np.dtype(self.dtype).itemsize
