@@ -24,6 +24,7 @@ from utils.errors import NoMemoryError, UserError, is_out_of_memory
 from utils.files import json_text, require_file, write_atomically
 
 FORMAT, VERSION = "label-over-smoothing feature pack", 1
+_MOST_FACTS = 1 << 24  # characters of JSON
 _CHUNK = 1 << 20  # values looked at together
 # cosine heads and class means square features in float32, whose range this leaves room in
 _LARGEST, _SMALLEST = 1e15, 1e-10
@@ -169,6 +170,8 @@ def _open(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
             )
         if int(header["version"]) != VERSION:
             raise UserError(f"{path} is damaged: there is no format version {header['version']}; remake it")
+        if len(header["facts"]) > _MOST_FACTS:
+            raise UserError(f"{path} has facts of more than {_MOST_FACTS >> 20} MiB, no pack needs as many")
         names = list(file.keys())
         missing = [name for name in _LAYOUT if name not in names and name not in _OPTIONAL]
         if missing:
@@ -291,7 +294,7 @@ def _problems_of_labels(pack: Pack) -> Iterator[str]:
 def _largest(tensor: Tensor) -> float:
     """Of the magnitudes; a chunk at a time: mapped features need not fit in memory."""
     chunks = tensor.detach().flatten().split(_CHUNK)
-    return float(torch.stack([chunk.abs().amax() for chunk in chunks]).amax())
+    return float(np.max([abs(float(end)) for chunk in chunks for end in chunk.aminmax()]))
 
 
 def narrowed(features: np.ndarray, dtype: type, what: str, advice: str) -> np.ndarray:

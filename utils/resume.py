@@ -1,6 +1,5 @@
 """Going on with a run that was cut off, from its last.pth."""
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from utils.device import environment
 from utils.distributed import World
 from utils.engine import Partial, Progress, load_optimizer
 from utils.errors import UserError
+from utils.files import read_json
 from utils.logger import stage_folder
 from utils.packs import Pack
 from utils.plan import HeadPlan
@@ -250,7 +250,7 @@ def _newest_unfinished(script: str, given: dict) -> Path | None:
 def _has(note: Path, wanted: dict) -> bool:
     """Does a config.json hold these values? One that somebody has spoilt is of another run."""
     try:
-        made = json.loads(note.read_text(encoding="utf-8"))["config"]
+        made = read_json(note)["config"]
         return made_alike(made, wanted)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return False

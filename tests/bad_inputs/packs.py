@@ -81,6 +81,7 @@ NAN = torch.full((2, 7, 5), float("nan"))
 CONTENT: dict[str, tuple[Make, str]] = {
     "no tensor fc_bias": (raw(lambda found: found.pop("fc_bias")), "bad has no tensor fc_bias"),
     "NaN features": (tensor(train=NAN), "bad: train holds values that are not finite"),
+    "facts without end": (raw(note="x" * 2**24), "bad has facts of more than 16 MiB"),
     "features without squares": (
         tensor(test=torch.full((2, 4, 5), -1e30)),
         r"bad: test reaches 1e\+30, whose square float32 cannot hold",
