@@ -20,6 +20,7 @@ from tests.file_trees import imagenet_tree
 from tests.helpers import call, last_line, places, read_metrics
 from utils import checkpoint, errors
 from utils.distributed import ALONE, Steps, World
+from utils.packs import read_pack
 
 ROOT = Path(__file__).resolve().parent.parent
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
@@ -171,8 +172,6 @@ def test_the_published_sequence_runs_under_torchrun_and_equals_one_process(tree,
     text = call(main_stage2.main, *second, tmp_path / "one.safetensors", *line(tree, tmp_path / "one"),
                 "--pretrained_pth", tmp_path / "ckpt" / "imagenet_lt" / "resnet8_stage1.pth")  # fmt: skip
     assert last_line(text) == two
-    from utils.packs import read_pack
-
     one, other = (read_pack(tmp_path / f"{name}.safetensors") for name in ("one", "two"))
     for name in ("train", "test", "val"):
         assert torch.equal(getattr(one, f"{name}_labels"), getattr(other, f"{name}_labels"))
@@ -188,6 +187,25 @@ def test_the_published_sequence_runs_under_torchrun_and_equals_one_process(tree,
     assert list(one["image"]) == list(other["image"]) and len(set(one["image"])) == len(one) == 4 * 80
     assert (one["predicted"] == other["predicted"]).all()
     assert np.allclose(one["confidence"], other["confidence"], atol=1e-4)
+
+
+@pytest.mark.parametrize(("views", "shape"), [([], (1, 305, 64)), (["--views", "2"], (2, 305, 64))])
+def test_two_processes_save_the_features_that_one_saves(digits, tmp_path, views, shape):
+    """Without --views the plain ones, though every epoch of the heads has augmented views of its own."""
+    import main_stage2
+
+    words = ["--dataset", "digits_lt", "--pretrained_pth", str(digits.stage1), *views]
+    words += ["--finetune_epoch", "3", "--seed", "0", "--device", "cpu"]
+    words += ["--pack_dtype", "fp32", "--save_features"]
+    code, _, err = torchrun("main_stage2.py", *words, tmp_path / "two", *places(tmp_path))
+    assert code == 0, err
+    call(main_stage2.main, *words, tmp_path / "one", *places(tmp_path))
+    one, two = (read_pack(tmp_path / name) for name in ("one", "two"))
+    assert one.facts["train_views"] == two.facts["train_views"] == ("augmented" if views else "plain")
+    assert one.train.shape == two.train.shape == shape and (one.plain is None) == (not views)
+    for name in ("train", "plain", "test"):
+        if getattr(one, name) is not None:
+            torch.testing.assert_close(getattr(two, name), getattr(one, name), rtol=1e-4, atol=1e-4)
 
 
 def test_a_mistake_is_said_once_and_ends_all_processes(tree, tmp_path):

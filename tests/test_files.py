@@ -1,5 +1,6 @@
 """The writer of files: whole and read back or not at all, on full disks too; links; remains."""
 
+import json
 import os
 import stat
 import subprocess
@@ -15,11 +16,26 @@ from tests.helpers import run_stage2
 from tests.test_packs import tiny
 from utils import checkpoint
 from utils.errors import UserError
-from utils.files import sweep, write_atomically
+from utils.files import MAX_JSON, json_text, read_json, sweep, write_atomically
 from utils.packs import write_pack
 
 ROOT = Path(__file__).resolve().parent.parent
 SIZES = 20
+
+
+def test_json_has_null_for_numbers_that_are_not_finite_and_everything_else_as_it_is():
+    odd = {"a": [float("nan"), (float("-inf"), 1.5)], "b": {"c": float("inf"), "d": None, "é": True}}
+    right = {"a": [None, [None, 1.5]], "b": {"c": None, "d": None, "é": True}}
+    assert json.loads(json_text(odd, indent=1), parse_constant=pytest.fail) == right
+
+
+def test_json_that_is_larger_than_any_of_ours_is_not_parsed(tmp_path):
+    path = tmp_path / "summary.json"
+    path.write_text('{"test": null}'.ljust(MAX_JSON))
+    assert read_json(path) == {"test": None}
+    path.write_text("[" + "[]," * (MAX_JSON // 3) + "0]")
+    with pytest.raises(ValueError, match="larger than 4 MiB"):
+        read_json(path)
 
 
 def test_a_file_size_limit_at_20_random_places_leaves_the_old_checkpoint_and_nothing_else(tmp_path):

@@ -122,6 +122,32 @@ def test_a_folder_without_labels_is_predicted_as_the_test_set_is(own, tmp_path):
         assert list(found[column]) == list(known[column])
 
 
+def test_the_features_of_image_files_are_kept_in_the_type_that_is_asked_for(own, tmp_path):
+    stage1 = own / "ckpt" / "folder_pets" / "resnet8_stage1.pth"
+    words = of_own(own, "--pretrained_pth", stage1, "--method", "stage1", "--views", "0", *places(tmp_path))
+    assert "features as torch.float16" in call(main_stage2.main, *words)
+    assert "features as torch.float32" in call(main_stage2.main, *words, "--pack_dtype", "fp32")
+
+
+def test_images_without_a_finite_prediction_have_no_name_and_are_counted_in_a_warning(own, tmp_path, capsys):
+    model = checkpoint.read(own / "ckpt" / "folder_pets" / "resnet8_stage1.pth")
+    weights = model.state | {"fc.weight": torch.full_like(model.state["fc.weight"], 3e38)}
+    checkpoint.save(tmp_path / "huge.pth", model.facts | {"model": weights})
+    words = ["--pretrained_pth", tmp_path / "huge.pth", "--predictions", tmp_path / "p.csv", "--quiet"]
+    scored = ["--cur_stage", "stage1", *places(tmp_path)]
+    unlabelled = ["--predict", own / "pets" / "test", "--workers", "0", "--out", tmp_path]
+    for line in (of_own(own, *words, *scored), [*words, *unlabelled]):
+        call(evaluate.main, *line)
+        said = "warning: 15 image(s) have no prediction, their logits are not finite: they count as wrong"
+        assert capsys.readouterr().err.startswith(said)
+        rows = pd.read_csv(tmp_path / "p.csv")
+        assert set(rows["predicted"]) == {-1} and rows[["predicted_name", "confidence"]].isna().all(axis=None)
+    text = (run_folder(tmp_path, "evaluate_stage1", "folder_pets") / "summary.json").read_text()
+    test = json.loads(text, parse_constant=pytest.fail)["test"]
+    assert test["without_prediction"] == 15 and test["overall"] == test["balanced"] == 0
+    assert test["calibration_error"] is None
+
+
 def test_a_network_of_images_in_memory_predicts_files_of_any_size(own, tmp_path):
     text = call(
         evaluate.main,

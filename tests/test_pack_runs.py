@@ -107,6 +107,19 @@ def test_a_pack_of_cached_views_trains_as_the_cached_views_do(tmp_path, digits):
     assert torch.equal(one.state["fc.weight"], other.state["fc.weight"])
 
 
+def test_features_too_small_for_half_precision_are_refused_with_advice_that_works(tmp_path, digits):
+    model = checkpoint.read(digits.stage1)
+    scale = {name: 1e-8 if "bn" in name and name.endswith(("weight", "bias")) else 1 for name in model.state}
+    faint = {name: value * scale[name] for name, value in model.state.items()}
+    checkpoint.save(tmp_path / "faint.pth", model.facts | {"model": faint})
+    start = ("--dataset", "digits_lt", *places(tmp_path), "--pretrained_pth", tmp_path / "faint.pth")
+    start += ("--method", "stage1", "--views", "0", "--save_features", tmp_path / "pack")
+    said = "holds features too small for float16, it would lose them: take --pack_dtype fp32"
+    assert said in refusal(main_stage2.main, *start) and not (tmp_path / "pack").exists()
+    call(main_stage2.main, *start, "--pack_dtype", "fp32")
+    assert 0 < read_pack(tmp_path / "pack").train.max() < 1e-6
+
+
 def test_a_pack_of_half_precision_is_half_as_large_and_gives_nearly_the_same(
     tmp_path, digits, pack, classifier
 ):

@@ -75,6 +75,14 @@ def test_a_pack_comes_back_bit_for_bit_with_its_facts_and_digest(tmp_path, dtype
     assert [path.name for path in tmp_path.iterdir()] == ["a.pack"]
 
 
+def test_several_views_that_an_older_pack_calls_plain_are_read_as_what_they_are(tmp_path):
+    write_pack(tmp_path / "a.pack", tiny(train_views="plain"))
+    assert read_pack(tmp_path / "a.pack").facts["train_views"] == "augmented"
+    one = replace(tiny(train_views="plain"), train=tiny().train[:1])
+    write_pack(tmp_path / "b.pack", one)
+    assert same(read_pack(tmp_path / "b.pack"), one)
+
+
 def test_the_digest_is_that_of_the_content_alone(tmp_path):
     digests = [write_pack(tmp_path / name, tiny()) for name in ("a", "b")]
     digests.append(write_pack(tmp_path / "c", tiny(network="resnet20")))

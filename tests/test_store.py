@@ -115,10 +115,28 @@ def test_features_of_something_else_are_refused(tmp_path):
         fill(tmp_path, Extractor(), seed=1)
 
 
-def test_features_beyond_half_precision_are_named(tmp_path):
+@pytest.mark.parametrize(
+    ("size", "reason"),
+    [
+        (1e6, "values beyond 65504: take --pack_dtype fp32"),
+        (1e-8, "features too small for float16, it would lose them: take --pack_dtype fp32"),
+        (torch.nan, "values that are not finite"),
+    ],
+)
+def test_features_that_half_precision_would_lose_are_named(tmp_path, size, reason):
     store = FeatureStore(tmp_path, ORIGIN, torch.float16, ALONE)
-    with pytest.raises(UserError, match="images 0 to 255 are not finite in float16"):
-        store.fill("test", (1, 300, 2), [(0, 1)], lambda *_: iter([torch.full((1, 256, 2), 1e6)]))
+    features = torch.ones(1, 256, 2)
+    features[0, 7] = size
+    with pytest.raises(UserError, match=f"output of images 0 to 255 holds {reason}"):
+        store.fill("test", (1, 300, 2), [(0, 1)], lambda *_: iter([features]))
+
+
+def test_features_of_which_half_precision_loses_next_to_nothing_are_kept(tmp_path):
+    """Images that a network sees nothing in, and values far below the image's largest one."""
+    features = torch.tensor([[[0.0, 0.0], [3e-8, 2.0], [1e-4, 0.0], [60_000.0, 1e-3]]])
+    store = FeatureStore(tmp_path, ORIGIN, torch.float16, ALONE)
+    found = store.fill("test", (1, 4, 2), [(0, 1)], lambda *_: iter([features]))
+    assert torch.equal(found, features.half())
 
 
 def test_a_disk_without_room_is_said_before_anything_is_extracted(tmp_path):

@@ -17,7 +17,7 @@ from utils.config_checks import check_against
 from utils.data_setup import load_data
 from utils.digest import compared, file_digest
 from utils.errors import UserError
-from utils.files import open_regular, read_text
+from utils.files import open_regular, read_json, read_text
 from utils.grid import Cell
 from utils.logger import stage_folder
 from utils.packs import Pack, read_pack
@@ -250,8 +250,7 @@ def _adopted(folder: Path) -> bool:
 
 def _read_json(path: Path, needed: Sequence[str]) -> dict:
     try:
-        with open_regular(path) as handle:
-            content = json.load(handle)
+        content = read_json(path)
     except (OSError, ValueError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{path} cannot be read: {reason}; {_AGAIN}") from error

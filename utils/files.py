@@ -1,6 +1,8 @@
 """The one writer of files: whole and on the disk, or the old file stays; and what a reader looks at first."""
 
 import errno
+import json
+import math
 import os
 import re
 import secrets
@@ -14,6 +16,7 @@ from typing import BinaryIO
 from utils.errors import UserError
 
 STALE_SECONDS = 3600
+MAX_JSON = 1 << 22  # bytes of a file of ours; a list of empty lists takes 20 times its bytes in memory
 # a smaller file is not worth a thread, whose start may hang where memory has run out
 MEANWHILE_BYTES = 2**24
 MOST_TEXT = 2**26  # bytes of a note or log that are looked at
@@ -53,6 +56,33 @@ def write_atomically(
     finally:
         if partial is not None and os.path.lexists(partial):
             os.unlink(partial)
+
+
+def json_text(content: object, **options: object) -> str:
+    """Plain data as JSON, which has no word for a number that is not finite: it becomes null."""
+    return json.dumps(_finite(content), ensure_ascii=False, allow_nan=False, **options)
+
+
+def read_json(path: Path) -> object:
+    """What a JSON file of ours holds.
+
+    Raises:
+        OSError: it is no regular file, or may not be read.
+        ValueError, RecursionError: it is no JSON, or larger than any that we write.
+    """
+    with open_regular(path) as handle:
+        content = handle.read(MAX_JSON + 1)
+    if len(content) > MAX_JSON:
+        raise ValueError(f"it is larger than {MAX_JSON >> 20} MiB")
+    return json.loads(content)
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, dict):
+        return {name: _finite(entry) for name, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def sweep(folder: Path, older_than: float = STALE_SECONDS) -> list[Path]:

@@ -191,6 +191,7 @@ def publish(
     labels = {id(one): comparison.label_of(one.run.plan, plans) if len(shown) > 1 else "" for one in shown}
     for one in shown:
         if one is not lead:
+            report.warn_of_lost(run, one.figures, labels[id(one)])
             run.result(result_line(one.figures, config.select, labels[id(one)]))
     report.finish(run, lead.figures, config.select, where, labels[id(lead)])
 

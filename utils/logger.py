@@ -1,6 +1,5 @@
 """What a run leaves behind in its folder, what it prints, and its progress bar."""
 
-import json
 import os
 import sys
 import time
@@ -19,7 +18,7 @@ from utils.checkpoint import write_atomically
 from utils.config import Config
 from utils.distributed import ALONE, World
 from utils.errors import UserError, complain, printable, show
-from utils.files import open_regular, sweep
+from utils.files import json_text, open_regular, sweep
 from utils.lock import FolderLock
 
 BAR_SECONDS = 0.2
@@ -77,6 +76,12 @@ class Run:
             self._print(lines)
         self._keep(lines)
 
+    def warn(self, text: str) -> None:
+        """A warning: to log.txt, and to standard error even when quiet."""
+        if self.main:
+            complain(f"warning: {text}")
+            self._keep([f"warning: {text}"])
+
     def result(self, line: str) -> None:
         """The closing line: printed even when quiet."""
         if not self.main:
@@ -112,7 +117,7 @@ class Run:
             write_atomically(self.place(name), lambda handle: handle.write(content))
 
     def write_json(self, name: str, content: dict) -> None:
-        self.write_text(name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        self.write_text(name, json_text(content, indent=2) + "\n")
 
     def write_rows(self, name: str, rows: list[dict] | dict) -> None:
         """A csv file of rows, or of columns, with a header; replaced whole: a resume leaves no row twice.

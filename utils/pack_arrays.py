@@ -23,7 +23,7 @@ from utils.config_checks import OUTPUTS, PACK_NAME
 from utils.errors import UserError, say
 from utils.files import check_output, require_file
 from utils.logger import check_writable
-from utils.packs import OWN, Pack, check, write_pack
+from utils.packs import OWN, Pack, check, narrowed, write_pack
 
 _TYPES = {"fp16": np.float16, "fp32": np.float32}
 _ARRAYS = {
@@ -147,12 +147,8 @@ def _floats(path: Path, dtype: type, axes: str) -> Tensor:
     """Floats as `dtype`, with dimensions as in `axes`."""
     dimensions = tuple(option.count(",") + 1 for option in axes.split(" or "))
     array = _load(path, "f", dimensions, f"floats {axes}")
-    try:
-        with np.errstate(over="raise"):
-            return torch.from_numpy(array.astype(dtype, copy=False))
-    except FloatingPointError as error:
-        advice = "take --dtype fp32" if dtype is np.float16 else "scale them down"
-        raise UserError(f"{path} holds values beyond {np.finfo(dtype).max:g}: {advice}") from error
+    advice = "take --dtype fp32, or scale them" if dtype is np.float16 else "scale them"
+    return torch.from_numpy(narrowed(array, dtype, str(path), advice))
 
 
 def _labels(path: Path) -> Tensor:

@@ -4,6 +4,7 @@ The format is safetensors: numbers behind a JSON header, memory-mapped when read
 """
 
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -12,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
@@ -21,12 +23,16 @@ from utils.config_checks import FIXED_BY_CHECKPOINT, INHERITED
 from utils.digest import content_digest
 from utils.errors import NoMemoryError, UserError, is_out_of_memory
 from utils.facts import problems_of_facts
-from utils.files import open_regular, require_file, write_atomically
+from utils.files import json_text, open_regular, require_file, write_atomically
 from utils.presets import PRESETS
 
 FORMAT, VERSION = "label-over-smoothing feature pack", 1
 OWN = "features"  # as its preset: features that a user brought
+_MOST_FACTS = 1 << 24  # characters of JSON
 _CHUNK = 1 << 20  # values looked at together
+# cosine heads and class means square features in float32, whose range this leaves room in
+_LARGEST, _SMALLEST = 1e15, 1e-10
+_KEPT = 2**-10  # of an image's largest feature; in its normal range fp16 rounds by half of it at most
 _FEATURES, _LABELS = (torch.float16, torch.float32), (torch.int64,)
 _LAYOUT = {
     "train": ("views, images, width", _FEATURES),
@@ -92,7 +98,7 @@ def write_pack(path: Path, pack: Pack) -> str:
         UserError: see `check`; or the file cannot be written, an older one is then untouched.
     """
     check(replace(pack, path=None))
-    facts = json.dumps(pack.facts, ensure_ascii=False)
+    facts = json_text(pack.facts)
     tensors = {name: getattr(pack, name) for name in _LAYOUT if getattr(pack, name) is not None}
     tensors = {name: _stored(value) for name, value in tensors.items()}
     digest = content_digest({"facts": facts} | tensors)
@@ -150,6 +156,8 @@ def read_pack(path: Path) -> Pack:
             values[name] = value.long()
     pack = Pack(**values, facts=facts, path=path, digest=header["digest"], status=status)
     check(pack)
+    if len(pack.train) > 1:  # several processes once stored augmented views as plain ones
+        pack.facts["train_views"] = "augmented"
     return pack
 
 
@@ -189,6 +197,8 @@ def _open(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
             )
         if int(header["version"]) != VERSION:
             raise UserError(f"{path} is damaged: there is no format version {header['version']}; remake it")
+        if len(header["facts"]) > _MOST_FACTS:
+            raise UserError(f"{path} has facts of more than {_MOST_FACTS >> 20} MiB, no pack needs as many")
         names = list(file.keys())
         missing = [name for name in _LAYOUT if name not in names and name not in _OPTIONAL]
         if missing:
@@ -237,9 +247,11 @@ def _problems(pack: Pack) -> Iterator[str]:
     yield from _problems_of_shapes(pack)
     yield from _problems_of_labels(pack)
     for name in ("fc_weight", "fc_bias", "train", "plain", "test", "val"):
-        tensor = getattr(pack, name)
-        if tensor is not None and not _finite(tensor):
+        size = 0.0 if getattr(pack, name) is None else _largest(getattr(pack, name))
+        if not math.isfinite(size):
             yield f"{name} holds values that are not finite"
+        if not name.startswith("fc") and size and not _SMALLEST <= size <= _LARGEST:
+            yield f"{name} reaches {size:.0e}, whose square float32 cannot hold: scale the features"
 
 
 def _problems_of_facts(facts: dict) -> Iterator[str]:
@@ -295,6 +307,33 @@ def _problems_of_labels(pack: Pack) -> Iterator[str]:
             yield f"class {label} has {count} training images, class_counts says {stated}"
 
 
-def _finite(tensor: Tensor) -> bool:
-    """Looks at a chunk at a time: mapped features need not fit in memory."""
-    return all(bool(chunk.isfinite().all()) for chunk in tensor.flatten().split(_CHUNK))
+def _largest(tensor: Tensor) -> float:
+    """Of the magnitudes; a chunk at a time: mapped features need not fit in memory."""
+    chunks = tensor.detach().flatten().split(_CHUNK)
+    return float(np.max([abs(float(end)) for chunk in chunks for end in chunk.aminmax()]))
+
+
+def narrowed(features: np.ndarray, dtype: type, what: str, advice: str) -> np.ndarray:
+    """Floats [..., D] as `dtype`, mapped still where they have it: no image's features overflow or vanish.
+
+    Every value is kept to a thousandth of the largest one of its image.
+
+    Raises:
+        UserError: it is not, or a value is not finite; of `what`, with the `advice`.
+    """
+    with np.errstate(over="ignore", under="ignore"):
+        kept = features.astype(dtype, copy=False)
+    shape = (1,) * (3 - features.ndim) + features.shape
+    rows = max(1, _CHUNK // max(shape[2], 1))
+    for whole, part in zip(features.reshape(shape), kept.reshape(shape), strict=True):
+        for start in range(0, len(whole), rows):
+            exact, stored = (array[start : start + rows].astype(np.float64) for array in (whole, part))
+            largest = np.abs(exact).max(axis=1, initial=0)
+            if not np.isfinite(largest).all():
+                raise UserError(f"{what} holds values that are not finite")
+            if not np.isfinite(stored).all():
+                raise UserError(f"{what} holds values beyond {np.finfo(dtype).max:g}: {advice}")
+            if (np.abs(exact - stored).max(axis=1, initial=0) > _KEPT * largest).any():
+                name = np.dtype(dtype).name
+                raise UserError(f"{what} holds features too small for {name}, it would lose them: {advice}")
+    return kept

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from datasets.types import FileSet
 from utils.checkpoint import write_atomically
 from utils.distributed import World
 from utils.logger import Run, csv_text
-from utils.metrics import Scores, predictions
+from utils.metrics import Scores, confidences, lost_images, predictions
 
 
 def write_scored(run: Run, path: Path, data: LongTailedData, scores: Scores) -> None:
@@ -29,10 +30,15 @@ def write_scored(run: Run, path: Path, data: LongTailedData, scores: Scores) -> 
         "label": labels,
         "label_name": [data.class_names[k] for k in labels],
         "predicted": predicted,
-        "predicted_name": [data.class_names[k] for k in predicted],
+        "predicted_name": _class_names(data.class_names, predicted),
         "confidence": scores.confidence.cpu().numpy(),
     }
     _write(run, path, columns)
+
+
+def _class_names(names: list[str], predicted: np.ndarray) -> list[str]:
+    """The names of predicted classes [N]; an image without a prediction, -1, has none."""
+    return [names[k] if k >= 0 else "" for k in predicted]
 
 
 def _names(part: object) -> Iterable:
@@ -46,20 +52,23 @@ def write_unlabelled(
 
     A file beside them that is no image has a row as well, with nothing but its name and a `reason`.
     """
-    found = [(predictions(logits), logits.double().softmax(dim=1).amax(dim=1)) for logits in batches]
-    own = [torch.cat([images.labels[:0], *(pair[0].cpu() for pair in found)])]
-    own.append(torch.cat([torch.zeros(0, dtype=torch.float64), *(pair[1].cpu() for pair in found)]))
-    predicted, confidence = (world.gather(values).numpy() for values in own)
+    own = [images.labels[:0]], [torch.zeros(0, dtype=torch.float64)]
+    for logits in batches:
+        own[0].append(predictions(logits).cpu())
+        own[1].append(confidences(logits, own[0][-1].to(logits.device)).cpu())
+    predicted, confidence = (world.gather(torch.cat(values)).numpy() for values in own)
     others = [os.fsdecode(name) for name in images.passed_over]
     gap = [None] * len(others)
     columns = {
         "image": [*_names(images), *others],
         "predicted": pd.array([*predicted.tolist(), *gap], dtype="Int64"),
-        "predicted_name": [*(class_names[k] for k in predicted), *gap],
+        "predicted_name": [*_class_names(class_names, predicted), *gap],
         "confidence": [*confidence.tolist(), *gap],
         "reason": [""] * len(images) + [f"not read: {NOT_READ}"] * len(others),
     }
     _write(run, path, columns)
+    if lost := int((predicted < 0).sum()):
+        run.warn(lost_images(lost))
 
 
 def _write(run: Run, path: Path, columns: dict) -> None:

@@ -25,7 +25,7 @@ from utils.facts import problems_of_facts
 from utils.files import write_atomically
 from utils.logger import Run
 from utils.logit_metrics import READINGS
-from utils.metrics import epoch_columns, percent, result_line
+from utils.metrics import epoch_columns, lost_images, percent, result_line
 from utils.packs import Pack
 from utils.precision import slow_bf16
 from utils.presets import NOTES
@@ -243,6 +243,7 @@ def finish(run: Run, figures: dict, selected_on: str, facts: dict, label: str = 
     """Write summary.json, print the figures, and end with the result line."""
     scores = {name: value for name, value in figures.items() if name != "classes"}
     run.write_json("summary.json", {"test": scores, "selected_on": selected_on} | facts)
+    warn_of_lost(run, figures, label)
     run.log(
         f"test balanced accuracy {percent(figures['balanced'])}, top-5 {percent(figures['top5'])}, "
         f"calibration error {percent(figures['calibration_error'])}"
@@ -256,6 +257,12 @@ def finish(run: Run, figures: dict, selected_on: str, facts: dict, label: str = 
             "note: the epoch was chosen on the test set, as in the published protocol: an optimistic figure"
         )
     run.result(result_line(figures, selected_on, label=label))
+
+
+def warn_of_lost(run: Run, figures: dict, label: str = "") -> None:
+    """Warn where images have no prediction."""
+    if lost := figures.get("without_prediction"):
+        run.warn(lost_images(lost, label))
 
 
 def from_where(source: checkpoint.Checkpoint | Pack) -> str:

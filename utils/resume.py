@@ -1,6 +1,5 @@
 """Going on with a run that was cut off, from its last.pth."""
 
-import json
 import os
 import shlex
 from contextlib import ExitStack
@@ -24,7 +23,7 @@ from utils.digest import compared
 from utils.distributed import World
 from utils.engine import Partial, Progress, load_optimizer
 from utils.errors import NoMemoryError, UserError, about
-from utils.files import read_text, require_file
+from utils.files import read_json, require_file
 from utils.lock import FolderLock
 from utils.logger import stage_folder
 from utils.packs import Pack
@@ -335,7 +334,7 @@ def _newest_unfinished(script: str, given: dict) -> Path | None:
 def _has(note: Path, wanted: dict) -> bool:
     """Does a config.json hold these values? One that is gone or spoilt is of another run."""
     try:
-        return made_alike(json.loads(read_text(note))["config"], wanted)
+        return made_alike(read_json(note)["config"], wanted)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return False
 

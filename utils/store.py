@@ -25,6 +25,7 @@ from utils.distributed import World
 from utils.engine import EVAL_BATCH
 from utils.errors import UserError
 from utils.files import open_regular, read_text, sweep
+from utils.packs import narrowed
 
 # images that are finished together: a batch, so that its bits do not depend on who extracts it
 BLOCK = EVAL_BATCH
@@ -135,15 +136,8 @@ class FeatureStore:
         return [block for block in blocks if not _is_done(done, array, *block, stamp)]
 
     def _stored(self, features: Tensor, block: slice) -> np.ndarray:
-        with np.errstate(over="ignore"):
-            values = features.cpu().numpy().astype(self.dtype)
-        if not np.isfinite(values).all():
-            way_out = "take --pack_dtype fp32" if features.isfinite().all() else "the backbone has diverged"
-            raise UserError(
-                f"features of images {block.start} to {block.stop - 1} are not finite in "
-                f"{np.dtype(self.dtype).name}: {way_out}"
-            )
-        return values
+        what = f"the backbone's output of images {block.start} to {block.stop - 1}"
+        return narrowed(features.cpu().numpy(), self.dtype, what, "take --pack_dtype fp32")
 
     def _reserve(self, path: Path, done: Path, shape: tuple[int, int, int]) -> None:
         needed = int(np.prod(shape, dtype=np.int64)) * np.dtype(self.dtype).itemsize

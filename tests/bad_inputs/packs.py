@@ -81,6 +81,11 @@ NAN = torch.full((2, 7, 5), float("nan"))
 CONTENT: dict[str, tuple[Make, str]] = {
     "no tensor fc_bias": (raw(lambda found: found.pop("fc_bias")), "bad has no tensor fc_bias"),
     "NaN features": (tensor(train=NAN), "bad: train holds values that are not finite"),
+    "facts without end": (raw(note="x" * 2**24), "bad has facts of more than 16 MiB"),
+    "features without squares": (
+        tensor(test=torch.full((2, 4, 5), -1e30)),
+        r"bad: test reaches 1e\+30, whose square float32 cannot hold",
+    ),
     "NaN in the classifier": (
         tensor(fc_bias=torch.tensor([0, float("nan"), 0])),
         "bad: fc_bias holds values that are not finite",
@@ -266,8 +271,16 @@ ARRAYS = [  # words, what the line says, the arrays that are changed
     ("", "num_class must be a whole number of 2 to 500000, found 1", {"train_y": Y * 0, "test_y": Y * 0}),
     ("", "test is 2 wide, fc_weight 3", {"test_x": X[:, :2]}),
     ("", "train is empty", {"train_x": X[:, :0]}),
-    ("", "train holds values that are not finite", {"train_x": X * np.nan}),
-    ("", r"train_x.npy holds values beyond 3.40282e\+38: scale them down", {"train_x": X * np.float64(1e39)}),
+    ("", "train_x.npy holds values that are not finite", {"train_x": X * np.nan}),
+    ("", r"train_x.npy holds values beyond 3.40282e\+38: scale them", {"train_x": X * np.float64(1e39)}),
+    ("", "train_x.npy holds features too small for float32", {"train_x": X * np.float64(1e-44)}),
+    (
+        " --dtype fp16",
+        "test_x.npy holds features too small for float16, it would lose them: take --dtype fp32, or scale",
+        {"train_x": X, "test_x": np.diag([1, 1, 1, 1e-8])},
+    ),
+    ("", r"train reaches 1e\+30, whose square float32 cannot hold: scale", {"train_x": X * np.float32(1e30)}),
+    ("", "test reaches 1e-30, whose square float32 cannot hold: scale", {"test_x": X * np.float32(1e-30)}),
     (" --dtype fp16", "train_x.npy holds values beyond 65504: take --dtype fp32", {"train_x": X * 70_000}),
     (
         VAL + " --val_y {root}/val_y.npy",
@@ -282,7 +295,11 @@ ARRAYS = [  # words, what the line says, the arrays that are changed
         r"fc_weight.npy holds float32 \[1, 4, 3\], expected floats \[K, D\]",
         {"fc_weight": X[None], "fc_bias": X[0]},
     ),
-    (FC, "fc_weight holds values that are not finite", {"fc_weight": X[:2] * np.inf, "fc_bias": np.ones(2)}),
+    (
+        FC,
+        "fc_weight.npy holds values that are not finite",
+        {"fc_weight": X[:2] * np.inf, "fc_bias": np.ones(2)},
+    ),
     (" --name ../mine", "--name '../mine': take letters, digits", {}),
     (" --name=", "--name '': take letters, digits", {}),
     (" --dtype fp64", "argument --dtype: invalid choice: 'fp64'", {}),
