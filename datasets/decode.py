@@ -8,6 +8,7 @@ EXIF orientation ignored.
 A JPEG has no checksum: damage inside it that leaves its end in place is decoded as Pillow does, unnoticed.
 """
 
+import errno
 import io
 import os
 import re
@@ -86,7 +87,10 @@ def read_bytes(path: str) -> bytearray:
         raise UserError(f"{shown(path)} is a folder, not an image: check the list that names it") from error
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{shown(path)} cannot be read ({reason}): check its name and permissions") from error
+        remedy = "check its name and permissions"
+        if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE):
+            remedy = "raise the limit (ulimit -n), or try --workers 0, which needs none"
+        raise UserError(f"{shown(path)} cannot be read ({reason}): {remedy}") from error
 
 
 def decode_image(data: bytearray, path: str) -> Tensor:

@@ -283,7 +283,7 @@ def test_files_that_are_no_images_are_counted_and_named_and_predicted_with_a_rea
     words = ("--dataset", "folder", "--data_dir", pets, "--epochs", "1", *SMALL, *places(tmp_path))
     text = call(main_stage1.main, *words)
     told = "2 file(s) passed over (1 .heic, 1 without ending), 'train/ant/IMG_1.HEIC' first"
-    assert told in text and "2 file(s) passed over (1 .heic, 1 .db), 'test/ant/Thumbs.db' first" in text
+    assert told in text and "2 file(s) passed over (1 .db, 1 .heic), 'test/ant/Thumbs.db' first" in text
     model, table = published(own, "folder_pets", "resnet8_stage2.pth"), tmp_path / "p.csv"
     words = ("--pretrained_pth", model, "--predict", pets / "test", "--predictions", table)
     text = call(evaluate.main, *words, "--out", tmp_path / "out", "--workers", "0")
