@@ -231,12 +231,13 @@ def test_a_pack_keeps_the_settings_of_the_data_set_that_it_was_made_from(tmp_pat
     assert settings_of(tmp_path / "folder")["batch_size"] == 256
 
 
-def test_a_pack_with_the_name_of_a_kind_of_data_set_is_trained_on_and_found_again(tmp_path):
+@pytest.mark.parametrize("name", ["list", "folder"])
+def test_a_pack_with_the_name_of_a_kind_of_data_set_is_trained_on_and_found_again(tmp_path, name):
     given = Arrays(tmp_path)
-    given.pack("--name", "list")
+    given.pack("--name", name)
     run = (*places(tmp_path), "--features", given.out)
     lead = result_lines(call(main_stage2.main, *run, *BUDGET))
-    assert (tmp_path / "ckpt" / "list" / "features_stage2.pth").is_file()
+    assert (tmp_path / "ckpt" / name / "features_stage2.pth").is_file()
     assert result_lines(call(evaluate.main, *run, "--cur_stage", "stage2")) == lead
 
 
