@@ -250,6 +250,14 @@ def test_own_validation_arrays_select(tmp_path):
     assert [line["selected_on"] for line in result_lines(text)] == ["val", "val"]
 
 
+def test_validation_arrays_of_one_class_do_not_select(tmp_path):
+    x, y = Arrays(tmp_path).arrays["test_x"], Arrays(tmp_path).arrays["test_y"]
+    given = Arrays(tmp_path, val_x=x[y == 3], val_y=y[y == 3])
+    given.pack("--name", "mine")
+    message = refused(tmp_path, "--features", given.out, "--select", "val")
+    assert message.startswith("--select val refused: all validation images of")
+
+
 class LargestNewTensor(TorchDispatchMode):
     """Notes the bytes of the largest tensor that an operation makes; a view of another is not new."""
 

@@ -145,15 +145,19 @@ def backbone_note(source: Checkpoint | Pack, data: LongTailedData, select: str) 
     Otherwise a note for the log. Of a pack its maker had to know.
 
     Raises:
-        UserError: the epoch is to be selected on images that the backbone may have been trained on.
+        UserError: the epoch is to be selected on images that the backbone may have been trained on, or on
+            those of a pack that are all of one class.
     """
     trained_on = source.facts.get("train_digest")
     same = isinstance(source, Checkpoint) and compared(source.facts, data.train)[0] is None
-    clean = source.facts["val_clean"] if isinstance(source, Pack) else same
-    if clean or (data.val is None and isinstance(source, Pack)):
+    packed = isinstance(source, Pack)
+    clean = source.facts["val_clean"] if packed else same
+    if packed and select == "val" and data.val and len(data.val.labels.unique()) < 2:
+        raise UserError(f"--select val refused: all validation images of {source.path} are of one class")
+    if clean or (data.val is None and packed):
         return None
     what = "unknown images" if trained_on is None else "other images than this training set"
-    if select == "val" and isinstance(source, Pack):
+    if select == "val" and packed:
         raise UserError(
             f"--select val refused: {source.path} says that its backbone may have seen the validation images"
         )
