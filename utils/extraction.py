@@ -26,7 +26,7 @@ from utils.store import Extract, FeatureStore, Views
 class Origin:
     """What features depend on: the backbone, the images, how they are looked at."""
 
-    backbone: str  # digest of the checkpoint
+    backbone: str  # what its checkpoint is known by
     data: LongTailedData
     seed: int
     mirror: bool
