@@ -121,8 +121,8 @@ def is_image(path: str) -> bool:
         return name.lower().endswith(ENDINGS)
     try:
         with open_regular(path) as file:
-            return _mode(file) is not None
-    except Exception:  # a file that is something else makes Pillow raise almost anything
+            return bool(_mode(file))
+    except (OSError, ValueError):
         return False
 
 
@@ -132,11 +132,14 @@ def is_deep(data: bytearray) -> bool:
 
 
 def _mode(file: BinaryIO) -> str:
-    """Pillow's word for the kind of pixels, of which none is decoded."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with Image.open(file, formats=FORMATS) as image:
-            return image.mode
+    """Pillow's word for the kind of pixels, of which none is decoded; empty where it refuses the file."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(file, formats=FORMATS) as image:
+                return image.mode
+    except Exception:  # a file that is something else makes Pillow raise almost anything
+        return ""
 
 
 def shown(path: str) -> str:

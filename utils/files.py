@@ -175,9 +175,7 @@ def _temporary(target: Path) -> tuple[str, int]:
     """A new file beside `target`, by a name that `sweep` knows, and the mode that `target` is to have."""
     mode = stat.S_IMODE(os.stat(target).st_mode) if target.exists() else None
     partial = f"{target.parent}/.{target.name[:40]}.{secrets.token_hex(4)}{_SUFFIX}"
-    begun = (
-        0o666 if mode is None else mode | stat.S_IRUSR | stat.S_IWUSR
-    )  # to be written before it is read-only
+    begun = 0o666 if mode is None else mode | 0o600  # to be written before it is read-only
     number = os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, begun)
     mode = stat.S_IMODE(os.fstat(number).st_mode) if mode is None else mode
     os.close(number)
