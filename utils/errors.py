@@ -122,7 +122,7 @@ def exit_cleanly(main: Callable[[], None]) -> None:
                 raise
             if rank:
                 time.sleep(SECONDS_TO_BE_ENDED)
-            complain(f"error{f' (process {rank})' if rank else ''}: {' '.join(message.split())}")
+            complain(f"error{f' (process {rank})' if rank else ''}: {message}")
             sys.exit(2)
         finally:
             _let_go_of_output()

@@ -83,7 +83,8 @@ def _tensors(value: object) -> bool:
 def _files(value: object) -> bool:
     tests = {**dict.fromkeys(("names", "bytes"), _prints), **dict.fromkeys(("sizes", "times"), _is(str))}
     found = {"all": ""} | value if _texts(value) else {}
-    return all(name in found and test(found[name]) for name, test in (tests | {"all": _is(str)}).items())
+    fits = all(name in found and test(found[name]) for name, test in (tests | {"all": _is(str)}).items())
+    return fits and 0 < len(found["bytes"]) <= len(found["names"])
 
 
 def _prints(value: object) -> bool:

@@ -1,7 +1,6 @@
 """Going on with a run that was cut off, from its last.pth."""
 
 import os
-import shlex
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +14,7 @@ from models.pretrained import load_state
 from utils import checkpoint
 from utils.arguments import ARGUMENTS, STAGE1
 from utils.checkpoint import Checkpoint
-from utils.commands import said
+from utils.commands import command, said
 from utils.config import Config, resolve
 from utils.config_checks import check_known
 from utils.device import environment
@@ -108,9 +107,10 @@ class Resumed:
         except NoMemoryError:
             raise
         except UserError as error:
+            words = [*words_to_resume(config, STAGE1), "--resume", self.folder, "--force_resume"]
             raise UserError(
                 f"{error}; --select {config.select} needs it: restore it, or take the last epoch with "
-                f"--resume {shlex.quote(str(self.folder))} --force_resume --select last"
+                f"`{command(STAGE1, *words, '--select', 'last')}`"
             ) from error
 
     def restore_heads(self, heads: list[HeadRun], model: nn.Module) -> int:
