@@ -23,7 +23,7 @@ from PIL import Image, UnidentifiedImageError, features
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg, decode_png
 
-from utils.errors import UserError
+from utils.errors import UserError, reason
 from utils.files import open_regular
 
 MAX_PIXELS = 89_478_485  # more take over 256 MiB as RGB: Pillow's own limit for a warning
@@ -83,8 +83,7 @@ def read_bytes(path: str) -> bytearray:
     except IsADirectoryError as error:
         raise UserError(f"{path} is a folder, not an image: check the list that names it") from error
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{path} cannot be read ({reason}): check its name and permissions") from error
+        raise UserError(f"{path} cannot be read ({reason(error)}): check its name and permissions") from error
 
 
 def decode_image(data: bytearray, path: str) -> Tensor:
@@ -233,6 +232,5 @@ def _decode_with_pillow(data: bytearray, path: str) -> Tensor:
             f"{path} is no image, or none of {', '.join(FORMATS)}, or its header is broken: {_REMEDY}"
         ) from error
     except Exception as error:  # a broken file makes Pillow raise almost anything
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{path} cannot be decoded ({reason}): {_REMEDY}") from error
+        raise UserError(f"{path} cannot be decoded ({reason(error)}): {_REMEDY}") from error
     return torch.from_numpy(pixels).permute(2, 0, 1)
