@@ -173,7 +173,7 @@ def test_features_too_large_for_half_precision_are_kept_as_the_message_says(digi
     checkpoint.save(path, found.facts | {"model": state})
     again = (*asked, "--network", "resnet8", "--finetune_epoch", "1")
     message = refusal(main_stage2.main, *again)
-    assert message.endswith("values beyond 65504: take --pack_dtype fp32")
+    assert message.endswith("holds values beyond 65504: take --pack_dtype fp32")
     assert "selected_on=last" in call(main_stage2.main, *again, "--pack_dtype", "fp32")
 
 

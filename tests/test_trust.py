@@ -1,6 +1,7 @@
 """Files from elsewhere: flipped bits, cuts, hostile pickles, sizes, wrong facts; old files for ever."""
 
 import ast
+import gc
 import io
 import os
 import pickle
@@ -204,6 +205,22 @@ def test_numbers_of_numpy_beside_weights_are_read_as_numbers(tmp_path):
     torch.save({"w": torch.ones(2), "best": np.float64(0.5), "epoch": np.int32(-7)}, tmp_path / "x.pth")
     found = load_plain(tmp_path / "x.pth")
     assert (found["best"], found["epoch"]) == (0.5, -7) and type(found["epoch"]) is int
+
+
+def test_what_was_read_back_from_a_file_holds_it_no_longer_than_its_tensors_live(tmp_path):
+    """Without a collector of circles: a file system could not be unmounted, and memory would pile up."""
+    torch.save({"w": torch.ones(1000)}, tmp_path / "held.pth")
+    mapped, maps = "held.pth", Path("/proc/self/maps")
+    if not maps.exists():
+        pytest.skip("needs /proc/self/maps")
+    gc.disable()
+    try:
+        found = load_plain(tmp_path / "held.pth", mapped=True)
+        assert mapped in maps.read_text()
+        del found
+        assert mapped not in maps.read_text()
+    finally:
+        gc.enable()
 
 
 def test_a_file_that_is_replaced_while_it_is_read_is_the_old_one_or_the_new_one(tmp_path):

@@ -48,7 +48,7 @@ class Config:
     @property
     def place_name(self) -> str:
         """The name of the folder in which its models are left and looked for."""
-        own = "data_dir" in self and self.dataset in OWN_DATASETS
+        own = "data_dir" in self and not self._values.get("features") and self.dataset in OWN_DATASETS
         return place_name(self.dataset, self.data_dir, self.train_list) if own else self.data_name
 
     def as_dict(self) -> dict:

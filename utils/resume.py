@@ -210,10 +210,11 @@ def read_resume(script: str, given: dict, world: World, held: ExitStack) -> Resu
     path = path / "last.pth" if path.is_dir() else path
     with about("--resume"):
         require_file(path)
-        lock = FolderLock(path.parent) if world.main else None
-        if lock:
-            held.callback(lock.close)
-        world.wait()
+    lock = FolderLock(path.parent) if world.main else None
+    if lock:
+        held.callback(lock.close)
+    world.wait()
+    with about("--resume"):
         source = checkpoint.read(path)
     stage, state = ("stage1", "optimizer") if script == STAGE1 else ("stage2", "heads")
     if state not in source.facts or source.facts["stage"] != stage:

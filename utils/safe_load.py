@@ -92,7 +92,11 @@ class _Weights:
     def __init__(self, fetch: _Fetch) -> None:
         self._fetch = fetch
         self.storages: dict[str, Tensor] = {}
-        self.makers: plain_pickle.Makers = {
+
+    @property
+    def makers(self) -> plain_pickle.Makers:
+        """Made anew each time: kept here they would hold this object, and with it the file, in a circle."""
+        return {
             **plain_pickle.PLAIN,
             **dict.fromkeys((*_STORAGES, *_NAMED)),
             "torch Size": lambda lengths=(): lengths,
