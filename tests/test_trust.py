@@ -23,7 +23,7 @@ from utils import checkpoint
 from utils.arguments import EVALUATE
 from utils.config import resolve
 from utils.digest import same_bits
-from utils.errors import UserError, complain, printable
+from utils.errors import UserError, complain, exit_cleanly, printable
 from utils.logger import Run, csv_text
 from utils.safe_load import load_plain
 
@@ -267,6 +267,15 @@ def test_text_that_a_terminal_obeys_or_that_forges_a_line_is_escaped_wherever_it
     out, err = capsys.readouterr()
     assert out == f"one\n{shown}\n{shown}\n" and err == f"{shown}\n"
     assert (run.folder / "log.txt").read_text() == out
+
+
+def test_the_line_of_an_error_has_names_and_commands_as_they_are(capsys):
+    def refused() -> None:
+        raise UserError("no `python x.py --out 'a  b'`\n")
+
+    with pytest.raises(SystemExit):
+        exit_cleanly(refused)
+    assert capsys.readouterr().err == "error: no `python x.py --out 'a  b'`\\n\n"
 
 
 @pytest.mark.parametrize("name", NAMES)

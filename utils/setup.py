@@ -24,7 +24,7 @@ from utils.data_setup import file_views, load_data, mirror_at_test, open_parts
 from utils.device import LAYOUT
 from utils.digest import compared
 from utils.distributed import ALONE, World
-from utils.errors import UserError, about, is_out_of_memory
+from utils.errors import UserError, about, is_out_of_memory, reason
 from utils.extraction import Origin, extract_to_disk
 from utils.features import DriftingFeatures, TrainFeatures, Watch, eval_features
 from utils.logger import Run
@@ -111,7 +111,7 @@ def try_forward(
         except (RuntimeError, ValueError, AssertionError) as error:
             if is_out_of_memory(error):
                 raise
-            raise UserError(f"--network {config.network} {told % ' '.join(str(error).split())}") from error
+            raise UserError(f"--network {config.network} {told % reason(error)}") from error
 
 
 def network_for_files(config: Config, source: Checkpoint) -> tuple[nn.Module, FileViews, list[str]]:
