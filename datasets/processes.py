@@ -1,7 +1,9 @@
 """Processes that read files for this one: a torch DataLoader behind an interface of requests and answers."""
 
 import io
+import mmap
 import multiprocessing
+import multiprocessing.context
 import multiprocessing.queues
 import os
 import re
@@ -40,7 +42,7 @@ class Processes:
             "pin_memory": pin,
             "worker_init_fn": _end_with_lost_answers,
             # a forked process is there at once and shares what `dataset` holds
-            "multiprocessing_context": "fork" if workers and sys.platform == "linux" else None,
+            "multiprocessing_context": _Forking() if workers and sys.platform == "linux" else None,
         }
         self._requests = _Requests()
         self._loader: DataLoader | None = None
@@ -125,6 +127,26 @@ class _Requests:
 
     def __iter__(self) -> Iterator:
         return iter(self.current)
+
+
+class _Flag:
+    """An event that forked processes share, without the lock that one of them may be killed with."""
+
+    def __init__(self) -> None:
+        self._byte = mmap.mmap(-1, 1)
+
+    def set(self) -> None:
+        self._byte[0] = 1
+
+    def is_set(self) -> bool:
+        return self._byte[0] == 1
+
+
+class _Forking(multiprocessing.context.ForkContext if sys.platform == "linux" else object):
+    """How the loader processes start, with events that nobody can wait for in vain."""
+
+    def Event(self) -> _Flag:  # noqa: N802 - the name that torch asks for
+        return _Flag()
 
 
 def _let_go(error: Exception) -> None:

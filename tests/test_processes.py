@@ -17,7 +17,7 @@ from datasets.decode import read_image
 from datasets.file_images import FileImages, ViewedFiles
 from datasets.types import FileSet, PathTable
 from tests.odd_images import broken_files, file_set, png, readable_files
-from tests.test_file_images import SMALL, USUAL, gather, view_of
+from tests.test_file_images import COUNT, SMALL, USUAL, gather, view_of
 from utils.errors import UserError
 from utils.signals import ASKING
 
@@ -27,11 +27,11 @@ import multiprocessing, os, signal, sys, time, torch
 from pathlib import Path
 from datasets.file_images import FileImages
 from datasets.types import FileSet, PathTable
-from tests.test_file_images import SMALL
+from tests.test_file_images import COUNT, SMALL
 paths = PathTable.of(sorted(map(os.fsencode, os.listdir(sys.argv[1]))))
 files = FileSet(Path(sys.argv[1]), paths, torch.zeros(24, dtype=torch.int64))
 images = FileImages(files, SMALL, workers=2)
-batches = images.augmented(torch.arange(24).repeat(200), 4, 0, 0)
+batches = images.augmented(torch.arange(COUNT).repeat(200), 4, 0, 0)
 next(batches)
 print(*(process.pid for process in multiprocessing.active_children()), flush=True)
 """
@@ -110,7 +110,7 @@ def test_an_unreadable_image_is_named_in_one_line_whichever_process_finds_it(tmp
 def test_a_killed_process_is_a_message_that_says_what_to_try(files):
     handler, before = signal.getsignal(signal.SIGCHLD), processes()
     with closing(FileImages(files, SMALL, workers=2)) as images:
-        batches = images.augmented(torch.arange(24).repeat(20), 4, 0, 0)
+        batches = images.augmented(torch.arange(COUNT).repeat(20), 4, 0, 0)
         next(batches)
         assert signal.getsignal(signal.SIGCHLD) == handler
         for pid in processes() - before:
@@ -124,11 +124,11 @@ def test_a_killed_process_is_a_message_that_says_what_to_try(files):
 def test_a_signal_to_a_whole_job_leaves_the_loader_processes_at_work(files, number):
     before = processes()
     with closing(FileImages(files, SMALL, workers=2)) as images:
-        batches = images.augmented(torch.arange(24).repeat(3), 4, 0, 0)
+        batches = images.augmented(torch.arange(COUNT).repeat(3), 4, 0, 0)
         next(batches)
         for pid in processes() - before:
             os.kill(pid, number)
-        assert len(list(batches)) == 17
+        assert len(list(batches)) == -(-3 * COUNT // 4) - 1
         assert len(processes() - before) == 2
     assert processes() == before
     assert not signal.pthread_sigmask(signal.SIG_BLOCK, ()) & set(ASKING)
@@ -152,13 +152,22 @@ def test_no_loader_process_outlives_its_parent_however_that_ends(files):
     assert not any(map(alive, pids))
 
 
+def test_no_loader_process_shares_a_lock_that_another_may_be_killed_with(files):
+    """torch asks the event by which the processes end at every answer; multiprocessing's own has a lock."""
+    with closing(FileImages(files, SMALL, workers=2)) as images:
+        next(images.augmented(torch.arange(COUNT), 4, 0, 0))
+        asked = images._processes._answers._workers_done_event
+        assert not asked.is_set() and not hasattr(asked, "_cond")
+    assert asked.is_set()
+
+
 # a run under each of some limits, in a process of its own that tells what came of it: status, lines, children
 UNDER_LIMITS = """
 import os, resource, signal, sys, torch
 from pathlib import Path
 from datasets.file_images import FileImages
 from datasets.types import FileSet, PathTable
-from tests.test_file_images import SMALL, USUAL
+from tests.test_file_images import COUNT, SMALL, USUAL
 from utils.errors import exit_cleanly
 kind, *limits = sys.argv[2:]
 os.chdir(sys.argv[1])
