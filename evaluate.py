@@ -15,6 +15,7 @@ import torch
 
 from datasets.file_images import FileImages
 from datasets.images import images_below
+from datasets.own import passed_over
 from utils import checkpoint, distributed, engine, report
 from utils.arguments import EVALUATE, parse
 from utils.checkpoint import Checkpoint
@@ -25,10 +26,10 @@ from utils.distributed import World
 from utils.errors import UserError, exit_cleanly
 from utils.features import logit_batches
 from utils.logger import Run
-from utils.packs import Pack
+from utils.packs import Pack, require_unchanged
 from utils.precision import speed_up
 from utils.predictions import write_scored, write_unlabelled
-from utils.setup import find_source, load_classifier, load_frozen, network_for_files
+from utils.setup import find_source, load_classifier, load_frozen, network_for_files, try_forward
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -71,6 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     run.log(report.from_where(source))
     run.log(f"mirror averaging: {'on' if mirror else 'off'}")
     scores = engine.score(batches, labels, data.num_classes, world)
+    require_unchanged(pack)
     figures = scores.figures(data.class_counts, data.shots)
     facts = {"checkpoint": str(source.path), "digest": source.digest, "mirror": mirror}
     run.write_per_class(figures, data)
@@ -87,12 +89,15 @@ def predict_folder(
     model, views, class_names = network_for_files(config, source)
     checkpoint.load_head(model, source)
     model.to(device, memory_format=LAYOUT)
+    try_forward(model, config, 3, views.size, "another --image_size or ")
     speed_up(model, config, device)
     found = images_below(Path(config.predict))
     folders = [Path(config.predictions).parent] if config.predictions else []
     run = Run(config, f"predict_{stage}", also_writable=folders, world=world)
     run.log(report.from_where(source))
     run.log(f"{len(found):,} images below {config.predict}, {len(class_names)} classes")
+    for note in passed_over(str(config.predict), found.passed_over):
+        run.log(f"note: {note}")
     images = FileImages(found, views, device, config.workers)
     batches = engine.logit_batches(model, images, views.mirror_test and not config.no_tta, world=world)
     path = Path(config.predictions) if config.predictions else run.folder / "predictions.csv"

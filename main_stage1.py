@@ -27,9 +27,9 @@ from utils.keeper import Keeper
 from utils.logger import Run
 from utils.mixup import Mixup
 from utils.precision import loss_scaler, speed_up
-from utils.resume import AUTO_FOUND_NONE, read_resume
+from utils.resume import AUTO_FOUND_NONE, read_resume, words_to_resume
 from utils.seeding import epoch_order
-from utils.setup import build_network, start_pretrained
+from utils.setup import build_network, start_pretrained, try_network
 from utils.signals import Signals
 from utils.train_step import TrainStep
 
@@ -45,20 +45,20 @@ def train(argv: Sequence[str] | None, held: ExitStack) -> None:
     """The whole stage; what it holds while it runs, the run folder, is given back by `held`."""
     # ---- config
     given = parse(STAGE1, __doc__.splitlines()[0], argv)
-    resumed = read_resume(STAGE1, given)
     world = distributed.join()
+    resumed = read_resume(STAGE1, given, world, held)
     config = world.agree(resolve(STAGE1, given, resumed.config if resumed else None))
     device = pick_device(config.device, config.gpu, world, config.deterministic)
     graphed_steps = graphs.wanted(config, device, world, resumed is not None)
-    published = checkpoint.published_path(
-        config.ckpt_dir, config.data_name, config.imb_ratio, config.network, "stage1"
-    )
+    place = (config.ckpt_dir, config.place_name, config.imb_ratio, config.network)
+    published = checkpoint.published_path(*place, "stage1", None if resumed else config.pretrained)
 
     # ---- seed
     torch.manual_seed(config.seed)
 
     # ---- data
     data = world.in_turn(lambda: load_data(config))
+    report.check_place(published, config, data, config.epochs)
     images = open_parts(data, device, config.workers)
     train, scored = images["train"], scored_parts(images, config.select)
     labels = {name: part.labels for name, part in images.items()}
@@ -68,8 +68,9 @@ def train(argv: Sequence[str] | None, held: ExitStack) -> None:
 
     # ---- model
     model = build_network(config, data.num_classes, data.in_channels)
-    started_from = start_pretrained(model, config) if config.pretrained and not resumed else None
+    started_from = start_pretrained(model, config, data) if config.pretrained and not resumed else None
     model.to(device, memory_format=LAYOUT)
+    try_network(model, config, data, 2 if config.sync_bn else min(2, steps.part_size))
     compiled = speed_up(model, config, device, steps.part_size)
     learner = distributed.parallel(model, world, device, config.sync_bn)
     loss_fn = build_loss("ce", data.train_counts)
@@ -88,9 +89,10 @@ def train(argv: Sequence[str] | None, held: ExitStack) -> None:
         progress, done = resumed.restore(model, optimizer, scaler, data, config, world)
     first_epoch, first_step = progress.epoch, done.step
     folder = resumed.folder if resumed else None
-    run = held.enter_context(Run(config, "stage1", folder, also_writable=[published.parent], world=world))
+    lock, also = resumed.lock if resumed else None, [published.parent]
+    run = held.enter_context(Run(config, "stage1", folder, also_writable=also, world=world, lock=lock))
     signals = held.enter_context(Signals())
-    keeper = Keeper(run, "main_stage1.py", signals, world, config.save_every, config.network)
+    keeper = Keeper(run, STAGE1, signals, world, config.save_every, words_to_resume(config, STAGE1))
     report.announce(run, config, data, model, device, world)
     run.log(steps.told(config.lr))
     if started_from:

@@ -22,18 +22,17 @@ from utils.crew import Crew
 from utils.data_setup import scored_parts
 from utils.device import pick_device
 from utils.distributed import ALONE
-from utils.errors import exit_cleanly
-from utils.extraction import discard
+from utils.errors import exit_cleanly, say
 from utils.keeper import Keeper
 from utils.logger import Run
 from utils.methods import lead_method, listing
 from utils.outcomes import choose, outcome
-from utils.packs import Pack, write_pack
+from utils.packs import Pack, require_unchanged, write_pack
 from utils.plan import plan_heads
 from utils.representation import make_pack
-from utils.resume import AUTO_FOUND_NONE, own_words, read_resume
+from utils.resume import AUTO_FOUND_NONE, own_words, read_resume, words_to_resume
 from utils.retraining import start_heads, train_heads
-from utils.setup import backbone_note, find_source, load_frozen, packed_name, represent
+from utils.setup import backbone_note, find_source, images_note, load_frozen, packed_name, represent
 from utils.signals import Signals
 
 
@@ -47,24 +46,28 @@ def retrain(argv: Sequence[str] | None, held: ExitStack) -> None:
     # ---- config
     given = parse(STAGE2, __doc__.splitlines()[0], argv)
     if given.get("method") == "list":
-        print(listing())
+        say(*listing().splitlines())
         return
-    resumed = read_resume(STAGE2, given)
+    world = distributed.join()
+    resumed = read_resume(STAGE2, given, world, held)
     words = resumed.given if resumed else given
     source = find_source(STAGE2, words, "stage1")
-    world = distributed.join()
     config = world.agree(resolve(STAGE2, words, source.known))
     plans, notes = plan_heads(config)
     device = pick_device(config.device, config.gpu, world, config.deterministic)
     network = packed_name(config.network) if isinstance(source, Pack) else config.network
-    published = published_path(config.ckpt_dir, config.data_name, config.imb_ratio, network, "stage2")
+    place = (config.ckpt_dir, config.place_name, config.imb_ratio, network)
+    published = published_path(*place, "stage2", source.path)
 
     # ---- seed: each head has its own, by epoch; augmented views depend on the backbone's
 
     # ---- data and model: images and the frozen backbone, or the features of a pack
     data, model = load_frozen(config, source, device, world)
     seen = backbone_note(source, data, config.select)
-    notes += [seen] if seen else []
+    notes += [*([seen] if seen else []), *images_note(source, data)]
+    lead = lead_method(config.method)
+    epochs_of = [plan.epochs for plan in plans if plan.method.name == lead]
+    report.check_place(published, config, data, max(epochs_of), lead)
     if resumed:
         resumed.check_data(data)
         resumed.check_plans(plans)
@@ -75,9 +78,10 @@ def retrain(argv: Sequence[str] | None, held: ExitStack) -> None:
     folder = resumed.folder if resumed else None
     pack_folder = [config.save_features.parent] if config.save_features else []
     also = [published.parent, *pack_folder]
-    run = held.enter_context(Run(config, "stage2", folder, also_writable=also, world=world))
+    lock = resumed.lock if resumed else None
+    run = held.enter_context(Run(config, "stage2", folder, also_writable=also, world=world, lock=lock))
     signals = held.enter_context(Signals())
-    keeper = Keeper(run, "main_stage2.py", signals, world, config.save_every, config.network)
+    keeper = Keeper(run, STAGE2, signals, world, config.save_every, words_to_resume(config, STAGE2))
     report.announce(run, config, data, model, device, world)
     run.log(report.from_where(source))
     if "resume" in given:
@@ -86,7 +90,7 @@ def retrain(argv: Sequence[str] | None, held: ExitStack) -> None:
     facts = report.model_facts(config, data, device) | head_report.source_facts(source)
     kept = facts | {"given": own_words(words)}
     if world.main and not resumed:
-        checkpoint.save(run.folder / "last.pth", kept | head_report.not_begun(model))
+        checkpoint.save(run.place("last.pth"), kept | head_report.not_begun(model))
 
     # ---- frozen features: a view of the training set an epoch, the parts that are scored once
     epochs = max([1, *(plan.epochs for plan in plans)])
@@ -109,7 +113,7 @@ def retrain(argv: Sequence[str] | None, held: ExitStack) -> None:
         run.log(f"{resumed.restore_heads(heads, model)} of {len(heads)} heads go on")
 
     # ---- loop
-    watcher = head_report.Watcher(keeper, heads, kept, model, lead_method(config.method))
+    watcher = head_report.Watcher(keeper, heads, kept, model, lead, source)
     # saves within an epoch need all heads here
     crew = Crew(1 if config.save_every else torch.get_num_threads(), lambda: signals.asked)
     train_heads(heads, frozen, scored, watcher.after_epoch, keeper.after_step, crew)
@@ -118,8 +122,9 @@ def retrain(argv: Sequence[str] | None, held: ExitStack) -> None:
     # ---- report
     chosen = choose(heads, config.select)
     outcomes = [outcome(head) for head in chosen]
+    require_unchanged(source)
     head_report.publish(run, config, published, facts, model, data, outcomes, heads)
-    discard(config, run)
+    frozen.discard()
 
 
 if __name__ == "__main__":

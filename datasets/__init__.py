@@ -1,7 +1,9 @@
 """Long-tailed data sets by name. A data set is one file and one line in `DATASETS`."""
 
+import hashlib
 import os
 import re
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,9 +13,11 @@ from datasets.digits_lt import build_digits_lt
 from datasets.inaturalist import build_inaturalist18
 from datasets.listed_sets import build_imagenet_lt, build_places_lt
 from datasets.long_tail import long_tail_counts, shot_groups
-from datasets.own import build_folder, build_list
+from datasets.own import build_folder, build_list, find_list
+from datasets.parts import as_seen
 from datasets.types import CHANNELS, FileSet, FileViews, ImageSet, LongTailedData, ViewSpec
 from utils.errors import UserError
+from utils.files import open_regular
 
 __all__ = [
     "DATASETS",
@@ -27,6 +31,7 @@ __all__ = [
     "build_data",
     "data_name",
     "long_tail_counts",
+    "place_name",
     "shot_groups",
 ]
 
@@ -82,6 +87,13 @@ def build_data(
     elif imb_ratio is None:
         imb_ratio = DEFAULT_RATIO
     data = DATASETS[name](data_dir=Path(data_dir), imb_ratio=imb_ratio, **options)
+    if options.get("val_required"):
+        classes = len(data.val.labels.unique())
+        if classes < 2:
+            raise UserError(
+                f"--val_source {data.val_source} gives validation images of {classes} class(es), 2 or more "
+                "are needed: take another --val_source, or --val_source none with --select last"
+            )
     if shots is None:
         shots = data.shots
     if not 0 <= shots[0] <= shots[1]:
@@ -108,5 +120,21 @@ def data_name(dataset: str, data_dir: str | Path) -> str:
     """The name for folders and files; of a user's own images it holds that of their folder."""
     if dataset not in OWN_DATASETS:
         return dataset
-    folder = re.sub(r"[^\w.-]", "_", os.path.basename(os.path.abspath(data_dir)))
+    folder = re.sub(r"[^\w.-]", "_", as_seen(os.path.basename(os.path.abspath(data_dir))))
     return f"{dataset}_{folder}"
+
+
+def place_name(dataset: str, data_dir: str | Path, train_list: str | Path | None = None) -> str:
+    """The folder in which models of a data set lie: `data_name`, of a user's own images with a digest.
+
+    The digest is of where the images lie, and of the training list's lines: two folders of one base name, two
+    lists and two folds have places of their own. Without the list that `list` needs there is none.
+    """
+    name = data_name(dataset, data_dir)
+    if dataset not in OWN_DATASETS or (dataset == "list" and train_list is None):
+        return name
+    state = hashlib.sha256(os.fsencode(os.path.realpath(data_dir)))
+    if train_list is not None:
+        with suppress(OSError), open_regular(find_list(Path(train_list), Path(data_dir))) as lines:
+            state.update(hashlib.file_digest(lines, "sha256").digest())
+    return f"{name}-{state.hexdigest()[:8]}"

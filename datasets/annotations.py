@@ -15,6 +15,9 @@ from utils.files import open_regular
 
 _IMAGE, _ANNOTATION = object(), object()  # what is left in the parsed tree of an entry that was taken
 _BEYOND_INT64 = 1 << 63
+# What a file may hold that stays in memory, generously: train2018.json of iNaturalist, some 100 MB, has about
+# 5 million commas and brackets and 9 thousand objects that are no images or annotations.
+MAX_BYTES, MAX_VALUES, MAX_OBJECTS = 1 << 29, 16_000_000, 500_000
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,7 @@ class _Entries:
         self.path, self.report = path, report
         self.ids, self.ends, self.paths = array("q"), array("q"), bytearray()
         self.image_ids, self.categories = array("q"), array("q")
+        self.others = 0
 
     def take(self, entry: dict) -> object:
         if "file_name" in entry and "id" in entry:
@@ -91,6 +95,10 @@ class _Entries:
                 raise UserError(f"{where} must be a whole number of 0 or more, found {found}")
             self._add(self.image_ids, entry["image_id"], "annotations", "image_id")
             return _ANNOTATION
+        self.others += 1
+        if self.others > MAX_OBJECTS:
+            what = "objects that are no image or annotation"
+            raise UserError(f"{self.path} has more than {MAX_OBJECTS:,} {what}")
         return entry
 
     def _add(self, column: array, value: object, key: str, field: str) -> None:
@@ -106,8 +114,12 @@ class _Entries:
 def _parse(path: Path, entries: _Entries) -> object:
     try:
         with open_regular(path) as handle:
-            refuse_huge(path, handle.fileno())
-            text = handle.read().decode("utf-8-sig")
+            refuse_huge(path, handle.fileno(), MAX_BYTES)
+            content = handle.read()
+        if sum(map(content.count, (b",", b"[", b"{"))) > MAX_VALUES:
+            raise UserError(f"{path} has more than {MAX_VALUES:,} values, more than any annotations file")
+        text = content.decode("utf-8-sig")
+        del content
         return json.loads(text, object_hook=entries.take)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error

@@ -11,20 +11,21 @@ import hashlib
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 import numpy as np
 from progress.bar import Bar
 from torch.utils.data import Dataset
 
-from datasets.decode import decode_image, read_bytes, shown
+from datasets.decode import NOT_READ, decode_image, is_deep, read_bytes, shown
 from datasets.processes import Processes
 from datasets.types import FileSet, LongTailedData
 from utils.arguments import CHECK, parse
 from utils.config import resolve
 from utils.data_setup import load_data
-from utils.errors import UserError, exit_cleanly
+from utils.errors import UserError, exit_cleanly, say
 
 CHUNK = 64  # images a request
 STDERR = 2  # the descriptor that C libraries write to
@@ -37,22 +38,31 @@ class Finding:
     images: int
     problems: list[str]
     warnings: list[str]
+    deep: list[str] = field(default_factory=list)  # those with more than 8 bits
 
 
 def scan(parts: dict[str, FileSet], workers: int) -> Iterator[Finding]:
-    """Decode every image of the parts in `workers` processes (1 at least), in order.
+    """Decode every image of the parts in `workers` processes (0: in this one), in order.
 
     Raises:
         UserError: a process died.
     """
-    processes = Processes(_Scanned(parts), max(workers, 1), prepare=_catch_messages)
+    processes, deep = Processes(_Scanned(parts), workers), []
     digests = {name: np.zeros(len(part), dtype=np.uint64) for name, part in parts.items()}
     requests = [(name, at) for name, part in parts.items() for at in range(0, len(part), CHUNK)]
     for (name, at), (finding, found) in zip(requests, processes.answers(requests), strict=True):
         digests[name][at : at + CHUNK] = found
+        deep += finding.deep
         yield finding
     processes.close()
-    yield Finding(0, list(_leaks(parts, digests)), [])
+    others = (f"{part.root}/{os.fsdecode(path)}" for part in parts.values() for path in part.passed_over)
+    warnings = [f"{shown(path)} is passed over: {NOT_READ}" for path in others]
+    if deep:
+        warnings.append(
+            f"{len(deep):,} image(s) have more than 8 bits a channel, {shown(deep[0])} first: what is above "
+            "255 becomes white, and fractions below 1 black; convert them to 8 bits"
+        )
+    yield Finding(0, list(_leaks(parts, digests)), warnings)
 
 
 class _Scanned(Dataset):
@@ -66,36 +76,44 @@ class _Scanned(Dataset):
         name, first = request
         root, paths = self.parts[name]
         finding, digests = Finding(min(CHUNK, len(paths) - first), [], []), []
-        for image in range(first, first + finding.images):
-            path, digest = f"{root}/{paths[image]}", 0
-            try:
-                data = read_bytes(path)
-                decode_image(data, path)
-                digest = int.from_bytes(hashlib.blake2b(data, digest_size=8).digest())
-            except UserError as error:
-                finding.problems.append(str(error))
-            complaint = _message()
-            if complaint and digest:
-                finding.warnings.append(f"{shown(path)} may be damaged ({complaint}); it is read anyway")
-            digests.append(digest)
+        with _messages() as message:
+            for image in range(first, first + finding.images):
+                path, digest = f"{root}/{paths[image]}", 0
+                try:
+                    data = read_bytes(path)
+                    decode_image(data, path)
+                    digest = int.from_bytes(hashlib.blake2b(data, digest_size=8).digest())
+                    finding.deep.extend([path] * is_deep(data))
+                except UserError as error:
+                    finding.problems.append(str(error))
+                complaint = message()
+                if complaint and digest:
+                    finding.warnings.append(f"{shown(path)} may be damaged ({complaint}); it is read anyway")
+                digests.append(digest)
         return finding, np.array(digests, dtype=np.uint64)
 
 
-def _catch_messages(_: int) -> None:
-    """Lead a process's standard error to a file: there libjpeg and its like say what they overlooked."""
+@contextmanager
+def _messages() -> Iterator[Callable[[], str]]:
+    """Within, standard error leads to a file: there libjpeg and its like say what they overlooked.
+
+    Gives what reads the first line that has been written there since it was last called.
+    """
+
+    def message() -> str:
+        text = os.pread(STDERR, os.fstat(STDERR).st_size, 0).decode(errors="replace")
+        os.ftruncate(STDERR, 0)
+        os.lseek(STDERR, 0, os.SEEK_SET)
+        return " ".join(text.split("\n", 1)[0].split())
+
     with tempfile.TemporaryFile() as file:
+        before = os.dup(STDERR)
         os.dup2(file.fileno(), STDERR)
-
-
-def _message() -> str:
-    """What has been written there since the last call, its first line."""
-    length = os.fstat(STDERR).st_size
-    if not length:
-        return ""
-    text = os.pread(STDERR, length, 0).decode(errors="replace")
-    os.ftruncate(STDERR, 0)
-    os.lseek(STDERR, 0, os.SEEK_SET)
-    return " ".join(text.split("\n", 1)[0].split())
+        try:
+            yield message
+        finally:
+            os.dup2(before, STDERR)
+            os.close(before)
 
 
 def _leaks(parts: dict[str, FileSet], digests: dict[str, np.ndarray]) -> Iterator[str]:
@@ -122,7 +140,7 @@ def _print_findings(parts: dict[str, FileSet], workers: int) -> tuple[int, int]:
         lines = finding.problems + [f"warning: {text}" for text in finding.warnings]
         if lines:
             _clear(bar)
-            print("\n".join(lines), flush=True)
+            say(*lines)
         problems, warnings = problems + len(finding.problems), warnings + len(finding.warnings)
         bar.next(finding.images)
     _clear(bar)
@@ -150,14 +168,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         data = load_data(config, report=listed.append)
     finally:  # what was found before something that ends the reading
         for problem in listed:
-            print(problem, flush=True)
+            say(problem)
     parts = {"train": data.train, "val": data.val, "test": data.test}
     parts = {name: part for name, part in parts.items() if isinstance(part, FileSet)}
     if not parts:
         raise UserError(f"{data.name} is held in memory, its files were checked as they were read")
     problems, warnings = _print_findings(parts, config.workers)
     problems += len(listed)
-    print(summary(data, sum(map(len, parts.values())), problems, warnings), flush=True)
+    say(summary(data, sum(map(len, parts.values())), problems, warnings))
     if problems:
         sys.exit(2)
 

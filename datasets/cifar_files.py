@@ -1,11 +1,10 @@
 """CIFAR files of the official Python layout: found or fetched, read without running code, checked.
 
-The files are pickles. They are read through an unpickler that admits NumPy arrays and plain containers only.
+The files are pickles. They are read as plain containers and stubs of arrays: see utils/plain_pickle.py.
 """
 
 import hashlib
 import os
-import pickle
 import socket
 from pathlib import Path
 
@@ -13,30 +12,19 @@ import numpy as np
 from torchvision.datasets import CIFAR10, CIFAR100
 from torchvision.datasets.utils import download_and_extract_archive
 
-from datasets.fetch import DOWNLOAD_ERRORS, MAX_FILE_BYTES, TIMEOUT_SECONDS, one_line, scratch_folder
+from datasets.fetch import (
+    DOWNLOAD_ERRORS,
+    MAX_FILE_BYTES,
+    TIMEOUT_SECONDS,
+    check_place,
+    one_line,
+    scratch_folder,
+)
 from utils.errors import UserError
+from utils.files import open_regular
+from utils.plain_pickle import Array, UnwantedError, load
 
 ROW_BYTES = 3 * 32 * 32
-_ADMITTED = {
-    (module, name)
-    for package in ("numpy.core", "numpy._core")
-    for module, name in (
-        (f"{package}.multiarray", "_reconstruct"),
-        (f"{package}.numeric", "_frombuffer"),
-    )
-} | {("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")}
-
-
-class PlainUnpickler(pickle._Unpickler):
-    """Rebuilds NumPy arrays and plain containers; anything else that a pickle names is never imported.
-
-    The unpickler written in Python: the one in C reserves as much memory as a number in the file tells it to.
-    """
-
-    def find_class(self, module: str, name: str) -> object:
-        if (module, name) not in _ADMITTED:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no CIFAR file needs")
-        return super().find_class(module, name)
 
 
 def read_cifar(name: str, data_dir: Path) -> dict:
@@ -92,6 +80,7 @@ def find_folder(source: type[CIFAR10], data_dir: Path) -> Path:
 
 def _download(source: type[CIFAR10], data_dir: Path) -> None:
     """Fetch and unpack beside the target, then move into place: a failure leaves nothing behind."""
+    check_place(data_dir)
     timeout = socket.getdefaulttimeout()
     try:
         socket.setdefaulttimeout(TIMEOUT_SECONDS)
@@ -112,24 +101,31 @@ def _download(source: type[CIFAR10], data_dir: Path) -> None:
 
 def _read_pickle(path: Path) -> dict:
     try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise UserError(f"{path} is larger than any CIFAR file (limit {MAX_FILE_BYTES >> 20} MiB)")
-        with open(path, "rb") as handle:
-            content = PlainUnpickler(handle, encoding="latin1").load()
+        with open_regular(path) as handle:
+            size = os.fstat(handle.fileno()).st_size
+            if size > MAX_FILE_BYTES:
+                raise UserError(f"{path} is larger than any CIFAR file (limit {MAX_FILE_BYTES >> 20} MiB)")
+            content = load(handle, size)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     except UserError:
         raise
     except Exception as error:  # a broken pickle can raise nearly anything
+        unwanted = ", which no CIFAR file needs" if isinstance(error, UnwantedError) else ""
         raise UserError(
-            f"{path} is not an intact CIFAR file ({one_line(error)}); "
+            f"{path} is not an intact CIFAR file ({one_line(error)}{unwanted}); "
             "replace it, or delete its folder to download the set again"
         ) from error
     if not isinstance(content, dict):
         raise UserError(
             f"{path} is not a CIFAR file: it holds a {type(content).__name__} instead of a dictionary"
         )
-    return content
+    return {_text(key): value for key, value in content.items()}
+
+
+def _text(value: object) -> object:
+    """Text that Python 2 wrote as bytes, which it still is where others have written the file anew."""
+    return value.decode("latin-1") if isinstance(value, bytes) else value
 
 
 def _read_part(path: Path, label_key: str, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -137,18 +133,19 @@ def _read_part(path: Path, label_key: str, num_classes: int) -> tuple[np.ndarray
     rows, labels = content.get("data"), content.get(label_key)
     if rows is None or labels is None:
         raise UserError(f"{path} lacks 'data' or '{label_key}': is it a file of another CIFAR?")
-    if not (isinstance(rows, np.ndarray) and rows.dtype == np.uint8 and rows.shape[1:] == (ROW_BYTES,)):
-        found = f"{rows.dtype} {rows.shape}" if isinstance(rows, np.ndarray) else type(rows).__name__
+    if not (isinstance(rows, Array) and rows.dtype == "|u1" and rows.shape[1:] == (ROW_BYTES,)):
+        found = f"{np.dtype(rows.dtype)} {rows.shape}" if isinstance(rows, Array) else type(rows).__name__
         raise UserError(f"{path}: 'data' must be uint8 rows of {ROW_BYTES} values, found {found}")
-    if not (isinstance(labels, list) and len(labels) == len(rows)):
-        raise UserError(f"{path}: {len(rows)} images, but '{label_key}' is not a list of as many labels")
+    if not (isinstance(labels, list) and len(labels) == rows.shape[0]):
+        raise UserError(f"{path}: {rows.shape[0]} images, but '{label_key}' is not a list of as many labels")
     if not all(type(label) is int and 0 <= label < num_classes for label in labels):
         raise UserError(f"{path}: labels must be whole numbers from 0 to {num_classes - 1}")
-    return rows.reshape(-1, 3, 32, 32), np.asarray(labels, dtype=np.int64)
+    return rows.numbers().reshape(-1, 3, 32, 32), np.asarray(labels, dtype=np.int64)
 
 
 def _read_names(path: Path, key: str, num_classes: int) -> list[str]:
     names = _read_pickle(path).get(key)
+    names = [_text(name) for name in names] if isinstance(names, list) else names
     if not (isinstance(names, list) and len(names) == num_classes and all(isinstance(n, str) for n in names)):
         raise UserError(f"{path}: '{key}' must be a list of {num_classes} names")
     return names

@@ -9,10 +9,32 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from utils.errors import UserError
+
 TIMEOUT_SECONDS = 60
 MAX_FILE_BYTES = 1 << 30
 DOWNLOAD_ERRORS = (OSError, RuntimeError, http.client.HTTPException)
 _CHUNK = 1 << 20
+_not_into: list[Path] = []
+
+
+@contextmanager
+def nothing_fetched_into(folders: list[Path]) -> Iterator[None]:
+    """Within: nothing is downloaded into these, which a file has named and not the user."""
+    _not_into.extend(folders)
+    try:
+        yield
+    finally:
+        _not_into.clear()
+
+
+def check_place(folder: Path) -> None:
+    """Raise a UserError where the user has not named the folder that is to be downloaded to."""
+    if folder in _not_into:
+        raise UserError(
+            f"{folder} lacks files of the data set. A file names that folder and not you, so nothing is "
+            "downloaded there: give --data_dir (or --split_dir)"
+        )
 
 
 @contextmanager

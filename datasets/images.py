@@ -31,5 +31,6 @@ def images_below(folder: Path) -> FileSet:
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder" if folder.exists() else f"{folder} does not exist")
-    paths = [path.removeprefix(b"./") for path in image_paths(folder, ".", raise_problem)]
-    return FileSet(folder, PathTable.of(paths), torch.zeros(len(paths), dtype=torch.int64))
+    found = image_paths(folder, ".", raise_problem)
+    paths, others = ([path.removeprefix(b"./") for path in part] for part in found)
+    return FileSet(folder, PathTable.of(paths), torch.zeros(len(paths), dtype=torch.int64), tuple(others))

@@ -83,10 +83,10 @@ def shown(raw: bytes, limit: int = 100) -> str:
     return repr(text if len(text) <= limit else f"{text[:limit]}...")
 
 
-def refuse_huge(path: Path, handle: int) -> None:
+def refuse_huge(path: Path, handle: int, limit: int = MAX_LIST_BYTES) -> None:
     """Raises: UserError: the open file is larger than any list."""
-    if os.fstat(handle).st_size > MAX_LIST_BYTES:
-        raise UserError(f"{path} is larger than any list of images (limit {MAX_LIST_BYTES >> 20} MiB)")
+    if os.fstat(handle).st_size > limit:
+        raise UserError(f"{path} is larger than any list of images (limit {limit >> 20} MiB)")
 
 
 def _parse(line: bytes) -> tuple[bytes, int]:

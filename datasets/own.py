@@ -1,19 +1,19 @@
 """A user's own images: class folders as torchvision's ImageFolder takes them, or lists as ImageNet-LT's."""
 
 import os
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from datasets.lists import read_list
-from datasets.parts import Part, Parts, Report, as_name, assemble, check_parts, folder_names
+from datasets.decode import ENDINGS, NOT_READ, is_image
+from datasets.lists import read_list, shown
+from datasets.parts import Part, Parts, Report, as_name, as_seen, assemble, check_parts, folder_names
 from datasets.published import as_listed, place
 from datasets.types import FileSet, FileViews, LongTailedData, PathTable
 from utils.errors import UserError, raise_problem
-
-_ENDINGS = tuple(ending.encode() for ending in IMG_EXTENSIONS)
 
 
 def build_folder(
@@ -26,7 +26,8 @@ def build_folder(
     """Images in train/<class>/ and test/<class>/ or val/<class>/; `split_options` are those of `assemble`.
 
     With both, val/ is the validation part; alone, it is the test part. Classes are the folders of train/,
-    sorted; images may lie deeper; other and hidden files are passed over, linked folders followed.
+    sorted; images may lie deeper; other files are passed over with a note, hidden ones without, linked
+    folders followed.
 
     Raises:
         UserError: no such tree, an unreadable or empty class folder, a class that train/ lacks.
@@ -43,6 +44,8 @@ def build_folder(
     folders = {"test" if part == "val" and "test" not in present else part: part for part in present}
     classes = _class_folders(data_dir / "train", report)
     parts = {part: _scan(data_dir, folder, classes, report) for part, folder in folders.items()}
+    for part in parts.values():
+        notes += passed_over(part.source, part.images.passed_over)
     parts = check_parts(parts, report)
     names = [as_name(os.fsencode(name)) for name in classes]
     return assemble("folder", parts, names, views, imb_ratio, tuple(notes), **split_options)
@@ -73,8 +76,7 @@ def build_list(
     parts: Parts = {}
     for part, path in given.items():
         if path is not None:
-            inside = data_dir / path
-            found = inside if not path.exists() and inside.exists() else path
+            found = find_list(path, data_dir)
             parts[part] = Part(str(found), read_list(found, data_dir, report))
     parts = {
         name: place(part, (data_dir,), (as_listed,), f"it below --data_dir, {data_dir}", report)
@@ -85,20 +87,32 @@ def build_list(
     return assemble("list", parts, names, views, imb_ratio, **split_options)
 
 
+def find_list(path: Path, data_dir: Path) -> Path:
+    """A list as it is given, else in `data_dir`."""
+    inside = data_dir / path
+    return inside if not path.exists() and inside.exists() else path
+
+
 def _scan(root: Path, part: str, classes: list[str], report: Report) -> Part:
     """The images of all class folders of a part, class after class."""
-    known = set(classes)
+    known, spelt = {as_seen(name) for name in classes}, {}
     for name in _class_folders(root / part, report):
-        if name not in known:
+        if as_seen(name) not in known:
             report(f"{root / part / name}: train/ has no class folder of that name")
+        if spelt.setdefault(as_seen(name), name) != name:
+            report(
+                f"{root / part / name}: two class folders look alike, é as one letter and as two: join them"
+            )
     paths: list[bytes] = []
+    others: list[bytes] = []
     counts = []
     for name in classes:
-        found = image_paths(root, f"{part}/{name}", report)
+        found, more = image_paths(root, f"{part}/{spelt.get(as_seen(name), name)}", report)
         counts.append(len(found))
         paths += found
+        others += more
     labels = torch.from_numpy(np.repeat(np.arange(len(classes)), counts))
-    return Part(f"{root / part}/", FileSet(root, PathTable.of(paths), labels))
+    return Part(f"{root / part}/", FileSet(root, PathTable.of(paths), labels, tuple(others)))
 
 
 def _class_folders(folder: Path, report: Report) -> list[str]:
@@ -114,12 +128,23 @@ def _class_folders(folder: Path, report: Report) -> list[str]:
     return names
 
 
-def image_paths(root: Path, folder: str, report: Report) -> list[bytes]:
+def passed_over(source: str, others: Sequence[bytes]) -> list[str]:
+    """A note on the files of `source` that are not read, where there are any."""
+    if not others:
+        return []
+    endings = Counter(os.path.splitext(path)[1].decode(errors="replace").lower() for path in others)
+    kinds = ", ".join(f"{count:,} {ending or 'without ending'}" for ending, count in endings.most_common(5))
+    return [f"{source}: {len(others):,} file(s) passed over ({kinds}), {shown(others[0])} first: {NOT_READ}"]
+
+
+def image_paths(root: Path, folder: str, report: Report) -> tuple[list[bytes], list[bytes]]:
     """Images at any depth below root/folder, relative to root, in the order of torchvision's ImageFolder.
 
-    A folder that holds none is reported; one that is not there has none.
+    And the other files that are not hidden. A folder that holds no image is reported; one that is not there
+    has none.
     """
     found: list[tuple[bytes, list[bytes]]] = []
+    others: list[bytes] = []
     waiting: list[tuple[bytes, tuple]] = [(os.fsencode(folder), ())]
     while waiting:
         where, above = waiting.pop()
@@ -138,14 +163,18 @@ def image_paths(root: Path, folder: str, report: Report) -> list[bytes]:
                         continue
                     if entry.is_dir():
                         waiting.append((where + b"/" + name, here))
-                    elif name.lower().endswith(_ENDINGS):
+                    elif is_image(os.fsdecode(entry.path)):
                         names.append(name)
+                    else:
+                        others.append(where + b"/" + name)
         except OSError as error:
             if isinstance(error, FileNotFoundError) and not above:
-                return []
+                return [], []
             report(f"{os.fsdecode(path)} cannot be read: {error.strerror}")
         found.append((where, sorted(names)))
     paths = [where + b"/" + name for where, names in sorted(found) for name in names]
+    others.sort()
     if not paths:
-        report(f"{root / folder} holds no image ({', '.join(IMG_EXTENSIONS)})")
-    return paths
+        source = f"{root / folder} holds no image"
+        report("".join(passed_over(source, others)) or f"{source} ({', '.join(ENDINGS)})")
+    return paths, others

@@ -1,5 +1,6 @@
 """From the parts of a data set on disk to LongTailedData: what must hold across them, and their splits."""
 
+import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -83,6 +84,11 @@ def folder_names(train: FileSet) -> list[str]:
     names = [as_name(folder) for folder in folders]
     distinct = len(set(names)) == len(names) and all(names)
     return names if distinct else [str(label) for label in range(len(names))]
+
+
+def as_seen(name: str) -> str:
+    """A name as people see it: an accented letter may be one character or two, by who wrote it."""
+    return unicodedata.normalize("NFC", name)
 
 
 def as_name(raw: bytes) -> str:

@@ -1,14 +1,18 @@
 """Processes that read files for this one: a torch DataLoader behind an interface of requests and answers."""
 
+import io
 import multiprocessing
+import multiprocessing.queues
 import os
+import re
 import signal
 import sys
 import threading
+import traceback
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -22,13 +26,10 @@ class Processes:
 
     They start with the first request and stay until `close`, or until this process ends, in whatever way;
     signals that ask a run to end they leave to this process, whose step may need them. One series of requests
-    at a time: a new one ends the one before. `pin` puts tensors into memory that a GPU fetches by itself;
-    `prepare` runs first in each process, with its number.
+    at a time: a new one ends the one before. `pin` puts tensors into memory that a GPU fetches by itself.
     """
 
-    def __init__(
-        self, dataset: Dataset, workers: int, pin: bool = False, prepare: Callable[[int], None] | None = None
-    ) -> None:
+    def __init__(self, dataset: Dataset, workers: int, pin: bool = False) -> None:
         self.workers = workers
         self._options = {
             "dataset": dataset,
@@ -37,7 +38,7 @@ class Processes:
             "num_workers": workers,
             "persistent_workers": workers > 0,
             "pin_memory": pin,
-            "worker_init_fn": prepare,
+            "worker_init_fn": _end_with_lost_answers,
             # a forked process is there at once and shares what `dataset` holds
             "multiprocessing_context": "fork" if workers and sys.platform == "linux" else None,
         }
@@ -45,22 +46,23 @@ class Processes:
         self._loader: DataLoader | None = None
         self._answers: Iterator = iter(())
         self._series = 0
+        self._kill: Callable = lambda: None
 
     def answers(self, requests: Iterable) -> Iterator:
         """The answers in the order of the requests, which are read some way ahead.
 
         Raises:
-            UserError: a process died.
+            UserError: the processes cannot start, or one died.
         """
         self._series += 1
         mine = self._series
         self._requests.current = requests
-        with self._naming_deaths():
+        with self._naming_faults():
             self._answers = self._start()
         while True:
             if mine != self._series:
                 raise RuntimeError("a later series of requests, or close(), has ended this one")
-            with self._naming_deaths():
+            with self._naming_faults():
                 answer = next(self._answers, _END)
             if answer is _END:
                 return
@@ -78,32 +80,41 @@ class Processes:
             warnings.filterwarnings("ignore", ".*multi-threaded.*fork", DeprecationWarning)
             if self._loader is None:
                 # without a generator of its own it would draw from torch's global one
-                self._loader = DataLoader(
-                    sampler=self._requests, generator=torch.Generator(), **self._options
-                )
+                loader = DataLoader(sampler=self._requests, generator=torch.Generator(), **self._options)
                 others = set(multiprocessing.active_children())
-                answers = iter(self._loader)
-                started = set(multiprocessing.active_children()) - others
-                # at the exit before multiprocessing's turn, which would wait for what it asks by SIGTERM
-                weakref.finalize(self, _end, started, os.getpid())
+                try:
+                    answers = iter(loader)
+                finally:  # some may have started where one cannot
+                    started = set(multiprocessing.active_children()) - others
+                    # at the exit before multiprocessing's turn, which would wait for what it asks by SIGTERM
+                    self._kill = weakref.finalize(self, _end, started, os.getpid())
+                self._loader = loader
                 return answers
             return iter(self._loader)
 
     @contextmanager
-    def _naming_deaths(self) -> Iterator[None]:
+    def _naming_faults(self) -> Iterator[None]:
         try:
             yield
-        except (RuntimeError, ConnectionError, EOFError) as error:
-            if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker"):
+        except (RuntimeError, OSError, EOFError) as error:
+            # what the data set raised in a process, or in this one, is no fault of the processes
+            ours = not isinstance(error, RuntimeError) or _FAULTS.match(str(error))
+            if not self.workers or not ours or str(error).startswith("Caught "):
                 raise
+            self._kill()
+            _let_go(error)
             self.close()
+            fewer = f"--workers {self.workers // 2} instead of {self.workers}, or " * (self.workers > 1)
             raise UserError(
-                f"a loader process died, as happens where memory or /dev/shm runs out: "
-                f"try --workers {self.workers // 2} instead of {self.workers}"
+                "a loader process died or could not start, as happens where memory, /dev/shm, or the limit "
+                f"of open files (ulimit -n) or processes (ulimit -u) runs out: try {fewer}--workers 0, which "
+                "needs none of these"
             ) from error
 
 
 _END = object()
+# how torch and Python begin to tell that processes cannot work here
+_FAULTS = re.compile("DataLoader worker|Pin memory thread|Too many open files|can't start new|unable to ")
 
 
 class _Requests:
@@ -114,6 +125,25 @@ class _Requests:
 
     def __iter__(self) -> Iterator:
         return iter(self.current)
+
+
+def _let_go(error: Exception) -> None:
+    """End the DataLoader's iterator that `error` comes from, half built perhaps, and free what it holds."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        iterator = frame.f_locals.get("self")
+        if hasattr(iterator, "_shutdown_workers"):
+            with suppress(Exception):  # which it would print when it goes
+                iterator._shutdown_workers()
+    traceback.clear_frames(error.__traceback__)  # the way out needs a file or two
+
+
+def _end_with_lost_answers(_: int) -> None:
+    """From now on this process ends where an answer cannot be sent: the other side would wait for ever.
+
+    What ends it is told by that side, in a line.
+    """
+    sys.stderr = io.StringIO()
+    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(lambda *_: os._exit(1))
 
 
 def _as_it_is(answer: object) -> object:

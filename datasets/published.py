@@ -1,18 +1,17 @@
 """Published long-tailed sets: their split lists, found or fetched; their totals, checked; their images."""
 
 import os
-import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from datasets.fetch import DOWNLOAD_ERRORS, fetch_file, one_line, scratch_folder
+from datasets.fetch import DOWNLOAD_ERRORS, check_place, fetch_file, one_line, scratch_folder
 from datasets.lists import paths_of, read_list, shown
 from datasets.parts import Part, Parts, Report
 from datasets.types import PathTable
-from utils.errors import UserError
+from utils.errors import UserError, complain
 
 LIST_ADDRESS = "https://raw.githubusercontent.com/facebookresearch/classifier-balancing/main/data"
 
@@ -60,9 +59,10 @@ def find_lists(published: Published, folders: list[Path], otherwise: str = "") -
     missing = {part: path for part, path in found.items() if not path.exists()}
     if not missing:
         return found
+    check_place(folders[0])
     address = f"{LIST_ADDRESS}/{published.address}"
     names = ", ".join(path.name for path in missing.values())
-    print(f"fetching {names} from {address} into {folders[0]}", file=sys.stderr, flush=True)
+    complain(f"fetching {names} from {address} into {folders[0]}")
     try:
         with scratch_folder(folders[0]) as scratch:
             for part, path in missing.items():

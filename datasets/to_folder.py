@@ -16,7 +16,7 @@ from PIL import Image
 from datasets import DATASETS, FILE_DATASETS, LongTailedData, build_data
 from datasets.fetch import scratch_folder
 from utils.arguments import Parser
-from utils.errors import UserError, exit_cleanly
+from utils.errors import UserError, exit_cleanly, say
 from utils.presets import preset_for
 
 
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except OSError as error:
         raise UserError(f"{given.to} cannot be written: {error.strerror or error}") from error
     for part, images in (("train", data.train), ("test", data.test)):
-        print(f"{given.to / part}: {len(images)} images of {data.num_classes} classes")
+        say(f"{given.to / part}: {len(images)} images of {data.num_classes} classes")
 
 
 def write_tree(data: LongTailedData, target: Path) -> None:

@@ -1,8 +1,10 @@
 """What every data set hands to the rest of the project."""
 
 import hashlib
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,11 @@ import torch
 from torch import Tensor
 
 from datasets.long_tail import SHOTS, shot_groups
+from utils.errors import UserError
+from utils.files import open_regular
+
+SAMPLED = 1024  # files of a set whose bytes are looked at
+PIECE = 4096  # bytes at the start, and at the end, of such a file
 
 
 @dataclass(frozen=True)
@@ -18,6 +25,7 @@ class ImageSet:
 
     images: Tensor
     labels: Tensor
+    contents = None  # there are no files, and `digest` covers every pixel
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -72,11 +80,13 @@ class PathTable:
 
 @dataclass(frozen=True)
 class FileSet:
-    """Images on disk: `root` / paths[i], with labels int64 [N]."""
+    """Images on disk: `root` / paths[i], labels int64 [N]; the files `passed_over` lie beside them."""
 
     root: Path
     paths: PathTable
     labels: Tensor
+    passed_over: tuple[bytes, ...] = ()
+    full: bool = False  # `contents` reads every byte, not a sample
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -88,9 +98,84 @@ class FileSet:
             state.update(np.ascontiguousarray(array).data)
         return state.hexdigest()
 
+    @cached_property
+    def names(self) -> Tensor:
+        """A fingerprint of every relative path, int64 [N]: which images these are, whatever their order."""
+        return torch.tensor([_fingerprint(self.paths.raw(i)) for i in range(len(self))], dtype=torch.int64)
+
+    @cached_property
+    def sampled(self) -> Tensor:
+        """The images whose bytes are looked at, int64 [n]: all, of many `SAMPLED` evenly over the list.
+
+        Lists go class by class, or in no order at all: an even spread meets every large class and folder.
+        """
+        return evenly(min(len(self), SAMPLED), len(self))
+
+    @cached_property
+    def contents(self) -> dict:
+        """What the files were like, for a checkpoint: whether others lie under these names now shows by it.
+
+        Fingerprints of all paths, a digest of all sizes, one of all times of change, fingerprints of the
+        first and last `PIECE` bytes of the files `sampled`. So a set of 437,513 files costs a look at each
+        one's entry in its folder, some seconds, and 1,024 reads. A copy has other times and nothing else;
+        a file of the same size that is not in the sample shows by its time alone. Where `full`, a digest of
+        all bytes too. A file that cannot be read counts as empty: it is refused where it is decoded.
+        """
+        status = np.array([self._status(i) for i in range(len(self))], dtype=np.int64).reshape(-1, 2)
+        sizes, times = (hashlib.sha256(np.ascontiguousarray(row).data).hexdigest() for row in status.T)
+        found = {"names": self.names, "sizes": sizes, "times": times, "bytes": self.bytes_of(self.sampled)}
+        state = hashlib.sha256()
+        for i in range(len(self)) if self.full else ():
+            state.update(self._read(i, -1))
+        return found | ({"all": state.hexdigest()} if self.full else {})
+
+    def bytes_of(self, index: Tensor) -> Tensor:
+        """Fingerprints int64 [n] of the first and last `PIECE` bytes of the files `index`, int64 [n]."""
+        found = [_fingerprint(self._read(i, PIECE)) for i in index.tolist()]
+        return torch.tensor(found, dtype=torch.int64)
+
+    def stamp(self, start: int, stop: int) -> bytes:
+        """What the files `start` to `stop` are like, as `contents` but without times, and no sample: each."""
+        piece = -1 if self.full else PIECE
+        read = [(self._status(i)[0], _fingerprint(self._read(i, piece))) for i in range(start, stop)]
+        return np.array(read, dtype=np.int64).tobytes()
+
+    def _path(self, index: int) -> bytes:
+        return os.path.join(os.fsencode(self.root), self.paths.raw(index))
+
+    def _status(self, index: int) -> tuple[int, int]:
+        """Size and time of change of a file."""
+        try:
+            status = os.stat(self._path(index))
+        except OSError:
+            return -1, 0
+        return status.st_size, status.st_mtime_ns
+
+    def _read(self, index: int, piece: int) -> bytes:
+        """The first and last `piece` bytes of a file; -1: the digest of all."""
+        try:
+            with open_regular(os.fsdecode(self._path(index))) as handle:
+                if piece < 0:
+                    return hashlib.file_digest(handle, "sha256").digest()
+                start = handle.read(piece)
+                handle.seek(max(os.fstat(handle.fileno()).st_size - piece, 0))
+                return start + handle.read(piece)
+        except (OSError, UserError):
+            return b""
+
     def take(self, index: np.ndarray) -> "FileSet":
         """The images `index` int64 [n], in that order."""
-        return FileSet(self.root, self.paths.take(index), self.labels[torch.from_numpy(index)])
+        labels = self.labels[torch.from_numpy(index)]
+        return replace(self, paths=self.paths.take(index), labels=labels)
+
+
+def evenly(count: int, number: int) -> Tensor:
+    """`count` of the positions 0 to `number` - 1, int64 [count], at even distances."""
+    return torch.arange(count) * number // max(count, 1)
+
+
+def _fingerprint(content: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little", signed=True)
 
 
 @dataclass(frozen=True)

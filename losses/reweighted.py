@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from utils.checks import check_below_one, check_class_counts, check_not_negative
+from utils.errors import SettingError
 
 
 def effective_number_weights(class_counts: Sequence[int] | Tensor, beta: float = 0.9999) -> Tensor:
@@ -52,7 +53,9 @@ class WeightedCrossEntropy(nn.Module):
         super().__init__()
         # A weight of 0 is refused too: a batch of such classes only would be 0 / 0.
         if not (weights.isfinite() & (weights > 0)).all():
-            raise ValueError(f"class weights must be numbers above 0, the least is {float(weights.min()):g}")
+            raise SettingError(
+                f"class weights must be numbers above 0, the least is {float(weights.min()):g}"
+            )
         self.register_buffer("weights", weights.to(torch.get_default_dtype()), persistent=False)
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:

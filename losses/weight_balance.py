@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from losses.reweighted import effective_number_weights
 from utils.checks import check_above_zero
+from utils.errors import SettingError
 
 
 class WeightBalancing(nn.Module):
@@ -60,6 +61,6 @@ def max_norm_limit(weight: Tensor, share: float = 0.1) -> float:
         ValueError: the share is not in [0, 1].
     """
     if not 0 <= share <= 1:
-        raise ValueError(f"share must be in [0, 1], got {share:g}")
+        raise SettingError(f"share must be in [0, 1], got {share:g}")
     norms = weight.norm(dim=1)
     return float(norms.min() + share * (norms.max() - norms.min()))

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from utils.errors import SettingError
+
 CHUNK = 4096  # rows: 64 MiB of float64 at D = 2048
 
 
@@ -73,7 +75,7 @@ class NearestMean(nn.Module):
         check_training_set(features, labels, num_classes, in_features)
         means, shares = class_means(features, labels, num_classes)
         if (shares == 0).any():
-            raise ValueError(f"class {int(shares.argmin())} has no training feature, so it has no mean")
+            raise SettingError(f"class {int(shares.argmin())} has no training feature, so it has no mean")
         centre = shares @ means
         self.centre.copy_(centre)
         # the sum of a class points where its mean does

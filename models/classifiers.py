@@ -6,9 +6,10 @@ the fixed stage-1 classifier. models/class_means.py: the nearest mean.
 A head is made empty from (D, K, options), then filled by `start` from the stage-1 classifier or by
 `load_state_dict` from a checkpoint. What the method learns is a Parameter that asks for a gradient; what
 stays fixed asks for none and is in the state dict too, which so holds all of the head. Every head has a
-matrix `weight` [K, D], from which its two sizes can be read. `needs` names what `start` takes beside the
-stage-1 classifier. A stage-1 classifier without a bias counts as one whose bias is 0. Nothing here draws from
-torch's global random state.
+matrix `weight` [K, D], from which its two sizes can be read. One whose logits are affine in the feature has
+`folded()`: weight [K, D] and bias [K] of the nn.Linear that gives the same logits. `needs` names what `start`
+takes beside the stage-1 classifier. A stage-1 classifier without a bias counts as one whose bias is 0.
+Nothing here draws from torch's global random state.
 
 Shapes: N batch, D feature, K classes. Notation: x feature, w_k and b_k row and bias of the stage-1
 classifier, z_k = w_k x + b_k its logit, n_k training images of class k, π_k = n_k / Σ n.

@@ -53,6 +53,9 @@ class ScaledLinear(StageOneHead):
         """features [N, D] -> logits [N, K]."""
         return self.scale * self.stage1_logits(features)
 
+    def folded(self) -> tuple[Tensor, Tensor]:
+        return self.scale[:, None] * self.weight, self.scale * self.bias
+
 
 class Marc(StageOneHead):
     """logit_k = a_k z_k + b_k ‖w_k‖; only a (`scale` [K], start 1) and b (`shift` [K], start 0) are learned.
@@ -68,6 +71,10 @@ class Marc(StageOneHead):
     def forward(self, features: Tensor) -> Tensor:
         """features [N, D] -> logits [N, K]."""
         return self.scale * self.stage1_logits(features) + self.shift * self.weight.norm(dim=1)
+
+    def folded(self) -> tuple[Tensor, Tensor]:
+        bias = self.scale * self.bias + self.shift * self.weight.norm(dim=1)
+        return self.scale[:, None] * self.weight, bias
 
 
 class DisAlign(StageOneHead):
@@ -125,6 +132,9 @@ class PriorAdjusted(StageOneHead):
         """features [N, D] -> logits [N, K]."""
         return self.stage1_logits(features) - self.adjustment
 
+    def folded(self) -> tuple[Tensor, Tensor]:
+        return self.weight, self.bias - self.adjustment
+
 
 class TauNorm(nn.Module):
     """logit_k = w_k x / ‖w_k‖^τ, the bias dropped; nothing is learned. `weight` holds the divided rows.
@@ -151,3 +161,6 @@ class TauNorm(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """features [N, D] -> logits [N, K]."""
         return F.linear(features, self.weight)
+
+    def folded(self) -> tuple[Tensor, Tensor]:
+        return self.weight, self.weight.new_zeros(len(self.weight))

@@ -163,7 +163,7 @@ def _try(network: nn.Module, num_classes: int) -> _Trial | None:
             images = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
             images = images.to(next(network.parameters(), images).device)
             linear.clear()
-            with _untouched(network):
+            with untouched(network):
                 try:
                     return _Trial(images, network(images), dict(linear))
                 except Exception:  # too small an image can raise anything
@@ -175,7 +175,7 @@ def _try(network: nn.Module, num_classes: int) -> _Trial | None:
 
 
 def _keeps_contract(network: nn.Module, trial: _Trial) -> bool:
-    with _untouched(network):
+    with untouched(network):
         try:
             features = network.forward_features(trial.images)
             logits = F.linear(features, network.fc.weight, network.fc.bias)
@@ -185,13 +185,17 @@ def _keeps_contract(network: nn.Module, trial: _Trial) -> bool:
 
 
 @contextmanager
-def _untouched(network: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; modes, buffers and torch's random state are put back at the end."""
+def untouched(network: nn.Module, training: bool = False) -> Iterator[None]:
+    """Evaluation mode, or that of training, without gradients.
+
+    Modes, buffers and torch's random state are put back at the end.
+    """
     modes = [(module, module.training) for module in network.modules()]
     buffers = [(buffer, buffer.clone()) for buffer in network.buffers()]
-    with torch.random.fork_rng(devices=[]), torch.no_grad(), warnings.catch_warnings():
+    cuda = {value.device for value in network.parameters() if value.is_cuda}
+    with torch.random.fork_rng(devices=cuda), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the run itself will show them
-        network.eval()
+        network.train(training)
         try:
             yield
         finally:

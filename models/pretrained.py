@@ -14,18 +14,23 @@ _EARLIER_NAMES = (
     (re.compile(r"(encoder_layer_\d+\.mlp)\.linear_2\."), r"\1.3."),
 )
 _CLASSIFIER = ("fc.weight", "fc.bias")
+# what wrappers and other code put before the names: DataParallel, torch.compile, Lightning, mmpretrain, ...
+_PREFIXES = ("module", "_orig_mod", "model", "encoder", "backbone", "head", "net", "network", "classifier")
 _STEMS = {7: "imagenet", 3: "small"}
 
 
 def with_own_names(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """`state` under the names of `model`, as far as that is clear; what is not keeps its name.
 
-    Names that torchvision's files still have from earlier versions, the names of an adapted network before it
-    was adapted, and one last layer of another name than `fc`. Counts of batches that batch-norm keeps and old
-    files lack are those of `model`.
+    Names behind prefixes (`_PREFIXES`, in any order, on all names or some), names that torchvision's files
+    still have from earlier versions, the names of an adapted network before it was adapted, and one last
+    layer of another name than `fc`. Counts of batches that batch-norm keeps and old files lack are those of
+    `model`; how many models were averaged, which is no weight, is left out.
     """
     own = model.state_dict()
-    state = {_today(name): value for name, value in state.items()}
+    last = f"{model.last}." if isinstance(model, Adapted) else "fc."
+    known = {*own, *(name.removeprefix("body.") for name in own), f"{last}weight", f"{last}bias"}
+    state = _without_prefixes({_today(name): value for name, value in state.items()}, known)
     if isinstance(model, Adapted):
         state = _behind_body(state, model.last, set(own))
     state = _last_layer_as_fc(state, set(own))
@@ -37,6 +42,13 @@ def with_own_names(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, T
         and name.replace("num_batches_tracked", "running_mean") in state
     }
     return state | counts
+
+
+def without_bias(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> bool:
+    """Has the classifier in `state` no bias, but the weights that `own` has? Zeros do the same then."""
+    weight = state.get("fc.weight")
+    fits = weight is not None and "fc.bias" not in state and "fc.bias" in own
+    return fits and weight.shape == own["fc.weight"].shape
 
 
 def load_pretrained(model: nn.Module, state: Mapping[str, Tensor], name: str) -> list[str]:
@@ -123,6 +135,19 @@ def _today(name: str) -> str:
     for pattern, replacement in _EARLIER_NAMES:
         name = pattern.sub(replacement, name)
     return name
+
+
+def _without_prefixes(state: dict[str, Tensor], known: set[str]) -> dict[str, Tensor]:
+    """`state` without what stands before the names in `known`; as it is where two names would become one."""
+
+    def bare(name: str) -> str:
+        while name not in known and name.partition(".")[0] in _PREFIXES and name.count(".") > 1:
+            name = name.partition(".")[2]
+        return name
+
+    state = {name: value for name, value in state.items() if name.rpartition(".")[2] != "n_averaged"}
+    found = {bare(name): value for name, value in state.items()}
+    return found if len(found) == len(state) else state
 
 
 def _behind_body(state: dict[str, Tensor], last: str, own: set[str]) -> dict[str, Tensor]:

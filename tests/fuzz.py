@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from datasets.annotations import read_annotations
 from datasets.lists import read_list
+from tests.attacks import cifar, sound_files
 from tests.helpers import checkpoint_content
 from tests.test_packs import tiny, with_val
 from utils import checkpoint
@@ -154,6 +155,21 @@ def checkpoint_reader_on_pickles(folder: Path, examples: int) -> None:
     check()
 
 
+def cifar_reader(folder: Path, examples: int) -> None:
+    path, read = cifar(folder)
+
+    @bounded(examples)
+    @given(
+        st.binary(max_size=80).map(lambda body: b"\x80\x02" + body + b".")
+        | st.tuples(st.sampled_from(sound_files("cifar")), EDITS).map(lambda pair: edited(*pair))
+    )
+    def check(content: bytes) -> None:
+        path.write_bytes(content)
+        only_clean_errors(read, "cifar-100-python")
+
+    check()
+
+
 def argument_parser(folder: Path, examples: int) -> None:
     pair = st.tuples(WORDS.map(lambda word: f"--{word}"), VALUES | st.text(max_size=10))
     words = st.lists(pair, max_size=4).map(lambda pairs: [word for pair in pairs for word in pair])
@@ -174,6 +190,7 @@ TARGETS = {
     "the checkpoint reader on bytes": checkpoint_reader_on_bytes,
     "the checkpoint reader on facts": checkpoint_reader_on_facts,
     "the checkpoint reader on pickles": checkpoint_reader_on_pickles,
+    "the CIFAR reader": cifar_reader,
     "the argument parser": argument_parser,
 }
 

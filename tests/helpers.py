@@ -126,6 +126,12 @@ def last_line(text: str) -> str:
     return text.strip().splitlines()[-1]
 
 
+def published(root: Path, name: str, file: str) -> Path:
+    """A model of a user's own images; a digest stands in the name of its folder."""
+    [path] = (root / "ckpt").glob(f"{name}-*/{file}")
+    return path
+
+
 def run_folder(root: Path, stage: str, dataset: str = "digits_lt_IR=50") -> Path:
     """The newest run folder of a stage."""
     return max((root / "out" / f"{dataset}_{stage}").iterdir(), key=lambda folder: folder.stat().st_mtime_ns)

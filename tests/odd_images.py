@@ -73,6 +73,10 @@ def readable_files(index: int = 0) -> dict[str, bytes]:
         "sixteen_bit.png": encoded(deep, "PNG"),
         "plain.webp": encoded(image, "WEBP"),
         "plain.gif": encoded(image, "GIF"),
+        "PLAIN.JFIF": encoded(image, "JPEG"),
+        "plain.avif": encoded(image, "AVIF"),
+        "no_ending": encoded(image, "JPEG"),
+        "no_ending_gif": encoded(image, "GIF"),
         "plain.bmp": encoded(image, "BMP"),
         "plain.tif": encoded(image, "TIFF", compression="tiff_lzw"),
         "plain.ppm": encoded(image, "PPM"),
@@ -85,6 +89,7 @@ def broken_files(index: int = 0) -> dict[str, tuple[bytes, str]]:
     """Files that are no whole images, by name, with a word of the message that each should get."""
     picture_, drawing = jpeg(index), png(index)
     progressive = encoded(picture(index), "JPEG", progressive=True)
+    large, packed_text = bomb_jpeg(progressive, 9000, 9000), _chunk(b"zTXt", b"a\0\0" + zlib.compress(b"b"))
     return {
         "empty.jpg": (b"", "empty"),
         "text.jpg": (b"n01440764_190.JPEG 0\n" * 40, "no image"),
@@ -99,7 +104,32 @@ def broken_files(index: int = 0) -> dict[str, tuple[bytes, str]]:
         "flipped_bit.png": (flip_bit(drawing, len(drawing) // 2), "checksum"),
         "bomb.png": (bomb_png(50_000, 50_000), "50000 x 50000"),
         "bomb.jpg": (bomb_jpeg(picture_, 65_000, 65_000), "65000 x 65000"),
+        "scans.jpg": (more_scans(progressive, 300), "310 scans of 96 x 72 pixels"),
+        "large_scans.jpg": (more_scans(large, 15), "25 scans of 9000 x 9000 pixels"),
+        "filling.jpg": (b"\xff\xd8" + b"\xff" * 10**6 + picture_[2:], "bytes that belong to no segment"),
+        "segments.jpg": (picture_[:2] + b"\xff\xe0\0\2" * 250_000 + picture_[2:], "250,000 segments"),
+        "texts.png": (drawing[:33] + packed_text * 33 + drawing[33:], "34 chunks, 33 of them packed text"),
+        "chunks.png": (drawing[:33] + _chunk(b"tEXt", b"a\0") * 250_000 + drawing[33:], "250,001 chunks"),
+        "tile.tif": (tiled_tiff(10_000, 10_000), "10000 x 10000"),
+        "scans.tif": (encoded(picture(index), "TIFF", compression="jpeg") + b"\xff\xda" * 300, "301 scans"),
+        "numbers.ppm": (b"P3\n3 3\n255\n" + b"1 " * 2**23, "bytes of numbers as text"),
     }
+
+
+def more_scans(data: bytes, count: int) -> bytes:
+    """A progressive JPEG whose last scan comes `count` times more."""
+    last = data[data.rindex(b"\xff\xda") : -2]
+    return data[:-2] + last * count + data[-2:]
+
+
+def tiled_tiff(width: int, height: int) -> bytes:
+    """A grey TIFF of one pixel, in a tile of `width` x `height`."""
+    tile = zlib.compress(bytes(99))
+    tags = [(256, 1), (257, 1), (258, 8), (259, 8), (262, 1), (277, 1), (322, width), (323, height)]
+    tags += [(324, 8), (325, len(tile))]
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    head = struct.pack("<2sHI", b"II", 42, 8 + len(tile)) + tile
+    return head + struct.pack("<H", len(tags)) + entries + bytes(4)
 
 
 def flip_bit(data: bytes, at: int) -> bytes:
@@ -126,7 +156,7 @@ def _chunk(kind: bytes, content: bytes) -> bytes:
 
 def bomb_jpeg(data: bytes, width: int, height: int) -> bytes:
     """A JPEG whose frame header declares another size."""
-    at = data.index(b"\xff\xc0") + 5
+    at = max(data.find(b"\xff\xc0"), data.find(b"\xff\xc2")) + 5
     return data[:at] + struct.pack(">HH", height, width) + data[at + 4 :]
 
 

@@ -5,13 +5,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from datasets import check
 from datasets.check import Finding, scan
 from datasets.types import FileSet
 from tests.helpers import call
-from tests.odd_images import broken_files, file_set, jpeg, png, readable_files, write
+from tests.odd_images import broken_files, encoded, file_set, jpeg, picture, png, readable_files, write
 from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -34,7 +36,27 @@ def test_a_sound_set_of_every_kind_of_file_has_no_problem(tmp_path):
         "train": file_set(tmp_path / "train", readable_files()),
         "test": file_set(tmp_path / "test", readable_files(1)),
     }
-    assert found(parts) == ([], [])
+    problems, warnings = found(parts)
+    assert problems == []
+    (line,) = warnings  # of both parts together
+    assert line.startswith(
+        f"2 image(s) have more than 8 bits a channel, {tmp_path}/train/sixteen_bit.png first"
+    )
+
+
+def test_grey_values_beyond_8_bits_are_a_warning_with_the_first_image_and_their_number(tmp_path):
+    grey = np.asarray(picture().convert("L"))
+    files = {
+        "0.png": png(),
+        "deep.png": encoded(Image.fromarray(grey.astype(np.uint16) * 250), "PNG"),
+        "deep.tif": encoded(Image.fromarray(grey.astype(np.int32) * 250), "TIFF"),
+        "float.tif": encoded(Image.fromarray(grey.astype(np.float32) / 255), "TIFF"),
+        "grey.png": encoded(Image.fromarray(grey), "PNG"),
+    }
+    problems, (line,) = found({"train": file_set(tmp_path, files)}, workers=0)
+    assert problems == [] and line.startswith(
+        f"3 image(s) have more than 8 bits a channel, {tmp_path}/deep.png"
+    )
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
@@ -51,11 +73,12 @@ def test_every_broken_file_is_listed_once_in_the_order_of_the_list(tmp_path, wor
     assert "does not exist" in problems[0]
 
 
-def test_a_damaged_jpeg_that_decoders_let_pass_is_a_warning(tmp_path):
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_damaged_jpeg_that_decoders_let_pass_is_a_warning(tmp_path, workers):
     """Half of the picture is missing, but the end marker is there: libjpeg fills in grey."""
     whole = jpeg(1)
     files = {"0.jpg": jpeg(0), "grey_half.jpg": whole[: len(whole) // 2] + b"\xff\xd9", "2.jpg": jpeg(2)}
-    problems, warnings = found({"train": file_set(tmp_path, files)})
+    problems, warnings = found({"train": file_set(tmp_path, files)}, workers)
     assert problems == []
     (line,) = warnings
     assert line.startswith(f"{tmp_path}/grey_half.jpg ") and "premature end" in line
@@ -113,6 +136,19 @@ def test_the_command_ends_with_a_summary_line(tmp_path):
     text = call(check.main, *command(tree(tmp_path)))
     expected = "folder_pets: 15 images, 0 problems, 0 warnings; 2 classes of 3 to 8 training images"
     assert text.splitlines() == [expected]
+
+
+def test_files_that_are_no_images_are_warnings_by_their_names(tmp_path):
+    pets = tree(tmp_path)
+    write(pets, "train/cat/IMG_1.HEIC", b"ftypheic")
+    write(pets, "test/dog/readme", b"P3 is no picture here")
+    write(pets, "test/dog/.hidden", b"")
+    lines = call(check.main, *command(pets)).splitlines()
+    assert [line.split(" is passed over: by its name it is none of JPEG")[0] for line in lines[:2]] == [
+        f"warning: {pets}/train/cat/IMG_1.HEIC",
+        f"warning: {pets}/test/dog/readme",
+    ]
+    assert lines[2].startswith("folder_pets: 15 images, 0 problems, 2 warnings")
 
 
 def test_problems_are_printed_and_end_the_command_with_status_2(tmp_path, capsys):

@@ -3,13 +3,23 @@
 import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from torchvision.models import resnet34
 
 import evaluate
 from models import build_model
-from tests.helpers import call, checkpoint_content, last_line, places, refusal, run_evaluate
+from tests.helpers import (
+    call,
+    checkpoint_content,
+    last_line,
+    places,
+    refusal,
+    run_evaluate,
+    run_stage1,
+)
 from utils import checkpoint
 from utils.errors import UserError
 
@@ -151,23 +161,108 @@ def test_a_later_format_is_refused_with_advice(tmp_path):
         checkpoint.read(tmp_path / "x.pth")
 
 
-def foreign(state: dict, shape: str) -> dict:
-    renamed = {name.replace("fc.", "linear."): value for name, value in state.items()}
-    return {
-        "bare": state,
-        "wrapped": {"state_dict": state, "epoch": 7},
-        "parallel": {"state_dict": {f"module.{name}": value for name, value in state.items()}},
-        "renamed": {"model": renamed},
-    }[shape]
+def behind(prefix: str, state: dict, but: str = "-") -> dict:
+    """The weights under names with a prefix, all but those that begin with `but`."""
+    return {name if name.startswith(but) else f"{prefix}{name}": value for name, value in state.items()}
 
 
-@pytest.mark.parametrize("shape", ["bare", "wrapped", "parallel", "renamed"])
-def test_foreign_weights_evaluate_to_the_same_figures(tmp_path, digits, shape):
-    torch.save(foreign(checkpoint.read(digits.stage2).state, shape), tmp_path / "theirs.pth")
+def split(state: dict) -> tuple[dict, dict]:
+    """Backbone and classifier."""
+    last = {name: value for name, value in state.items() if name.startswith("fc.")}
+    return {name: value for name, value in state.items() if name not in last}, last
+
+
+def mmpretrain(state: dict) -> dict:
+    backbone, last = split(state)
+    return {"meta": {"CLASSES": ["a"]}, "state_dict": behind("backbone.", backbone) | behind("head.", last)}
+
+
+def mislas(state: dict) -> dict:
+    backbone, last = (behind("module.", part) for part in split(state))
+    return {"epoch": 2, "state_dict_model": backbone, "state_dict_classifier": last, "best": torch.ones(())}
+
+
+def of_a_class_of_its_own(state: dict) -> dict:
+    """A classifier saved by itself, whose names have nothing before them."""
+    backbone, last = split(state)
+    return {"encoder": backbone, "classifier": {name[3:]: value for name, value in last.items()}}
+
+
+FOREIGN = {
+    "bare": lambda state: state,
+    "wrapped": lambda state: {"state_dict": state, "epoch": 7},
+    "parallel": lambda state: {"state_dict": behind("module.", state)},
+    "renamed": lambda state: {"model": {n.replace("fc.", "linear."): v for n, v in state.items()}},
+    "compiled in parallel": lambda state: behind("_orig_mod.module.", state),
+    "parallel and compiled": lambda state: behind("module._orig_mod.", state),
+    "an encoder": lambda state: behind("encoder.", state, but="fc."),
+    "a part in parallel": lambda state: behind("module.", state, but="layer1"),
+    "renamed in parallel": lambda state: behind(
+        "module.", {n.replace("fc.", "last."): v for n, v in state.items()}
+    ),
+    "averaged": lambda state: {"n_averaged": torch.tensor(5)} | behind("module.", state),
+    "model_state": lambda state: {"model_state": state, "epoch": 1},
+    "Lightning": lambda state: {"state_dict": behind("model.", state), "hyper_parameters": {"lr": 0.1}},
+    "mmpretrain": mmpretrain,
+    "MiSLAS": mislas,
+    "a classifier by itself": of_a_class_of_its_own,
+    "another key": lambda state: {"my_net": state, "epoch": 1},
+    "with NumPy scalars": lambda state: {"state_dict": state, "acc": np.float64(0.4), "epoch": np.int64(3)},
+    "with counts": lambda state: {"state_dict": state, "class_counts": torch.ones(10)},
+}
+
+
+@pytest.mark.parametrize("shape", FOREIGN)
+def test_foreign_weights_are_read_whatever_wraps_them(tmp_path, digits, shape):
+    state = checkpoint.read(digits.stage2).state
+    torch.save(FOREIGN[shape](dict(state)), tmp_path / "theirs.pth")
+    model = build_model("resnet8", 10, in_channels=1)
+    checkpoint.load_weights(model, checkpoint.read(tmp_path / "theirs.pth"), "resnet8")
+    assert checkpoint.content_digest(model.state_dict()) == checkpoint.content_digest(state)
+
+
+def test_foreign_weights_evaluate_to_the_same_figures_and_the_log_says_what_is_assumed(tmp_path, digits):
+    torch.save(mislas(checkpoint.read(digits.stage2).state), tmp_path / "theirs.pth")
     text = run_evaluate(tmp_path, "--pretrained_pth", tmp_path / "theirs.pth")
-    assert "foreign weights" in text
+    assert "foreign weights" in text and "assumed: trained on channels of mean 0.3 and deviation 0.37" in text
     ours = last_line(digits.stage2_text).rsplit(" ", 1)[0]
     assert last_line(text) == f"{ours} selected_on=unknown"
+
+
+def test_safetensors_are_read_as_weights(tmp_path, digits):
+    state = checkpoint.read(digits.stage2).state
+    whole = {name: value.contiguous() for name, value in state.items()}
+    safetensors.torch.save_file(behind("module.", whole), tmp_path / "x.safetensors")
+    model = build_model("resnet8", 10, in_channels=1)
+    checkpoint.load_weights(model, checkpoint.read(tmp_path / "x.safetensors"), "resnet8")
+    assert checkpoint.content_digest(model.state_dict()) == checkpoint.content_digest(state)
+
+
+def test_of_several_sets_of_weights_the_log_says_which_was_taken(tmp_path, digits):
+    state = dict(checkpoint.read(digits.stage2).state)
+    other = {name: torch.zeros_like(value) for name, value in state.items()}
+    torch.save({"model_ema": other, "model": state, "optimizer": {"state": {}}}, tmp_path / "x.pth")
+    text = run_evaluate(tmp_path, "--pretrained_pth", tmp_path / "x.pth")
+    assert "its weights are those under 'model', left out: 'model_ema'" in text
+    assert last_line(text).split()[1] == last_line(digits.stage2_text).split()[1]
+
+
+def test_a_classifier_without_bias_gets_zeros_and_the_log_says_so(tmp_path, digits):
+    state = dict(checkpoint.read(digits.stage2).state)
+    torch.save({name: value for name, value in state.items() if name != "fc.bias"}, tmp_path / "without.pth")
+    torch.save(state | {"fc.bias": torch.zeros(10)}, tmp_path / "zeros.pth")
+    without, zeros = (
+        run_evaluate(tmp_path, "--pretrained_pth", tmp_path / f"{name}.pth") for name in ("without", "zeros")
+    )
+    assert "its classifier has no bias, zeros are taken" in without and "no bias" not in zeros
+    assert last_line(without) == last_line(zeros)
+
+
+def test_stage_1_starts_from_the_backbone_of_a_cosine_classifier(tmp_path, digits):
+    backbone, last = split(checkpoint.read(digits.stage2).state)
+    torch.save(backbone | {"linear.weight": last["fc.weight"].T.contiguous()}, tmp_path / "x.pth")
+    text = run_stage1(tmp_path, "--epochs", "1", "--pretrained", tmp_path / "x.pth")
+    assert f"started from {tmp_path}/x.pth" in text and "assumed: trained on channels of mean 0.3" in text
 
 
 def test_a_torchvision_state_dict_with_a_small_stem_loads_strictly(tmp_path):

@@ -193,7 +193,7 @@ def test_markdown_and_the_aligned_table_have_the_same_cells(rows):
     assert set(lines[1]) <= set("| -")
     table = [[cell.strip() for cell in line.strip("|").split("|")] for line in (lines[0], *lines[2:])]
     assert table == expected
-    shown = aligned(rows).splitlines()
+    shown = aligned(rows)
     assert [line.split() for line in shown] == [" ".join(line).split() for line in expected]
     starts = [line.rindex(cell[-1]) for line, cell in zip(shown, expected, strict=True)]
     assert len(set(starts)) == 1  # the last column begins in one place

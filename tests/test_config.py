@@ -1,11 +1,16 @@
 """Arguments: presets, precedence, contradictions and help."""
 
+from pathlib import Path
+
 import pytest
 
 import main_stage1
+from datasets import to_folder
 from tests.helpers import call, places
-from utils.arguments import ALL, ARGUMENTS, STAGE1, STAGE2, parse
+from utils.arguments import ALL, ARGUMENTS, CHECK, STAGE1, STAGE2, parse
 from utils.config import resolve
+from utils.errors import UserError
+from utils.grid import read_grid
 
 PUBLIC_NAMES = {
     *("data_dir", "dataset", "num_class", "imb_ratio", "network", "epochs", "batch_size", "cur_stage", "lr"),
@@ -70,3 +75,23 @@ def test_workers_are_said_to_have_no_use_where_the_set_lives_on_the_device(tmp_p
         main_stage1.main, "--dataset", "digits_lt", *places(tmp_path), "--epochs", "1", "--workers", "2"
     )
     assert "--workers 2 has no use here" in text
+
+
+@pytest.mark.parametrize("script", [*ALL, CHECK])
+def test_a_tilde_in_a_path_is_the_home_of_the_user_whoever_was_to_expand_it(script, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    paths = [a.name for a in ARGUMENTS if a.kind is Path and script in a.scripts]
+    given = parse(script, "", [f"--{name}=~/x" for name in paths])
+    assert paths and given == dict.fromkeys(paths, Path("/home/me/x"))
+    with pytest.raises(UserError, match="~nobody-of-this-name/x"):
+        parse(script, "", [f"--{paths[0]}=~nobody-of-this-name/x"])
+    assert parse(script, "", [f"--{paths[0]}=./~"]) == {paths[0]: Path("~")}
+
+
+def test_a_tilde_in_a_grid_and_in_the_tools_is_the_home_of_the_user_too(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    grid = 'seeds = 1\nmethods = "all"\nstage2_seeds = 1\nselect = "last"\nviews = "pack"\n[[cells]]\n'
+    (tmp_path / "g.toml").write_text(f'{grid}features = "~/pack"\ndataset = "digits_lt"\n')
+    assert [cell.features for cell in read_grid("~/g.toml")] == [f"{tmp_path}/pack"]
+    call(to_folder.main, "--dataset", "digits_lt", "--to=~/digits")
+    assert (tmp_path / "digits" / "train").is_dir()

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import losses
 import main_stage2
 from tests.helpers import call, files_below, refusal, run_folder, run_stage2
 from tests.stage2 import frozen_features, left_behind, result_lines, same_state, settle
@@ -82,7 +83,7 @@ def test_the_heads_of_a_crew_are_shared_by_time_and_none_twice(digits, two_proce
     scored = scored_parts(frozen.labels, config.select)
     heads = start_heads(plan_heads(config)[0], frozen, scored, config)
     for seconds, head in enumerate(heads):
-        head.seconds = float(seconds)
+        head._spent = float(seconds)
     shares = Crew(3)._shares(heads)
     assert sorted(id(head) for share in shares for head in share) == sorted(map(id, heads))
     sums = [sum(head.seconds for head in share) for share in shares]
@@ -99,6 +100,43 @@ def test_a_head_that_diverges_in_a_crew_ends_alone(digits, tmp_path, two_process
     text = run_stage2(tmp_path, *words, "--pretrained_pth", digits.stage1)
     assert text.count(" ended: the loss is nan at step 2: training stopped") == 2
     assert len([line for line in result_lines(text) if "overall" in line]) == 2
+
+
+class Mistaken(torch.nn.Module):
+    """A loss with a mistake in its code: it takes the logits to be of another shape."""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def forward(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return logits.view(3, -1).mean()
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_mistake_in_the_code_of_a_loss_keeps_its_traceback_and_ends_the_run(
+    digits, tmp_path, monkeypatch, capfd, processes
+):
+    monkeypatch.setitem(losses.LOSSES, "focal", Mistaken)
+    monkeypatch.setattr(crew, "WORTH_STEPS", 1)
+    monkeypatch.setattr(main_stage2, "Crew", lambda size, asked: Crew(processes, asked))
+    words = ("--method", "los,focal", "--finetune_epoch", "2", "--seed", "0", "--views", "0")
+    with pytest.raises(RuntimeError, match="see the traceback above" if processes > 1 else "shape") as raised:
+        run_stage2(tmp_path, *words, "--pretrained_pth", digits.stage1)
+    told = capfd.readouterr().err if processes > 1 else str(raised.traceback[-1].statement)
+    assert "return logits.view(3, -1).mean()" in told
+    assert not (tmp_path / "ckpt").exists() and not children()
+
+
+def test_a_head_whose_setting_is_refused_or_that_runs_out_of_memory_ends_alone(digits, tmp_path, monkeypatch):
+    class Hungry(Mistaken):
+        def forward(self, logits, targets):
+            return torch.empty(2**58, dtype=torch.float64).sum()
+
+    monkeypatch.setitem(losses.LOSSES, "bsce", Hungry)
+    words = ("--method", "los,ce,bsce", "--label_smooth", "0.5,0", "--path", "2", "--finetune_epoch", "2")
+    text = run_stage2(tmp_path, *words, "--seed", "0", "--pretrained_pth", digits.stage1)
+    assert "--path has no meaning at δ = 0" in text and "can't allocate memory" in text
+    assert [line["method"] for line in result_lines(text)] == ["ce", "los"]
 
 
 @pytest.mark.parametrize(("step", "epoch"), [(1, 0), (12, 0), (8, 2)])

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from models import build_model
 from tests import golden
 from tests.file_trees import list_tree
-from tests.helpers import call, places, run_stage1, run_stage2
+from tests.helpers import call, places, published, run_stage1, run_stage2
 from tests.kills import differences, ending, finished
 from tests.scoring import Scored
 from tests.seeds import seed_runs
@@ -76,10 +76,10 @@ def test_the_number_of_loader_processes_changes_no_bit_of_either_stage(tmp_path)
     words = ["--dataset", "list", "--data_dir", tmp_path / "data", "--train_list", "train.txt"]
     words += ["--test_list", "test.txt", "--network", "resnet8", "--image_size", "32", "--device", "cpu"]
     words += ["--batch_size", "8", "--seed", "0"]
-    stage1 = tmp_path / "one0" / "ckpt" / "list_data" / "resnet8_stage1.pth"
     for workers in (0, 1, 3):
         one, two = tmp_path / f"one{workers}", tmp_path / f"two{workers}"
         call(main_stage1.main, *words, "--workers", workers, "--epochs", "2", *places(one))
+        stage1 = published(tmp_path / "one0", "list_data", "resnet8_stage1.pth")
         second = ["--workers", workers, "--finetune_epoch", "2", "--pretrained_pth", stage1, *places(two)]
         call(main_stage2.main, *words, *second)
         assert differences(one, tmp_path / "one0") == differences(two, tmp_path / "two0") == []

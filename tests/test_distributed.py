@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,11 +14,13 @@ import pandas as pd
 import pytest
 import torch
 
+import main_stage1
 from tests.distributed_worker import work
 from tests.file_trees import imagenet_tree
 from tests.helpers import call, last_line, places, read_metrics
-from utils import checkpoint
+from utils import checkpoint, errors
 from utils.distributed import ALONE, Steps, World
+from utils.packs import read_pack
 
 ROOT = Path(__file__).resolve().parent.parent
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
@@ -108,6 +111,29 @@ def test_a_batch_that_cannot_be_shared_out_is_refused():
         Steps(100, 50, 3, World(0, 4))
 
 
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        ({"WORLD_SIZE": "2"}, "RANK is 'not set': let torchrun start several processes; for one, unset"),
+        ({"WORLD_SIZE": "2", "RANK": "0"}, "LOCAL_RANK is 'not set'"),
+        ({"WORLD_SIZE": "2", "RANK": "x", "LOCAL_RANK": "0"}, "RANK is 'x'"),
+        ({"WORLD_SIZE": "2", "RANK": "2", "LOCAL_RANK": "0"}, "RANK is 2, WORLD_SIZE 2"),
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE is 'two'"),
+        ({"WORLD_SIZE": ""}, "WORLD_SIZE is 'not set'"),
+        ({"LOCAL_WORLD_SIZE": "0"}, "LOCAL_WORLD_SIZE is '0'"),
+    ],
+)
+def test_variables_that_torchrun_did_not_set_are_one_line(tmp_path, monkeypatch, capsys, environment, said):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(errors, "SECONDS_TO_BE_ENDED", 0)
+    words = ["--dataset", "folder", "--data_dir", str(tmp_path), *places(tmp_path)]
+    with pytest.raises(SystemExit) as ending:
+        errors.exit_cleanly(lambda: main_stage1.main(words))
+    err = capsys.readouterr().err
+    assert ending.value.code == 2 and err.count("\n") == 1 and re.match(f"error.*: {said}", err), err
+
+
 def test_blocks_cover_everything_once():
     for length in (0, 1, 7, 8, 9, 24_426):
         for size in (1, 2, 3, 8):
@@ -146,8 +172,6 @@ def test_the_published_sequence_runs_under_torchrun_and_equals_one_process(tree,
     text = call(main_stage2.main, *second, tmp_path / "one.safetensors", *line(tree, tmp_path / "one"),
                 "--pretrained_pth", tmp_path / "ckpt" / "imagenet_lt" / "resnet8_stage1.pth")  # fmt: skip
     assert last_line(text) == two
-    from utils.packs import read_pack
-
     one, other = (read_pack(tmp_path / f"{name}.safetensors") for name in ("one", "two"))
     for name in ("train", "test", "val"):
         assert torch.equal(getattr(one, f"{name}_labels"), getattr(other, f"{name}_labels"))
@@ -163,6 +187,25 @@ def test_the_published_sequence_runs_under_torchrun_and_equals_one_process(tree,
     assert list(one["image"]) == list(other["image"]) and len(set(one["image"])) == len(one) == 4 * 80
     assert (one["predicted"] == other["predicted"]).all()
     assert np.allclose(one["confidence"], other["confidence"], atol=1e-4)
+
+
+@pytest.mark.parametrize(("views", "shape"), [([], (1, 305, 64)), (["--views", "2"], (2, 305, 64))])
+def test_two_processes_save_the_features_that_one_saves(digits, tmp_path, views, shape):
+    """Without --views the plain ones, though every epoch of the heads has augmented views of its own."""
+    import main_stage2
+
+    words = ["--dataset", "digits_lt", "--pretrained_pth", str(digits.stage1), *views]
+    words += ["--finetune_epoch", "3", "--seed", "0", "--device", "cpu"]
+    words += ["--pack_dtype", "fp32", "--save_features"]
+    code, _, err = torchrun("main_stage2.py", *words, tmp_path / "two", *places(tmp_path))
+    assert code == 0, err
+    call(main_stage2.main, *words, tmp_path / "one", *places(tmp_path))
+    one, two = (read_pack(tmp_path / name) for name in ("one", "two"))
+    assert one.facts["train_views"] == two.facts["train_views"] == ("augmented" if views else "plain")
+    assert one.train.shape == two.train.shape == shape and (one.plain is None) == (not views)
+    for name in ("train", "plain", "test"):
+        if getattr(one, name) is not None:
+            torch.testing.assert_close(getattr(two, name), getattr(one, name), rtol=1e-4, atol=1e-4)
 
 
 def test_a_mistake_is_said_once_and_ends_all_processes(tree, tmp_path):

@@ -1,6 +1,8 @@
 """The writer of files: whole and read back or not at all, on full disks too; links; remains."""
 
+import json
 import os
+import stat
 import subprocess
 import sys
 import time
@@ -11,12 +13,29 @@ import torch
 
 from tests.full_disk import content, full_disks, mounted, save_under_limits, spoilt_in_place
 from tests.helpers import run_stage2
+from tests.test_packs import tiny
 from utils import checkpoint
 from utils.errors import UserError
-from utils.files import sweep, write_atomically
+from utils.files import MAX_JSON, json_text, read_json, sweep, write_atomically
+from utils.packs import write_pack
 
 ROOT = Path(__file__).resolve().parent.parent
 SIZES = 20
+
+
+def test_json_has_null_for_numbers_that_are_not_finite_and_everything_else_as_it_is():
+    odd = {"a": [float("nan"), (float("-inf"), 1.5)], "b": {"c": float("inf"), "d": None, "é": True}}
+    right = {"a": [None, [None, 1.5]], "b": {"c": None, "d": None, "é": True}}
+    assert json.loads(json_text(odd, indent=1), parse_constant=pytest.fail) == right
+
+
+def test_json_that_is_larger_than_any_of_ours_is_not_parsed(tmp_path):
+    path = tmp_path / "summary.json"
+    path.write_text('{"test": null}'.ljust(MAX_JSON))
+    assert read_json(path) == {"test": None}
+    path.write_text("[" + "[]," * (MAX_JSON // 3) + "0]")
+    with pytest.raises(ValueError, match="larger than 4 MiB"):
+        read_json(path)
 
 
 def test_a_file_size_limit_at_20_random_places_leaves_the_old_checkpoint_and_nothing_else(tmp_path):
@@ -159,3 +178,28 @@ def test_weights_that_change_while_they_are_saved_do_not_take_the_old_files_plac
     with pytest.raises(UserError, match=r"x\.pth does not read back as it was written"):
         checkpoint.save(path, value)
     assert checkpoint.read(path).digest == digest
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_a_new_file_follows_the_umask_and_a_replaced_one_keeps_its_mode(tmp_path, umask):
+    new, old = tmp_path / "new", tmp_path / "old"
+    old.write_bytes(b"before")
+    before = os.umask(umask)
+    try:
+        for mode in (0o600, 0o664, 0o444):
+            old.chmod(mode)
+            write_pack(old, tiny())  # by a library that opens the file itself
+            write_atomically(old, lambda handle: handle.write(b"after"))
+            assert stat.S_IMODE(old.stat().st_mode) == mode and old.read_bytes() == b"after"
+        write_atomically(new, lambda handle: handle.write(b"new"))
+        write_pack(tmp_path / "pack", tiny())
+    finally:
+        os.umask(before)
+    assert {stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("new", "pack")} == {0o666 & ~umask}
+
+
+def test_a_private_file_is_private_while_it_is_written_anew_too(tmp_path):
+    path, seen = tmp_path / "secret", []
+    path.touch(mode=0o600)
+    write_atomically(path, lambda handle: seen.append(stat.S_IMODE(os.stat(handle.name).st_mode)))
+    assert seen == [0o600]

@@ -77,6 +77,7 @@ def test_a_cell_says_what_it_differs_in_and_the_scripts_get_every_word(tmp_path)
         (SMALL + "methods = ['ce', 'ce']", "methods names a value twice"),
         (SMALL + "methods = ['list']", "--method list stands alone|--method has no 'list'"),
         (SMALL + "network = 'resnet9'", "--network: .*resnet9"),
+        (SMALL + "network = 'os:abort'", "network 'os:abort' is code that no file may choose to run"),
         (SMALL + "dataset = 'digits'", "argument --dataset: invalid choice: 'digits'"),
         (SMALL + "imb_ratio = true", "imb_ratio takes int or float, or a list, got True"),
         (SMALL + "imb_ratio = 0.5", "--imb_ratio must be a number of 1 or more"),
@@ -104,6 +105,27 @@ def test_a_bad_grid_is_one_line_that_names_file_and_cell(tmp_path, text, said):
     assert message.startswith(f"grid {path}")
     assert re.search(said, message), message
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_grid_file_of_ones_own_may_have_any_name(tmp_path, monkeypatch):
+    (tmp_path / "mine").write_text(SMALL)
+    monkeypatch.chdir(tmp_path)
+    assert [cell.seed for cell in read_grid("mine")] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (f"x = {'[' * 3000}{']' * 3000}", "cannot be read: maximum recursion depth"),
+        (f"{'a.' * 3000}a = 1", "cannot be read|has no .*cells"),
+        (SMALL.replace("seeds = [0, 1]", f"seeds.{'a.' * 900}a = 1", 1), "cell 1: "),
+        (SMALL + 'features = "a\\u0000b"\nviews = "pack"', "cell 1: features takes str"),
+    ],
+)
+def test_a_grid_that_nests_without_end_or_holds_a_zero_byte_is_one_line(tmp_path, text, said):
+    path = written(tmp_path, text)
+    message = refusal(reproduce.main, "--grid", path, "--out", tmp_path)
+    assert message.startswith(f"grid {path}") and re.search(said, message), message
 
 
 def test_an_unknown_grid_is_one_line_with_the_known_ones(tmp_path):

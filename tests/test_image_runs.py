@@ -1,5 +1,6 @@
 """The scripts on images on disk: every data set on its true layout, a user's own images and networks."""
 
+import copy
 import json
 import re
 import shutil
@@ -9,18 +10,21 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from torchvision.datasets.folder import IMG_EXTENSIONS
+from torch import nn
 
 import evaluate
 import main_stage1
 import main_stage2
 from datasets import build_data
 from tests.file_trees import folder_tree, imagenet_tree, inat_tree, list_tree, places_tree
-from tests.helpers import call, last_line, places, read_metrics, refusal, run_folder
+from tests.helpers import call, last_line, places, published, read_metrics, refusal, run_folder
 from tests.odd_images import readable_files, write
 from tests.stage2 import read_table
 from utils import checkpoint
+from utils.config import resolve
+from utils.data_setup import load_data
 from utils.packs import read_pack
+from utils.setup import try_network
 
 COUNTS = (24, 12, 6)
 SMALL = ["--image_size", "32", "--network", "resnet8", "--workers", "0"]
@@ -79,8 +83,8 @@ def of_own(own: Path, *words: object) -> list[object]:
 
 
 def test_own_images_are_named_by_their_folder_and_keep_their_class_names(own):
-    assert (own / "ckpt" / "folder_pets" / "resnet8_stage2.pth").is_file()
-    facts = checkpoint.read(own / "ckpt" / "folder_pets" / "resnet8_stage1.pth").facts
+    assert published(own, "folder_pets", "resnet8_stage2.pth").is_file()
+    facts = checkpoint.read(published(own, "folder_pets", "resnet8_stage1.pth")).facts
     assert facts["class_names"] == ["ant", "bee", "cat"] and facts["class_counts"] == list(COUNTS)
     assert (facts["image_size"], facts["augment"], facts["num_class"]) == (32, "resized_crop", 3)
     assert not list(own.rglob("*.bin"))  # the features are gone with the run
@@ -105,7 +109,7 @@ def test_a_folder_without_labels_is_predicted_as_the_test_set_is(own, tmp_path):
         evaluate.main,
         *of_own(own, "--cur_stage", "stage2", "--predictions", tmp_path / "known.csv", *places(own)),
     )
-    model = own / "ckpt" / "folder_pets" / "resnet8_stage2.pth"
+    model = published(own, "folder_pets", "resnet8_stage2.pth")
     text = call(
         evaluate.main,
         *("--pretrained_pth", model, "--predict", own / "pets" / "test", "--predictions", tmp_path / "p.csv"),
@@ -116,6 +120,32 @@ def test_a_folder_without_labels_is_predicted_as_the_test_set_is(own, tmp_path):
     assert list("test/" + found["image"]) == list(known["image"])
     for column in ("predicted", "predicted_name", "confidence"):
         assert list(found[column]) == list(known[column])
+
+
+def test_the_features_of_image_files_are_kept_in_the_type_that_is_asked_for(own, tmp_path):
+    stage1 = own / "ckpt" / "folder_pets" / "resnet8_stage1.pth"
+    words = of_own(own, "--pretrained_pth", stage1, "--method", "stage1", "--views", "0", *places(tmp_path))
+    assert "features as torch.float16" in call(main_stage2.main, *words)
+    assert "features as torch.float32" in call(main_stage2.main, *words, "--pack_dtype", "fp32")
+
+
+def test_images_without_a_finite_prediction_have_no_name_and_are_counted_in_a_warning(own, tmp_path, capsys):
+    model = checkpoint.read(own / "ckpt" / "folder_pets" / "resnet8_stage1.pth")
+    weights = model.state | {"fc.weight": torch.full_like(model.state["fc.weight"], 3e38)}
+    checkpoint.save(tmp_path / "huge.pth", model.facts | {"model": weights})
+    words = ["--pretrained_pth", tmp_path / "huge.pth", "--predictions", tmp_path / "p.csv", "--quiet"]
+    scored = ["--cur_stage", "stage1", *places(tmp_path)]
+    unlabelled = ["--predict", own / "pets" / "test", "--workers", "0", "--out", tmp_path]
+    for line in (of_own(own, *words, *scored), [*words, *unlabelled]):
+        call(evaluate.main, *line)
+        said = "warning: 15 image(s) have no prediction, their logits are not finite: they count as wrong"
+        assert capsys.readouterr().err.startswith(said)
+        rows = pd.read_csv(tmp_path / "p.csv")
+        assert set(rows["predicted"]) == {-1} and rows[["predicted_name", "confidence"]].isna().all(axis=None)
+    text = (run_folder(tmp_path, "evaluate_stage1", "folder_pets") / "summary.json").read_text()
+    test = json.loads(text, parse_constant=pytest.fail)["test"]
+    assert test["without_prediction"] == 15 and test["overall"] == test["balanced"] == 0
+    assert test["calibration_error"] is None
 
 
 def test_a_network_of_images_in_memory_predicts_files_of_any_size(own, tmp_path):
@@ -131,16 +161,17 @@ def test_a_network_of_images_in_memory_predicts_files_of_any_size(own, tmp_path)
 def test_saved_features_serve_a_later_stage_2_with_the_same_result(own, tmp_path):
     pack = tmp_path / "pets.safetensors"
     methods = ["--method", "ce,los,ncm,los_step,crt", "--finetune_epoch", "3", "--seed", "0"]
-    stage1 = own / "ckpt" / "folder_pets" / "resnet8_stage1.pth"
+    stage1 = published(own, "folder_pets", "resnet8_stage1.pth")
     words = of_own(own, *methods, "--save_features", pack, "--pretrained_pth", stage1)
     texts = [call(main_stage2.main, *words, *places(tmp_path / "first"))]
-    assert read_pack(pack).facts["dataset"] == "folder_pets" and not list(tmp_path.rglob("*.bin"))
+    name = read_pack(pack).facts["dataset"]
+    assert re.fullmatch("folder_pets-[0-9a-f]{8}", name) and not list(tmp_path.rglob("*.bin"))
     texts.append(call(main_stage2.main, "--features", pack, *methods, *places(tmp_path / "again")))
     lines = [[line for line in text.splitlines() if line.startswith("test method")] for text in texts]
     assert lines[0] == lines[1] and len(lines[0]) == 5
     first, again = (
-        read_table(run_folder(tmp_path / name, "stage2", "folder_pets")).drop(columns="seconds")
-        for name in ("first", "again")
+        read_table(run_folder(tmp_path / root, "stage2", data)).drop(columns="seconds")
+        for root, data in (("first", "folder_pets"), ("again", name))
     )
     pd.testing.assert_frame_equal(first, again)
 
@@ -148,7 +179,7 @@ def test_saved_features_serve_a_later_stage_2_with_the_same_result(own, tmp_path
 def test_an_extraction_that_was_cut_off_is_gone_on_with(own, tmp_path, monkeypatch):
     pack = tmp_path / "pets.safetensors"
     words = of_own(own, "--cur_stage", "stage2", "--save_features", pack, *places(tmp_path))
-    words += ["--pretrained_pth", own / "ckpt" / "folder_pets" / "resnet8_stage1.pth", "--seed", "0"]
+    words += ["--pretrained_pth", published(own, "folder_pets", "resnet8_stage1.pth"), "--seed", "0"]
     bad = own / "pets" / "train" / "cat" / "003.jpg"
     content = bad.read_bytes()
     bad.write_bytes(b"")
@@ -202,7 +233,7 @@ def test_balanced_images_are_made_long_tailed_and_the_rest_validates(tmp_path):
         *(*places(tmp_path), *SHORT[main_stage1.main]),
     )
     assert "35 training, 25 validation (unused), 12 test images" in text
-    assert (tmp_path / "ckpt" / "folder_data" / "IR=4" / "resnet8_stage1.pth").is_file()
+    assert published(tmp_path, "folder_data", "IR=4/resnet8_stage1.pth").is_file()
 
 
 def test_small_images_take_the_way_of_cifar_with_the_same_bits(tmp_path):
@@ -240,9 +271,43 @@ def test_images_of_every_odd_kind_train_and_are_predicted(tmp_path):
                 write(tmp_path / "data", f"{part}/{name}/{label}_{kind}", content)
     words = ["--dataset", "folder", "--data_dir", tmp_path / "data", *SMALL]
     texts = sequence(tmp_path, *words)
-    kinds = len([kind for kind in readable_files() if kind.lower().endswith(IMG_EXTENSIONS)])
-    assert kinds >= 15 and f"{4 * kinds} training" in texts[0]
+    kinds = len(readable_files())
+    assert kinds >= 25 and f"{4 * kinds} training" in texts[0] and "passed over" not in texts[0]
     assert last_line(texts[1]) == last_line(texts[2])
+
+
+def test_files_that_are_no_images_are_counted_and_named_and_predicted_with_a_reason(own, tmp_path):
+    pets = shutil.copytree(own / "pets", tmp_path / "pets")
+    for name in ("train/ant/IMG_1.HEIC", "train/bee/notes", "test/ant/b.heic", "test/ant/Thumbs.db"):
+        (pets / name).write_bytes(b"something else")
+    words = ("--dataset", "folder", "--data_dir", pets, "--epochs", "1", *SMALL, *places(tmp_path))
+    text = call(main_stage1.main, *words)
+    told = "2 file(s) passed over (1 .heic, 1 without ending), 'train/ant/IMG_1.HEIC' first"
+    assert told in text and "2 file(s) passed over (1 .heic, 1 .db), 'test/ant/Thumbs.db' first" in text
+    model, table = own / "ckpt" / "folder_pets" / "resnet8_stage2.pth", tmp_path / "p.csv"
+    words = ("--pretrained_pth", model, "--predict", pets / "test", "--predictions", table)
+    text = call(evaluate.main, *words, "--out", tmp_path / "out", "--workers", "0")
+    assert "2 file(s) passed over" in text and "15 predictions left" in text
+    found = pd.read_csv(table, dtype={"predicted": "Int64"})
+    assert len(found) == 17 and found["reason"].notna().sum() == 2
+    assert list(found["image"][15:]) == ["ant/Thumbs.db", "ant/b.heic"]
+    assert found.loc[15:, ["predicted", "predicted_name", "confidence"]].isna().all(axis=None)
+    assert found["reason"][15].startswith("not read: by its name it is none of JPEG")
+    assert ",," in table.read_text().splitlines()[-1]
+
+
+def test_the_trial_of_a_network_leaves_statistics_modes_and_random_state_as_they_were(own):
+    data = load_data(
+        resolve("main_stage1.py", {"dataset": "folder", "data_dir": own / "pets", "image_size": 64})
+    )
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(), nn.AdaptiveAvgPool2d(1))
+    model[1].eval()
+    state, random = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    config = resolve("main_stage1.py", {"dataset": "folder", "data_dir": own / "pets"})
+    try_network(model, config, data, rows=2)
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), random)
+    assert model.training and not model[1].training
 
 
 # ---- networks
@@ -271,7 +336,7 @@ def test_a_network_of_the_users_own_trains_by_module_and_function(own, tmp_path,
     words[words.index("resnet8")] = "my_nets:tiny"
     for script, stage in ((main_stage1.main, "stage1"), (main_stage2.main, "stage2")):
         text = call(script, "--cur_stage", stage, *words, *SHORT[script])
-    assert (tmp_path / "ckpt" / "folder_pets" / "my_nets_tiny_stage2.pth").is_file()
+    assert published(tmp_path, "folder_pets", "my_nets_tiny_stage2.pth").is_file()
     assert last_line(call(evaluate.main, "--cur_stage", "stage2", *words)) == last_line(text)
 
 
@@ -295,13 +360,13 @@ def test_a_compiled_network_trains_as_the_plain_one_does(own, tmp_path, monkeypa
 
 
 def test_stage_1_starts_from_weights_of_another_data_set(own, tmp_path):
-    start = own / "ckpt" / "folder_pets" / "resnet8_stage1.pth"
+    start = published(own, "folder_pets", "resnet8_stage1.pth")
     folder_tree(tmp_path / "data", classes=("x", "y"), counts=(8, 4), test_per_class=2)
     words = ["--dataset", "folder", "--data_dir", tmp_path / "data", *SMALL, "--seed", "0"]
     words += ["--epochs", "1", "--lr", "1e-12", "--batch_size", "8", *places(tmp_path)]
     text = call(main_stage1.main, *words, "--pretrained", start)
     assert f"started from {start}" in text and "the classifier afresh" in text
-    found = checkpoint.read(tmp_path / "ckpt" / "folder_data" / "resnet8_stage1.pth").state
+    found = checkpoint.read(published(tmp_path, "folder_data", "resnet8_stage1.pth")).state
     for name, value in checkpoint.read(start).state.items():
         if "weight" in name and not name.startswith("fc."):
             torch.testing.assert_close(found[name], value)
@@ -315,7 +380,7 @@ def test_the_stem_is_the_users_choice_and_the_checkpoints_memory(own, tmp_path, 
     words = of_own(own, *places(tmp_path))
     words[words.index("resnet8")] = "resnet10"
     call(main_stage1.main, *words, "--stem", stem, *SHORT[main_stage1.main])
-    source = checkpoint.read(tmp_path / "ckpt" / "folder_pets" / "resnet10_stage1.pth")
+    source = checkpoint.read(published(tmp_path, "folder_pets", "resnet10_stage1.pth"))
     assert source.state["conv1.weight"].shape == (64, 3, size, size)
     text = call(evaluate.main, *words, "--cur_stage", "stage1")
     assert re.search(rf'stem +"{stem}" +checkpoint', text)
@@ -330,7 +395,7 @@ def test_mixed_precision_trains_close_to_full_precision(own, tmp_path):
         root = tmp_path / amp
         call(main_stage1.main, *of_own(own, *places(root), "--amp", amp, *SHORT[main_stage1.main]))
         lines.append(pd.read_csv(run_folder(root, "stage1", "folder_pets") / "metrics.csv")["train_loss"])
-        weights = checkpoint.read(root / "ckpt" / "folder_pets" / "resnet8_stage1.pth").state
+        weights = checkpoint.read(published(root, "folder_pets", "resnet8_stage1.pth")).state
         assert all(value.dtype in (torch.float32, torch.int64) for value in weights.values())
     assert lines[0].tolist() != lines[1].tolist()
     assert lines[0].tolist() == pytest.approx(lines[1].tolist(), rel=0.05)
@@ -359,6 +424,6 @@ def test_parts_of_a_step_add_up_to_it(own, tmp_path):
 
 
 def test_a_backbone_moves_no_bit_in_stage_2_over_files(own):
-    one, two = (checkpoint.read(own / "ckpt" / "folder_pets" / f"resnet8_stage{k}.pth") for k in (1, 2))
+    one, two = (checkpoint.read(published(own, "folder_pets", f"resnet8_stage{k}.pth")) for k in (1, 2))
     assert all(torch.equal(one.state[n], two.state[n]) for n in one.state if not n.startswith("fc."))
     assert not torch.equal(one.state["fc.weight"], two.state["fc.weight"])

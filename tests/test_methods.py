@@ -1,6 +1,9 @@
 """The table of re-training methods, and the heads that a command line asks for."""
 
 import inspect
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -12,6 +15,7 @@ from models import HEADS, build_head
 from tests.heads import COUNTS, D, K, seeded, training_set
 from tests.helpers import call, files_below, places, refusal, run_folder, run_stage2
 from utils.arguments import ARGUMENTS, STAGE2, parse
+from utils.commands import ROOT
 from utils.config import resolve
 from utils.methods import LR_FACTORS, METHODS, OPTIONS, PATHS, TAUS, TRAINING, chosen_methods, lead_method
 from utils.plan import HeadPlan, plan_heads
@@ -145,6 +149,8 @@ def test_an_unknown_method_is_refused_with_the_nearest_name_or_all_names():
 def test_methods_run_in_the_order_named_once_each_and_the_first_is_published():
     assert [head.method.name for head in heads("--method", "crt,los,crt,ce")] == ["crt", "los", "ce"]
     assert [lead_method(text) for text in ("crt,los", "ce", "all")] == ["crt", "ce", "los"]
+    assert [head.method.name for head in heads("--method", " los, la")] == ["los", "la"]
+    assert lead_method(" la, los") == "la"
     assert [head.method.name for head in heads()] == ["los"]
 
 
@@ -239,6 +245,15 @@ def test_every_learning_rate_that_the_user_leaves_open_scales_with_the_batch_siz
     assert {p.lr for p in heads("--method", "crt,ce", "--batch_size", 128, "--finetune_lr", 0.7)} == {0.7}
 
 
+def test_learning_rates_that_are_equal_to_ten_digits_are_two_settings_and_others_are_written_as_ever():
+    plans = heads("--method", "ce,crt", "--finetune_lr", "0.1,0.10000000000001,0.2", "--seeds", "0,1")
+    settings = [plan.setting.split()[0] for plan in plans if plan.method.name == "ce"]
+    assert settings[::2] == settings[1::2] and len({*settings}) == 3, "one setting a rate, two seeds each"
+    assert [float(words.partition("=")[2]) for words in settings[::2]] == [0.1, 0.10000000000001, 0.2]
+    assert settings[-1] == "finetune_lr=0.2"
+    assert len({tuple(plan.name.values()) for plan in plans}) == len(plans)
+
+
 def test_weight_decay_is_the_methods_own_or_the_users():
     decay = {head.method.name: head.wd for head in heads("--method", "los,wb,crt")}
     assert decay == {"los": 0, "wb": 0.1, "crt": 0}
@@ -293,3 +308,19 @@ def test_an_option_that_the_user_gives_has_no_candidates():
     assert len(heads("--method", "los_step", "--path", "3", *VAL)) == 1
     plans = heads("--method", "los", "--path", "3", "--label_smooth", "0.7", *VAL)
     assert [(p.options["path"], p.lr) for p in plans] == [(3, None)]
+
+
+@pytest.mark.parametrize("words", [["main_stage2.py", "--method", "list"], ["main_stage2.py", "--help"]])
+def test_a_list_that_nobody_reads_to_its_end_is_no_error(words):
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, "-u", *words],
+        cwd=ROOT,
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -88,9 +88,20 @@ def test_logits_that_are_not_a_number_count_as_wrong():
     assert shot_accuracy(logits, targets, [9, 9, 9]).per_class == [0.5, 0.5, 0.5]
 
 
-def test_infinite_logits_are_scored_like_any_other():
-    logits = torch.tensor([[math.inf, 0.0], [-math.inf, 0.0]])
-    assert shot_accuracy(logits, torch.tensor([0, 1]), [9, 9]).overall == 1
+@pytest.mark.parametrize("odd", [math.nan, math.inf, -math.inf])
+def test_an_image_with_a_logit_that_is_not_finite_has_no_prediction_in_any_figure(odd):
+    logits, targets = torch.eye(7) * 9, torch.arange(7)
+    logits[2, 2] = logits[4, 6] = odd
+    assert predictions(logits).tolist() == [0, 1, -1, 3, -1, 5, 6]
+    assert topk_accuracy(logits, targets, 1) == topk_accuracy(logits, targets, 6) == 5 / 7
+    assert calibration_error(logits, targets) is None
+    figures = report(logits, targets, [9] * 7)
+    assert figures["overall"] == figures["top5"] == 5 / 7 and figures["calibration_error"] is None
+    assert figures["without_prediction"] == 2
+    unknown = [value is None for value in figures["classes"]["loma_per_sample"]]
+    assert unknown == [False, False, True, False, True, False, False]
+    assert json.loads(json.dumps(figures, allow_nan=False)) == figures
+    assert "without_prediction" not in report(torch.eye(7), targets, [9] * 7)
 
 
 def test_equal_logits_go_to_the_first_class():
@@ -105,6 +116,20 @@ def test_no_figure_depends_on_the_order_of_the_images():
     assert topk_accuracy(logits, targets) == topk_accuracy(logits[order], targets[order])
     shuffled = calibration_error(logits[order], targets[order])
     assert shuffled == pytest.approx(calibration_error(logits, targets))
+
+
+@pytest.mark.parametrize("levels", [1, 2, 4])
+def test_of_equal_logits_the_first_class_wins_in_every_figure(levels):
+    """Top-1 by ranks is the accuracy, and no top-k is below a smaller one; softmax rounds 1e-30 to a tie."""
+    generator = torch.Generator().manual_seed(levels)
+    logits = torch.randint(levels, (300, 9), generator=generator).float()
+    targets = torch.randint(9, (300,), generator=generator)
+    shares = [topk_accuracy(logits, targets, k) for k in range(1, 9)]
+    assert shares[0] == pytest.approx(shot_accuracy(logits, targets, [9] * 9).overall)
+    assert shares == sorted(shares) and 0 < shares[0] < shares[-1] < 1
+    assert topk_accuracy(torch.zeros(4, 9), torch.tensor([0, 4, 5, 8])) == 0.5
+    tiny = torch.tensor([[1e-30, 2e-30]])
+    assert predictions(tiny).tolist() == [1] and calibration_error(tiny, torch.tensor([1])) == 0.5
 
 
 @pytest.mark.parametrize("k", [1, 3, 5])

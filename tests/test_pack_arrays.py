@@ -112,3 +112,10 @@ def test_values_too_large_for_16_bits_are_refused_with_advice_and_fit_32(tmp_pat
     assert "train_x.npy holds values beyond 65504: take --dtype fp32" in given.refusal("--dtype", "fp16")
     given.pack()
     assert read_pack(given.out).train.max() == 70_000
+
+
+def test_class_names_may_begin_with_a_byte_order_mark(tmp_path):
+    given, names = Arrays(tmp_path), tmp_path / "names.txt"
+    names.write_text("".join(f"name {k}\n" for k in range(10)), encoding="utf-8-sig")
+    given.pack("--class_names", names)
+    assert read_pack(given.out).facts["class_names"] == [f"name {k}" for k in range(10)]

@@ -1,6 +1,10 @@
 """Stage 2 and evaluate from feature packs: the same bits as from images, and what they refuse."""
 
+import os
 import re
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,18 +16,31 @@ from torch.utils._pytree import tree_leaves
 
 import evaluate
 import main_stage2
-from tests.helpers import call, last_line, places, refusal, run_evaluate, run_folder, run_stage1, run_stage2
+from tests.helpers import (
+    call,
+    files_below,
+    last_line,
+    places,
+    refusal,
+    run_evaluate,
+    run_folder,
+    run_stage1,
+    run_stage2,
+)
 from tests.stage2 import read_table, result_lines, trained
 from tests.test_pack_arrays import Arrays
 from tests.test_packs import tiny
 from utils import checkpoint
 from utils.arguments import STAGE2, parse
 from utils.config import resolve
+from utils.errors import UserError
 from utils.methods import METHODS
 from utils.outcomes import outcome
 from utils.packs import read_pack, write_pack
 from utils.representation import pack_representation
+from utils.setup import find_source
 
+ROOT = Path(__file__).resolve().parent.parent
 BUDGET = ("--finetune_epoch", "3", "--seed", "0")
 PUBLISHED = Path("ckpt", "digits_lt", "IR=50")
 ONE_OF_EACH_HEAD = {method.head: name for name, method in METHODS.items() if name != "stage1"}.values()
@@ -69,7 +86,7 @@ def test_a_pack_of_full_precision_gives_the_bits_of_the_run_on_images(tmp_path, 
     one, other = (
         checkpoint.read(tmp_path / PUBLISHED / f"resnet8{kind}_stage2.pth") for kind in ("", "_features")
     )
-    assert {"fc.weight", "fc.bias"} == set(other.state)
+    assert set(other.state) == (set() if name in ("ncm", "disalign") else {"fc.weight", "fc.bias"})
     assert all(torch.equal(one.state[key], value) for key, value in other.state.items())
     for key in ("head_state", "progress", "lr", "setting", "stage1_digest"):
         ours, theirs = ({"": file.facts.get(key)} for file in (one, other))
@@ -88,6 +105,19 @@ def test_a_pack_of_cached_views_trains_as_the_cached_views_do(tmp_path, digits):
         checkpoint.read(tmp_path / PUBLISHED / f"resnet8{kind}_stage2.pth") for kind in ("", "_features")
     )
     assert torch.equal(one.state["fc.weight"], other.state["fc.weight"])
+
+
+def test_features_too_small_for_half_precision_are_refused_with_advice_that_works(tmp_path, digits):
+    model = checkpoint.read(digits.stage1)
+    scale = {name: 1e-8 if "bn" in name and name.endswith(("weight", "bias")) else 1 for name in model.state}
+    faint = {name: value * scale[name] for name, value in model.state.items()}
+    checkpoint.save(tmp_path / "faint.pth", model.facts | {"model": faint})
+    start = ("--dataset", "digits_lt", *places(tmp_path), "--pretrained_pth", tmp_path / "faint.pth")
+    start += ("--method", "stage1", "--views", "0", "--save_features", tmp_path / "pack")
+    said = "holds features too small for float16, it would lose them: take --pack_dtype fp32"
+    assert said in refusal(main_stage2.main, *start) and not (tmp_path / "pack").exists()
+    call(main_stage2.main, *start, "--pack_dtype", "fp32")
+    assert 0 < read_pack(tmp_path / "pack").train.max() < 1e-6
 
 
 def test_a_pack_of_half_precision_is_half_as_large_and_gives_nearly_the_same(
@@ -123,6 +153,16 @@ def test_evaluate_scores_a_classifier_trained_on_images_with_their_pack(tmp_path
     assert last_line(named) == last_line(digits.stage2_text)
 
 
+def test_a_foreign_classifier_behind_a_prefix_scores_on_a_pack_as_under_its_own_names(tmp_path, digits, pack):
+    state = checkpoint.read(digits.stage2).state
+    torch.save({f"module.{name}": value for name, value in state.items()}, tmp_path / "theirs.pth")
+    ours, theirs = (
+        call(evaluate.main, "--features", pack, "--pretrained_pth", path, *places(tmp_path)).splitlines()[-1]
+        for path in (digits.stage2, tmp_path / "theirs.pth")
+    )
+    assert ours.split()[:5] == theirs.split()[:5]
+
+
 def test_stage_2_says_that_the_views_of_a_pack_are_fixed_and_which_pack_it_was(tmp_path, pack):
     text = run_stage2(tmp_path, "--features", pack, "--method", "los,crt", *BUDGET)
     assert "1 fixed plain view(s) in training, no fresh augmentation" in text
@@ -156,6 +196,48 @@ def test_arrays_become_a_pack_that_stage_2_trains_on_and_evaluate_scores(tmp_pat
     assert result_lines(call(evaluate.main, *run, "--cur_stage", "stage2")) == [lead]
     [stage1] = result_lines(call(evaluate.main, *run, "--cur_stage", "stage1"))
     assert 85 < float(stage1["overall"]) != float(lead["overall"])
+
+
+def settings_of(pack: Path) -> dict:
+    """What stage 2 would do with a pack, without its place and name."""
+    given = parse(STAGE2, "", ["--features", str(pack), *BUDGET[2:]])
+    config = resolve(STAGE2, given, find_source(STAGE2, given, "stage1").known)
+    return {name: value for name, value in config.as_dict().items() if name not in ("features", "dataset")}
+
+
+@pytest.mark.parametrize("older", [False, True])
+@pytest.mark.parametrize(
+    "name", ["list_of_words", "folder_x", "list", "cifar100_lt", "cifar_mine", "imagenet_lt"]
+)
+def test_the_name_of_a_users_pack_chooses_no_setting(tmp_path, name, older):
+    """An older one does not say of which kind it is."""
+    given = Arrays(tmp_path)
+    given.pack("--name", "mine")
+    wanted, made = settings_of(given.out), read_pack(given.out)
+    facts = {key: value for key, value in made.facts.items() if not (older and key == "preset")}
+    write_pack(tmp_path / "named", replace(made, facts=facts | {"dataset": name}))
+    assert settings_of(tmp_path / "named") == wanted and wanted["path"] == 5.0
+
+
+def test_a_pack_keeps_the_settings_of_the_data_set_that_it_was_made_from(tmp_path, pack):
+    wanted, made = settings_of(pack), read_pack(pack)
+    older = {name: value for name, value in made.facts.items() if name != "preset"}
+    write_pack(tmp_path / "older", replace(made, facts=older))
+    write_pack(tmp_path / "renamed", replace(made, facts=made.facts | {"dataset": "mine"}))
+    assert settings_of(tmp_path / "older") == settings_of(tmp_path / "renamed") == wanted
+    assert wanted["label_smooth"] == 0.9
+    own = older | {"dataset": "folder_x", "image_size": 32}
+    write_pack(tmp_path / "folder", replace(made, facts=own))
+    assert settings_of(tmp_path / "folder")["batch_size"] == 256
+
+
+def test_a_pack_with_the_name_of_a_kind_of_data_set_is_trained_on_and_found_again(tmp_path):
+    given = Arrays(tmp_path)
+    given.pack("--name", "list")
+    run = (*places(tmp_path), "--features", given.out)
+    lead = result_lines(call(main_stage2.main, *run, *BUDGET))
+    assert (tmp_path / "ckpt" / "list" / "features_stage2.pth").is_file()
+    assert result_lines(call(evaluate.main, *run, "--cur_stage", "stage2")) == lead
 
 
 def test_own_validation_arrays_select(tmp_path):
@@ -208,7 +290,7 @@ def test_selection_needs_validation_images_in_the_pack_that_its_backbone_never_s
     without, unclean = tmp_path / "without.pack", tmp_path / "unclean.pack"
     save_pack(tmp_path, digits.stage1, "--val_source", "none").rename(without)
     assert "--select val needs validation images" in refused(tmp_path / "a", "--features", without, *select)
-    save_pack(tmp_path, digits.stage1, "--val_source", "heldout").rename(unclean)
+    save_pack(tmp_path, digits.stage1, "--val_source", "heldout", "--overwrite").rename(unclean)
     assert not read_pack(unclean).facts["val_clean"] and read_pack(pack).facts["val_clean"]
     message = refused(tmp_path / "a", "--features", unclean, *select)
     assert message.startswith(f"--select val refused: {unclean} says that its backbone may have seen")
@@ -270,3 +352,102 @@ def test_predictions_from_a_pack_are_those_from_its_images(digits, tmp_path, pac
     assert len(one) == 500 and list(one["image"]) == list(range(500))
     assert (one["predicted"] == other["predicted"]).mean() > 0.99  # the pack is in fp16
     assert one["confidence"].to_numpy() == pytest.approx(other["confidence"].to_numpy(), abs=0.02)
+
+
+# ---- a pack that changes while it is mapped
+
+
+def overwritten(pack: Path) -> None:
+    with open(pack, "rb+") as handle:
+        handle.seek(-5000, os.SEEK_END)
+        handle.write(os.urandom(100))
+
+
+def replaced(pack: Path) -> None:
+    new = pack.with_name("new")
+    write_pack(new, replace(read_pack(pack), fc_bias=torch.ones(10)))
+    os.replace(new, pack)
+
+
+SPOILT = {
+    "overwritten": overwritten,
+    "replaced": replaced,
+    "removed": Path.unlink,
+    "grown": lambda pack: os.truncate(pack, pack.stat().st_size + 100),
+}
+UNHARMED = {
+    "touched": os.utime,
+    "replaced by itself": lambda pack: os.replace(shutil.copy(pack, pack.with_name("new")), pack),
+}
+
+
+def during(where: str, act, patch: pytest.MonkeyPatch) -> None:
+    """Act once within a run: in an optimiser step, while heads are scored on test, while evaluate scores."""
+    module, name = {
+        "step": (torch.optim.SGD, "step"),
+        "scores": (main_stage2, "outcome"),
+        "evaluate": (evaluate.engine, "score"),
+    }[where]
+    real, done = getattr(module, name), []
+
+    def spoiling(*args, **options):
+        if not done:
+            done.append(act())
+        return real(*args, **options)
+
+    patch.setattr(module, name, spoiling)
+
+
+def on_pack(root: Path, pack: Path, where: str, patch: pytest.MonkeyPatch, act) -> str:
+    during(where, act, patch)
+    if where == "evaluate":
+        return run_evaluate(
+            root, "--features", pack, "--cur_stage", "stage1", "--predictions", root / "p.csv"
+        )
+    return run_stage2(root, "--features", pack, *BUDGET, "--save_every", "1")
+
+
+@pytest.mark.parametrize("where", ["step", "scores", "evaluate"])
+@pytest.mark.parametrize("kind", SPOILT)
+def test_a_pack_that_is_changed_during_a_run_ends_it_in_a_line_with_nothing_published(
+    tmp_path, pack, monkeypatch, kind, where
+):
+    own = shutil.copy(pack, tmp_path / "own.pack")
+    with pytest.raises(UserError, match=r"own\.pack was changed while it was in use"):
+        on_pack(tmp_path, own, where, monkeypatch, lambda: SPOILT[kind](own))
+    names = {path.name for path in files_below(tmp_path)}
+    assert not names & {"resnet8_features_stage2.pth", "summary.json", "per_class.csv", "p.csv"}
+
+
+@pytest.mark.parametrize("where", ["step", "scores", "evaluate"])
+@pytest.mark.parametrize("kind", UNHARMED)
+def test_a_pack_that_is_touched_or_replaced_by_the_same_content_does_no_harm(
+    tmp_path, pack, monkeypatch, kind, where
+):
+    own = shutil.copy(pack, tmp_path / "own.pack")
+    assert "test overall=" in last_line(
+        on_pack(tmp_path, own, where, monkeypatch, lambda: UNHARMED[kind](own))
+    )
+
+
+@pytest.mark.parametrize("where", ["step", "scores", "evaluate"])
+@pytest.mark.parametrize("left", [0, 4096])
+def test_a_pack_that_is_cut_short_during_a_run_ends_it_in_one_line_with_status_2(tmp_path, pack, left, where):
+    own = shutil.copy(pack, tmp_path / "own.pack")
+    code = (
+        "import os, pytest\n"
+        "from pathlib import Path\n"
+        "from tests.test_pack_runs import on_pack\n"
+        "from utils.errors import exit_cleanly\n"
+        f"root, own = Path({str(tmp_path)!r}), Path({str(own)!r})\n"
+        "with pytest.MonkeyPatch.context() as patch:\n"
+        f"    cut = lambda: os.truncate(own, {left})\n"
+        f"    exit_cleanly(lambda: on_pack(root, own, {where!r}, patch, cut))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
+    assert "cut short" in done.stderr or "changed while it was in use" in done.stderr
+    assert not list(tmp_path.rglob("summary.json")) and not list(tmp_path.rglob("*_stage2.pth"))

@@ -152,6 +152,98 @@ def test_no_loader_process_outlives_its_parent_however_that_ends(files):
     assert not any(map(alive, pids))
 
 
+# a run under each of some limits, in a process of its own that tells what came of it: status, lines, children
+UNDER_LIMITS = """
+import os, resource, signal, sys, torch
+from pathlib import Path
+from datasets.file_images import FileImages
+from datasets.types import FileSet, PathTable
+from tests.test_file_images import SMALL, USUAL
+from utils.errors import exit_cleanly
+kind, *limits = sys.argv[2:]
+os.chdir(sys.argv[1])
+paths = PathTable.of(sorted(map(os.fsencode, os.listdir("."))))
+files = FileSet(Path("."), paths, torch.zeros(len(paths), dtype=torch.int64))
+
+def look(workers, views=SMALL):
+    images = FileImages(files, views, workers=workers)
+    for _ in range(2):
+        list(images.augmented(torch.arange(len(files)).repeat(4), 16, 0, 0))
+
+def run(workers, limit):
+    if kind == "files":
+        held = len(os.listdir("/proc/self/fd"))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (held + limit, held + limit))
+    if kind == "processes":
+        os.setresuid(54_321, 54_321, 54_321)
+        resource.setrlimit(resource.RLIMIT_NPROC, (limit, limit))
+    exit_cleanly(lambda: look(workers, USUAL if kind == "memory" else SMALL))
+    sys.exit(0)
+
+if kind != "memory":
+    look(2)  # nothing is left to import: nobody may not read it
+for workers, limit in [(workers, int(limit)) for limit in limits for workers in (0, 1, 3)]:
+    said, saying = os.pipe()
+    child = os.fork()
+    if not child:
+        os.setsid()
+        os.dup2(saying, 2)
+        os.closerange(said, saying + 1)
+        run(workers, limit)
+    os.close(saying)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    try:
+        os.killpg(child, signal.SIGKILL)
+        left = "children"
+    except ProcessLookupError:
+        left = "none"
+    lines = os.fdopen(said).read().splitlines()
+    print(workers, limit, status, left, len(lines), *lines)
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "limits"), [("files", range(5, 26, 5)), ("processes", (1, 2, 3, 5)), ("memory", [1])]
+)
+def test_loader_processes_that_cannot_work_end_in_one_line_and_without_them_it_works(files, kind, limits):
+    private = [
+        "unshare",
+        "--mount",
+        "sh",
+        "-c",
+        'mount -t tmpfs -o size=1m tmpfs /dev/shm && exec "$@"',
+        "sh",
+    ]
+    if kind != "files" and os.geteuid() != 0:
+        pytest.skip("root alone may become nobody, or mount a small /dev/shm")
+    if kind == "memory" and subprocess.run([*private, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("a small /dev/shm cannot be mounted here")
+    line = [*(private if kind == "memory" else []), sys.executable, "-c", UNDER_LIMITS, files.root, kind]
+    done = subprocess.run(
+        [*map(str, line), *map(str, limits)],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=300,
+    )
+    found = [line.split(maxsplit=5) for line in done.stdout.splitlines()]
+    assert len(found) == 3 * len(limits)
+    refused = 0
+    for workers, _, status, left, lines, *text in found:
+        assert left == "none"
+        if workers == "0" or status == "0":
+            assert (status, lines) == ("0", "0"), text
+        else:
+            refused += 1
+            fewer = "--workers 1 instead of 3, or " if workers == "3" else ""
+            assert (status, lines) == ("2", "1") and f"try {fewer}--workers 0, which needs none" in text[0], (
+                text
+            )
+    assert refused >= len(limits)
+
+
 def test_a_process_of_the_users_own_is_asked_to_end_as_ever(tmp_path):
     """Python ends a daemon by SIGTERM, which it may take; loader processes alone are killed."""
     code = (

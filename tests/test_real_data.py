@@ -11,8 +11,12 @@ import evaluate
 import main_stage1
 import main_stage2
 from datasets import build_data
+from datasets.types import CHANNELS
 from tests.helpers import call, last_line, places, refusal
 from utils import checkpoint
+from utils.arguments import STAGE1, parse
+from utils.config import resolve
+from utils.data_setup import load_data
 
 ROOT = Path(__file__).resolve().parent.parent
 RELEASED = ROOT / "checkpoints" / "released"
@@ -118,3 +122,9 @@ def test_cifar_images_enlarged_to_jpegs_train_from_a_list(cifar_dir, tmp_path):
     text = call(main_stage2.main, *words, "--finetune_epoch", "2")
     assert "70 training" in text and "24 test images of 3 classes" in text
     assert last_line(text).startswith("test overall=")
+
+
+def test_weights_from_elsewhere_can_have_cifar_images_normalised_as_they_were_trained(cifar_dir):
+    words = ["--data_dir", str(cifar_dir), "--normalise", "imagenet"]
+    views = load_data(resolve(STAGE1, parse(STAGE1, "", words))).views
+    assert (views.mean, views.std) == CHANNELS["imagenet"] and views.padding == 4

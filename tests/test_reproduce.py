@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,11 +17,15 @@ import torch
 
 import main_stage1
 import main_stage2
-from tests.helpers import call, refusal
+from tests.helpers import call, places, refusal
+from tests.test_pack_arrays import Arrays
 from utils import cell_runs, checkpoint, reproduce
 from utils.cell_runs import CellRuns
+from utils.digest import file_digest
 from utils.errors import UserError
 from utils.grid import read_grid
+from utils.lock import FolderLock
+from utils.packs import read_pack
 from utils.results import render
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -178,6 +183,13 @@ def edited(path: Path, old: str, new: str) -> None:
     path.write_text(re.sub(old, new, text, count=1))
 
 
+def with_table(folder: Path, old: str, new: str) -> None:
+    """Change table.csv, and the digest of it in summary.json."""
+    edited(folder / "table.csv", old, new)
+    digest = file_digest(folder / "table.csv")
+    edited(folder / "summary.json", '"table_digest": "[0-9a-f]+', f'"table_digest": "{digest}')
+
+
 def drop(path: Path, name: str) -> None:
     content = json.loads(path.read_text())
     del content[name]
@@ -200,6 +212,15 @@ def raise_a_figure(path: Path) -> None:
         (lambda f: drop(f / "summary.json", "digest"), "summary.json has no digest"),
         (lambda f: drop(f / "summary.json", "table_digest"), "summary.json has no table_digest"),
         (lambda f: (f / "summary.json").write_text("{"), "summary.json cannot be read"),
+        (lambda f: with_table(f, "few_std", "x"), "table.csv has no column few_std"),
+        (lambda f: with_table(f, "method", "x"), "table.csv has no column method"),
+        (lambda f: with_table(f, r",2,", ",two,"), "table.csv has a figure that is none: .*'two'"),
+        (lambda f: with_table(f, r",2,", ",0,"), "table.csv has a figure that is none: .*division"),
+        (lambda f: ((f / "table.csv").unlink(), os.mkfifo(f / "table.csv")), "table.csv cannot be read"),
+        (
+            lambda f: (f / "config.json").write_bytes(b'{"config": "\xe1"}'),
+            "config.json cannot be read: .*utf-8",
+        ),
         (lambda f: (f / "config.json").unlink(), "config.json cannot be read: No such file"),
         (
             lambda f: edited(f / "summary.json", '"stage1_digest": "....', '"stage1_digest": "0000'),
@@ -281,6 +302,8 @@ def test_a_csv_file_that_is_none_is_one_line(root):
     for text, said in (
         (whole.partition("\n")[0], "has no row"),
         (whole.replace("stage1_digest", "digest"), "has no column stage1_digest"),
+        (whole.replace(",seconds", ",time"), "has no column seconds"),
+        (re.sub(r"inf|,\d+,(\d+\.\d+),\n", r",1e999,\1,\n", whole), "has a figure that is none: .*infinity"),
         (whole + "digits_lt,50", "line 8, has more or fewer cells"),
         (whole.replace("stage1,", '"stage1,', 1), "cannot be read|more or fewer"),
     ):
@@ -353,10 +376,87 @@ def test_a_grid_of_packs_runs_stage_2_on_their_features_and_asks_for_no_images(d
         for row in told(tmp_path)["digits_lt_IR=50_resnet8_epochs-6_pack_finetune_epoch-2_last"]
     }
     assert rows["los"]["source"] == str(pack)
-    assert rows["los"]["stage1_digest"] == checkpoint.read(digits.stage1).digest
+    assert rows["los"]["stage1_digest"] == checkpoint.read(digits.stage1).identity
     assert "the fixed training features of a pack" in (tmp_path / "RESULTS.md").read_text()
     before = snapshot(tmp_path)
     call(reproduce.main, *words(tmp_path))
     assert snapshot(tmp_path) == before
     pack.write_bytes(pack.read_bytes()[:-1])
     assert refusal(reproduce.main, *words(tmp_path)).startswith(f"{pack} is damaged")
+
+
+def test_a_grid_runs_on_a_pack_that_a_user_made(tmp_path):
+    given = Arrays(tmp_path)
+    given.pack("--name", "list_of_words")
+    keys = "methods = ['la', 'ce']\nstage2_seeds = 0\nselect = 'last'\nviews = 'pack'\n"
+    grid = f"{keys}stage2 = '--finetune_epoch 2'\nfeatures = '{given.out}'\n[[cells]]\n"
+    (tmp_path / "grid.toml").write_text(grid)
+    argv = words(tmp_path, "--data_dir", tmp_path / "elsewhere")
+    assert "0 of them not run" in call(reproduce.main, *argv)
+    [rows] = told(tmp_path).values()
+    assert [(row["dataset"], row["network"], row["imb_ratio"]) for row in rows] == [
+        ("list_of_words", "features", "")
+    ] * 3
+    assert {row["stage1_digest"] for row in rows} == {read_pack(given.out).digest}
+    assert "a pack of its own)" in (tmp_path / "RESULTS.md").read_text()
+    before = snapshot(tmp_path)
+    call(reproduce.main, *argv)
+    assert snapshot(tmp_path) == before
+    given.pack("--name", "list_of_words", "--dtype", "fp16")
+    assert "is a stage 2 of another stage 1" in refusal(reproduce.main, *argv)
+    for line, said in (
+        ("network = 'resnet8'", "--network features, but --network resnet8"),
+        ("views = 0", "belong"),
+    ):
+        (tmp_path / "grid.toml").write_text(grid.replace("[[cells]]", f"[[cells]]\n{line}"))
+        assert said in refusal(reproduce.main, *argv)
+
+
+def test_a_pack_of_other_data_than_its_cell_says_is_refused(digits, tmp_path):
+    pack, line = tmp_path / "digits.safetensors", ("--method", "stage1", "--views", "0", "--seed", "0")
+    line = (*line, "--pretrained_pth", digits.stage1, "--save_features", pack)
+    call(main_stage2.main, "--dataset", "digits_lt", *line, *places(tmp_path / "made"))
+    grid = GRID.format(epochs=6).replace("views = 0", 'views = "pack"').replace("[0, 1]", "0", 1)
+    (tmp_path / "grid.toml").write_text(f"{grid}features = '{pack}'\nimb_ratio = 10\n")
+    assert "was made with --imb_ratio 50.0" in refusal(reproduce.main, *words(tmp_path, "--list"))
+
+
+def children_of(process: int) -> list[int]:
+    """The processes that one has started, in any of its threads."""
+    tasks = Path(f"/proc/{process}/task").glob("*/children")
+    return [int(number) for task in tasks for number in task.read_text().split()]
+
+
+def has_ended(process: int) -> bool:
+    try:
+        return "State:\tZ" in Path(f"/proc/{process}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+def until(true: Callable[[], object]) -> None:
+    """Wait for it, for a minute at most."""
+    end = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent has died")
+def test_where_it_is_killed_its_runs_save_and_end_and_nobody_begins_before(tmp_path):
+    (tmp_path / "grid.toml").write_text(GRID.format(epochs=2000).replace("[0, 1]", "0", 1))
+    command = [sys.executable, "-m", "utils.reproduce", *map(str, words(tmp_path))]
+    options = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": ROOT}
+    first = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, **options)
+    until(lambda: list(tmp_path.glob("out/reproduce/*/*/*/last.pth")))
+    [run] = children_of(first.pid)
+    os.kill(run, signal.SIGSTOP)  # it has heard of the end and cannot save yet
+    first.kill()
+    first.wait()
+    refused = f"another run is writing to {tmp_path / 'out' / 'reproduce'}: let it end, or take another --out"
+    assert refusal(reproduce.main, *words(tmp_path)).startswith(refused)
+    os.kill(run, signal.SIGCONT)
+    until(lambda: has_ended(run))
+    [log] = tmp_path.glob("out/reproduce/*/stage1.log")
+    assert "stopped by a signal" in log.read_text().splitlines()[-1]
+    FolderLock(tmp_path / "out" / "reproduce").release()

@@ -1,6 +1,8 @@
 """Stage 1 stopped at any step, by a signal or a kill, ends at the bits of the unbroken run."""
 
+import os
 import re
+import shlex
 import signal
 import threading
 import time
@@ -56,7 +58,8 @@ def test_a_run_stopped_at_any_step_of_an_epoch_resumes_to_the_same_bits_and_rows
     folder = run_folder(tmp_path, "stage1")
     where = f"step {(step - 1) % 5 + 1} of epoch {(step - 1) // 5 + 1}"
     assert code == 143
-    assert said == f"stopped by a signal after {where}; go on with: python main_stage1.py --resume {folder}"
+    assert said.startswith(f"stopped by a signal after {where}; go on with: python main_stage1.py ")
+    assert said.endswith(f" --out {tmp_path}/out --ckpt_dir {tmp_path}/ckpt --resume {folder}")
     call(main_stage1.main, *said.partition("main_stage1.py ")[2].split())
     assert_equal_runs(folder, run_folder(whole, "stage1"))
 
@@ -88,13 +91,34 @@ def test_auto_takes_the_newest_unfinished_run_of_this_configuration_else_a_fresh
     line = ("--epochs", "3", "--seed", "0")
     stop_at(tmp_path, 7, *line)
     cut = run_folder(tmp_path, "stage1")
+    for name, target in (("nothing", "absent"), ("loop", "loop")):  # what lies beside it is no run
+        (cut.parent / name).symlink_to(target)
+    spoilt = (cut / "config.json").read_bytes()
+    for name, content in (("flipped", b"\xfb" + spoilt[1:]), ("deep", b"[" * 100_000), ("none", None)):
+        (cut.parent / name).mkdir()
+        (cut.parent / name / "last.pth").write_bytes(b"")
+        if content:
+            (cut.parent / name / "config.json").write_bytes(content)
+        else:
+            os.mkfifo(cut.parent / name / "config.json")
     text = run_stage1(tmp_path, *line, "--lr", "0.05", "--resume", "auto")
     assert "--resume auto: no unfinished run of this configuration, this is a fresh one" in text
     text = run_stage1(tmp_path, *line, "--resume", "auto")
     assert f"resumed {cut} at step 2 of epoch 2" in text and f"run folder {cut}" in text
     text = run_stage1(tmp_path, *line, "--resume", "auto")
     assert "this is a fresh one" in text and f"run folder {cut}\n" not in text
-    assert len(list(cut.parent.iterdir())) == 3
+    assert len(list(cut.parent.iterdir())) == 3 + 5
+
+
+def test_a_run_whose_best_epoch_is_gone_says_so_at_once_and_goes_on_as_it_says(tmp_path):
+    stop_at(tmp_path, 12, "--epochs", "4", "--seed", "0", "--select", "val")
+    folder = run_folder(tmp_path, "stage1")
+    (folder / "best.pth").unlink()
+    before = checkpoint.read(folder / "last.pth").digest
+    said = refusal(main_stage1.main, "--resume", folder)
+    assert checkpoint.read(folder / "last.pth").digest == before
+    text = call(main_stage1.main, *shlex.split(said.partition("last epoch with ")[2]))
+    assert text.splitlines()[-1].endswith("selected_on=last")
 
 
 def test_another_configuration_or_other_images_are_refused_with_the_difference_unless_forced(tmp_path):

@@ -1,6 +1,7 @@
 """Stage 2 stopped anywhere, one head or all methods, ends at what the unbroken run leaves behind."""
 
 import os
+import shlex
 import shutil
 import signal
 from pathlib import Path
@@ -8,11 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
+import main_stage1
 import main_stage2
+from tests.bad_inputs import snapshot
 from tests.file_trees import imagenet_tree
 from tests.helpers import call, places, refusal, run_folder, run_stage1, run_stage2, stopped_at_step
 from tests.stage2 import left_behind, published
 from utils import checkpoint
+from utils.packs import read_pack
 from utils.signals import Stopped
 
 ALL = ("--method", "all", "--seeds", "0,1", "--budget", "equal", "--finetune_epoch", "3")
@@ -49,7 +53,7 @@ def test_heads_stopped_at_any_step_resume_to_the_same_bits_rows_and_tables(digit
         code, said = stop_at(root, step, *words)
         folder = run_folder(root, "stage2")
         assert code == 143 and said.startswith("stopped by a signal after step ")
-        assert said.endswith(f"go on with: python main_stage2.py --resume {folder}")
+        assert "; go on with: python main_stage2.py " in said and said.endswith(f" --resume {folder}")
         assert not published_yet(root)
         go_on(said)
         assert left_behind(folder, root) == expected
@@ -193,7 +197,7 @@ def test_a_run_cut_off_in_its_features_goes_on_with_those_it_has(tmp_path, monke
     assert caught.value.code == 130 and passes[0] < 8
     [cut] = (tmp_path / "cut").glob("*/*")
     said = (cut / "log.txt").read_text().splitlines()[-1]
-    assert said.startswith("stopped by a signal after its start; go on with: python main_stage2.py --resume")
+    assert said.startswith("stopped by a signal after its start; go on with: python main_stage2.py ")
     assert (cut / "features").is_dir()
     before, passes[0] = passes[0], 100
     go_on(said)
@@ -222,3 +226,92 @@ def test_a_fresh_stage_1_under_a_stopped_stage_2_is_named(tmp_path):
     run_stage1(tmp_path, "--epochs", "1", "--seed", "1")
     message = refusal(main_stage2.main, "--resume", run_folder(tmp_path, "stage2"))
     assert "was trained on another stage 1 (stage1_digest" in message
+
+
+# ---- no file chooses where is written
+
+
+def test_the_place_of_a_pack_is_never_taken_from_last_pth_and_may_be_another(digits, tmp_path):
+    pack, other = tmp_path / "a pack", tmp_path / "other"
+    words = (*ONE, "--pretrained_pth", digits.stage1, "--views", "2", "--pack_dtype", "fp32")
+    _, said = stop_at(tmp_path, 6, *words, "--save_features", pack)
+    folder = run_folder(tmp_path, "stage2")
+    before = read_pack(pack).digest
+    pack.write_bytes(b"")
+    assert "--save_features" in said and shlex.split(said)[-1] == str(folder)
+    message = refusal(main_stage2.main, "--resume", folder)
+    assert f"was started with --save_features {pack}: no file chooses where is written" in message
+    assert pack.read_bytes() == b""
+    shutil.copytree(folder, tmp_path / "kept")
+    call(main_stage2.main, "--resume", folder, "--save_features", other)
+    assert pack.read_bytes() == b"" and read_pack(other).digest == before
+    shutil.rmtree(folder)
+    (tmp_path / "kept").rename(folder)
+    call(main_stage2.main, *shlex.split(said.partition("main_stage2.py ")[2]))
+    assert read_pack(pack).digest == before
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_a_last_pth_that_was_copied_elsewhere_harms_nothing_there(digits, tmp_path, stage):
+    main = {1: main_stage1.main, 2: main_stage2.main}[stage]
+    run, place = run_folder(digits.root, f"stage{stage}"), tmp_path / "mine"
+    (place / "features").mkdir(parents=True)
+    (place / "features" / "notes").write_text("mine")
+    (place / "config.json").write_text('{"mine": true}')
+    shutil.copy(run / "last.pth", place)
+    before = snapshot(place)
+    for words in ((), ("--ckpt_dir", tmp_path / "ckpt")):
+        message = refusal(main, "--resume", place, *words)
+        assert "mine is not the folder of the run in last.pth" in message and "a folder of its own" in message
+    (place / "config.json").unlink()
+    assert "is not the folder of the run" in refusal(main, "--resume", place)
+    (place / "config.json").write_text('{"mine": true}')
+    start = ("--pretrained_pth", digits.stage1) if stage == 2 else ()
+    call(main, "--resume", place, "--force_resume", *start, *places(tmp_path))  # the user's word, and yet
+    kept = {path: entry for path, entry in snapshot(place).items() if "/features" in path}
+    assert kept and kept == {path: entry for path, entry in before.items() if "/features" in path}
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_a_last_pth_in_a_folder_of_its_own_goes_on_and_its_model_goes_where_the_user_says(
+    digits, tmp_path, stage
+):
+    main = {1: main_stage1.main, 2: main_stage2.main}[stage]
+    place = tmp_path / "a" / "b" / "moved"
+    place.mkdir(parents=True)
+    shutil.copy(run_folder(digits.root, f"stage{stage}") / "last.pth", place)
+    model = {1: digits.stage1, 2: digits.stage2}[stage]
+    before = model.stat().st_mtime_ns
+    message = refusal(main, "--resume", place)
+    assert "does not lie where its run wrote it" in message and "--ckpt_dir" in message
+    assert [path.name for path in place.iterdir()] == ["last.pth"]
+    start = ("--pretrained_pth", digits.stage1) if stage == 2 else ()
+    call(main, "--resume", place, "--ckpt_dir", tmp_path / "ckpt", *start)
+    assert (tmp_path / "ckpt" / model.relative_to(digits.root / "ckpt")).is_file()
+    assert model.stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("dataset", ["cifar100_lt", "imagenet_lt"])
+@pytest.mark.parametrize("stage", [1, 2])
+def test_a_data_dir_that_a_file_names_never_starts_a_download(digits, tmp_path, stage, dataset):
+    main = {1: main_stage1.main, 2: main_stage2.main}[stage]
+    (tmp_path / "run").mkdir()
+    (tmp_path / "far").mkdir()
+    kept = checkpoint.read(run_folder(digits.root, f"stage{stage}") / "last.pth")
+    start = checkpoint.read(digits.stage1)
+    classes = {"cifar100_lt": 100, "imagenet_lt": 1000}[dataset]
+    ratio = 100.0 if classes == 100 else None
+    set_ = {"dataset": dataset, "num_class": classes, "imb_ratio": ratio}
+    facts = set_ | {"class_counts": [1] * classes, "class_names": list(map(str, range(classes)))}
+    far = set_ | {"data_dir": str(tmp_path / "far")}
+    for source, path in ((start, tmp_path / "start.pth"), (kept, tmp_path / "run" / "last.pth")):
+        more = {"args": source.facts["args"] | far}
+        if "given" in source.facts:
+            more["given"] = {name: v for name, v in (source.facts["given"] | far).items() if v is not None}
+        checkpoint.save(path, source.facts | facts | more | {"model": source.state})
+    more = ("--pretrained_pth", tmp_path / "start.pth") if stage == 2 else ()
+    message = refusal(main, "--resume", tmp_path / "run", *more, *places(tmp_path))
+    assert (
+        message.startswith(f"{tmp_path / 'far'} lacks files of the data set") and "give --data_dir" in message
+    )
+    assert not list((tmp_path / "far").iterdir())

@@ -22,7 +22,7 @@ from utils.outcomes import outcome
 from utils.path import los_path_lr, path_strength
 from utils.plan import plan_heads
 from utils.representation import Representation
-from utils.retraining import HeadRun, balanced_order
+from utils.retraining import HeadRun, balanced_order, start_heads
 
 TRAINED = [name for name, method in METHODS.items() if method.trained]
 
@@ -250,6 +250,21 @@ def test_the_path_of_a_setting_does_not_depend_on_the_others_of_its_sweep(digits
         return {head.plan.options["label_smooth"]: head.failure or head.lr for head in heads}
 
     assert rates("0.9,0.5,0") == rates("0,0.5,0.9") == rates("0.5,0.9,0")
+
+
+def test_an_epoch_that_is_cut_off_counts_in_the_seconds_of_its_head(digits, frozen):
+    config = settle(digits, "--finetune_epoch", "2")
+    los = start_heads(plan_heads(config)[0], frozen, ["val"], config)[-1]
+    saved = []
+
+    def after_step() -> None:
+        saved.append(los.state()["seconds"])
+        if los.partial.step == 3:
+            raise SystemExit(143)
+
+    with pytest.raises(SystemExit):
+        los.run_epoch(0, ["val"], after_step)
+    assert len(saved) == 3 and 0 < saved[0] < saved[1] < saved[2] < los.seconds
 
 
 def test_cached_plain_and_fresh_views_train_on_what_they_say(digits):

@@ -147,7 +147,7 @@ def test_stage_2_leaves_the_backbone_as_it_was_to_the_bit(digits):
     assert set(before.state) == set(after.state)
     moved = {name for name in before.state if not torch.equal(before.state[name], after.state[name])}
     assert moved == {"fc.weight", "fc.bias"}
-    assert after.facts["stage1_digest"] == before.digest
+    assert after.facts["stage1_digest"] == before.identity
 
 
 def test_drifting_batch_norm_moves_statistics_but_no_backbone_weight_and_says_so(tmp_path, digits):

@@ -1,10 +1,13 @@
 """The stage-2 script with every method: what it publishes, what it selects, what it reports."""
 
+import pandas as pd
 import pytest
 import torch
 
+from datasets import build_data
+from models import build_model
 from tests.helpers import last_line, read_metrics, read_summary, run_evaluate, run_folder, run_stage2
-from tests.stage2 import frozen_features, read_table, result_lines, settle, trained
+from tests.stage2 import frozen_features, published, read_table, result_lines, settle, trained
 from utils import checkpoint
 from utils.methods import METHODS
 from utils.outcomes import choose, outcome
@@ -37,10 +40,37 @@ def test_evaluate_repeats_the_line_of_every_method_and_the_backbone_stays_as_it_
     after = checkpoint.read(tmp_path / digits.stage2.relative_to(digits.root))
     kind = METHODS[name].head.replace("los_step", "linear")
     assert after.facts["head"]["kind"] == kind and after.facts["method"] == name
-    assert after.facts["stage1_digest"] == before.digest and after.state.keys() == before.state.keys()
-    moved = {key for key in before.state if not torch.equal(before.state[key], after.state[key])}
-    assert moved == ({"fc.weight", "fc.bias"} if kind == "linear" and name != "stage1" else set())
+    assert after.facts["stage1_digest"] == before.identity
+    same = {key for key, value in after.state.items() if torch.equal(before.state[key], value)}
+    moved = before.state.keys() - same
+    assert moved <= {"fc.weight", "fc.bias"} and bool(moved) == (name != "stage1")
     assert ("head_state" in after.facts) == (kind != "linear")
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_loaded_as_the_tutorial_teaches_a_head_predicts_as_evaluate_says_or_a_strict_load_fails(
+    tmp_path, digits, name
+):
+    epochs = ("--finetune_epoch", "2") if METHODS[name].trained else ()
+    rate = ("--finetune_lr", "0.05") if METHODS[name].trained else ()  # far enough from stage 1
+    start = ("--pretrained_pth", digits.stage1, "--seed", "0", *epochs, *rate)
+    run_stage2(tmp_path, *start, "--method", name)
+    run_evaluate(tmp_path, "--cur_stage", "stage2", "--predictions", tmp_path / "p.csv")
+    model = build_model("resnet8", num_classes=10, in_channels=1).eval()
+    saved = torch.load(tmp_path / digits.stage2.relative_to(digits.root), weights_only=True)
+    if name in ("ncm", "ldam", "disalign", "etf"):  # logits that are not affine in the features
+        with pytest.raises(RuntimeError, match=r"Missing key.*fc\.weight.*fc\.bias"):
+            model.load_state_dict(saved["model"])
+        return
+    model.load_state_dict(saved["model"])
+    images = (build_data("digits_lt", imb_ratio=50).test.images / 255 - 0.3) / 0.37
+    with torch.no_grad():
+        found = model(images).argmax(dim=1).tolist()
+        stage1 = torch.load(digits.stage1, weights_only=True)["model"]
+        model.load_state_dict(stage1)
+        before = model(images).argmax(dim=1).tolist()
+    assert found == pd.read_csv(tmp_path / "p.csv")["predicted"].tolist()
+    assert (found == before) == (name == "stage1")
 
 
 def test_pictures_are_drawn_where_several_heads_are_named(tmp_path, digits):
@@ -121,6 +151,28 @@ def test_the_best_epoch_is_scored_and_not_the_last(digits):
     assert los.chosen_epoch == 1 + accuracies.index(max(accuracies)) < 6
     assert max(accuracies) > accuracies[-1]
     assert outcome(los).figures["overall"] == max(accuracies)
+
+
+def test_the_tables_show_the_epoch_that_was_chosen_and_best_pth_is_of_the_setting_that_was(tmp_path, digits):
+    rates = ("--finetune_lr", "0.000001,0.01,0.02", "--finetune_epoch", "6", "--views", "0")
+    argv = ("--method", "los,crt", "--seeds", "0,1", "--select", "val", *rates)
+    text = run_stage2(tmp_path, "--pretrained_pth", digits.stage1, *argv)
+    folder = run_folder(tmp_path, "stage2")
+    table = read_table(folder).set_index("method")
+    chosen = table.loc[["los", "crt"], "chosen_epoch"].tolist()
+    assert min(chosen) < 6, "an epoch that is not the last, or this shows nothing"
+    for shown in (text, (folder / "table.md").read_text()):
+        for name, epoch in zip(("los", "crt"), chosen, strict=True):
+            row = next(line for line in shown.splitlines() if line.strip("| ").split()[:1] == [name])
+            assert f" epoch={epoch}/6" in row, row
+        assert "of the first seed; search.csv has those of all seeds" in shown
+    search = read_table(folder, "search").query("chosen and method != 'stage1'")
+    firsts = search.drop_duplicates("method").set_index("method")["epoch"]
+    assert firsts.loc[["los", "crt"]].tolist() == chosen
+    best, final = checkpoint.read(folder / "best.pth"), checkpoint.read(published(tmp_path))
+    assert "finetune_lr=1e-06" not in final.facts["setting"]
+    assert (best.facts["setting"], best.facts["epoch"]) == (final.facts["setting"], chosen[0])
+    assert checkpoint.content_digest(best.state) == checkpoint.content_digest(final.state)
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """Features on disk: blocks, going on after a stop, damage, refusals."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -88,16 +89,54 @@ def test_a_file_of_another_size_is_made_anew(tmp_path):
     assert torch.equal(fill(tmp_path, again), whole()) and again.given == 6
 
 
+def test_a_note_that_was_spoilt_ends_in_one_line_and_a_marker_is_made_anew(tmp_path):
+    fill(tmp_path, Extractor())
+    marker = next((tmp_path / "train.done").iterdir())
+    marker.write_bytes(b"\xe1" + marker.read_bytes()[1:])
+    again = Extractor()
+    assert torch.equal(fill(tmp_path, again), whole()) and again.given == 1
+    marker.unlink()
+    os.mkfifo(marker)
+    with pytest.raises(UserError, match=f"{marker} cannot be written"):
+        fill(tmp_path, Extractor())
+    note = tmp_path / "identity.json"
+    note.write_bytes(b"\xfb" + note.read_bytes()[1:])
+    with pytest.raises(UserError, match="holds features of another backbone"):
+        fill(tmp_path, Extractor())
+    note.unlink()
+    os.mkfifo(note)
+    with pytest.raises(UserError, match=f"{tmp_path} cannot be written: it is a pipe"):
+        fill(tmp_path, Extractor())
+
+
 def test_features_of_something_else_are_refused(tmp_path):
     fill(tmp_path, Extractor())
     with pytest.raises(UserError, match="holds features of another backbone"):
         fill(tmp_path, Extractor(), seed=1)
 
 
-def test_features_beyond_half_precision_are_named(tmp_path):
+@pytest.mark.parametrize(
+    ("size", "reason"),
+    [
+        (1e6, "values beyond 65504: take --pack_dtype fp32"),
+        (1e-8, "features too small for float16, it would lose them: take --pack_dtype fp32"),
+        (torch.nan, "values that are not finite"),
+    ],
+)
+def test_features_that_half_precision_would_lose_are_named(tmp_path, size, reason):
     store = FeatureStore(tmp_path, ORIGIN, torch.float16, ALONE)
-    with pytest.raises(UserError, match="images 0 to 255 are not finite in float16"):
-        store.fill("test", (1, 300, 2), [(0, 1)], lambda *_: iter([torch.full((1, 256, 2), 1e6)]))
+    features = torch.ones(1, 256, 2)
+    features[0, 7] = size
+    with pytest.raises(UserError, match=f"output of images 0 to 255 holds {reason}"):
+        store.fill("test", (1, 300, 2), [(0, 1)], lambda *_: iter([features]))
+
+
+def test_features_of_which_half_precision_loses_next_to_nothing_are_kept(tmp_path):
+    """Images that a network sees nothing in, and values far below the image's largest one."""
+    features = torch.tensor([[[0.0, 0.0], [3e-8, 2.0], [1e-4, 0.0], [60_000.0, 1e-3]]])
+    store = FeatureStore(tmp_path, ORIGIN, torch.float16, ALONE)
+    found = store.fill("test", (1, 4, 2), [(0, 1)], lambda *_: iter([features]))
+    assert torch.equal(found, features.half())
 
 
 def test_a_disk_without_room_is_said_before_anything_is_extracted(tmp_path):
@@ -121,3 +160,30 @@ def test_a_block_that_cannot_be_marked_as_done_ends_in_one_line_and_is_extracted
     (tmp_path / "train.done" / "0-1_0").rmdir()
     again = Extractor()
     assert torch.equal(fill(tmp_path, again), whole()) and again.given == 6
+
+
+def test_a_folder_of_somebody_elses_is_refused_and_stays_as_it_was(tmp_path):
+    (tmp_path / "notes").write_text("mine")
+    with pytest.raises(UserError, match="is to take the features for a while, but holds something else"):
+        fill(tmp_path, Extractor())
+    assert [path.name for path in tmp_path.iterdir()] == ["notes"]
+
+
+def test_what_is_removed_at_the_end_is_the_stores_own_and_nothing_beside_it(tmp_path):
+    def made(folder: Path) -> FeatureStore:
+        store = FeatureStore(folder, ORIGIN, torch.float16, ALONE)
+        store.fill("train", (2, IMAGES, WIDTH), [(0, 1), (1, 2)], Extractor())
+        return store
+
+    made(tmp_path / "a").remove()
+    assert not (tmp_path / "a").exists()
+    store = made(tmp_path / "b")
+    (tmp_path / "b" / "notes").write_text("mine")
+    (tmp_path / "b" / "train.done" / "notes").write_text("mine")
+    store.remove()
+    left = sorted(path.name for path in (tmp_path / "b").rglob("*") if path.is_file())
+    assert left == ["notes", "notes"]
+    store = made(tmp_path / "c")
+    (tmp_path / "c" / "identity.json").write_text("{}")
+    store.remove()
+    assert (tmp_path / "c" / "train.bin").exists()

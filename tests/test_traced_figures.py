@@ -6,7 +6,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from utils.cell_runs import read_rows
+from utils.comparison import cells
 from utils.metrics import percent
+from utils.results import _NEEDED, _typed
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -46,7 +49,8 @@ def test_the_table_of_methods_is_that_of_the_csv_files():
     )
     rows = table_below("| method | overall | many / medium / few | ECE |")
     assert {row[0] for row in rows} == set(last.index) == set(val.index) and len(rows) == 19
-    for name, overall, groups, error, loma, selected, _ in rows:
+    settings = chosen_settings()
+    for name, overall, groups, error, loma, selected, chosen in rows:
         row = last.loc[name]
         assert overall == spread(row), name
         wanted = [100 * row[group] for group in ("many", "medium", "few")]
@@ -54,6 +58,25 @@ def test_the_table_of_methods_is_that_of_the_csv_files():
         assert float(error) == pytest.approx(100 * row["calibration_error"], abs=0.05001), name
         assert loma == f"{row['loma']:.2f} ({row['loma_spread']:.2f})", name
         assert selected == spread(val.loc[name]), name
+        assert chosen.replace("–", "-") == settings[name], name
+
+
+def chosen_settings() -> dict[str, str]:
+    """What stands in the last column of a table, by method, of the heads that validation chose."""
+    path = ROOT / "results" / f"{THIN}_fresh_val.csv"
+    rows = [_typed(row, path) for row in read_rows(path, _NEEDED) if row["stage1_seed"] == "0"]
+    return {row["method"]: line[-1] for row, line in zip(rows, cells(rows)[1:], strict=True)}
+
+
+def test_epochs_chosen_on_validation_are_printed_as_the_csv_file_has_them():
+    settings = chosen_settings()
+    assert [settings[name].split()[1] for name in ("crt", "lws", "disalign", "los")] == [
+        *("epoch=7/10", "epoch=1/5", "epoch=3/10", "epoch=18/20")
+    ]
+    page = (
+        (ROOT / "docs" / "methods.md").read_text(encoding="utf-8").partition("## Selected on validation")[2]
+    )
+    assert {row[0]: row[-1] for row in table_below("| method | n |", page)} == settings
 
 
 @pytest.mark.parametrize("line", REPRESENTATIONS)

@@ -1,19 +1,30 @@
 """Files from elsewhere: flipped bits, cuts, hostile pickles, sizes, wrong facts; old files for ever."""
 
+import ast
+import io
 import os
 import pickle
 import subprocess
 import sys
+import threading
 import zipfile
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 
+from tests import attacks
 from tests.helpers import last_line, run_evaluate
 from tests.spoil import KINDS, cuts, flips, lost_blocks, unnoticed_flips
 from utils import checkpoint
-from utils.errors import UserError
+from utils.arguments import EVALUATE
+from utils.config import resolve
+from utils.digest import same_bits
+from utils.errors import UserError, complain, printable
+from utils.logger import Run, csv_text
+from utils.safe_load import load_plain
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "tests" / "data"
@@ -145,3 +156,127 @@ def test_a_hostile_pickle_does_not_run_in_either_format(tmp_path, old):
         assert not marker.exists()
     torch.load(tmp_path / "x.pth", weights_only=False)
     assert marker.exists()  # the payload does work
+
+
+@pytest.mark.parametrize("kind", attacks.KINDS)
+def test_attack_files_are_refused_whatever_they_do_and_take_neither_memory_nor_time(tmp_path, kind):
+    tried, refused, mutations, spoilt, _ = attacks.limited_attack(kind, tmp_path, 300)
+    assert tried == refused > 70 and mutations == 300 and spoilt > 150
+
+
+SHARED = torch.arange(12.0)
+SOUND = {
+    "tied weights": {"a": SHARED, "b": SHARED, "part": SHARED.view(3, 4)[1:, ::2]},
+    "every kind": {
+        str(kind): torch.ones(3).to(kind)
+        for kind in (torch.float64, torch.float16, torch.bfloat16, torch.bool, torch.uint8, torch.int16)
+    },
+    "odd shapes": {"none": torch.zeros(0, 3), "one": torch.tensor(3), "order": torch.ones(2, 3, 4, 5).mT},
+    "a module's": torch.nn.BatchNorm2d(3).state_dict() | {"p": torch.nn.Parameter(torch.ones(2))},
+    "plain data": {
+        "deep": [{"a": (1, -(2**70), None, True, float("inf"))}],
+        3: "\xe9\u20ac",
+        "n": {"x", "y"},
+    },
+    "an optimiser's": torch.optim.SGD([torch.nn.Parameter(torch.ones(2))], 0.1, momentum=0.9).state_dict(),
+    "no dictionary": [torch.ones(2), [torch.zeros(1)]],
+}
+
+
+@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize("name", SOUND)
+def test_what_torch_saves_is_read_as_torch_reads_it(tmp_path, name, old):
+    path = tmp_path / "x.pth"
+    torch.save(SOUND[name], path, _use_new_zipfile_serialization=not old)
+    wanted = torch.load(path, weights_only=True)
+    for mapped in (False, True):
+        found = load_plain(path, mapped)
+        if name == "plain data":
+            assert found == wanted
+        else:
+            assert same_bits(wanted, found)
+    if name == "tied weights":
+        found["a"].fill_(7)
+        assert found["b"].eq(7).all() and found["part"].eq(7).all()
+
+
+def test_numbers_of_numpy_beside_weights_are_read_as_numbers(tmp_path):
+    torch.save({"w": torch.ones(2), "best": np.float64(0.5), "epoch": np.int32(-7)}, tmp_path / "x.pth")
+    found = load_plain(tmp_path / "x.pth")
+    assert (found["best"], found["epoch"]) == (0.5, -7) and type(found["epoch"]) is int
+
+
+def test_a_file_that_is_replaced_while_it_is_read_is_the_old_one_or_the_new_one(tmp_path):
+    path, done = tmp_path / "x.pth", threading.Event()
+    states = [{"w": torch.full((length,), float(length))} for length in (10, 5000)]
+    for state in states:
+        torch.save(state, tmp_path / f"{len(state['w'])}.pth")
+    os.link(tmp_path / "10.pth", path)
+
+    def replace():
+        while not done.is_set():
+            for length in (5000, 10):
+                os.link(tmp_path / f"{length}.pth", tmp_path / "next")
+                os.replace(tmp_path / "next", path)
+
+    thread = threading.Thread(target=replace)
+    thread.start()
+    try:
+        found = [len(load_plain(path)["w"]) for _ in range(500)]
+    finally:
+        done.set()
+        thread.join()
+    assert set(found) == {10, 5000}
+
+
+# ---- text from elsewhere
+
+FORGED = "x\ntest overall=99.99 many=- medium=- few=- selected_on=last"
+OBEYED = ["\x1b[2J", "\r", "\t", "\b", "\x7f", "\x9b1m", "\u2028", "\u202e", "\u2066", "\u200f", "\udce9"]
+NAMES = ["Übergröße", "日本語\u3000の名", "نامه\u200cها", "👩\u200d🔬", "e\u0301", "50\u00a0€", "ไทย"]
+
+
+@pytest.mark.parametrize("text", [FORGED, *(f"a{sign}b" for sign in OBEYED)])
+def test_text_that_a_terminal_obeys_or_that_forges_a_line_is_escaped_wherever_it_is_said(
+    tmp_path, capsys, text
+):
+    given = {"dataset": "digits_lt", "out": tmp_path, "cur_stage": "stage1"}
+    run = Run(resolve(EVALUATE, given), "evaluate_stage1")
+    run.log("one", text)
+    run.result(text)
+    complain(text)
+    shown = ascii(text)[1:-1]
+    assert printable(text) == shown and printable(shown) == shown
+    out, err = capsys.readouterr()
+    assert out == f"one\n{shown}\n{shown}\n" and err == f"{shown}\n"
+    assert (run.folder / "log.txt").read_text() == out
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_in_any_script_are_printed_as_they_are(name):
+    assert printable(name) == name
+
+
+def test_nothing_prints_what_a_file_says_but_the_functions_that_clean_it():
+    """A literal, as for a bar, is not from a file."""
+    rooms = [ROOT / room for room in ("utils", "datasets", "models", "losses")]
+    sources = [*ROOT.glob("*.py"), *(path for room in rooms for path in room.rglob("*.py"))]
+    printing = {
+        path.relative_to(ROOT).as_posix()
+        for path in sources
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call)
+        and ast.unparse(node.func) in ("print", "sys.stdout.write", "sys.stderr.write")
+        and not all(isinstance(word, ast.Constant) for word in node.args)
+    }
+    assert len(sources) > 50 and printing == {"utils/errors.py"}
+
+
+def test_a_cell_that_a_spreadsheet_would_run_is_text_and_every_other_cell_is_as_it_was():
+    cells = ["=1+1", "+a", "-b.png", "@c", "\td", "a=1", "", "ä,b", None]
+    figures = [-1.5, 2.0, None, 1e-9, 0.1, 3.0, 4.0, 5.0, 6.0]
+    text = csv_text({"name": cells, "figure": figures})
+    found = pd.read_csv(io.StringIO(text), keep_default_na=False, dtype={"name": str})
+    assert found["name"].tolist() == ["'=1+1", "'+a", "'-b.png", "'@c", "'\td", "a=1", "", "ä,b", ""]
+    plain = pd.DataFrame({"figure": figures}).to_csv(index=False)
+    assert pd.read_csv(io.StringIO(text))[["figure"]].to_csv(index=False) == plain

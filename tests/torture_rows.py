@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests import fuzz, golden
+from tests.attacks import limited_attack
 from tests.full_disk import full_disks, mounted, save_under_limits, spoilt_in_place
 from tests.helpers import places
 from tests.kills import TORCHRUN, differences, finished, killed_runs, killed_under_torchrun, stopped_runs
@@ -183,6 +184,18 @@ def _fuzzed(target: str) -> Callable[[Path, int], str]:
     return work
 
 
+def _attacked(kind: str) -> Callable[[Path, int], str]:
+    def work(folder: Path, count: int) -> str:
+        tried, refused, mutations, spoilt, grown = limited_attack(kind, folder, count)
+        assert tried == refused
+        return (
+            f"{refused} of {tried} refused; of {mutations} mutations {spoilt} refused in one line, "
+            f"{mutations - spoilt} read; {grown} MB of memory at most"
+        )
+
+    return work
+
+
 def fuzzed_without_reader(folder: Path, count: int) -> str:
     assert fuzz.torch_alone_fails(folder, count)
     return "errors that are not ours"
@@ -268,6 +281,10 @@ ROWS = [
     Row("a full disk (tmpfs)", "{} random sizes", 20, 100, full_disk, 10),
     Row("control: the same, written in place", "up to {} sizes", 20, 100, written_in_place, 10),
     *(Row(f"random input: {target}", "{} inputs", 200, 2500, _fuzzed(target), 20) for target in fuzz.TARGETS),
+    *(
+        Row(f"{what} built to harm, and mutations of it", "all, {} mutations", 300, 5000, _attacked(kind), 60)
+        for what, kind in (("a CIFAR pickle", "cifar"), ("a checkpoint", "checkpoint"))
+    ),
     Row("control: torch without our reader", "up to {} inputs", 200, 2500, fuzzed_without_reader, 5),
     Row("a seed in two processes", "{} seeds, both stages", 2, 5, seeds, 70),
     Row("golden losses", "20 of each stage", 1, 1, golden_losses, 5),

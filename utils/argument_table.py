@@ -101,6 +101,15 @@ ARGUMENTS = [
         "data",
         DATA,
     ),
+    Argument(
+        "data_digest",
+        str,
+        "what is compared where a run goes on or starts from a model of the same images: sample (names, "
+        "sizes, times, bytes of 1,024 files), or full (all bytes)",
+        "images on disk",
+        TRAIN,
+        choices=("sample", "full"),
+    ),
     Argument("image_size", int, "pixels of a side that the network sees", "images on disk"),
     Argument(
         "augment",
@@ -115,7 +124,7 @@ ARGUMENTS = [
     Argument(
         "normalise",
         str,
-        "channel mean and deviation of which set",
+        "channel mean and deviation of which set; for CIFAR too, whose own is the default there",
         "images on disk",
         choices=tuple(CHANNELS),
     ),
@@ -273,7 +282,7 @@ ARGUMENTS = [
     Argument(
         "pack_dtype",
         str,
-        "number type of --save_features",
+        "number type of --save_features, and of features that a run keeps on disk",
         "frozen features",
         (STAGE2,),
         choices=("fp16", "fp32"),
@@ -351,6 +360,13 @@ ARGUMENTS = [
         Path,
         "last.pth or run folder of a run that was cut off: go on in its folder; auto: the newest unfinished "
         "run of this very configuration, else a fresh one",
+        "run",
+        TRAIN,
+    ),
+    Argument(
+        "overwrite",
+        bool,
+        "leave the model in the place of one of other data or of more epochs, which is kept under a number",
         "run",
         TRAIN,
     ),

@@ -2,20 +2,50 @@
 
 import argparse
 import difflib
+import os
+import re
+import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from utils.argument_table import ALL, ARGUMENTS, CHECK, EVALUATE, STAGE1, STAGE2
-from utils.errors import UserError
+from utils.commands import command
+from utils.errors import UserError, say
+from utils.methods import METHODS
 
 __all__ = ["ALL", "ARGUMENTS", "CHECK", "EVALUATE", "STAGE1", "STAGE2", "Parser", "parse"]
 
 
+_OF_STAGE_2 = {"epochs": "finetune_epoch", "lr": "finetune_lr", "wd": "finetune_wd"}
+
+
 class Parser(argparse.ArgumentParser):
-    """A parser whose complaint is a UserError."""
+    """A parser whose complaint is a UserError, whose help nobody need read to its end, and ~ the user's home.
+
+    A shell expands the home itself in `--out ~/x`, but not in `--out=~/x`.
+    """
+
+    def __init__(self, *args: object, **options: object) -> None:
+        super().__init__(*args, **options)
+        self.register("type", Path, _expanded)
+
+    def _print_message(self, message: str, file: object = None) -> None:
+        say(*message.splitlines())
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} (see {self.prog} --help)")
+        raise UserError(f"{message} (see `{_help(self.prog)}`)")
+
+
+def _help(program: str) -> str:
+    return command(*program.removeprefix("python -m ").split(), "--help")
+
+
+def _expanded(text: str) -> Path:
+    path = os.path.expanduser(text)
+    if path == text and text.startswith("~"):
+        raise ValueError(f"there is no user of {text}")
+    return Path(path)
 
 
 def _several(kind: type) -> Callable[[str], object]:
@@ -59,18 +89,33 @@ def parse(script: str, description: str, argv: Sequence[str] | None = None) -> d
         if argument.choices:
             del options["metavar"]
         group.add_argument(f"--{argument.name}", **options)
-    given, unknown = parser.parse_known_args(argv)
+    given, unknown = parser.parse_known_args(_joined(sys.argv[1:] if argv is None else argv))
     if unknown:
         raise UserError(_explain_unknown(script, unknown[0]))
     return vars(given)
+
+
+def _joined(argv: Sequence[str]) -> list[str]:
+    """An option and the negative number behind it as one word: argparse takes -1e-4 for an option."""
+    words: list[str] = []
+    for word in argv:
+        if re.match(r"-(\d|\.\d|inf|nan)", word) and words and re.fullmatch(r"--\w+", words[-1]):
+            words[-1] += f"={word}"
+        else:
+            words.append(word)
+    return words
 
 
 def _explain_unknown(script: str, word: str) -> str:
     name = word.removeprefix("--").partition("=")[0]
     elsewhere = [argument for argument in ARGUMENTS if argument.name == name]
     if word.startswith("--") and elsewhere:
-        return f"--{name} is an argument of {' and '.join(elsewhere[0].scripts)}, {script} has no use for it"
+        there, own = " and ".join(elsewhere[0].scripts), _OF_STAGE_2.get(name)
+        hint = f": its own is --{own}" if own and script == STAGE2 else ""
+        return f"--{name} is an argument of {there}, {script} has no use for it{hint}"
     here = [argument.name for argument in ARGUMENTS if script in argument.scripts]
-    close = difflib.get_close_matches(name, here, n=1)
-    hint = f", did you mean --{close[0]}?" if close else f" (see {script} --help)"
+    close = difflib.get_close_matches(name.lower(), here, n=1)
+    if not close and script == STAGE2:  # --losss: the loss is a method's
+        close = [f"method {method}" for method in difflib.get_close_matches(name.lower(), METHODS, n=1)]
+    hint = f", did you mean --{close[0]}?" if close else f" (see `{_help(script)}`)"
     return f"unknown argument {word}{hint}"

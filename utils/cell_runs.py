@@ -9,24 +9,27 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from datasets.fetch import scratch_folder
 from utils.arguments import STAGE1, STAGE2, parse
 from utils.checkpoint import RELEASED, Checkpoint, published_path, read
 from utils.config import Config, resolve
+from utils.config_checks import check_against
 from utils.data_setup import load_data
-from utils.digest import file_digest
+from utils.digest import compared, file_digest
 from utils.errors import UserError
-from utils.files import open_regular
+from utils.files import open_regular, read_json, read_text
 from utils.grid import Cell
 from utils.logger import stage_folder
 from utils.packs import Pack, read_pack
 from utils.presets import made_alike
 from utils.resume import FREE
-from utils.run_tables import SCORES
+from utils.run_tables import SCORES, STDS
 
 RUNNING = RELEASED.parent / "running"
 # what may differ between a run and the grid that asks for it: how it runs; weights to start from may not
 _FREE = {*FREE, "cur_stage", "cuda_graphs", "eval_every"} - {"pretrained"}
-_DIGESTS = ("digest", "stage1_digest", "train_digest", "table_digest")
+_DIGESTS = ("digest", "train_digest", "table_digest")
+_COLUMNS = ("method", "setting", "n", "failed", *SCORES, *STDS)
 _ROUNDING = 1e-9
 _AGAIN = "move it away, and the next run of the grid makes it again"
 _STAMP = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d(_\d+)?")
@@ -42,8 +45,10 @@ class Stage1:
 
     @property
     def digest(self) -> str:
-        """Of the checkpoint, or of that which the pack was made with."""
-        return self.model.facts["stage1_digest"] if isinstance(self.model, Pack) else self.model.digest
+        """Of the checkpoint, or of that which the pack was made with; where it knows none, its own."""
+        if isinstance(self.model, Pack):
+            return self.model.facts["stage1_digest"] or self.model.digest
+        return self.model.identity
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,7 @@ class CellRuns:
     def hours(self, label: str) -> str:
         """How long the commands of a stage took, all together, where the runner has seen them; in hours."""
         try:
-            seconds = [float(word) for word in (self.place / f"{label}.seconds").read_text().split()]
+            seconds = [float(word) for word in read_text(self.place / f"{label}.seconds").split()]
         except (OSError, ValueError):
             return ""
         return f"{sum(seconds) / 3600:.4f}"
@@ -82,8 +87,8 @@ class CellRuns:
         """The whole command line of main_stage2.py but for `--resume`."""
         place = self.place / self.cell.label(select)
         places = ["--out", str(place), "--ckpt_dir", str(place / "checkpoints")]
-        source = "--features" if self.cell.features else "--pretrained_pth"
-        return [*self.cell.stage2_words(select), source, str(stage1.model.path), *places]
+        source = [] if self.cell.features else ["--pretrained_pth", str(stage1.model.path)]
+        return [*self.cell.stage2_words(select), *source, *places]
 
     def stage1(self, same_data: Callable[[Checkpoint, Config], bool]) -> Stage1 | None:
         """The finished stage 1: the cell's pack, its own, else a released one like it; None: there is none.
@@ -91,10 +96,16 @@ class CellRuns:
         `same_data` says whether a released model was trained on the images of the configuration.
 
         Raises:
-            UserError: the folder is not what a run leaves, or the pack cannot be read; names the file.
+            UserError: the folder is not what a run leaves, or the pack cannot be read, or is not of the
+                cell's data set, network and ratio; names the file.
         """
         if self.cell.features:
-            return Stage1(read_pack(Path(self.cell.features)), None, self.cell.features)
+            pack = read_pack(Path(self.cell.features))
+            if self.cell.known is None:
+                config = self.cell.config()
+                said = {name: getattr(config, name) for name in ("dataset", "network", "imb_ratio")}
+                check_against(pack.known, said)
+            return Stage1(pack, None, self.cell.features)
         config = self.stage1_config()
         folder = _finished(config)
         if folder is not None:
@@ -102,7 +113,7 @@ class CellRuns:
             if not path.is_file():
                 return None
             summary, model = _read_json(folder / "summary.json", ("digest",)), read(path)
-            if model.digest != summary["digest"]:
+            if model.digest != summary["digest"] or not _of_configuration(model, config):
                 raise UserError(f"{path} is not the model that {folder}/summary.json tells of: {_AGAIN}")
             return Stage1(
                 model, folder, f"checkpoints/running/{folder.name}" if _adopted(folder) else "trained"
@@ -128,11 +139,10 @@ class CellRuns:
         for path in sorted(path for root in roots for path in root.glob("*/last.pth")):
             model = read(path)
             if _of_configuration(model, config) and same_training_images(model, config):
-                copied = self.place / "copying"  # one that is cut off must not be taken for a run
-                shutil.rmtree(copied, ignore_errors=True)
-                shutil.copytree(path.parent, copied)
                 parent.mkdir(parents=True, exist_ok=True)
-                return copied.rename(parent / path.parent.name)
+                with scratch_folder(self.place) as scratch:  # what is cut off must not be taken for a run
+                    copied = shutil.copytree(path.parent, scratch / "run")
+                    return copied.rename(parent / path.parent.name)
         return None
 
     def stage2(self, select: str, stage1: Stage1) -> Stage2 | None:
@@ -146,9 +156,11 @@ class CellRuns:
         if folder is None:
             return None
         summary = _read_json(folder / "summary.json", ("test", "selected_on", "method", "setting", *_DIGESTS))
-        if summary["stage1_digest"] != stage1.digest:
+        # features that a user brought know of no stage 1, the run names their pack in its place
+        origin = summary.get("stage1_digest") or summary["train_digest"].removeprefix("pack ")
+        if origin != stage1.digest:
             raise UserError(
-                f"{folder} is a stage 2 of another stage 1 ({summary['stage1_digest']!s:.12}) than that of "
+                f"{folder} is a stage 2 of another stage 1 ({origin!s:.12}) than that of "
                 f"its cell ({stage1.digest:.12}, {stage1.model.path}): {_AGAIN}"
             )
         try:
@@ -157,20 +169,29 @@ class CellRuns:
             raise UserError(f"{folder}/table.csv cannot be read: {error.strerror}") from error
         if changed:
             raise UserError(f"{folder}/table.csv was changed after the run: {_AGAIN}")
-        rows = read_rows(folder / "table.csv")
-        _check_summary(folder, summary, rows)
+        rows = read_rows(folder / "table.csv", _COLUMNS)
+        try:
+            _check_summary(folder, summary, rows)
+        except (ValueError, ArithmeticError) as error:
+            raise UserError(f"{folder}/table.csv has a figure that is none: {error}: {_AGAIN}") from error
         return Stage2(folder, _read_json(folder / "config.json", ("config", "environment")), summary, rows)
 
 
 def same_training_images(model: Checkpoint, config: Config) -> bool:
     """Was the model trained on the very images of the configuration? Reads the data."""
-    return model.facts["train_digest"] == load_data(config).train.digest()
+    return compared(model.facts, load_data(config).train)[0] is None
 
 
 def epochs_done(parent: Path) -> int:
     """How many epochs the newest run below `parent` has behind it, by its metrics.csv."""
-    found = sorted(parent.glob("*/metrics.csv"), key=lambda path: path.stat().st_mtime_ns)
-    return max(0, len(found[-1].read_text(encoding="utf-8").splitlines()) - 1) if found else 0
+    found = _newest_first(parent.glob("*/metrics.csv"))
+    return max(0, len(read_text(found[0]).splitlines()) - 1) if found else 0
+
+
+def _newest_first(paths: Iterable[Path]) -> list[Path]:
+    """The regular files among them: a link to nothing has no time, and a pipe nothing to say."""
+    files = [path for path in paths if path.is_file()]
+    return sorted(files, key=lambda path: path.stat().st_mtime_ns, reverse=True)
 
 
 def read_rows(path: Path, needed: Sequence[str] = ()) -> list[dict[str, str]]:
@@ -181,7 +202,7 @@ def read_rows(path: Path, needed: Sequence[str] = ()) -> list[dict[str, str]]:
     """
     try:
         with open_regular(path) as handle:
-            table = csv.DictReader(io.StringIO(handle.read().decode("utf-8")), strict=True)
+            table = csv.DictReader(io.StringIO(handle.read().decode("utf-8-sig")), strict=True)
             rows = list(table)
     except (OSError, ValueError, csv.Error) as error:
         reason = getattr(error, "strerror", None) or error
@@ -197,7 +218,7 @@ def _finished(config: Config) -> Path | None:
     """The newest run folder of a configuration that has its summary.json; None: there is none."""
     wanted = _computed(config)
     found = stage_folder(config, config.cur_stage).glob("*/summary.json")
-    for summary in sorted(found, key=lambda path: path.stat().st_mtime_ns, reverse=True):
+    for summary in _newest_first(found):
         made = _read_json(summary.parent / "config.json", ("config",))["config"]
         if made_alike(made, wanted):
             return summary.parent
@@ -215,11 +236,11 @@ def _of_configuration(model: Checkpoint, config: Config) -> bool:
     """Is it a stage 1 of this configuration?"""
     facts = model.facts
     same = made_alike(facts.get("args", {}), _computed(config))
-    return same and facts.get("stage") == "stage1" and "train_digest" in facts
+    return same and facts.get("stage") == "stage1" and {"train_digest", "environment"} <= facts.keys()
 
 
 def _published(config: Config) -> Path:
-    return published_path(config.ckpt_dir, config.data_name, config.imb_ratio, config.network, "stage1")
+    return published_path(config.ckpt_dir, config.place_name, config.imb_ratio, config.network, "stage1")
 
 
 def _adopted(folder: Path) -> bool:
@@ -229,8 +250,7 @@ def _adopted(folder: Path) -> bool:
 
 def _read_json(path: Path, needed: Sequence[str]) -> dict:
     try:
-        with open_regular(path) as handle:
-            content = json.load(handle)
+        content = read_json(path)
     except (OSError, ValueError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{path} cannot be read: {reason}; {_AGAIN}") from error

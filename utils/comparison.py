@@ -3,6 +3,7 @@
 Accuracies are fractions in the csv files and percent in what people read.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from statistics import fmean, stdev
 
@@ -10,6 +11,7 @@ from scipy.stats import binomtest
 from torch import Tensor
 
 from datasets import LongTailedData
+from utils.errors import printable
 from utils.metrics import GROUPS, percent
 from utils.outcomes import Outcome
 from utils.plan import HeadPlan
@@ -25,6 +27,7 @@ SELECTIONS = {
     "val": "epoch and setting of each method chosen on validation images that the backbone never saw",
     "test": "epoch and setting chosen on the test images themselves (published protocol): optimistic",
 }
+CHOSEN_EPOCH = "epoch=7/20: the seventh of 20 epochs was chosen, of the first seed"
 
 
 def mcnemar(predicted: Tensor, other: Tensor, targets: Tensor) -> float:
@@ -157,6 +160,9 @@ def _difference(name: str) -> Callable[[dict], str]:
 
 def _setting(row: dict) -> str:
     short = row["setting"].replace("finetune_", "") or "-"
+    if row["selected_on"] != "last" and row.get("chosen_epoch"):
+        # a setting tells for how long a head was trained, not after which epoch it was taken
+        short = re.sub(r"\bepoch=(\d+)", rf"epoch={row['chosen_epoch']:.0f}/\1", short)
     return f"{short} failed: {row['failed']}" if row.get("failed") else short
 
 
@@ -196,21 +202,22 @@ def markdown(rows: Sequence[dict]) -> str:
 def markdown_lines(lines: Sequence[Sequence[str]]) -> str:
     """Cells as a Markdown table, the first line its header."""
     header, *lines = lines
-    return "\n".join(f"| {' | '.join(line)} |" for line in [header, ["---"] * len(header), *lines])
+    lines = [header, ["---"] * len(header), *lines]
+    return "\n".join(f"| {' | '.join(map(printable, line))} |" for line in lines)
 
 
-def aligned(rows: Sequence[dict]) -> str:
-    """The table for the terminal: words to the left, figures to the right."""
+def aligned(rows: Sequence[dict]) -> list[str]:
+    """The lines of the table for the terminal: words to the left, figures to the right."""
     lines = cells(rows)
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     left = {0, len(widths) - 1}
-    return "\n".join(
+    return [
         "  ".join(
             cell.ljust(width) if place in left else cell.rjust(width)
             for place, (cell, width) in enumerate(zip(line, widths, strict=True))
         ).rstrip()
         for line in lines
-    )
+    ]
 
 
 def caption(facts: dict, outcomes: Sequence[Outcome], num_test: int) -> str:
@@ -223,6 +230,8 @@ def caption(facts: dict, outcomes: Sequence[Outcome], num_test: int) -> str:
         f"Accuracy and calibration error in percent of {num_test:,} test images; LoMa and RSD per_sample, "
         "mean over classes (spread: their deviation); p: exact McNemar test of the first seeds, same images.",
     ]
+    if facts["selected_on"] != "last":
+        lines.append(f"{CHOSEN_EPOCH}; search.csv has those of all seeds.")
     if seeds > 1:
         lines.append(f"± over {seeds} seeds of stage 2 on one representation: its own spread is left out.")
     return "\n".join(lines)

@@ -5,10 +5,11 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from datasets import data_name
+from datasets import OWN_DATASETS, data_name, place_name
 from losses.label_over_smooth import check_label_smooth, label_smooth_for_gap
 from utils.arguments import ARGUMENTS, EVALUATE, STAGE1
 from utils.config_checks import check_against, check_network, check_pairs, check_ranges
+from utils.distributed import number_of
 from utils.errors import UserError
 from utils.presets import preset_for
 from utils.seeding import draw_seed
@@ -41,7 +42,14 @@ class Config:
     @property
     def data_name(self) -> str:
         """The data set's name in paths: of a user's own images with their folder's."""
-        return data_name(self.dataset, self.data_dir) if "data_dir" in self else self.dataset
+        images = "data_dir" in self and not self._values.get("features")
+        return data_name(self.dataset, self.data_dir) if images else self.dataset
+
+    @property
+    def place_name(self) -> str:
+        """The name of the folder in which its models are left and looked for."""
+        own = "data_dir" in self and self.dataset in OWN_DATASETS
+        return place_name(self.dataset, self.data_dir, self.train_list) if own else self.data_name
 
     def as_dict(self) -> dict:
         """Plain data, ready for JSON and for a checkpoint."""
@@ -62,7 +70,7 @@ def resolve(script: str, given: dict, known: dict | None = None) -> Config:
     known = {name: value for name, value in (known or {}).items() if value is not None}
     check_against(known, given)
     dataset = given.get("dataset", known.get("dataset", DEFAULT_DATASET))
-    preset = preset_for(dataset, given.get("network", known.get("network")))
+    preset = preset_for(dataset, given.get("network", known.get("network")), known.get("preset"))
     values, sources = {}, {}
     for name in (argument.name for argument in ARGUMENTS if script in argument.scripts):
         origin, label = next(
@@ -111,7 +119,7 @@ def _scale_rates(values: dict, sources: dict, preset: dict) -> None:
 
 def default_workers() -> int:
     """Loader processes of this process: a core each, one left for itself, at most 16."""
-    sharing = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    sharing = number_of("LOCAL_WORLD_SIZE")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(16, cores // sharing - 1))
 
@@ -144,6 +152,12 @@ def _settle_label_smooth(given: dict, values: dict, sources: dict, settled: bool
             values["label_smooth"] = _each(
                 values["logit_gap"], lambda gap: label_smooth_for_gap(gap, values["num_class"])
             )
+            deltas = values["label_smooth"]
+            if 0.0 in (deltas if isinstance(deltas, list) else [deltas]):
+                raise UserError(
+                    f"--logit_gap {values['logit_gap']} is beyond all numbers, δ would be 0: that is "
+                    "cross-entropy, --label_smooth 0"
+                )
             sources["label_smooth"] = "from --logit_gap" if "logit_gap" in given else "preset"
         _each(values["label_smooth"], check_label_smooth)
         several = values["label_smooth"] if isinstance(values["label_smooth"], list) else []
@@ -157,7 +171,7 @@ def _each(value: float | list[float], change: Callable[[float], float]) -> float
     return [change(one) for one in value] if isinstance(value, list) else change(value)
 
 
-def describe(config: Config) -> str:
+def describe(config: Config) -> list[str]:
     """The resolved configuration, a line a value, with where it came from; without what nobody set."""
     rows = [
         (name, json.dumps(value, ensure_ascii=False), config.source(name))
@@ -165,4 +179,4 @@ def describe(config: Config) -> str:
         if value is not None
     ]
     width = max(len(name) for name, _, _ in rows)
-    return "\n".join(f"  {name:<{width}}  {value:<24} {source}" for name, value, source in rows)
+    return [f"  {name:<{width}}  {value:<24} {source}" for name, value, source in rows]

@@ -4,6 +4,7 @@ Every check raises a UserError at the first thing that is wrong.
 """
 
 import math
+import os
 import re
 from pathlib import Path
 
@@ -11,13 +12,14 @@ from datasets import FILE_DATASETS
 from models import check_network as network_exists
 from utils.argument_table import ARGUMENTS, STAGE1, STAGE2
 from utils.errors import UserError
+from utils.files import check_output
 
 # what a checkpoint was made with: a later step must not contradict the first, and takes over the second
 FIXED_BY_CHECKPOINT = ("dataset", "imb_ratio", "network", "num_class", "subset_seed", "stem")
 ON_DISK = ("image_size", "augment", "jitter", "no_flip", "normalise", "tta")
 INHERITED = ("val_source", "val_fraction", "shots", *ON_DISK)
 LISTS = ("train_list", "val_list", "test_list")
-_FILES = ("split_dir", *LISTS, "allow_partial", *ON_DISK)
+_FILES = ("split_dir", *LISTS, "allow_partial", "data_digest", *ON_DISK)
 NOT_WITH_PACK = (
     *("data_dir", "workers", "views", "bn_mode", "val_source", "val_fraction", "save_features"),
     *("subset_seed", "no_tta", "amp", "compile", "predict", *_FILES),
@@ -26,6 +28,8 @@ NOT_WITH_PACK = (
 MOST_WORKERS, LARGEST_SIDE = 1024, 4096
 LARGEST_NUMBER, LARGEST_SEED = 2**31 - 1, 2**63 - 1
 PACK_NAME = r"\w[\w.-]*"
+# output -> what an earlier one holds, and within how many bytes from its beginning
+OUTPUTS = {"save_features": (b"label-over-smoothing feature pack", 1 << 22), "predictions": (b"image,", 6)}
 _KINDS = {int: (int,), float: (int, float), str: (str,), bool: (bool,), Path: (str,)}
 _SEEDS = ("seed", "seeds", "subset_seed")
 # name -> (test, what it must be)
@@ -156,7 +160,7 @@ def check_pairs(script: str, given: dict, known: dict, values: dict, preset: dic
     if "path" in given and "finetune_lr" in given:
         raise UserError("--path and --finetune_lr both set the learning rate: give one of them")
     _check_resuming(given, values)
-    _check_targets(given)
+    _check_targets(given, values)
     _check_shots(values)
     _check_pack(given, values)
     _check_files(given, values)
@@ -165,11 +169,18 @@ def check_pairs(script: str, given: dict, known: dict, values: dict, preset: dic
         raise UserError(f"--select val needs validation images: {ways}")
 
 
-def _check_targets(given: dict) -> None:
-    """A file that is to be written at the end must not turn out to be a folder then."""
+def _check_targets(given: dict, values: dict) -> None:
+    """What is to be written at the end must not turn out to be a folder then, or to take an input's place."""
     for name in ("save_features", "predictions"):
-        if name in given and given[name].exists() and not given[name].is_file():
-            raise UserError(f"--{name} {given[name]} is a folder or a device: name a file")
+        if name in given:
+            check_output(name, given[name], *OUTPUTS[name])
+    if values["dataset"] != "folder":
+        return
+    images = {os.path.realpath(Path(values["data_dir"]) / part) for part in ("train", "val", "test")}
+    for name in ("out", "ckpt_dir", "save_features", "predictions"):
+        place = Path(os.path.realpath(given.get(name, "")))
+        if name in given and images & {str(place), *map(str, place.parents)}:
+            raise UserError(f"--{name} {given[name]} lies among the images of --data_dir: name another place")
 
 
 def _check_resuming(given: dict, values: dict) -> None:
@@ -191,13 +202,15 @@ def _check_files(given: dict, values: dict) -> None:
     """What speaks of images on disk has no meaning for a set in memory, and lists are for one of them."""
     dataset = values["dataset"]
     if dataset not in FILE_DATASETS and "predict" not in given:
-        idle = [name for name in _FILES if name in given]
+        takes = ("normalise",) if dataset.startswith("cifar") else ()
+        idle = [name for name in _FILES if name in given and name not in takes]
         if idle:
             raise UserError(f"--{idle[0]} is for images on disk, {dataset} has no use for it")
     lists = [name for name in LISTS if name in given]
     if lists and dataset != "list":
         raise UserError(f"--{lists[0]} goes with --dataset list, not with {dataset}")
-    if dataset == "list" and {"train_list", "test_list"} - set(lists) and "predict" not in given:
+    images = not {"predict", "features"} & given.keys()
+    if dataset == "list" and images and {"train_list", "test_list"} - set(lists):
         raise UserError("--dataset list needs --train_list FILE and --test_list FILE (lines `path label`)")
     for one, other in (("tta", "no_tta"), ("tta", "no_flip")):
         if one in given and other in given:
@@ -210,7 +223,8 @@ def _check_pack(given: dict, values: dict) -> None:
         idle = [name for name in NOT_WITH_PACK if name in given]
         if idle:
             raise UserError(f"--features holds the features already: --{idle[0]} has no use beside it")
-    if "pack_dtype" in given and "save_features" not in given:
+    on_disk = values["dataset"] in FILE_DATASETS or os.environ.get("WORLD_SIZE", "1") != "1"
+    if "pack_dtype" in given and "save_features" not in given and not on_disk:
         raise UserError("--pack_dtype is for --save_features: name a file, or leave it out")
     if "save_features" in given and values["bn_mode"] == "train":
         raise UserError("--save_features needs frozen features, --bn_mode train lets them drift")

@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from multiprocessing import connection, get_context
+from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING
 
 import torch
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 # steps of all heads together in an epoch from which on a fork and a state's way back are little beside them
 WORTH_STEPS = 1000
 SECONDS_TO_HEAR = 0.05
+_RAISED = 1  # the exit code of a process of multiprocessing whose work raised; it has printed why
 
 
 class _Halt(BaseException):
@@ -48,14 +50,18 @@ class Crew:
 
         Raises:
             UserError: a process died.
+            RuntimeError: the code of a head or loss has a mistake; its traceback is on standard error.
         """
         with closing(mmap.mmap(-1, 1)) as halt, _started(self._shares(heads), epoch, scored, halt) as waiting:
             while waiting:
                 for answer in connection.wait(list(waiting), SECONDS_TO_HEAR):
-                    share = waiting.pop(answer)
+                    share, process = waiting.pop(answer)
                     try:
                         states = torch.load(io.BytesIO(answer.recv_bytes()), weights_only=True)
                     except EOFError as error:
+                        process.join()
+                        if process.exitcode == _RAISED:
+                            raise RuntimeError("code of a head or loss: see the traceback above") from error
                         raise UserError(
                             "a process that trains heads died, as happens where memory runs out: "
                             "OMP_NUM_THREADS=1 trains them one after another"
@@ -75,8 +81,8 @@ class Crew:
 @contextmanager
 def _started(
     shares: list[list["HeadRun"]], epoch: int, scored: Sequence[str], halt: mmap.mmap
-) -> Iterator[dict[connection.Connection, list["HeadRun"]]]:
-    """The end of a pipe for each share's states -> the share; no process is left behind."""
+) -> Iterator[dict[connection.Connection, tuple[list["HeadRun"], BaseProcess]]]:
+    """The end of a pipe for each share's states -> the share, its process; no process is left behind."""
     context, waiting, processes = get_context("fork"), {}, []
     try:
         with held_back(), warnings.catch_warnings():
@@ -87,7 +93,7 @@ def _started(
                 processes.append(context.Process(target=_work, args=words, daemon=True))
                 processes[-1].start()
                 own.close()  # so that a death is the end of the pipe
-                waiting[answer] = share
+                waiting[answer] = share, processes[-1]
         yield waiting
     finally:
         for process in processes:

@@ -1,10 +1,13 @@
 """The data of a run as its arguments say: which set, how its images are looked at, which parts score."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
 
 import torch
 
 from datasets import FILE_DATASETS, LongTailedData, build_data
+from datasets.decode import ENDINGS
 from datasets.images import Images, open_images
 from datasets.types import CHANNELS, FileViews
 from utils.config import Config
@@ -18,6 +21,7 @@ def load_data(config: Config, report: Callable[[str], None] = raise_problem) -> 
     Raises:
         UserError: see `datasets.build_data`; validation images must exist where they select or are asked for.
     """
+    _ask_for_folder(config)
     options = {"subset_seed": config.subset_seed, "val_source": "none"}
     if "val_source" in config:
         asked = config.source("val_source") == "given" and config.val_source != "none"
@@ -30,9 +34,29 @@ def load_data(config: Config, report: Callable[[str], None] = raise_problem) -> 
     if "shots" in config:
         options["shots"] = tuple(config.shots)
     data = build_data(config.dataset, config.data_dir, config.imb_ratio, **options)
+    if "data_digest" in config and config.data_digest == "full":
+        parts = {name: getattr(data, name) for name in ("train", "val", "test")}
+        data = replace(data, **{name: part and replace(part, full=True) for name, part in parts.items()})
     if config.num_class not in (None, data.num_classes):
         raise UserError(f"--num_class {config.num_class}, but {data.name} has {data.num_classes} classes")
+    if config.dataset.startswith("cifar") and "normalise" in config and config.normalise:
+        mean, std = CHANNELS[config.normalise]
+        data = replace(data, views=replace(data.views, mean=mean, std=std))
     return data
+
+
+def _ask_for_folder(config: Config) -> None:
+    """A user who names a folder of photographs and no data set does not want CIFAR downloaded into it."""
+    place = Path(config.data_dir)
+    defaulted = config.source("data_dir") == "given" and config.source("dataset") != "given"
+    if not defaulted or not config.dataset.startswith("cifar") or any(place.glob("cifar-*")):
+        return
+    names = (path.name for depth in ("*", "*/*") for path in place.glob(depth))
+    if (place / "train").is_dir() or any(name.lower().endswith(ENDINGS) for name in names):
+        raise UserError(
+            f"--data_dir {place} holds images, no CIFAR: was --dataset folder meant? (else say --dataset "
+            f"{config.dataset} as well)"
+        )
 
 
 def file_views(config: Config) -> FileViews:

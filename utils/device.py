@@ -7,7 +7,7 @@ import numpy as np
 import torch
 import torchvision
 
-from utils.distributed import ALONE, World
+from utils.distributed import ALONE, World, number_of
 from utils.errors import UserError
 
 # how networks and images lie in memory: a fixed choice, since it decides the last bits
@@ -76,7 +76,7 @@ def environment(device: torch.device) -> dict:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "processor": platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
-        "processes": int(os.environ.get("WORLD_SIZE", "1")),
+        "processes": number_of("WORLD_SIZE"),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "torch": str(torch.__version__),
         "torchvision": str(torchvision.__version__),

@@ -7,6 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from datasets.types import FileSet, ImageSet
+from utils.files import open_regular
+
 _PLAIN = (str, int, float, bool, type(None))
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -40,7 +43,33 @@ def content_digest(content: object) -> str:
 
 def file_digest(path: Path) -> str:
     """Hex sha256 of a small file's bytes."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    with open_regular(path) as handle:
+        return hashlib.sha256(handle.read()).hexdigest()
+
+
+def compared(facts: dict, images: ImageSet | FileSet) -> tuple[str | None, str]:
+    """How training images differ from those of a checkpoint's facts; what of their files was compared.
+
+    None: in nothing that was compared. Other times of change alone are those of a copy.
+    """
+    if facts.get("train_digest") != images.digest():
+        return "the images, their labels or their order are others", ""
+    before, now = facts.get("train_files"), images.contents
+    if now is None:
+        return None, ""
+    if before is None:
+        return None, "by their names alone, it was made before more was noted"
+    same_sample = before["bytes"].shape == now["bytes"].shape
+    count = int((before["bytes"] != now["bytes"]).sum()) if same_sample else 0
+    looked = f"by all names and sizes and by bytes of {len(now['bytes']):,} of {len(images):,} files"
+    if whole := "all" in before and "all" in now:
+        looked = "by all names and all bytes"
+    if before["times"] != now["times"] and not whole:
+        looked += "; their times of change are others, as those of a copy are"
+    if before["sizes"] != now["sizes"] or count or (whole and before["all"] != now["all"]):
+        what = f"{count:,} of {len(now['bytes']):,} that were looked at" if count else "some"
+        return f"files were replaced under their names, {what}", looked
+    return None, looked
 
 
 def changes(value: object) -> list[int]:

@@ -79,16 +79,33 @@ class World:
 ALONE = World()
 
 
+def number_of(name: str) -> int:
+    """What torchrun says of its processes in a variable of the environment; without torchrun 1, of sizes.
+
+    Raises:
+        UserError: it says nothing that is a number.
+    """
+    given = os.environ.get(name, "1" if name.endswith("WORLD_SIZE") else "")
+    if not given.isdecimal() or (name.endswith("WORLD_SIZE") and not int(given)):
+        raise UserError(
+            f"{name} is {given or 'not set'!r:.40}: let torchrun start several processes; for one, "
+            "unset WORLD_SIZE"
+        )
+    return int(given)
+
+
 def join() -> World:
     """The world that torchrun has set up, or a world of one.
 
     Raises:
         UserError: the processes do not find each other.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
+    size = number_of("WORLD_SIZE")
     if size == 1:
         return ALONE
-    world = World(int(os.environ["RANK"]), size, int(os.environ["LOCAL_RANK"]))
+    world = World(number_of("RANK"), size, number_of("LOCAL_RANK"))
+    if not world.rank < world.size:
+        raise UserError(f"RANK is {world.rank}, WORLD_SIZE {world.size}: start the processes by torchrun")
     if not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         try:

@@ -1,15 +1,17 @@
 """The one error class for users' mistakes, and the one place where it is caught."""
 
+import errno
 import os
 import re
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
+import unicodedata
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
-from utils.signals import Interrupted, Interrupting
+from utils.signals import Interrupted, Interrupting, lost_pages_told
 
 SECONDS_TO_BE_ENDED = 3
 # how torch, its libraries and the system tell of it; CUDA's own class is a RuntimeError too
@@ -18,6 +20,11 @@ _NO_MEMORY = re.compile(
     r"|could not create a (primitive|memory)",  # oneDNN
     re.IGNORECASE,
 )
+# what a terminal obeys, what turns the direction of writing, what breaks a line, halves of pairs
+_NOT_SHOWN = ("Cc", "Cf", "Zl", "Zp", "Cs")
+_JOINERS = "\u200c\u200d"  # spelling in Persian, in scripts of India, in emoji: they stay
+# places that cannot be used, of which the system's own words say why
+_OF_A_PLACE = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EIO, errno.ESTALE)
 _ASKED_FOR = re.compile(r"allocate (\d[\d.]* \w+)")
 _SMALLER = {
     "main_stage1.py": "--accum 2, which takes a step in two parts, a smaller --batch_size or fewer --workers",
@@ -28,6 +35,10 @@ _SMALLER = {
 
 class UserError(Exception):
     """A mistake that the user can mend: the message is one line that says what is wrong and what to do."""
+
+
+class SettingError(UserError, ValueError):
+    """A value with which a loss, a head or a path cannot be."""
 
 
 class NoMemoryError(UserError):
@@ -44,11 +55,45 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, (MemoryError, NoMemoryError)) or bool(_NO_MEMORY.search(str(error)))
 
 
+def printable(text: str) -> str:
+    """`text` as one line that is what it looks like, whatever file, name or argument it comes from.
+
+    Control characters, line breaks, marks that turn the direction of writing and lone surrogates are escaped;
+    letters, accents, spaces and signs of every script stay. All that is printed or logged goes through here.
+    """
+    if text.isprintable():
+        return text
+    shown = (c in _JOINERS or unicodedata.category(c) not in _NOT_SHOWN for c in text)
+    return "".join(
+        c if show else c.encode("unicode_escape").decode() for c, show in zip(text, shown, strict=True)
+    )
+
+
+def show(*lines: object, end: str = "\n") -> None:
+    """Lines on standard output. Raises OSError or ValueError: it takes none."""
+    print(*(printable(str(line)) for line in lines), sep="\n", end=end, flush=True)
+
+
+def say(*lines: object, end: str = "\n") -> None:
+    """Lines on standard output, where somebody reads it: one who has stopped reading ends no work."""
+    with suppress(OSError, ValueError):
+        show(*lines, end=end)
+
+
 def complain(line: str) -> None:
     """A line on standard error, where there is one that takes it."""
     with suppress(OSError, ValueError):
         if sys.stderr is not None:
-            print(line, file=sys.stderr, flush=True)
+            print(printable(line), file=sys.stderr, flush=True)
+
+
+@contextmanager
+def about(argument: str) -> Iterator[None]:
+    """A complaint within says which argument it is about."""
+    try:
+        yield
+    except UserError as error:
+        raise type(error)(f"{argument}: {error}") from error
 
 
 def exit_cleanly(main: Callable[[], None]) -> None:
@@ -61,10 +106,12 @@ def exit_cleanly(main: Callable[[], None]) -> None:
     """
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # names that the terminal cannot show
-    rank = int(os.environ.get("RANK", "0"))
+    given = os.environ.get("RANK", "0")
+    rank = int(given) if given.isdecimal() else 0
     with Interrupting():
         try:
-            main()
+            with lost_pages_told():
+                main()
         except Interrupted as asked:
             if not rank:
                 complain(f"stopped by {asked}: every file that is there is whole")
@@ -85,7 +132,7 @@ def _told(error: Exception) -> str | None:
     """What the user can do something about, in a line; None: it is something else."""
     if isinstance(error, UserError) and not isinstance(error, NoMemoryError):
         return str(error)
-    if isinstance(error, PermissionError):
+    if isinstance(error, OSError) and (isinstance(error, PermissionError) or error.errno in _OF_A_PLACE):
         return f"{error.filename}: {error.strerror}"
     return _out_of_memory(error) if is_out_of_memory(error) else _not_deterministic(error)
 

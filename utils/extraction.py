@@ -3,7 +3,6 @@
 Shapes: N images, D feature, V views.
 """
 
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from utils.distributed import World
 from utils.features import Watch, eval_batches, view_batches
 from utils.logger import Run
 from utils.representation import StoredViews
-from utils.store import Extract, FeatureStore, Views
+from utils.store import Extract, FeatureStore, Views, no_stamp
 
 
 @dataclass(frozen=True)
@@ -45,11 +44,6 @@ def gathering_folder(config: Config, run: Run) -> Path:
     return pack.with_name(f"{pack.name}.parts") if pack else run.folder / "features"
 
 
-def discard(config: Config, run: Run) -> None:
-    """Remove the features of a run that has come to its end."""
-    shutil.rmtree(gathering_folder(config, run), ignore_errors=True)
-
-
 def extract_to_disk(
     config: Config,
     origin: Origin,
@@ -59,8 +53,8 @@ def extract_to_disk(
     epochs: int,
     world: World,
     watch: Watch,
-) -> tuple[StoredViews, dict[str, Tensor]]:
-    """Training views, and the parts that are scored [V, N, D] by name, as mapped files.
+) -> tuple[StoredViews, dict[str, Tensor], FeatureStore]:
+    """Training views, the parts that are scored [V, N, D] by name, as mapped files, and the store of these.
 
     Where the user names no --views, every one of the `epochs` has its own. A run that was cut off is gone on
     with: with --save_features by the same command, else by --resume.
@@ -85,7 +79,9 @@ def extract_to_disk(
         return view_batches(model, images["train"], origin.seed, which[0], watch, start, stop)
 
     def fill(name: str, extract: Extract) -> Tensor:
-        return store.fill(name, shapes[name], _passes(name, shapes[name][0]), extract)
+        part = getattr(origin.data, "train" if name == "plain" else name)
+        stamp = part.stamp if isinstance(part, FileSet) else no_stamp
+        return store.fill(name, shapes[name], _passes(name, shapes[name][0]), extract, stamp)
 
     parts = {name: fill(name, plain(name, origin.mirror)) for name in images if name != "train"}
     train = fill("train", augmented if views else plain("train", False))
@@ -95,7 +91,7 @@ def extract_to_disk(
             part.close()
     labels = images["train"].labels
     device = labels.device
-    return StoredViews(train.to(device), labels, unchanged[0].to(device)), parts
+    return StoredViews(train.to(device), labels, unchanged[0].to(device)), parts, store
 
 
 def _width(model: nn.Module, images: Images) -> int:

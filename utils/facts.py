@@ -1,55 +1,108 @@
-"""What the facts of a checkpoint must be: readers rely on it, so it is checked when a file is read."""
+"""What the facts of a checkpoint or a pack must be: readers rely on it, so it is checked when one is read.
 
-from collections.abc import Callable, Iterator
+Of a type and bounded: what has been read can be printed, written and read back.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 
-from torch import Tensor
+import torch
+from torch import Tensor, int64
 
-_PLAIN = (str, int, float, bool, type(None))
-_NUMBER = (int, float)
+# of classes, of characters of a text, of bytes of all class names: a file has to hold them, and be read back
+MAX_CLASSES, MAX_TEXT, MAX_NAMES = 500_000, 5_000, 1 << 22
+LARGEST, LARGEST_NUMBER = 2**63 - 1, 1e300
+SELECTED_ON = ("last", "val", "test", "unknown")  # it stands in the last line of a run
+Test = Callable[[object], bool]
 
 
-def _is(*kinds: type) -> Callable[[object], bool]:
+def _is(*kinds: type) -> Test:
     return lambda value: type(value) in kinds
 
 
-def _whole(low: int) -> Callable[[object], bool]:
-    return lambda value: type(value) is int and value >= low
+def _is_text(value: object, odd_bytes: str = "strict") -> bool:
+    """Unicode without a zero byte; `surrogateescape`: as a path with bytes that are none."""
+    if type(value) is not str or len(value) > MAX_TEXT or "\0" in value:
+        return False
+    try:
+        return bool(value.encode("utf-8", odd_bytes)) or not value
+    except UnicodeEncodeError:
+        return False
 
 
-def _list_of(*kinds: type) -> Callable[[object], bool]:
-    return lambda value: isinstance(value, list | tuple) and all(type(entry) in kinds for entry in value)
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float) and abs(value) <= LARGEST_NUMBER  # NaN is not
+
+
+def _whole(low: int, high: int = LARGEST) -> Test:
+    return lambda value: type(value) is int and low <= value <= high
+
+
+def _list_of(test: Test, most: int = MAX_CLASSES) -> Test:
+    return lambda value: type(value) is list and len(value) <= most and all(map(test, value))
 
 
 def _texts(value: object) -> bool:
     return isinstance(value, dict) and all(type(key) is str for key in value)
 
 
-def _or_none(test: Callable[[object], bool]) -> Callable[[object], bool]:
+def _is_plain(value: object) -> bool:
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    if isinstance(value, dict):
+        return _settings(value)
+    # figures of a run that has diverged may be no numbers
+    return (
+        value is None
+        or type(value) in (bool, float)
+        or _whole(-LARGEST)(value)
+        or _is_text(value, "surrogateescape")
+    )
+
+
+def _settings(value: object) -> bool:
+    return isinstance(value, dict) and all(map(_is_text, value)) and all(map(_is_plain, value.values()))
+
+
+def _or_none(test: Test) -> Test:
     return lambda value: value is None or test(value)
 
 
 def _shots(value: object) -> bool:
-    return _list_of(int)(value) and len(value) == 2 and 1 <= value[0] <= value[1]
+    return _list_of(_whole(1))(value) and len(value) == 2 and value[0] <= value[1]
+
+
+def _class_names(value: object) -> bool:
+    return _list_of(_is_text)(value) and sum(len(name.encode()) for name in value) <= MAX_NAMES
 
 
 def _tensors(value: object) -> bool:
     return _texts(value) and all(isinstance(entry, Tensor) for entry in value.values())
 
 
+def _files(value: object) -> bool:
+    tests = {**dict.fromkeys(("names", "bytes"), _prints), **dict.fromkeys(("sizes", "times"), _is(str))}
+    found = {"all": ""} | value if _texts(value) else {}
+    return all(name in found and test(found[name]) for name, test in (tests | {"all": _is(str)}).items())
+
+
+def _prints(value: object) -> bool:
+    return isinstance(value, Tensor) and value.dtype == torch.int64 and value.ndim == 1
+
+
 def _head(value: object) -> bool:
     if not _texts(value) or type(value.get("kind")) is not str:
         return False
     options = value.get("options", {} if value["kind"] == "linear" else None)
-    return _texts(options) and all(type(entry) in _PLAIN for entry in options.values())
+    return _settings(options)
 
 
 def _progress(value: object) -> bool:
     tests = {
         "epoch": _whole(0),
         "best_epoch": _or_none(_whole(0)),
-        "best_score": _is(*_NUMBER, type(None)),
-        "rows": lambda rows: isinstance(rows, list) and all(map(_texts, rows)),
+        "best_score": _or_none(_is_number),
+        "rows": _list_of(_settings),
     }
     return _texts(value) and all(name in value and test(value[name]) for name, test in tests.items())
 
@@ -62,68 +115,101 @@ def _optimizer(value: object) -> bool:
     return all(map(_texts, each))
 
 
+def _partial(value: object) -> bool:
+    if not (_texts(value) and _whole(0)(value.get("step"))):
+        return False
+    counts, *columns = (value.get(name) for name in ("counts", "losses", "hits"))
+    if not all(isinstance(tensor, Tensor) for tensor in (counts, *columns)):
+        return False
+    fits = counts.ndim == 2 and counts.shape[1] == 2 and counts.dtype == int64 and bool((counts >= 0).all())
+    steps, images = counts.sum(dim=0).tolist() if fits else (0, 0)
+    return images > 0 and all(tensor.shape == (steps,) for tensor in columns)
+
+
+def _best_is_there(state: dict) -> bool:
+    """The weights of a head's best epoch, where there has been one: a run needs them at its end."""
+    best, weights = state.get("best_state"), state["weights"]
+    if best is None or state["progress"]["best_epoch"] is None:
+        return best is state["progress"]["best_epoch"]
+    return {name: value.shape for name, value in best.items()} == {
+        name: value.shape for name, value in weights.items()
+    }
+
+
 def _head_states(value: object) -> bool:
     tests = {
-        **dict.fromkeys(("method", "setting"), _is(str)),
+        **dict.fromkeys(("method", "setting"), _is_text),
         "seed": _whole(0),
         "progress": _progress,
-        "seconds": _is(*_NUMBER),
+        "seconds": _is_number,
     }
     others = {
         "failure": _is(str),
         **dict.fromkeys(("weights", "best_state", "best_backbone"), _tensors),
         "optimizer": _optimizer,
-        "partial": _texts,
+        "partial": _partial,
     }
     return isinstance(value, list) and all(
         _texts(state)
         and all(name in state and test(state[name]) for name, test in tests.items())
         and all(test(state[name]) for name, test in others.items() if name in state)
-        and ("weights" in state or "failure" in state)
+        and ("failure" in state or ("weights" in state and _best_is_there(state)))
         for state in value
     )
 
 
-# name -> (test, what it must be)
-_FACTS = {
-    "stage": (lambda value: value in ("stage1", "stage2"), "stage1 or stage2"),
-    "dataset": (_is(str), "text"),
-    "network": (_is(str), "text"),
-    "imb_ratio": (_is(*_NUMBER, type(None)), "a number or nothing"),
-    "num_class": (_whole(2), "a whole number of 2 or more"),
-    "class_names": (_list_of(str), "a list of texts"),
-    "class_counts": (_list_of(int), "a list of whole numbers"),
+_text, _number = (_is_text, "text"), (_or_none(_is_number), "a number or nothing")
+_text_or_none = (_or_none(_is_text), "text or nothing")
+_selected = (lambda value: value in SELECTED_ON, f"one of {', '.join(SELECTED_ON)}")
+# name -> (test, what it must be), of facts that both may have
+FACTS: dict[str, tuple[Test, str]] = {
+    "dataset": _text,
+    "network": _text,
+    "imb_ratio": _number,
+    "num_class": (_whole(2, MAX_CLASSES), f"a whole number of 2 to {MAX_CLASSES}"),
+    "class_names": (_class_names, "a list of texts"),
+    "class_counts": (_list_of(_whole(0)), "a list of whole numbers"),
     "subset_seed": (_or_none(_whole(0)), "a whole number or nothing"),
-    "stem": (_or_none(_is(str)), "text or nothing"),
+    "stem": _text_or_none,
     "shots": (_shots, "two limits"),
     "image_size": (_or_none(_whole(1)), "a whole number or nothing"),
-    "augment": (_is(str, type(None)), "text or nothing"),
-    "jitter": (_is(*_NUMBER, type(None)), "a number or nothing"),
-    "normalise": (_is(str, type(None)), "text or nothing"),
+    "augment": _text_or_none,
+    "jitter": _number,
+    "normalise": _text_or_none,
     "no_flip": (_is(bool), "true or false"),
     "tta": (_is(bool), "true or false"),
-    "val_source": (_is(str, type(None)), "text or nothing"),
-    "val_fraction": (_is(*_NUMBER, type(None)), "a number or nothing"),
-    "train_digest": (_is(str), "text"),
+    "val_source": _text_or_none,
+    "val_fraction": _number,
+    "train_digest": _text,
+    "stage1_digest": _text_or_none,
+    "seed": (_or_none(_whole(0)), "a whole number or nothing"),
+    "environment": (_settings, "settings by name"),
+    "selected_on": _selected,
+    "val_clean": (_is(bool), "true or false"),
+    "train_views": (lambda value: value in ("plain", "augmented"), "plain or augmented"),
+}
+_OF_CHECKPOINTS = {
+    "stage": (lambda value: value in ("stage1", "stage2"), "stage1 or stage2"),
+    "train_files": (_files, "what the training files were like"),
+    "stage1_files": (_files, "what the training files of stage 1 were like"),
+    "identity": _text,
     "seed": (_whole(0), "a whole number"),
     "epoch": (_whole(0), "a whole number"),
-    "args": (_texts, "settings by name"),
-    "environment": (_texts, "settings by name"),
+    "args": (_settings, "settings by name"),
     "head": (_head, "a kind and its options"),
     "head_state": (_tensors, "tensors by name"),
     "progress": (_progress, "epoch, best_epoch, best_score and rows"),
     "optimizer": (_optimizer, "a state and groups of parameters"),
     "scaler": (_texts, "settings by name"),
     "heads": (_head_states, "a list of heads and how far they are"),
-    "given": (_texts, "settings by name"),
-    "metrics": (_texts, "figures by name"),
-    "selected_on": (_is(str), "text"),
-    "method": (_is(str), "text"),
-    "setting": (_is(str), "text"),
-    "lr": (_is(*_NUMBER, type(None)), "a number or nothing"),
-    "stage1_digest": (_is(str, type(None)), "text or nothing"),
-    "stage1_selected_on": (_is(str, type(None)), "text or nothing"),
-    "features_digest": (_is(str), "text"),
+    "partial": (_partial, "the steps of an epoch, with their losses and hits"),
+    "given": (_settings, "settings by name"),
+    "metrics": (_settings, "figures by name"),
+    "method": _text,
+    "setting": _text,
+    "lr": _number,
+    "stage1_selected_on": (_or_none(_selected[0]), _selected[1]),
+    "features_digest": _text,
     "model": (_tensors, "tensors by name"),
 }
 REQUIRED = ("stage", "dataset", "network", "num_class", "epoch", "model")
@@ -131,18 +217,27 @@ REQUIRED = ("stage", "dataset", "network", "num_class", "epoch", "model")
 
 def problems(content: dict) -> Iterator[str]:
     """What is wrong with a checkpoint's content (plain data and `model`), one line a problem."""
-    for name in REQUIRED:
-        if name not in content:
-            yield f"the fact {name} is missing"
-    for name, (test, wanted) in _FACTS.items():
-        if name in content and not test(content[name]):
-            yield f"the fact {name} must be {wanted}, found {_shown(content[name])}"
-    for name in ("class_names", "class_counts"):
-        if name in content and len(content[name]) != content["num_class"]:
-            yield f"{name} has {len(content[name])} entries, num_class is {content['num_class']}"
+    yield from problems_of_facts(content, REQUIRED, FACTS | _OF_CHECKPOINTS)
     if content.get("head", {"kind": "linear"})["kind"] != "linear" and "head_state" not in content:
         yield f"the weights of its {content['head']['kind']!r:.40} head are missing"
 
 
+def problems_of_facts(
+    facts: dict, required: Iterable[str], known: dict[str, tuple[Test, str]] = FACTS
+) -> Iterator[str]:
+    """What is wrong with facts, those of a pack where not said otherwise."""
+    for name in required:
+        if name not in facts:
+            yield f"the fact {name} is missing"
+    for name, (test, wanted) in known.items():
+        if name in facts and not test(facts[name]):
+            yield f"the fact {name} must be {wanted}, found {_shown(facts[name])}"
+    for name in ("class_names", "class_counts"):
+        if name in facts and len(facts[name]) != facts["num_class"]:
+            yield f"{name} has {len(facts[name])} entries, num_class is {facts['num_class']}"
+
+
 def _shown(value: object) -> str:
-    return repr(value)[:60] if type(value) in _PLAIN else f"a {type(value).__name__} of another form"
+    """A value that repr takes: numbers may have more digits than Python prints."""
+    plain = type(value) in (str, float, bool, type(None)) or _whole(-LARGEST)(value)
+    return repr(value)[:60] if plain else f"a {type(value).__name__} of another form"

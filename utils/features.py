@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from datasets.images import Images
 from datasets.loaders import batch_indices
+from utils.commands import command
 from utils.engine import EVAL_BATCH, forward_views
 from utils.errors import UserError, exit_cleanly
 
@@ -167,7 +168,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     words = sys.argv[1:] if argv is None else list(argv)
     if words[:1] != ["pack"]:
-        raise UserError("say what to do: `python -m utils.features pack ...` (see pack --help)")
+        raise UserError(f"say what to do: pack, see `{command('utils.features', 'pack', '--help')}`")
     from utils.pack_arrays import main as pack  # here: training needs none of it
 
     pack(words[1:])

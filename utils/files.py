@@ -1,10 +1,12 @@
 """The one writer of files: whole and on the disk, or the old file stays; and what a reader looks at first."""
 
 import errno
+import json
+import math
 import os
 import re
+import secrets
 import stat
-import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,8 +16,10 @@ from typing import BinaryIO
 from utils.errors import UserError
 
 STALE_SECONDS = 3600
+MAX_JSON = 1 << 22  # bytes of a file of ours; a list of empty lists takes 20 times its bytes in memory
 # a smaller file is not worth a thread, whose start may hang where memory has run out
 MEANWHILE_BYTES = 2**24
+MOST_TEXT = 2**26  # bytes of a note or log that are looked at
 _SUFFIX = ".los-part"
 _TEMPORARY = re.compile(rf"\..*\.[a-z0-9_]{{8}}{re.escape(_SUFFIX)}", re.DOTALL)
 _NO_FILE = "it is a pipe or a device, not a file"
@@ -30,8 +34,8 @@ def write_atomically(
 
     `write` may as well write to the name `handle.name`, and then nothing to the handle. `check(temporary)`
     reads the new file back and raises where it is not what was meant: the old file is then untouched. A
-    symbolic link is followed: what it points to is replaced and the link stays. File and folder are on the
-    disk when this returns.
+    symbolic link is followed: what it points to is replaced and the link stays. A file that is replaced keeps
+    its mode, a new one has what the umask leaves. File and folder are on the disk when this returns.
 
     Raises:
         UserError: the file cannot be written; an older file of that name is then untouched.
@@ -40,12 +44,11 @@ def write_atomically(
     try:
         target = _target(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        number, partial = tempfile.mkstemp(_SUFFIX, f".{target.name[:40]}.", target.parent)
-        os.close(number)
+        partial, mode = _temporary(target)
         with open(partial, "wb") as handle:
             _call(write, handle)
         _settle(Path(partial), check)
-        os.chmod(partial, 0o644)
+        os.chmod(partial, mode)  # `write` may have put a file of its own there
         os.replace(partial, target)
         _sync_folder(target.parent)
     except OSError as error:
@@ -53,6 +56,33 @@ def write_atomically(
     finally:
         if partial is not None and os.path.lexists(partial):
             os.unlink(partial)
+
+
+def json_text(content: object, **options: object) -> str:
+    """Plain data as JSON, which has no word for a number that is not finite: it becomes null."""
+    return json.dumps(_finite(content), ensure_ascii=False, allow_nan=False, **options)
+
+
+def read_json(path: Path) -> object:
+    """What a JSON file of ours holds.
+
+    Raises:
+        OSError: it is no regular file, or may not be read.
+        ValueError, RecursionError: it is no JSON, or larger than any that we write.
+    """
+    with open_regular(path) as handle:
+        content = handle.read(MAX_JSON + 1)
+    if len(content) > MAX_JSON:
+        raise ValueError(f"it is larger than {MAX_JSON >> 20} MiB")
+    return json.loads(content)
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, dict):
+        return {name: _finite(entry) for name, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def sweep(folder: Path, older_than: float = STALE_SECONDS) -> list[Path]:
@@ -96,17 +126,62 @@ def require_file(path: Path) -> os.stat_result:
     return status
 
 
-def open_regular(path: Path | str) -> BinaryIO:
-    """Open a regular file for reading: a pipe or a device can neither make it wait nor feed it for ever.
+def open_regular(path: Path | str, mode: str = "rb") -> BinaryIO:
+    """Open a regular file: a pipe or a device can neither make it wait nor feed it for ever.
 
     Raises:
         OSError: it is something else, absent, or not to be read.
     """
-    handle = open(path, "rb", opener=lambda name, flags: os.open(name, flags | _NO_WAITING))  # noqa: SIM115
+    handle = open(  # noqa: SIM115
+        path, mode, opener=lambda name, flags: os.open(name, flags | _NO_WAITING, 0o666)
+    )
     if not stat.S_ISREG(os.fstat(handle.fileno()).st_mode):
         handle.close()
         raise OSError(errno.EINVAL, _NO_FILE)
     return handle
+
+
+def read_text(path: Path) -> str:
+    """The text of a note or log that a run has left; what is not UTF-8 in it becomes a mark.
+
+    Raises:
+        OSError: see `open_regular`.
+    """
+    with open_regular(path) as handle:
+        return handle.read(MOST_TEXT).decode("utf-8", "replace")
+
+
+def check_output(option: str, path: Path, mark: bytes, within: int) -> None:
+    """Raise a UserError where `path` is there and no earlier output of the same kind: it may be an input.
+
+    Such a one has `mark` in its first `within` bytes; in an empty file there is nothing to be lost.
+    """
+    if not path.exists():
+        return
+    if not path.is_file():
+        raise UserError(f"--{option} {path} is a folder or a device: name a file")
+    try:
+        with open_regular(path) as handle:
+            content = handle.read(within)
+    except OSError as error:
+        raise UserError(f"--{option} {path} cannot be looked at: {error.strerror}") from error
+    if content and mark not in content:
+        raise UserError(
+            f"--{option} {path} is there and holds something else, an input perhaps: name another file"
+        )
+
+
+def _temporary(target: Path) -> tuple[str, int]:
+    """A new file beside `target`, by a name that `sweep` knows, and the mode that `target` is to have."""
+    mode = stat.S_IMODE(os.stat(target).st_mode) if target.exists() else None
+    partial = f"{target.parent}/.{target.name[:40]}.{secrets.token_hex(4)}{_SUFFIX}"
+    begun = (
+        0o666 if mode is None else mode | stat.S_IRUSR | stat.S_IWUSR
+    )  # to be written before it is read-only
+    number = os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, begun)
+    mode = stat.S_IMODE(os.fstat(number).st_mode) if mode is None else mode
+    os.close(number)
+    return partial, mode
 
 
 def _target(path: Path) -> Path:

@@ -10,10 +10,12 @@ each of its ratios and stage-1 seeds. Keys:
     stage2_seeds               a value or a list
     select                     "last", "val", "test", or a list of them: a stage 2 each
     views                      "fresh": a new view an epoch; or a number
-    features                   a feature pack in place of stage 1 and images; views is then "pack"
+    features                   a feature pack in place of stage 1 and images; views is then "pack". A pack of
+                               one's own names its data set and network itself, and needs no seeds
 """
 
 import difflib
+import os
 import re
 import shlex
 import tomllib
@@ -22,13 +24,15 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
+from datasets import DATASETS
 from models import network_label
 from utils.arguments import STAGE1, STAGE2, parse
 from utils.config import Config, resolve
-from utils.config_checks import FIXED_BY_CHECKPOINT, INHERITED
+from utils.config_checks import FIXED_BY_CHECKPOINT, INHERITED, check_against
 from utils.errors import UserError
 from utils.files import open_regular
 from utils.methods import chosen_methods
+from utils.packs import read_pack
 from utils.plan import plan_heads
 
 GRIDS = Path(__file__).resolve().parent / "grids"
@@ -60,7 +64,10 @@ _OWN = (
     "pretrained_pth",
     "features",
 )
-_RUNNERS = ("cur_stage", "out", "ckpt_dir", "resume", "force_resume", "device", "gpu", "quiet", "data_dir")
+_RUNNERS = (
+    *("cur_stage", "out", "ckpt_dir", "resume", "force_resume", "overwrite", "device", "gpu", "quiet"),
+    "data_dir",
+)
 
 
 @dataclass(frozen=True)
@@ -79,17 +86,19 @@ class Cell:
     selections: tuple[str, ...]
     views: str | int
     features: str = ""
+    known: dict | None = None  # what a pack says that `data` leaves to it
 
     def stage1_words(self) -> list[str]:
         """Those of main_stage1.py but for its folders."""
         return [*self.data, "--seed", str(self.seed), *shlex.split(self.recipe)]
 
     def stage2_words(self, select: str) -> list[str]:
-        """Those of main_stage2.py but for its folders and its stage 1."""
+        """Those of main_stage2.py but for its folders and the checkpoint of its stage 1."""
         seeds = ",".join(map(str, self.stage2_seeds))
         words = ["--method", ",".join(self.methods), "--seeds", seeds, "--select", select]
         views = ["--views", str(self.views)] if isinstance(self.views, int) else []
-        return [*self.data, *words, *views, *shlex.split(self.stage2)]
+        features = ["--features", self.features] if self.features else []
+        return [*self.data, *words, *views, *features, *shlex.split(self.stage2)]
 
     def config(self) -> Config:
         """The resolved configuration of stage 1; raises UserError where the words are wrong."""
@@ -98,9 +107,12 @@ class Cell:
     @property
     def protocol(self) -> dict[str, str]:
         """What makes results of stage 1 comparable, as text; the selection is told apart beside it."""
-        config = self.config()
-        ratio = "" if config.imb_ratio is None else f"{config.imb_ratio:g}"
-        facts = {"dataset": config.data_name, "imb_ratio": ratio, "network": config.network}
+        if self.known is None:
+            config = self.config()
+            facts = {"dataset": config.data_name, "imb_ratio": config.imb_ratio, "network": config.network}
+        else:
+            facts = {name: self.known.get(name) for name in ("dataset", "imb_ratio", "network")}
+        facts["imb_ratio"] = "" if facts["imb_ratio"] is None else f"{facts['imb_ratio']:g}"
         return facts | {"recipe": self.recipe, "stage2": self.stage2, "views": str(self.views)}
 
     @property
@@ -135,12 +147,12 @@ def read_grid(name: str, data_dir: Path | None = None) -> list[Cell]:
     Raises:
         UserError: no such file, no TOML, an unknown key, method or network, a value of another kind, no cell.
     """
-    path = GRIDS / f"{name}.toml" if re.fullmatch(r"\w+", name) else Path(name)
-    known = ", ".join(sorted(place.stem for place in GRIDS.glob("*.toml")))
+    shipped = {place.stem: place for place in sorted(GRIDS.glob("*.toml"))}
+    path, known = shipped.get(name, Path(os.path.expanduser(name))), ", ".join(shipped)
     try:
         with open_regular(path) as handle:
-            tables = tomllib.load(handle)
-    except (OSError, ValueError) as error:
+            tables = tomllib.loads(handle.read().decode("utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise UserError(f"grid {path} cannot be read: {reason} (known: {known}, or a file)") from error
     cells = tables.pop("cells", [])
@@ -150,7 +162,7 @@ def read_grid(name: str, data_dir: Path | None = None) -> list[Cell]:
     for number, cell in enumerate(cells, 1):
         try:
             found += list(_expand(tables | cell, data_dir))
-        except (UserError, ValueError) as error:
+        except (UserError, ValueError, RecursionError) as error:
             raise UserError(f"grid {path}, cell {number}: {error}") from error
     names = [cell.name for cell in found]
     if twice := [name for name in names if names.count(name) > 1]:
@@ -160,25 +172,45 @@ def read_grid(name: str, data_dir: Path | None = None) -> list[Cell]:
 
 def _expand(table: dict, data_dir: Path | None) -> Iterator[Cell]:
     values = {key: _values(key, value) for key, value in table.items()}
+    known = _known(values)
     for key in _NEEDED:
         if key not in values:
             raise UserError(f"it needs {key}")
     one = {key: found[0] for key, found in values.items() if not _KEYS[key][0]}
     views = one["views"]
-    features = one.get("features", "")
+    features = os.path.expanduser(one.get("features", ""))
     if bool(features) != (views == "pack"):
         raise UserError(f'features and views = "pack" belong together, got views {views!r:.60}')
     if views not in ("fresh", "pack") and not isinstance(views, int):
         raise UserError(f'views must be "fresh", "pack" or a number, got {views!r:.60}')
+    if ":" in one.get("network", ""):
+        raise UserError(
+            f"network {one['network']!r:.60} is code that no file may choose to run: call the scripts"
+        )
     words = [word for key in ("dataset", "network") if key in one for word in (f"--{key}", one[key])]
-    words += [] if data_dir is None else ["--data_dir", str(data_dir)]
+    words += [] if data_dir is None or features else ["--data_dir", str(data_dir)]
     for ratio, seed in product(values.get("imb_ratio", [None]), values["seeds"]):
         data = [*words, *([] if ratio is None else ["--imb_ratio", f"{ratio:.10g}"])]
         extra = [" ".join(one.get(key, "").split()) for key in ("recipe", "stage2")]
         lists = [tuple(values[key]) for key in ("methods", "stage2_seeds", "select")]
-        cell = Cell(tuple(data), seed, *extra, *lists, views, features)
+        cell = Cell(() if known else tuple(data), seed, *extra, *lists, views, features, known)
         _check(cell)
         yield cell
+
+
+def _known(values: dict[str, list]) -> dict | None:
+    """What a pack that a user made says of itself; None: the cell names a data set, or there is no pack.
+
+    Raises:
+        UserError: the pack cannot be read, or the cell contradicts it.
+    """
+    if "features" not in values or values.get("dataset", [None])[0] in DATASETS:
+        return None
+    pack = read_pack(Path(values["features"][0]))
+    named = {name: values[name][0] for name in ("dataset", "network", "imb_ratio") if name in values}
+    check_against(pack.known, named)
+    values.setdefault("seeds", [pack.facts.get("seed") or 0])
+    return pack.known
 
 
 def _values(key: str, value: object) -> list:
@@ -191,7 +223,7 @@ def _values(key: str, value: object) -> list:
     values = value if several and isinstance(value, list) else [value]
     if not values:
         raise UserError(f"{key} is empty")
-    if any(type(one) not in kinds for one in values):
+    if any(type(one) not in kinds or "\0" in str(one) for one in values):
         wanted = " or ".join(kind.__name__ for kind in kinds)
         raise UserError(f"{key} takes {wanted}{', or a list' if several else ''}, got {value!r:.60}")
     if len(set(values)) < len(values):
@@ -209,7 +241,9 @@ def _check(cell: Cell) -> None:
         if taken:
             who = "a key of the grid" if taken[0] in _OWN else "the runner"
             raise UserError(f"{key} may not say --{taken[0]}: that is for {who}")
-    config = cell.config()
-    known = {name: getattr(config, name) for name in (*FIXED_BY_CHECKPOINT, *INHERITED) if name in config}
+    known = cell.known
+    if known is None:
+        config = cell.config()
+        known = {name: getattr(config, name) for name in (*FIXED_BY_CHECKPOINT, *INHERITED) if name in config}
     for select in cell.selections:
         plan_heads(resolve(STAGE2, parse(STAGE2, "", cell.stage2_words(select)), known))

@@ -8,21 +8,24 @@ from torch import nn
 
 from datasets import LongTailedData
 from losses import logit_gap
+from models import head_from_state
 from utils import checkpoint, comparison, report
 from utils.checkpoint import Checkpoint
+from utils.commands import command
 from utils.config import Config
 from utils.digest import file_digest
 from utils.keeper import Keeper
 from utils.logger import Run
 from utils.methods import lead_method
 from utils.metrics import result_line
-from utils.outcomes import Outcome
-from utils.packs import Pack
+from utils.outcomes import Outcome, best_so_far
+from utils.packs import Pack, require_unchanged
 from utils.plan import HeadPlan
 from utils.retraining import HeadRun
 
 # heads whose state is that of an nn.Linear
 _LINEAR = ("linear", "los_step")
+_LAST = ("fc.weight", "fc.bias")
 
 
 def announce(run: Run, config: Config, plans: Sequence[HeadPlan], notes: Sequence[str]) -> None:
@@ -44,7 +47,9 @@ def source_facts(source: Checkpoint | Pack) -> dict:
     """What a stage-2 checkpoint says of its stage 1, and of the pack that it was trained on."""
     if isinstance(source, Pack):
         return {"stage1_digest": source.facts["stage1_digest"], "features_digest": source.digest}
-    return {"stage1_digest": source.digest, "stage1_selected_on": source.facts.get("selected_on")}
+    facts = {"stage1_digest": source.identity, "stage1_selected_on": source.facts.get("selected_on")}
+    files = source.facts.get("train_files")
+    return facts | ({"stage1_files": files} if files else {})
 
 
 def not_begun(model: nn.Module) -> dict:
@@ -55,6 +60,8 @@ def not_begun(model: nn.Module) -> dict:
 def head_content(model: nn.Module, run: HeadRun, best: bool = False) -> dict:
     """A head as a checkpoint holds it: a linear one as the network's own last layer, others beside it.
 
+    One that is affine in the features is folded into the last layer too. Of the rest the network's last layer
+    is left out, so that who loads the network alone is refused and does not get the stage-1 classifier.
     `best`: as it was after its best epoch.
     """
     state = run.best_state if best else run.head.state_dict()
@@ -66,17 +73,27 @@ def head_content(model: nn.Module, run: HeadRun, best: bool = False) -> dict:
     else:
         options = method.head_options(run.plan.options)
         content = {"head": {"kind": method.head, "options": options}, "head_state": dict(state)}
-        content["model"] = backbone
+        head = head_from_state(method.head, state, **options)
+        last = dict(zip(_LAST, head.folded(), strict=True)) if hasattr(head, "folded") else {}
+        content["model"] = {name: value for name, value in backbone.items() if name not in _LAST}
+        content["model"] |= {name: value.detach() for name, value in last.items()}
     epoch = run.progress.best_epoch if best else run.progress.epoch
     return content | run.plan.name | {"lr": run.lr, "epoch": epoch, "progress": run.progress.as_dict()}
 
 
 class Watcher:
-    """Tells how far the heads are; keeps metrics.csv, last.pth with all heads, best.pth with the lead one."""
+    """Tells how far the heads are; keeps metrics.csv, last.pth with all heads, best.pth with the best one."""
 
     def __init__(
-        self, keeper: Keeper, heads: list[HeadRun], facts: dict, model: nn.Module, lead: str
+        self,
+        keeper: Keeper,
+        heads: list[HeadRun],
+        facts: dict,
+        model: nn.Module,
+        lead: str,
+        source: Checkpoint | Pack,
     ) -> None:
+        self.source = source
         self.keeper, self.run, self.heads, self.facts, self.model = keeper, keeper.run, heads, facts, model
         self.lead = next(head for head in heads if head.plan.method.name == lead)
         self.epochs = max([1, *(head.plan.epochs for head in heads)])
@@ -99,19 +116,32 @@ class Watcher:
         return step or f"epoch {self.epoch}"
 
     def save(self) -> None:
-        """Write last.pth, and best.pth where the lead head has a new one."""
+        """Write last.pth, and best.pth where the method that is published has a new best epoch.
+
+        Raises:
+            UserError: the pack that the heads are trained on was changed meanwhile.
+        """
+        require_unchanged(self.source)
         lead, model = self.lead, self.model
         partial = any(head.partial.step for head in self.heads)
         content = not_begun(model) if lead.failed else head_content(model, lead)
         content |= {"heads": [head.state() for head in self.heads]}
         content |= {"version": checkpoint.VERSION if partial else checkpoint.WHOLE}
-        checkpoint.save(self.run.folder / "last.pth", self.facts | content)
-        best = lead.progress.best_epoch
-        if best not in (None, self.best_saved) and not lead.failed:
-            content = head_content(model, lead, best=True)
-            checkpoint.save(self.run.folder / "best.pth", self.facts | content)
-            self.best_saved = best
+        checkpoint.save(self.run.place("last.pth"), self.facts | content)
+        self._save_best()
         self.saved = True
+
+    def _save_best(self) -> None:
+        """Of several settings best.pth is of the one that is published if no epoch to come changes it."""
+        own = [head for head in self.heads if head.plan.method is self.lead.plan.method]
+        if any(head.progress.best_epoch is None for head in own if not head.failed):
+            return
+        for best in best_so_far(own, self.lead.select)[:1]:
+            which = best.plan.name | {"epoch": best.progress.best_epoch}
+            if which != self.best_saved:
+                content = head_content(self.model, best, best=True)
+                checkpoint.save(self.run.place("best.pth"), self.facts | content)
+                self.best_saved = which
 
     def after_epoch(self, epoch: int) -> None:
         """Write and tell what `epoch` epochs have brought."""
@@ -161,6 +191,7 @@ def publish(
     labels = {id(one): comparison.label_of(one.run.plan, plans) if len(shown) > 1 else "" for one in shown}
     for one in shown:
         if one is not lead:
+            report.warn_of_lost(run, one.figures, labels[id(one)])
             run.result(result_line(one.figures, config.select, labels[id(one)]))
     report.finish(run, lead.figures, config.select, where, labels[id(lead)])
 
@@ -178,10 +209,10 @@ def _write_tables(
     run.write_rows("per_class.csv", comparison.per_class_rows(outcomes, data))
     if config.select != "last":
         run.write_rows("search.csv", comparison.search_rows(heads, [one.run for one in outcomes]))
-    run.log(f"\n{comparison.aligned(rows)}\n{caption}\n")
+    run.log("", *comparison.aligned(rows), *caption.split("\n"), "")
     if len([one for one in outcomes if one.run.plan.named]) > 1:
         from utils.plots import draw  # here: a single head needs no matplotlib
 
         run.log(f"table and {len(draw(run.folder))} pictures in {run.folder}")
     else:
-        run.log(f"pictures: python -m utils.plots {run.folder}")
+        run.log(f"pictures: {command('utils.plots', run.folder)}")

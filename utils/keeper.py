@@ -1,12 +1,12 @@
 """When a run saves, and how it ends where a signal asks it to."""
 
-import shlex
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 
+from utils.commands import command
 from utils.distributed import ALONE, World
 from utils.logger import Run
 from utils.signals import Signals, Stopped
@@ -18,7 +18,8 @@ SHARE = 0.1
 class Keeper:
     """Asked after every step and epoch; saves where it is time to, ends the run where a signal has come.
 
-    `every`: a number of steps, minutes as `10m`, or None for the ends of epochs alone. The run says how by
+    `every`: a number of steps, minutes as `10m`, or None for the ends of epochs alone. `words` are those with
+    which the run is gone on with, beside --resume. The run says how by
     `save`, which writes last.pth with the position inside the epoch, and `where`, which tells that position.
     """
 
@@ -29,12 +30,10 @@ class Keeper:
         signals: Signals,
         world: World = ALONE,
         every: str | None = None,
-        network: str = "",
+        words: Sequence[str] = (),
     ) -> None:
         self.run, self.signals, self.world = run, signals, world
-        start = "python" if world.size == 1 else f"torchrun --nproc_per_node {world.size}"
-        own = f" --network {network}" if ":" in network else ""  # code that no file may choose
-        self.command = f"{start} {script}{own} --resume"
+        self.script, self.words, self.processes = script, words, world.size
         minutes = every is not None and every.endswith("m")
         self.seconds = int(every[:-1]) * 60 if minutes else None
         self.steps = int(every) if every and not minutes else None
@@ -110,8 +109,9 @@ class Keeper:
             raise
 
     def _stop(self, status: int, together: bool = True) -> None:
-        command = f"{self.command} {shlex.quote(str(self.run.folder))}"
-        self.run.result(f"stopped by a signal after {self.where()}; go on with: {command}")
+        words = [*self.words, "--resume", self.run.folder]
+        line = command(self.script, *words, processes=self.processes)
+        self.run.result(f"stopped by a signal after {self.where()}; go on with: {line}")
         if together:
             self.world.wait()
         raise Stopped(status)

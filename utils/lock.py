@@ -3,36 +3,82 @@
 import fcntl
 import os
 from pathlib import Path
+from typing import BinaryIO
 
 from utils.errors import UserError
+from utils.files import open_regular
 
 
 class FolderLock:
-    """Held from its making to `release`, or to the end of the process.
+    """Held from its making to `close` or `release`, or to the end of the process.
 
-    It lies on log.txt, which a run only ever appends to, so that it leaves no file of its own.
+    It lies on log.txt, which a run only ever appends to, so that it leaves no file of its own. Locks go with
+    the file, runs write by name: `keep` tells whether the two still belong together.
 
     Raises:
         UserError: another run holds it, or log.txt cannot be opened.
     """
 
-    def __init__(self, folder: Path) -> None:
-        path = folder / "log.txt"
+    def __init__(self, folder: Path, way_out: str = "or start a run of its own without --resume") -> None:
+        self._folder, self._path, self._way_out = folder, folder / "log.txt", way_out
+        self._made = not os.path.lexists(self._path)
+        self._handle = self._lock()
+        self._place: int | None = os.open(folder, os.O_RDONLY)  # while it is open no folder gets its number
+        # a loader process must not keep the lock of a run that was killed
+        os.register_at_fork(after_in_child=self.release)
+        self.keep()
+
+    def _lock(self) -> BinaryIO:
         try:
-            self._handle = open(path, "a", encoding="utf-8")  # noqa: SIM115 - kept open on purpose
+            handle = open_regular(self._path, "ab")
         except OSError as error:
-            raise UserError(f"{path} cannot be written: {error.strerror}") from error
+            raise UserError(f"{self._path} cannot be written: {error.strerror}") from error
         try:
-            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            self._handle.close()
+            handle.close()
             raise UserError(
-                f"another run is writing to {folder}: let it end, or start a run of its own without --resume"
+                f"another run is writing to {self._folder}: let it end, {self._way_out}"
             ) from error
         except OSError:
             pass  # a file system without locks
-        # a loader process must not keep the lock of a run that was killed
-        os.register_at_fork(after_in_child=self.release)
+        return handle
+
+    def keep(self) -> None:
+        """Raise a UserError unless the folder of this name is the one that was locked.
+
+        A log.txt that somebody has put in the place of the locked one is locked too.
+        """
+        if not _is(self._place, self._folder):
+            raise UserError(
+                f"{self._folder} was moved or replaced while a run was writing there: what it had saved is "
+                "where that folder is now; go on from there with --resume"
+            )
+        if not _is(self._handle.fileno(), self._path):
+            before, self._handle = self._handle, self._lock()
+            before.close()
+
+    def close(self) -> None:
+        """Give the folder back; a log.txt that was made for the lock and is still empty goes."""
+        number = None if self._handle.closed else self._handle.fileno()
+        if number and self._made and _is(number, self._path) and not os.fstat(number).st_size:
+            os.unlink(self._path)
+        self.release()
+
+    def fileno(self) -> int:
+        """For a process that is to hold it too."""
+        return self._handle.fileno()
 
     def release(self) -> None:
         self._handle.close()
+        if self._place is not None:
+            os.close(self._place)
+            self._place = None
+
+
+def _is(number: int, path: Path) -> bool:
+    """Is what is open under `number` what lies at `path`?"""
+    try:
+        return os.path.samestat(os.fstat(number), os.stat(path))
+    except OSError:
+        return False

@@ -1,6 +1,5 @@
 """What a run leaves behind in its folder, what it prints, and its progress bar."""
 
-import json
 import os
 import sys
 import time
@@ -18,17 +17,18 @@ from datasets import LongTailedData
 from utils.checkpoint import write_atomically
 from utils.config import Config
 from utils.distributed import ALONE, World
-from utils.errors import UserError, complain
-from utils.files import sweep
+from utils.errors import UserError, complain, printable, show
+from utils.files import json_text, open_regular, sweep
 from utils.lock import FolderLock
 
 BAR_SECONDS = 0.2
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet takes a text for that begins so
 
 
 class Run:
     """A run folder `out/<dataset>_IR=<r>_<stage>/<time>/`. Creating it is the first thing that a run writes.
 
-    Of several processes only the first one writes and prints.
+    Of several processes only the first one writes and prints. `lock`: that on `folder`, where it is held.
 
     Raises:
         UserError: the folder, or one of `also_writable`, cannot be written.
@@ -41,6 +41,7 @@ class Run:
         folder: Path | None = None,
         also_writable: Iterable[Path] = (),
         world: World = ALONE,
+        lock: FolderLock | None = None,
     ) -> None:
         self.main, self.quiet = world.main, config.quiet or not world.main
         parent = stage_folder(config, stage)
@@ -49,41 +50,53 @@ class Run:
         self.folder = world.agree(folder or _new_folder(parent) if world.main else None)
         for place in (self.folder, *also_writable) if world.main else ():
             sweep(place)  # what a killed run left half-written
-        self._lock: FolderLock | None = None
+        self._lock = lock
         self._lost: set[object] = set()
 
     def __enter__(self) -> Self:
         """Have the folder to itself; raises UserError where another run has it."""
-        self._lock = FolderLock(self.folder) if self.main else None
+        self._lock = self._lock or (FolderLock(self.folder) if self.main else None)
         return self
 
     def __exit__(self, *reason: object) -> None:
         if self._lock:
-            self._lock.release()
+            self._lock.close()
 
-    def log(self, text: str = "") -> None:
-        """A line (or several) to standard output, unless quiet, and to log.txt."""
+    def place(self, name: str) -> Path:
+        """Where a file of this run is written, in a folder that is still its own; else raises UserError."""
+        if self._lock:
+            self._lock.keep()
+        return self.folder / name
+
+    def log(self, *lines: str) -> None:
+        """Lines to standard output, unless quiet, and to log.txt; a line break within one is escaped."""
         if not self.main:
             return
         if not self.quiet:
-            self._print(text)
-        self._keep(text)
+            self._print(lines)
+        self._keep(lines)
+
+    def warn(self, text: str) -> None:
+        """A warning: to log.txt, and to standard error even when quiet."""
+        if self.main:
+            complain(f"warning: {text}")
+            self._keep([f"warning: {text}"])
 
     def result(self, line: str) -> None:
         """The closing line: printed even when quiet."""
         if not self.main:
             return
-        self._keep(line)
-        self._print(line)
+        self._keep([line])
+        self._print([line])
 
-    def _print(self, text: str) -> None:
+    def _print(self, lines: Iterable[str]) -> None:
         with self._going_on("standard output"):
-            print(text, flush=True)
+            show(*lines)
 
-    def _keep(self, text: str) -> None:
-        path = self.folder / "log.txt"
-        with self._going_on(path), open(path, "a", encoding="utf-8", errors="backslashreplace") as handle:
-            handle.write(text + "\n")
+    def _keep(self, lines: Iterable[str]) -> None:
+        path = self.place("log.txt")
+        with self._going_on(path), open_regular(path, "ab") as handle:
+            handle.write("".join(f"{printable(line)}\n" for line in lines).encode())
 
     @contextmanager
     def _going_on(self, log: object) -> Iterator[None]:
@@ -101,18 +114,18 @@ class Run:
         """A file of the run folder, replaced whole."""
         if self.main:
             content = text.encode("utf-8", "backslashreplace")  # names of other bytes; JSON reads them back
-            write_atomically(self.folder / name, lambda handle: handle.write(content))
+            write_atomically(self.place(name), lambda handle: handle.write(content))
 
     def write_json(self, name: str, content: dict) -> None:
-        self.write_text(name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        self.write_text(name, json_text(content, indent=2) + "\n")
 
     def write_rows(self, name: str, rows: list[dict] | dict) -> None:
         """A csv file of rows, or of columns, with a header; replaced whole: a resume leaves no row twice.
 
         metrics.csv is a log: its rows are in last.pth too, and the next epoch writes them again.
         """
-        text = pd.DataFrame(rows).to_csv(index=False)
-        with self._going_on(self.folder / name) if name == "metrics.csv" else nullcontext():
+        text = csv_text(rows)
+        with self._going_on(self.place(name)) if name == "metrics.csv" else nullcontext():
             self.write_text(name, text)
 
     def write_per_class(self, figures: dict, data: LongTailedData) -> None:
@@ -141,6 +154,16 @@ class Run:
         with terminal():
             bar.writeln("")
             print("\r", end="", file=sys.stderr, flush=True)
+
+
+def csv_text(rows: list[dict] | dict | pd.DataFrame, **options: object) -> str:
+    """Rows, or columns, as a csv file; a text that a spreadsheet takes for a formula gets a ' before it."""
+    frame = pd.DataFrame(rows)
+    for name, column in frame.items():
+        formulas = [isinstance(cell, str) and cell.startswith(_FORMULA) for cell in column]
+        if any(formulas):
+            frame.loc[formulas, name] = "'" + column[formulas]
+    return frame.to_csv(index=False, **options)
 
 
 def stage_folder(config: Config, stage: str) -> Path:

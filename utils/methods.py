@@ -126,12 +126,12 @@ def chosen_methods(text: str) -> list[Method]:
     Raises:
         UserError: an unknown name; suggests the nearest.
     """
-    names = list(METHODS) if text == "all" else list(dict.fromkeys(text.split(",")))
+    names = list(METHODS) if text == "all" else _names(text)
     for name in names:
         if name in ("all", "list"):
             raise UserError(f"--method {name} stands alone, without other names")
         if name not in METHODS:
-            near = difflib.get_close_matches(name, METHODS, n=1)
+            near = difflib.get_close_matches(name.lower(), METHODS, n=1)
             hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(METHODS)}, all, list"
             raise UserError(f"--method has no {name!r}, {hint}")
     return [METHODS[name] for name in names]
@@ -139,7 +139,11 @@ def chosen_methods(text: str) -> list[Method]:
 
 def lead_method(text: str) -> str:
     """The method whose head is published: the first named, `los` under `all`."""
-    return "los" if text == "all" else text.split(",")[0]
+    return "los" if text == "all" else _names(text)[0]
+
+
+def _names(text: str) -> list[str]:
+    return list(dict.fromkeys(name.strip() for name in text.split(",")))
 
 
 def listing() -> str:

@@ -1,9 +1,14 @@
 """Accuracy and calibration from logits and targets: predict first, score second.
 
+One rule, in `predictions` and `topk_hits`: of equal logits the first class wins, and an image whose logits
+are not all finite has no prediction. Such an image counts as wrong, has no confidence, and what is computed
+from its logits' values (the calibration error, LoMa and RSD of its class) cannot be given.
+
 Shapes: N images, K classes. Accuracies are fractions; a group without classes, or a figure that cannot be, is
 None.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -48,9 +53,22 @@ class ShotAccuracy:
 
 
 def predictions(logits: Tensor) -> Tensor:
-    """logits [N, K] -> predicted classes int64 [N], the first of equals; -1 where one is not a number."""
+    """logits [N, K] -> predicted classes int64 [N], the first of equals; -1 where one is not finite."""
     largest, classes = logits.max(dim=1)  # torch counts what is not a number as the largest
-    return classes.masked_fill(largest.isnan(), -1)
+    return classes.masked_fill(~(largest.isfinite() & logits.amin(dim=1).isfinite()), -1)
+
+
+def topk_hits(logits: Tensor, targets: Tensor, predicted: Tensor, k: int) -> Tensor:
+    """bool [N]: is the image's class among the k that come first, in the order of `predictions`?"""
+    own, label = logits.gather(1, targets[:, None]), targets[:, None]
+    classes = torch.arange(logits.shape[1], device=logits.device)
+    before = (logits > own) | ((logits == own) & (classes < label))
+    return (before.sum(dim=1) < k) & (predicted >= 0)
+
+
+def confidences(logits: Tensor, predicted: Tensor) -> Tensor:
+    """The largest softmax probability float64 [N]; not a number where there is no prediction."""
+    return logits.double().softmax(dim=1).amax(dim=1).masked_fill(predicted < 0, torch.nan)
 
 
 def shot_accuracy(
@@ -58,7 +76,7 @@ def shot_accuracy(
 ) -> ShotAccuracy:
     """Score logits [N, K] against targets [N]; groups by training counts [K], see `shot_groups`.
 
-    Ties go to the first class, as argmax gives it. Not-a-number logits count as wrong.
+    Ties and logits that are not finite: see `predictions`.
     """
     return shots_of(predictions(logits), targets, class_counts, shots)
 
@@ -82,16 +100,16 @@ def shots_of(
 
 
 def _mean(values: np.ndarray) -> float | None:
-    known = values[~np.isnan(values)]
+    known = values[np.isfinite(values)]
     return float(known.mean()) if len(known) else None
 
 
 def _plain(values: np.ndarray) -> list[float | None]:
-    return np.where(np.isnan(values), None, values).tolist()
+    return np.where(np.isfinite(values), values, None).tolist()
 
 
 def _spread(values: np.ndarray) -> float | None:
-    known = values[~np.isnan(values)]
+    known = values[np.isfinite(values)]
     return float(known.std()) if len(known) else None
 
 
@@ -99,21 +117,27 @@ def topk_accuracy(logits: Tensor, targets: Tensor, k: int = 5) -> float | None:
     """Share of images whose class is among the k largest logits; None with k classes or fewer."""
     if logits.shape[1] <= k:
         return None
-    return float((logits.topk(k, dim=1).indices == targets[:, None]).any(dim=1).double().mean())
+    return float(topk_hits(logits, targets, predictions(logits), k).double().mean())
 
 
-def calibration_error(logits: Tensor, targets: Tensor, bins: int = CALIBRATION_BINS) -> float:
+def calibration_error(logits: Tensor, targets: Tensor, bins: int = CALIBRATION_BINS) -> float | None:
     """Expected calibration error: |accuracy - confidence| of equal-width bins, weighted by their images.
 
-    Source: Guo et al. 2017; confidence is the largest softmax probability.
+    Source: Guo et al. 2017; confidence is the largest softmax probability. None where an image has none.
     """
-    confidence, predicted = logits.double().softmax(dim=1).max(dim=1)
-    return float(_calibration_gaps(confidence, predicted == targets, bins).abs().sum() / len(targets))
+    predicted = predictions(logits)
+    gaps = _calibration_gaps(confidences(logits, predicted), predicted == targets, bins)
+    return _mean_gap(gaps, len(targets))
+
+
+def _mean_gap(gaps: Tensor, images: int) -> float | None:
+    error = float(gaps.abs().sum()) / images
+    return error if math.isfinite(error) else None
 
 
 def _calibration_gaps(confidence: Tensor, correct: Tensor, bins: int) -> Tensor:
     """Hits minus confidence, summed in each bin of confidence: float64 [bins]."""
-    index = (confidence * bins).ceil().long().sub(1).clamp(0, bins - 1)
+    index = (confidence * bins).ceil().nan_to_num().long().sub(1).clamp(0, bins - 1)
     gap = torch.zeros(bins, dtype=torch.float64, device=confidence.device)
     return gap.index_add_(0, index, correct.double() - confidence)
 
@@ -135,12 +159,12 @@ class Scores:
         """Take in the next batch of logits [n, K]."""
         targets = self.targets[self._next : self._next + len(logits)]
         self._next += len(logits)
-        self._predicted.extend(predictions(logits))
-        self._top5_hits += (topk_accuracy(logits, targets) or 0.0) * len(targets)
-        logits = logits.double()
-        confidence, likeliest = logits.softmax(dim=1).max(dim=1)
+        predicted, logits = predictions(logits), logits.double()
+        confidence = confidences(logits, predicted)
+        self._predicted.extend(predicted)
+        self._top5_hits += topk_hits(logits, targets, predicted, 5).sum()
         self._confidence.extend(confidence.float())
-        self._gaps += _calibration_gaps(confidence, likeliest == targets, CALIBRATION_BINS)
+        self._gaps += _calibration_gaps(confidence, predicted == targets, CALIBRATION_BINS)
         self._statistics.add(logits, targets)
 
     def of_all(self, world: World) -> "Scores":
@@ -166,16 +190,18 @@ class Scores:
         """Plain data ready for JSON.
 
         Scalars at the top; LoMa and RSD, in both readings, as the mean over all classes and over those of
-        each shot group; under `classes` the lists [K] of every per-class figure.
+        each shot group; under `classes` the lists [K] of every per-class figure. `without_prediction` is the
+        number of images whose logits are not finite, where there are any.
         """
         accuracy = shots_of(self.predicted, self.targets, class_counts, shots)
         classes = {"test_images": accuracy.support, "accuracy": accuracy.per_class}
         by_group, logit_classes = logit_figures(self._statistics, class_counts, shots)
-        images = len(self.targets)
+        images, lost = len(self.targets), int((self.predicted < 0).sum())
         return {
             **{name: getattr(accuracy, name) for name in ("overall", *GROUPS, "balanced")},
             "top5": None if self.num_classes <= 5 else float(self._top5_hits) / images,
-            "calibration_error": float(self._gaps.abs().sum() / images),
+            "calibration_error": _mean_gap(self._gaps, images),
+            **({"without_prediction": lost} if lost else {}),
             **by_group,
             "classes": classes | logit_classes,
         }
@@ -208,6 +234,15 @@ def report(logits: Tensor, targets: Tensor, class_counts: list[int]) -> dict:
 def percent(value: float | None) -> str:
     """0.4712 -> '47.12'; None -> '-'."""
     return "-" if value is None else f"{100 * value:.2f}"
+
+
+def lost_images(count: int, label: str = "") -> str:
+    """The warning of a report over images that have no prediction; `label` tells heads apart."""
+    whose = f"{label}: " if label else ""
+    return (
+        f"{whose}{count} image(s) have no prediction, their logits are not finite: they count as wrong; "
+        "look at the weights and at the images"
+    )
 
 
 def result_line(figures: dict, selected_on: str, label: str = "") -> str:

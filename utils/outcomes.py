@@ -24,11 +24,16 @@ def choose(heads: list[HeadRun], select: str) -> list[HeadRun]:
     Raises:
         UserError: no head of the methods that the user named is left.
     """
-    left = [head for head in heads if not head.failed]
-    chosen = left if select == "last" else _best_settings(heads, left)
+    chosen = best_so_far(heads, select)
     if not any(head.plan.named for head in chosen):
         raise UserError(nothing_left([head for head in heads if head.plan.named]))
     return chosen
+
+
+def best_so_far(heads: list[HeadRun], select: str) -> list[HeadRun]:
+    """The same of heads on their way, each with a score if it has not failed; none where all have."""
+    left = [head for head in heads if not head.failed]
+    return left if select == "last" else _best_settings(heads, left)
 
 
 def _best_settings(heads: list[HeadRun], left: list[HeadRun]) -> list[HeadRun]:

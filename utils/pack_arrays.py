@@ -19,11 +19,11 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from utils.arguments import Parser
-from utils.config_checks import PACK_NAME
-from utils.errors import UserError
-from utils.files import require_file
+from utils.config_checks import OUTPUTS, PACK_NAME
+from utils.errors import UserError, say
+from utils.files import check_output, require_file
 from utils.logger import check_writable
-from utils.packs import Pack, check, write_pack
+from utils.packs import OWN, Pack, check, narrowed, write_pack
 
 _TYPES = {"fp16": np.float16, "fp32": np.float32}
 _ARRAYS = {
@@ -52,7 +52,7 @@ def main(argv: Sequence[str]) -> None:
         pack = replace(pack, fc_weight=weight, fc_bias=bias)
     digest = write_pack(given.out, pack)
     views, images, width = pack.train.shape
-    print(
+    say(
         f"pack {given.out}: {images} training ({views} view(s)), {pack.test.shape[1]} test, "
         f"{0 if pack.val is None else pack.val.shape[1]} validation features, {width} wide, "
         f"{len(pack.fc_bias)} classes, {given.out.stat().st_size / 2**20:.1f} MiB, sha256 {digest[:12]}"
@@ -75,8 +75,7 @@ def _parse(argv: Sequence[str]) -> Namespace:
             raise UserError(f"--{first} and --{second} go together: give both or neither")
     if not re.fullmatch(PACK_NAME, given.name):  # it becomes part of folder names
         raise UserError(f"--name {given.name!r}: take letters, digits, dot, dash and underscore")
-    if given.out.is_dir():
-        raise UserError(f"--out {given.out} is a folder: name a file")
+    check_output("out", given.out, *OUTPUTS["save_features"])
     check_writable(given.out.parent)
     return given
 
@@ -109,13 +108,14 @@ def _facts(given: Namespace, num_class: int, train: Tensor, labels: Tensor) -> d
     if given.class_names:
         require_file(given.class_names)
         try:
-            names = given.class_names.read_text(encoding="utf-8").rstrip().splitlines()
+            names = given.class_names.read_text(encoding="utf-8-sig").rstrip().splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"--class_names {given.class_names} cannot be read: {error}") from error
     return {
         "dataset": given.name,
         "imb_ratio": None,
         "network": "features",
+        "preset": OWN,
         "subset_seed": None,
         "num_class": num_class,
         "class_counts": torch.bincount(labels, minlength=num_class).tolist(),
@@ -147,12 +147,8 @@ def _floats(path: Path, dtype: type, axes: str) -> Tensor:
     """Floats as `dtype`, with dimensions as in `axes`."""
     dimensions = tuple(option.count(",") + 1 for option in axes.split(" or "))
     array = _load(path, "f", dimensions, f"floats {axes}")
-    try:
-        with np.errstate(over="raise"):
-            return torch.from_numpy(array.astype(dtype, copy=False))
-    except FloatingPointError as error:
-        advice = "take --dtype fp32" if dtype is np.float16 else "scale them down"
-        raise UserError(f"{path} holds values beyond {np.finfo(dtype).max:g}: {advice}") from error
+    advice = "take --dtype fp32, or scale them" if dtype is np.float16 else "scale them"
+    return torch.from_numpy(narrowed(array, dtype, str(path), advice))
 
 
 def _labels(path: Path) -> Tensor:
@@ -165,7 +161,7 @@ def _labels(path: Path) -> Tensor:
 
 def _fit(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """A logistic regression on features float32 [N, D]: weights [K, D], biases [K]. Says how well it fits."""
-    print(f"no --fc_weight: logistic regression on {len(labels)} training features,", end=" ", flush=True)
+    say(f"no --fc_weight: logistic regression on {len(labels)} training features,", end=" ")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         fitted = LogisticRegression(C=1.0, max_iter=1000).fit(features.numpy(), labels.numpy())
@@ -176,10 +172,8 @@ def _fit(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         int(((part @ weight.T + bias).argmax(dim=1) == truth).sum())
         for part, truth in zip(features.split(4096), labels.split(4096), strict=True)
     )
-    print(f"training accuracy {100 * right / len(labels):.2f}%")
+    say(f"training accuracy {100 * right / len(labels):.2f}%")
     if any(issubclass(warning.category, ConvergenceWarning) for warning in caught):
         steps = fitted.n_iter_.max()
-        print(
-            f"note: the fit had not converged after {steps} steps; scaled features, or --fc_weight, may help"
-        )
+        say(f"note: the fit had not converged after {steps} steps; scaled features, or --fc_weight, may help")
     return weight, bias

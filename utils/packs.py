@@ -4,13 +4,16 @@ The format is safetensors: numbers behind a JSON header, memory-mapped when read
 """
 
 import json
+import math
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
@@ -19,10 +22,17 @@ from torch import Tensor
 from utils.config_checks import FIXED_BY_CHECKPOINT, INHERITED
 from utils.digest import content_digest
 from utils.errors import NoMemoryError, UserError, is_out_of_memory
-from utils.files import require_file, write_atomically
+from utils.facts import problems_of_facts
+from utils.files import json_text, open_regular, require_file, write_atomically
+from utils.presets import PRESETS
 
 FORMAT, VERSION = "label-over-smoothing feature pack", 1
+OWN = "features"  # as its preset: features that a user brought
+_MOST_FACTS = 1 << 24  # characters of JSON
 _CHUNK = 1 << 20  # values looked at together
+# cosine heads and class means square features in float32, whose range this leaves room in
+_LARGEST, _SMALLEST = 1e15, 1e-10
+_KEPT = 2**-10  # of an image's largest feature; in its normal range fp16 rounds by half of it at most
 _FEATURES, _LABELS = (torch.float16, torch.float32), (torch.int64,)
 _LAYOUT = {
     "train": ("views, images, width", _FEATURES),
@@ -36,18 +46,10 @@ _LAYOUT = {
     "fc_bias": ("classes", (torch.float32,)),
 }
 _OPTIONAL = ("plain", "val", "val_labels")
-_FACTS = {
-    "dataset": (str,),
-    "imb_ratio": (int, float, type(None)),
-    "network": (str,),
-    "num_class": (int,),
-    "class_counts": (list,),
-    "class_names": (list,),
-    "val_source": (str,),
-    "val_clean": (bool,),
-    "train_views": (str,),
-    "stage1_digest": (str, type(None)),
-}
+_FACTS = (
+    *("dataset", "imb_ratio", "network", "num_class", "class_counts", "class_names"),
+    *("val_source", "val_clean", "train_views", "stage1_digest"),
+)
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,8 @@ class Pack:
     `test` and `val` hold the image, and its mirror image where they have two views; `plain` holds the
     training images as they are, where `train` has augmented views and they are known. `facts` is plain data
     and holds at least what `_FACTS` names; imb_ratio None: no ratio; val_clean: the backbone never saw the
-    validation images; train_views: plain or augmented.
+    validation images; train_views: plain or augmented; preset, which older packs lack: `features`,
+    or the data set whose defaults are for it.
     """
 
     train: Tensor  # [V, N, D]
@@ -72,11 +75,20 @@ class Pack:
     plain: Tensor | None = None  # [N, D]
     path: Path | None = None
     digest: str = ""
+    status: tuple = ()  # of its file when it was opened
 
     @property
     def known(self) -> dict:
-        """What a later step must not contradict, or takes over."""
-        return {name: self.facts[name] for name in FIXED_BY_CHECKPOINT + INHERITED if name in self.facts}
+        """What a later step must not contradict, or takes over; `preset`: whose defaults are for it."""
+        facts = {name: self.facts[name] for name in FIXED_BY_CHECKPOINT + INHERITED if name in self.facts}
+        return facts | {"preset": self.facts.get("preset", self._older_preset())}
+
+    def _older_preset(self) -> str:
+        """Of a pack that does not say it: stage 2 made those that know of a stage 1, with these facts."""
+        if self.facts["stage1_digest"] is None:
+            return OWN
+        on_disk = "folder" if self.facts.get("image_size") else OWN
+        return self.facts["dataset"] if self.facts["dataset"] in PRESETS else on_disk
 
 
 def write_pack(path: Path, pack: Pack) -> str:
@@ -86,7 +98,7 @@ def write_pack(path: Path, pack: Pack) -> str:
         UserError: see `check`; or the file cannot be written, an older one is then untouched.
     """
     check(replace(pack, path=None))
-    facts = json.dumps(pack.facts, ensure_ascii=False)
+    facts = json_text(pack.facts)
     tensors = {name: getattr(pack, name) for name in _LAYOUT if getattr(pack, name) is not None}
     tensors = {name: _stored(value) for name, value in tensors.items()}
     digest = content_digest({"facts": facts} | tensors)
@@ -113,21 +125,21 @@ def _stored(value: Tensor) -> Tensor:
 
 
 def read_pack(path: Path) -> Pack:
-    """Read a pack; its features stay on disk and are mapped into memory.
+    """Read a pack; its features stay on disk and are mapped into memory (see `require_unchanged`).
 
-    Where there is none but its parts lie there, PATH.part0, PATH.part1, ..., it is first put together.
+    Where there is none but its parts lie there, PATH.part0, PATH.part1, ..., they are put together in a
+    temporary file, which is gone as soon as nothing is mapped from it.
 
     Raises:
         UserError: missing, truncated, altered, of a later version, not a pack, or see `check`; or a pack in
             parts cannot be put together.
     """
-    parts = [] if path.exists() else _parts(path)
+    parts = [] if os.path.exists(path) else _parts(path)
     if not parts:
         require_file(path)
     try:
-        if parts:
-            _join(path, parts)
-        header, tensors = _open(path)
+        status = _status(path)
+        header, tensors = _open_parts(path, parts) if parts else _open(path)
         if content_digest({"facts": header["facts"]} | tensors) != header["digest"]:
             raise UserError(f"{path} is damaged: its content does not match the digest inside; remake it")
         facts = json.loads(header["facts"])
@@ -142,9 +154,32 @@ def read_pack(path: Path) -> Pack:
     for name, value in values.items():
         if value is not None and value.dtype == torch.int32:
             values[name] = value.long()
-    pack = Pack(**values, facts=facts, path=path, digest=header["digest"])
+    pack = Pack(**values, facts=facts, path=path, digest=header["digest"], status=status)
     check(pack)
+    if len(pack.train) > 1:  # several processes once stored augmented views as plain ones
+        pack.facts["train_views"] = "augmented"
     return pack
+
+
+def require_unchanged(source: object) -> None:
+    """Raise a UserError where `source` is a pack and its file, which is mapped, not what it was when read."""
+    if not isinstance(source, Pack) or _status(source.path) == source.status:
+        return
+    try:
+        same = read_pack(source.path).digest == source.digest  # touched, or replaced by itself
+    except UserError:
+        same = False
+    if not same:
+        raise UserError(
+            f"{source.path} was changed while it was in use, so that figures may be of neither content: "
+            "nothing more is written, run it again"
+        )
+
+
+def _status(path: Path) -> tuple:
+    """What tells a pack's file, or its parts, from others without reading them."""
+    found = map(os.stat, [path] if path.exists() else _parts(path))
+    return tuple((one.st_dev, one.st_ino, one.st_size, one.st_mtime_ns) for one in found)
 
 
 def _open(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
@@ -162,6 +197,8 @@ def _open(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
             )
         if int(header["version"]) != VERSION:
             raise UserError(f"{path} is damaged: there is no format version {header['version']}; remake it")
+        if len(header["facts"]) > _MOST_FACTS:
+            raise UserError(f"{path} has facts of more than {_MOST_FACTS >> 20} MiB, no pack needs as many")
         names = list(file.keys())
         missing = [name for name in _LAYOUT if name not in names and name not in _OPTIONAL]
         if missing:
@@ -183,18 +220,19 @@ def _utf8_name(path: Path, handle: BinaryIO) -> str:
 def _parts(path: Path) -> list[Path]:
     """The parts of a pack that lie beside where it would be, as a repository keeps a large one."""
     parts = []
-    while (part := path.with_name(f"{path.name}.part{len(parts)}")).is_file():
-        parts.append(part)
+    while os.path.isfile(part := f"{path}.part{len(parts)}"):
+        parts.append(Path(part))
     return parts
 
 
-def _join(path: Path, parts: list[Path]) -> None:
-    def write(handle: BinaryIO) -> None:
-        for part in parts:
-            with open(part, "rb") as stored:
-                shutil.copyfileobj(stored, handle)
-
-    write_atomically(path, write, _open)
+def _open_parts(path: Path, parts: list[Path]) -> tuple[dict[str, str], dict[str, Tensor]]:
+    with tempfile.TemporaryDirectory() as folder:
+        whole = Path(folder) / path.name
+        with open(whole, "wb") as handle:
+            for part in parts:
+                with open_regular(part) as stored:
+                    shutil.copyfileobj(stored, handle)
+        return _open(whole)
 
 
 def check(pack: Pack) -> None:
@@ -209,29 +247,19 @@ def _problems(pack: Pack) -> Iterator[str]:
     yield from _problems_of_shapes(pack)
     yield from _problems_of_labels(pack)
     for name in ("fc_weight", "fc_bias", "train", "plain", "test", "val"):
-        tensor = getattr(pack, name)
-        if tensor is not None and not _finite(tensor):
+        size = 0.0 if getattr(pack, name) is None else _largest(getattr(pack, name))
+        if not math.isfinite(size):
             yield f"{name} holds values that are not finite"
+        if not name.startswith("fc") and size and not _SMALLEST <= size <= _LARGEST:
+            yield f"{name} reaches {size:.0e}, whose square float32 cannot hold: scale the features"
 
 
 def _problems_of_facts(facts: dict) -> Iterator[str]:
     if not isinstance(facts, dict):
         yield f"the facts are a {type(facts).__name__}, not a dict"
-    for name, kinds in _FACTS.items():
-        if name not in facts:
-            yield f"the fact {name} is missing"
-        elif type(facts[name]) not in kinds:
-            yield f"the fact {name} is of type {type(facts[name]).__name__}, not {kinds[0].__name__}"
-    num_class = facts["num_class"]
-    if num_class < 2:
-        yield f"num_class is {num_class}: two classes are needed, or more"
-    for name, kind in (("class_counts", int), ("class_names", str)):
-        if any(type(entry) is not kind for entry in facts[name]):
-            yield f"{name} holds something else than {kind.__name__}"
-        if len(facts[name]) != num_class:
-            yield f"{name} has {len(facts[name])} entries, num_class is {num_class}"
-    if facts["train_views"] not in ("plain", "augmented"):
-        yield f"train_views is {facts['train_views']!r}, not plain or augmented"
+    yield from problems_of_facts(facts, _FACTS)
+    if facts.get("preset", OWN) not in (OWN, *PRESETS):
+        yield f"its preset is {facts['preset']!r:.60}, not {OWN} or the name of a data set"
 
 
 def _problems_of_shapes(pack: Pack) -> Iterator[str]:
@@ -279,6 +307,33 @@ def _problems_of_labels(pack: Pack) -> Iterator[str]:
             yield f"class {label} has {count} training images, class_counts says {stated}"
 
 
-def _finite(tensor: Tensor) -> bool:
-    """Looks at a chunk at a time: mapped features need not fit in memory."""
-    return all(bool(chunk.isfinite().all()) for chunk in tensor.flatten().split(_CHUNK))
+def _largest(tensor: Tensor) -> float:
+    """Of the magnitudes; a chunk at a time: mapped features need not fit in memory."""
+    chunks = tensor.detach().flatten().split(_CHUNK)
+    return float(np.max([abs(float(end)) for chunk in chunks for end in chunk.aminmax()]))
+
+
+def narrowed(features: np.ndarray, dtype: type, what: str, advice: str) -> np.ndarray:
+    """Floats [..., D] as `dtype`, mapped still where they have it: no image's features overflow or vanish.
+
+    Every value is kept to a thousandth of the largest one of its image.
+
+    Raises:
+        UserError: it is not, or a value is not finite; of `what`, with the `advice`.
+    """
+    with np.errstate(over="ignore", under="ignore"):
+        kept = features.astype(dtype, copy=False)
+    shape = (1,) * (3 - features.ndim) + features.shape
+    rows = max(1, _CHUNK // max(shape[2], 1))
+    for whole, part in zip(features.reshape(shape), kept.reshape(shape), strict=True):
+        for start in range(0, len(whole), rows):
+            exact, stored = (array[start : start + rows].astype(np.float64) for array in (whole, part))
+            largest = np.abs(exact).max(axis=1, initial=0)
+            if not np.isfinite(largest).all():
+                raise UserError(f"{what} holds values that are not finite")
+            if not np.isfinite(stored).all():
+                raise UserError(f"{what} holds values beyond {np.finfo(dtype).max:g}: {advice}")
+            if (np.abs(exact - stored).max(axis=1, initial=0) > _KEPT * largest).any():
+                name = np.dtype(dtype).name
+                raise UserError(f"{what} holds features too small for {name}, it would lose them: {advice}")
+    return kept

@@ -11,6 +11,7 @@ from torch import Tensor
 from losses.label_over_smooth import check_label_smooth
 from models.class_means import class_means
 from utils.checks import check_above_zero, check_below_one
+from utils.errors import SettingError
 
 _ROUNDING = 1e-12
 
@@ -38,7 +39,7 @@ def path_strength(path: float, features: Tensor, labels: Tensor, num_classes: in
     check_above_zero("path", path)
     drop = logit_drop(1.0, features, labels, num_classes)
     if drop <= 0:
-        raise ValueError(
+        raise SettingError(
             "LOS has no first-order path here: its step does not lower the logit of the most frequent class "
             "at the mean feature of that class (as where counts are balanced and class means do not differ)"
         )
@@ -54,6 +55,6 @@ def los_path_lr(strength: float, label_smooth: float, schedule_sum: float, momen
         ValueError: δ is 0 (a control has no such path), or an argument is out of range.
     """
     if check_label_smooth(label_smooth) == 0:
-        raise ValueError("--path has no meaning at δ = 0, plain cross-entropy: give --finetune_lr")
+        raise SettingError("--path has no meaning at δ = 0, plain cross-entropy: give --finetune_lr")
     steps = check_above_zero("schedule_sum", schedule_sum) / (1 - check_below_one("momentum", momentum))
     return strength / (label_smooth * steps)

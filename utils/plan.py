@@ -1,6 +1,7 @@
 """From the user's words to the heads of a run: methods, settings, seeds, and who decides each value."""
 
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, replace
 from itertools import product
 
 from utils.config import Config
@@ -19,6 +20,7 @@ class HeadPlan:
     wd: float
     seed: int
     named: bool = True  # False: the stage-1 classifier as the first row of a table that did not ask for it
+    digits: int = 10  # with which the setting is written
 
     @property
     def setting(self) -> str:
@@ -28,7 +30,9 @@ class HeadPlan:
             shown = {"finetune_lr": self.lr, "finetune_epoch": self.epochs, "finetune_wd": self.wd} | shown
             if not self.wd:
                 del shown["finetune_wd"]
-        return " ".join(f"{name}={value:.10g}" for name, value in shown.items() if value is not None)
+        return " ".join(
+            f"{name}={value:.{self.digits}g}" for name, value in shown.items() if value is not None
+        )
 
     @property
     def name(self) -> dict:
@@ -67,6 +71,8 @@ def plan_heads(config: Config) -> tuple[list[HeadPlan], list[str]]:
             # what is not trained has no use for a second seed
             seeds = config.seeds if method.trained else config.seeds[:1]
             plans += [HeadPlan(method, setting, epochs, lr, wd, seed) for seed in seeds]
+    alike = Counter(tuple(plan.name.values()) for plan in plans)
+    plans = [replace(p, digits=17) if alike[tuple(p.name.values())] > 1 else p for p in plans]
     if config.bn_mode == "train" and len(plans) > 1:
         raise UserError(
             f"--bn_mode train lets every head move the backbone: it takes one head, not {len(plans)}"

@@ -26,7 +26,7 @@ from datasets.long_tail import SHOTS, shot_groups
 from losses import logit_gap
 from utils.arguments import Parser
 from utils.checkpoint import write_atomically
-from utils.errors import exit_cleanly
+from utils.errors import exit_cleanly, say
 from utils.logger import check_writable
 from utils.run_tables import PARTS, SCORES, RunTables, read_run
 
@@ -275,7 +275,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--methods", help="those with a line over the classes, separated by commas")
     given = parser.parse_args(argv)
     methods = None if given.methods is None else given.methods.replace(",", " ").split()
-    print(*draw(given.run_folder, methods), sep="\n")
+    say(*draw(given.run_folder, methods))
 
 
 if __name__ == "__main__":

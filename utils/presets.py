@@ -28,6 +28,7 @@ IMAGENET_LT = {
     "network": "resnet50",
     "stem": "imagenet",
     "val_source": "own",
+    "data_digest": "sample",
     "image_size": 224,
     "augment": "resized_crop",
     "jitter": 0.4,
@@ -114,6 +115,7 @@ COMMON = {
     "allow_partial": False,
     "subset_seed": None,
     "shots": [20, 100],
+    "data_digest": None,
     "image_size": None,
     "augment": None,
     "jitter": None,
@@ -151,6 +153,7 @@ COMMON = {
     "ckpt_dir": "checkpoints",
     "resume": None,
     "force_resume": False,
+    "overwrite": False,
     "save_every": None,
     "seed": None,
     "device": "auto",
@@ -159,12 +162,14 @@ COMMON = {
 }
 
 
-def preset_for(dataset: str, network: str | None = None) -> dict:
-    """Defaults for a data set and, where it matters, a network (None: the data set's own)."""
-    # a pack of a user's own images has their name behind the data set's
-    own = "folder" if dataset.startswith(("folder_", "list_")) else dataset
-    preset = COMMON | {"dataset": dataset} | PRESETS.get(own, OWN_FEATURES)
-    if dataset.startswith("cifar") and network in THIN_NETWORKS:
+def preset_for(dataset: str, network: str | None = None, kind: str | None = None) -> dict:
+    """Defaults for a data set and, where it matters, a network (None: the data set's own).
+
+    `kind`: the data set whose defaults they are, where `dataset` is but the name that a pack's maker chose.
+    """
+    kind = dataset if kind is None else kind
+    preset = COMMON | {"dataset": dataset} | PRESETS.get(kind, OWN_FEATURES)
+    if kind in ("cifar100_lt", "cifar10_lt") and network in THIN_NETWORKS:
         preset |= THIN_ON_CIFAR
     return preset
 

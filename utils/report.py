@@ -1,7 +1,9 @@
 """What a run prints at its start and at its end, and the facts that its checkpoints carry."""
 
+import os
+import shutil
 import subprocess
-from itertools import product
+from itertools import count, product
 from pathlib import Path
 
 import torch
@@ -15,11 +17,15 @@ from utils import checkpoint
 from utils.config import Config, describe
 from utils.config_checks import ON_DISK
 from utils.device import environment
+from utils.digest import compared
 from utils.distributed import ALONE, World
 from utils.engine import Progress
+from utils.errors import UserError
+from utils.facts import problems_of_facts
+from utils.files import write_atomically
 from utils.logger import Run
 from utils.logit_metrics import READINGS
-from utils.metrics import epoch_columns, percent, result_line
+from utils.metrics import epoch_columns, lost_images, percent, result_line
 from utils.packs import Pack
 from utils.precision import slow_bf16
 from utils.presets import NOTES
@@ -51,12 +57,13 @@ def announce(
     total = sum(p.numel() for p in model.parameters())
     facts = environment(device) | {"commit": _commit()}
     run.log(f"run folder {run.folder}")
-    run.log("configuration\n" + describe(config))
+    run.log("configuration", *describe(config))
     validation = f"{len(data.val) if data.val else 0} validation ({data.val_source})"
     sizes = f"{len(data.train)} training, {validation}, {len(data.test)} test images"
     run.log(f"data {data.name}: {sizes} of {data.num_classes} classes")
     run.log("  " + histogram(data.class_counts, data.shots))
-    for note in [*data.notes, *([NOTES[config.dataset]] if config.dataset in NOTES else [])]:
+    own = [NOTES[config.dataset]] if config.dataset in NOTES and data.views else []  # a pack has its own
+    for note in [*data.notes, *own]:
         run.log(f"  note: {note}")
     if slow := slow_bf16(config, device):
         run.log(f"  note: {slow}")
@@ -77,8 +84,12 @@ def announce(
 
 
 def model_facts(config: Config, data: LongTailedData, device: torch.device) -> dict:
-    """The facts of a checkpoint: plain data that says what the weights are and how they were made."""
-    return {
+    """The facts of a checkpoint: plain data that says what the weights are and how they were made.
+
+    Raises:
+        UserError: no reader would take them, as with class names beyond all measure.
+    """
+    facts = {
         "format": checkpoint.FORMAT,
         "version": checkpoint.WHOLE,
         "stage": config.cur_stage,
@@ -96,10 +107,14 @@ def model_facts(config: Config, data: LongTailedData, device: torch.device) -> d
         "class_names": data.class_names,
         "class_counts": data.class_counts,
         "train_digest": data.train.digest(),
+        **({"train_files": data.train.contents} if data.train.contents else {}),
         "seed": config.seed,
         "args": config.as_dict(),
         "environment": environment(device),
     }
+    for problem in problems_of_facts(facts, ()):
+        raise UserError(f"{data.name}: no checkpoint can hold what it says of itself: {problem}")
+    return facts
 
 
 def save_epoch(
@@ -121,7 +136,7 @@ def save_epoch(
         content |= {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}
         content |= {"partial": partial, "version": checkpoint.VERSION} if partial else {}
     if run.main:
-        checkpoint.save(run.folder / f"{name}.pth", content)
+        checkpoint.save(run.place(f"{name}.pth"), content)
 
 
 def log_epoch(run: Run, progress: Progress, epochs: int, seconds_left: float) -> None:
@@ -153,21 +168,82 @@ def load_chosen(run: Run, select: str, progress: Progress, model: nn.Module, net
     return best.facts["epoch"]
 
 
+def check_place(
+    path: Path, config: Config, data: LongTailedData, epochs: int, method: str | None = None
+) -> None:
+    """Ask for --overwrite before anything is trained where `publish` would put a lesser model into a place.
+
+    Lesser: trained on other images, or for fewer epochs by the same method.
+
+    Raises:
+        UserError: it would, and the user has not said so.
+    """
+    if config.overwrite or not path.is_file():
+        return
+    try:
+        old = checkpoint.read(path).facts
+    except UserError:  # of no use to anybody
+        return
+    changed = compared(old, data.train)[0] if "train_digest" in old else None
+    before = old.get("progress", {}).get("epoch", old.get("args", {}).get("epochs"))
+    longer = type(before) is int and before > epochs and old.get("method") == method
+    if changed or longer:
+        what = f"other images ({changed})" if changed else f"{before} epochs, this run has {epochs}"
+        raise UserError(
+            f"{path} holds a model of {what}: give a --ckpt_dir of its own, or --overwrite, which keeps the "
+            "older one under a number"
+        )
+
+
 def publish(run: Run, path: Path, content: dict, figures: dict, selected_on: str) -> dict:
-    """Leave the final model where the next step looks for it; returns what the summary says of it."""
+    """Leave the final model where the next step looks for it; returns what the summary says of it.
+
+    Another model that is in its place is kept beside it, under a number.
+    """
     if not run.main:
         return {}
     scores = {name: value for name, value in figures.items() if name != "classes"}
-    place = f"{path}, in place of an older one" if path.exists() else path
-    digest = checkpoint.save(path, content | {"metrics": scores, "selected_on": selected_on})
+    run.place("summary.json")  # a run whose folder was taken from it publishes nothing
+    content = checkpoint.with_identity(content | {"metrics": scores, "selected_on": selected_on})
+    kept = _keep(path, content["identity"])
+    place = f"{path}, in place of an older one, kept as {kept}" if kept else path
+    digest = checkpoint.save(path, content)
     run.log(f"model of epoch {content['epoch']} (selected on {selected_on}) left at {place}")
-    return {"epoch": content["epoch"], "checkpoint": str(path), "digest": digest}
+    return {
+        "epoch": content["epoch"],
+        "checkpoint": str(path),
+        "digest": digest,
+        "identity": content["identity"],
+    }
+
+
+def _keep(path: Path, identity: str) -> Path | None:
+    """Give the model at `path` another name as well; None: there is none, or it is the very model."""
+    if not path.is_file():
+        return None
+    try:
+        if checkpoint.read(path).identity == identity:
+            return None
+    except UserError:
+        pass  # it is damaged, but the user's
+    for number in count(1):
+        kept = path.with_suffix(f".{number}.pth")
+        try:
+            os.link(path.resolve(), kept)
+        except FileExistsError:
+            if not kept.exists() or not kept.samefile(path):  # else a run was killed behind this line
+                continue
+        except OSError:  # no links on this file system
+            with open(path, "rb") as old:
+                write_atomically(kept, lambda handle, old=old: shutil.copyfileobj(old, handle))
+        return kept
 
 
 def finish(run: Run, figures: dict, selected_on: str, facts: dict, label: str = "") -> None:
     """Write summary.json, print the figures, and end with the result line."""
     scores = {name: value for name, value in figures.items() if name != "classes"}
     run.write_json("summary.json", {"test": scores, "selected_on": selected_on} | facts)
+    warn_of_lost(run, figures, label)
     run.log(
         f"test balanced accuracy {percent(figures['balanced'])}, top-5 {percent(figures['top5'])}, "
         f"calibration error {percent(figures['calibration_error'])}"
@@ -183,6 +259,12 @@ def finish(run: Run, figures: dict, selected_on: str, facts: dict, label: str = 
     run.result(result_line(figures, selected_on, label=label))
 
 
+def warn_of_lost(run: Run, figures: dict, label: str = "") -> None:
+    """Warn where images have no prediction."""
+    if lost := figures.get("without_prediction"):
+        run.warn(lost_images(lost, label))
+
+
 def from_where(source: checkpoint.Checkpoint | Pack) -> str:
     """Which file was taken, for the log."""
     if isinstance(source, Pack):
@@ -193,7 +275,7 @@ def from_where(source: checkpoint.Checkpoint | Pack) -> str:
         if made
         else "foreign weights without facts"
     )
-    return f"checkpoint {source.path} ({what}; sha256 {source.digest[:12]})"
+    return "; ".join([f"checkpoint {source.path} ({what}; sha256 {source.digest[:12]})", *source.notes])
 
 
 def _commit() -> str | None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -15,15 +16,17 @@ from datasets.types import ImageSet, LongTailedData
 from utils.config import Config
 from utils.config_checks import FIXED_BY_CHECKPOINT, INHERITED
 from utils.features import FeatureViews
-from utils.packs import Pack
+from utils.packs import Pack, narrowed
 from utils.path import path_strength
+from utils.presets import NOTES
 
 
 class Representation:
     """Training views, scored parts and the stage-1 classifier: all that a head ever sees.
 
     `train_counts` [K] are the images that train, `class_counts` [K] those that define the shot groups.
-    `compute` gives the features [V, N, D] of a part by name; once, except where batch-norm drifts.
+    `compute` gives the features [V, N, D] of a part by name; once, except where batch-norm drifts. `discard`
+    takes away what lies on disk of them, at the end of a run.
     """
 
     def __init__(
@@ -34,7 +37,9 @@ class Representation:
         labels: dict[str, Tensor],
         data: LongTailedData,
         drifting: bool = False,
+        discard: Callable[[], None] = lambda: None,
     ) -> None:
+        self.discard = discard
         self.fc, self.train, self.labels, self.drifting = fc, train, labels, drifting
         self.class_counts, self.train_counts = data.class_counts, data.train_counts
         self.shots = data.shots
@@ -80,7 +85,7 @@ class StoredViews(FeatureViews):
         return self._plain
 
     def stacked(self, count: int) -> Tensor:
-        return self._views if count in (0, len(self._views)) else self._views[:count]
+        return self._views[:count] if count else self._plain[None]
 
 
 def pack_classifier(pack: Pack) -> nn.Linear:
@@ -130,7 +135,10 @@ def pack_data(pack: Pack) -> LongTailedData:
         test=PackPart(pack.test[0], pack.test_labels),
         views=None,
         shots=tuple(facts.get("shots", SHOTS)),
-        notes=[f"features of {pack.path}: {views} in training, no fresh augmentation"],
+        notes=[
+            f"features of {pack.path}: {views} in training, no fresh augmentation",
+            *([NOTES[pack.known["preset"]]] if pack.known["preset"] in NOTES else []),
+        ],
     )
 
 
@@ -138,16 +146,24 @@ def make_pack(frozen: Representation, config: Config, facts: dict, clean: bool) 
     """The pack of a representation: the views that `--views` caches and the plain training images.
 
     `facts` are the checkpoint facts of the run; `clean`: the backbone never saw the validation images.
+
+    Raises:
+        UserError: --pack_dtype cannot hold the features, see `utils.packs.narrowed`.
     """
-    dtype = {"fp16": torch.float16, "fp32": torch.float32}[config.pack_dtype]
+    dtype = {"fp16": np.float16, "fp32": np.float32}[config.pack_dtype]
+
+    def kept(features: Tensor, name: str) -> Tensor:
+        array, advice = features.cpu().numpy(), "take --pack_dtype fp32"
+        return torch.from_numpy(narrowed(array, dtype, f"the part {name}", advice))
+
     count = config.views or 0
-    kept = [*FIXED_BY_CHECKPOINT, *INHERITED, "seed", "class_names", "class_counts"]
-    kept += ["train_digest", "stage1_digest", "environment"]
+    taken = [*FIXED_BY_CHECKPOINT, *INHERITED, "seed", "class_names", "class_counts"]
+    taken += ["train_digest", "stage1_digest", "environment"]
     labels = {name: values.cpu() for name, values in frozen.labels.items()}
-    parts = {name: frozen.part(name).to("cpu", dtype) for name in labels}
+    parts = {name: kept(frozen.part(name), name) for name in labels}
     return Pack(
-        train=frozen.train.stacked(count).to("cpu", dtype),
-        plain=frozen.train.plain().to("cpu", dtype) if count else None,
+        train=kept(frozen.train.stacked(count), "train"),
+        plain=kept(frozen.train.plain(), "plain") if count else None,
         train_labels=frozen.train.labels.cpu(),
         test=parts["test"],
         test_labels=labels["test"],
@@ -155,8 +171,8 @@ def make_pack(frozen: Representation, config: Config, facts: dict, clean: bool) 
         val_labels=labels.get("val"),
         fc_weight=frozen.fc.weight.detach().cpu().float(),
         fc_bias=frozen.fc.bias.detach().cpu().float(),
-        facts={name: facts[name] for name in kept}
-        | {"dataset": config.data_name}
+        facts={name: facts[name] for name in taken}
+        | {"dataset": config.place_name, "preset": config.dataset}
         | {"val_clean": clean and "val" in parts, "train_views": "augmented" if count else "plain"}
         | {"selected_on": facts["stage1_selected_on"] or "unknown"},
     )

@@ -4,7 +4,7 @@
 
 Below OUT/reproduce each cell of the grid has a folder of its own. What is done is skipped. A cell that fails
 is named, the others go on, and the status is 1. SIGTERM and SIGINT are passed on: the runs save, and the same
-command goes on.
+command goes on. So they do where this process is killed.
 """
 
 import os
@@ -22,7 +22,8 @@ from progress.bar import Bar
 from utils.arguments import STAGE1, STAGE2, Parser
 from utils.cell_runs import CellRuns, Stage1, epochs_done, same_training_images
 from utils.checkpoint import write_atomically
-from utils.errors import UserError, complain, exit_cleanly
+from utils.errors import UserError, complain, exit_cleanly, say
+from utils.files import open_regular
 from utils.grid import read_grid
 from utils.lock import FolderLock
 from utils.logger import check_writable, stage_folder
@@ -34,13 +35,24 @@ ROOT = Path(__file__).resolve().parent.parent
 # a stage 2 counts as so many epochs of stage 1: its passes need no gradients
 STAGE2_UNITS = 10
 POLL_SECONDS = 0.2
+# becomes the command behind the number of this process, whose end Linux then tells it by SIGTERM
+_TIED = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+os.getppid() == int(sys.argv[1]) or sys.exit(143)
+os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
+"""
 
 
 class Runner(Signals):
-    """Runs what is missing of the cells, `jobs` of them at once; a signal is passed on to what runs."""
+    """Runs what is missing of the cells, `jobs` of them at once; a signal is passed on to what runs.
 
-    def __init__(self, cells: Sequence[CellRuns], jobs: int, words: Sequence[str]) -> None:
+    The runs hold the `lock` too: while one of them has not ended, nobody else may begin.
+    """
+
+    def __init__(self, cells: Sequence[CellRuns], jobs: int, words: Sequence[str], lock: FolderLock) -> None:
         super().__init__()
+        self.lock = lock
         self.cells, self.jobs, self.words = cells, jobs, [*words, "--quiet"]
         self.children: set[subprocess.Popen] = set()
         self.epochs: dict[str, int] = {}  # cell -> epochs that its stage 1 still has before it
@@ -78,8 +90,10 @@ class Runner(Signals):
     def _cost(self, runs: CellRuns) -> int:
         """What is left to do of a cell, in epochs of stage 1."""
         stage1 = runs.stage1(same_training_images)
-        config = runs.stage1_config()
-        left = 0 if stage1 else max(0, config.epochs - epochs_done(stage_folder(config, "stage1")))
+        left = 0
+        if not stage1:
+            config = runs.stage1_config()
+            left = max(0, config.epochs - epochs_done(stage_folder(config, "stage1")))
         self.epochs[runs.cell.name] = left
         missing = [select for select in runs.cell.selections if not (stage1 and runs.stage2(select, stage1))]
         return left + STAGE2_UNITS * len(missing)
@@ -121,17 +135,19 @@ class Runner(Signals):
             environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // self.jobs)))
         complain(f"{name}: begins")
         started = time.monotonic()
-        command = [sys.executable, str(ROOT / script), *words, *self.words]
-        with open(log, "ab") as out:
-            child = subprocess.Popen(command, stdout=out, stderr=out, env=environment)
+        tied = ["-c", _TIED, str(os.getpid())] if sys.platform == "linux" else []
+        command = [sys.executable, *tied, str(ROOT / script), *words, *self.words]
+        with open_regular(log, "ab") as out:
+            options = {"stdout": out, "stderr": out, "env": environment}
+            child = subprocess.Popen(command, pass_fds=(self.lock.fileno(),), **options)
         self.children.add(child)
         if self.asked:  # the signal came in between
             child.terminate()
         status = child.wait()
         self.children.discard(child)
         seconds = time.monotonic() - started
-        with open(runs.place / f"{label}.seconds", "a") as out:
-            out.write(f"{seconds:.1f}\n")
+        with open_regular(runs.place / f"{label}.seconds", "ab") as out:
+            out.write(f"{seconds:.1f}\n".encode())
         if status and not self.asked:
             lines = log.read_text(encoding="utf-8", errors="replace").splitlines() or [""]
             self._fail(runs, f"{label} ended with status {status}: {lines[-1]} (see {log})")
@@ -206,13 +222,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"--jobs must be 1 or more, got {asked.jobs}")
     cells = [CellRuns(cell, asked.out) for cell in read_grid(asked.grid, asked.data_dir)]
     if asked.list:
-        print("\n".join(survey(cells)))
+        say(*survey(cells))
         return
     check_writable(asked.results / "results")
     failed = [] if asked.report_only else _run(cells, asked)
     for line in failed:
         complain(f"failed: {line}")
-    print(report(cells, asked.results))
+    say(report(cells, asked.results))
     if failed:
         sys.exit(1)
 
@@ -223,8 +239,9 @@ def _run(cells: Sequence[CellRuns], asked: Namespace) -> list[str]:
     check_writable(place)
     place.mkdir(parents=True, exist_ok=True)
     with ExitStack() as held:
-        held.callback(FolderLock(place).release)
-        runner = held.enter_context(Runner(cells, asked.jobs, ["--device", asked.device]))
+        lock = FolderLock(place, "or take another --out; --list tells what is done")
+        held.callback(lock.release)
+        runner = held.enter_context(Runner(cells, asked.jobs, ["--device", asked.device], lock))
         runner.run()
     return runner.failed
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 from utils.cell_runs import CellRuns, Stage1, Stage2, read_rows
-from utils.comparison import SELECTIONS, cells, markdown_lines
+from utils.comparison import CHOSEN_EPOCH, SELECTIONS, cells, markdown_lines
 from utils.errors import UserError
 from utils.files import write_atomically
 from utils.grid import slug
@@ -43,8 +43,8 @@ def rows_of(
             facts | {"method": name, "setting": "", "n": "0", "status": NOT_RUN} for name in cell.method_names
         ]
     made = stage2.record["environment"]
-    facts |= {"data": stage2.summary["train_digest"][:12], "torch": made.get("torch", "")}
-    facts |= {"hardware": _hardware(made), "commit": (made.get("commit") or "")[:12]}
+    facts |= {"data": stage2.summary["train_digest"][:12], "torch": str(made.get("torch", ""))}
+    facts |= {"hardware": _hardware(made), "commit": str(made.get("commit") or "")[:12]}
     facts |= {"hours": runs.hours(cell.label(select)), "stage2_seeds": " ".join(map(str, cell.stage2_seeds))}
     facts |= {"stage1_overall": next((r["overall"] for r in stage2.rows if r["method"] == "stage1"), "")}
     return [facts | row | {"status": "failed" if row["failed"] else "done"} for row in stage2.rows]
@@ -56,7 +56,7 @@ def _origin(runs: CellRuns, stage1: Stage1) -> dict[str, str]:
         "stage1_digest": stage1.digest,
         "source": stage1.source,
         "stage1_hours": runs.hours("stage1") if trained else "",
-        "stage1_hardware": _hardware(stage1.model.facts["environment"]),
+        "stage1_hardware": _hardware(stage1.model.facts.get("environment", {})),
     }
 
 
@@ -65,7 +65,10 @@ def _hardware(made: dict) -> str:
     words = [made.get("device"), made.get("processor"), made.get("cpu_capability")]
     words = words if made.get("device") == "cpu" else words[:1]
     return " ".join(
-        [*map(str, words), *([f"{made.get('threads')} threads"] if made.get("device") == "cpu" else [])]
+        [
+            *map(str, filter(None, words)),
+            *([f"{made.get('threads')} threads"] if made.get("device") == "cpu" else []),
+        ]
     )
 
 
@@ -119,13 +122,13 @@ def render(paths: Sequence[Path]) -> str:
     return "\n\n".join([_HEAD, *filter(None, [overview]), *sections]) + "\n"
 
 
-_HEAD = """# Results
+_HEAD = f"""# Results
 
 Written by `python -m utils.reproduce` from results/*.csv alone, which it writes from the run folders; nothing
 is typed by hand. Every row of a table is in the csv file named above it, with all digits and the digests.
 Accuracies in percent of the test images; ± over seeds of stage 2 on one representation, or where it says so
 over those of stage 1; p: exact McNemar test of the first seeds, same images; LoMa and RSD per_sample, mean
-over classes, their spread in brackets."""
+over classes, their spread in brackets. {CHOSEN_EPOCH}."""
 
 
 def _place(row: dict) -> tuple:
@@ -176,8 +179,12 @@ def _typed(row: dict[str, str], path: Path) -> dict:
         for name in row.keys() - _TEXT:
             typed[name] = float(row[name]) if row[name] else None
         typed |= {"n": int(row["n"]), "learned": int(typed.get("learned") or 0)}
-        float(row["imb_ratio"] or 0), float(row["stage1_overall"] or 0), float(row["hours"] or 0)
-    except ValueError as error:
+        for name in ("imb_ratio", "stage1_overall", "hours", "stage1_hours"):
+            float(row[name] or 0)
+        cells([typed])  # which needs more of a row that was run than of one that was not
+    except KeyError as error:
+        raise UserError(f"{path} has no column {error.args[0]}") from error
+    except (ValueError, TypeError, ArithmeticError) as error:
         raise UserError(f"{path} has a figure that is none: {error}") from error
     return typed
 
@@ -210,7 +217,8 @@ def _told(rows: list[dict]) -> str:
         return f"Stage 1, seed {first['stage1_seed']}: {NOT_RUN}."
     overall = f", overall {percent(float(first['stage1_overall']))}" if first["stage1_overall"] else ""
     where = f"Stage 1, seed {first['stage1_seed']}: sha256 {first['stage1_digest'][:12]}, {first['source']}"
-    made = "pack made on " if first["views"] == "pack" else _hours(first["stage1_hours"])
+    made = "pack made on " if first["stage1_hardware"] else "a pack of its own"
+    made = made if first["views"] == "pack" else _hours(first["stage1_hours"])
     where += f"{overall} ({made}{first['stage1_hardware']})."
     if first["status"] == NOT_RUN:
         return f"{where} Stage 2: {NOT_RUN}."

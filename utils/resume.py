@@ -1,6 +1,8 @@
 """Going on with a run that was cut off, from its last.pth."""
 
-import json
+import os
+import shlex
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -8,16 +10,21 @@ import torch
 from torch import nn
 
 from datasets import LongTailedData
+from datasets.fetch import nothing_fetched_into
 from models.pretrained import load_state
 from utils import checkpoint
 from utils.arguments import ARGUMENTS, STAGE1
 from utils.checkpoint import Checkpoint
+from utils.commands import said
 from utils.config import Config, resolve
 from utils.config_checks import check_known
 from utils.device import environment
+from utils.digest import compared
 from utils.distributed import World
 from utils.engine import Partial, Progress, load_optimizer
-from utils.errors import UserError
+from utils.errors import NoMemoryError, UserError, about
+from utils.files import read_json, require_file
+from utils.lock import FolderLock
 from utils.logger import stage_folder
 from utils.packs import Pack
 from utils.plan import HeadPlan
@@ -26,11 +33,17 @@ from utils.retraining import HeadRun
 from utils.setup import find_source
 
 # how a run goes on and what it runs on may change, and where its files lie; what it computes may not
-_RUNNING = ("resume", "force_resume", "save_every", "out", "ckpt_dir", "device", "gpu", "quiet", "workers")
+_RUNNING = (
+    *("resume", "force_resume", "overwrite", "save_every", "data_digest", "out", "ckpt_dir"),
+    *("device", "gpu", "quiet", "workers"),
+)
 FREE = (
     *(*_RUNNING, "data_dir", "split_dir", "train_list", "val_list", "test_list"),
-    *("pretrained", "pretrained_pth", "features"),
+    *("pretrained", "pretrained_pth", "features", "save_features"),
 )
+_UNFIXED = (*FREE, "cur_stage", "pack_dtype")
+# of these what the user said is said again: last.pth may not choose them, or is not asked for them
+_AGAIN = set(FREE) - {"resume", "force_resume", "pretrained"}
 _SAME_BITS = (
     *("threads", "processes", "device", "torch", "numpy", "cpu_capability", "layout", "float32_convolutions"),
     *("float32_products", "deterministic"),
@@ -50,6 +63,7 @@ class Resumed:
     source: Checkpoint
     config: dict
     given: dict  # the words with which the run goes on: its own, and what may change
+    lock: FolderLock | None = None  # on the folder, in the process that writes there
     forced: bool = False
     contradictions: list[str] = field(default_factory=list)
 
@@ -69,6 +83,7 @@ class Resumed:
         """
         self.check_data(data)
         facts = self.source.facts
+        self._check_best(model, config)
         checkpoint.load_weights(model, self.source, config.network)
         device = next(model.parameters()).device
         try:
@@ -78,6 +93,25 @@ class Resumed:
         except _UNFIT as error:
             raise self._unfit(error) from error
         return Progress(**facts["progress"]), partial
+
+    def _check_best(self, model: nn.Module, config: Config) -> None:
+        """Raise a UserError now, not after all epochs, where the best one so far is no longer to be had."""
+        progress, path = self.source.facts["progress"], self.folder / "best.pth"
+        best, done = progress["best_epoch"], progress["epoch"]
+        if config.select == "last" or (best is None and done < config.epochs):
+            return
+        try:
+            found = checkpoint.read(path)
+            checkpoint.load_weights(model, found, config.network)
+            if found.facts.get("epoch") not in (best, done + 1):  # a run may be killed between best and last
+                raise UserError(f"{path} does not hold epoch {best}, the best so far")
+        except NoMemoryError:
+            raise
+        except UserError as error:
+            raise UserError(
+                f"{error}; --select {config.select} needs it: restore it, or take the last epoch with "
+                f"--resume {shlex.quote(str(self.folder))} --force_resume --select last"
+            ) from error
 
     def restore_heads(self, heads: list[HeadRun], model: nn.Module) -> int:
         """Stage 2: put every head where it was, and the statistics of a drifting backbone; returns how many.
@@ -138,9 +172,7 @@ class Resumed:
             pairs = enumerate(zip(before, now, strict=False))
             first = next((f"class {k} had {a}, has {b}" for k, (a, b) in pairs if a != b), None)
             return first or f"there were {len(before)} classes, there are {len(now)}"
-        if self.source.facts["train_digest"] != data.train.digest():
-            return f"the class counts are those of {data.name} now, the images or their order are not"
-        return None
+        return compared(self.source.facts, data.train)[0]
 
     def notes(self, data: LongTailedData, device: torch.device) -> list[str]:
         """For the log: what the user forced, and what differs from the run's own machine."""
@@ -152,34 +184,45 @@ class Resumed:
             for name in _SAME_BITS
             if before.get(name, now[name]) != now[name]
         ]
-        return [f"forced, the results are of neither run: {one}" for one in forced] + [
-            f"the last bits may differ from the unbroken run's: {one}" for one in bits
-        ]
+        looked = compared(self.source.facts, data.train)[1]
+        notes = [f"the training images were compared with those of the run {looked}"] if looked else []
+        notes += [f"forced, the results are of neither run: {one}" for one in forced]
+        return notes + [f"the last bits may differ from the unbroken run's: {one}" for one in bits]
 
 
-def read_resume(script: str, given: dict) -> Resumed | None:
+def read_resume(script: str, given: dict, world: World, held: ExitStack) -> Resumed | None:
     """The run that `--resume` names (its last.pth, its folder, auto); None without one.
 
+    Its folder is locked before anything is read, so that what is read is what no other run goes on with;
+    `held` gives it back.
+
     Raises:
-        UserError: no such file, not a last.pth of this stage, or an argument that contradicts the run's.
+        UserError: no such file, not a last.pth of this stage, another run is writing there, an argument that
+            contradicts the run's, or a place to write to that the user has not named.
     """
     if "resume" not in given:
         return None
     path = given["resume"]
     if str(path) == "auto":
-        path = _newest_unfinished(script, given)
+        path = world.agree(_newest_unfinished(script, given))
         if path is None:
             return None
     path = path / "last.pth" if path.is_dir() else path
-    source = checkpoint.read(path)
+    with about("--resume"):
+        require_file(path)
+        lock = FolderLock(path.parent) if world.main else None
+        if lock:
+            held.callback(lock.close)
+        world.wait()
+        source = checkpoint.read(path)
     stage, state = ("stage1", "optimizer") if script == STAGE1 else ("stage2", "heads")
     if state not in source.facts or source.facts["stage"] != stage:
         raise UserError(f"{path} is not the last.pth of a stage-{stage[-1]} run, only that can be resumed")
     for name in ("args", "class_counts", "train_digest", "environment", *_ALSO[stage]):
         if name not in source.facts:
             raise UserError(f"{path} cannot be resumed: it lacks {name}")
-    for said in (source.facts["args"], source.facts.get("given", {})):
-        check_known(path, said, given)
+    for words in (source.facts["args"], source.facts.get("given", {})):
+        check_known(path, words, given)
     args = {
         name: value for name, value in source.facts["args"].items() if name not in ("resume", "force_resume")
     }
@@ -199,12 +242,55 @@ def read_resume(script: str, given: dict) -> Resumed | None:
     words = {name: _typed(name, value) for name, value in source.facts.get("given", {}).items()}
     words |= {name: value for name, value in given.items() if forced or name in FREE}
     words |= {} if "seeds" in words else {"seed": args["seed"]}
-    return Resumed(path.parent, source, known, words, forced, contradictions)
+    held.enter_context(nothing_fetched_into(_check_places(path, source.facts, given, forced)))
+    return Resumed(path.parent, source, known, words, lock, forced, contradictions)
+
+
+def _check_places(path: Path, facts: dict, given: dict, forced: bool) -> list[Path]:
+    """No file chooses where is written: the places in it count where it lies in the folder of its run.
+
+    Returns those that it chooses for reading, into which nothing may be downloaded.
+
+    Raises:
+        UserError: it lies among files of something else, or names a place that only the user may choose.
+    """
+    folder, usual = path.parent, preset_for(facts["dataset"], facts["network"])
+    wanted = {name: value for name, value in facts["args"].items() if name not in _UNFIXED}
+    wanted |= {name: facts[name] for name in ("dataset", "network")}
+    others = {name for name in os.listdir(folder) if not name.startswith(".")}
+    others -= {path.name, "best.pth", "log.txt"}
+    own = _has(folder / "config.json", wanted) if "config.json" in others else not others
+    if not (own or forced):
+        raise UserError(
+            f"{folder} is not the folder of the run in {path.name}, which would write over what lies there: "
+            "put it into a folder of its own, or go on regardless with --force_resume"
+        )
+    said = facts.get("given", facts["args"])  # stage 2 goes on with its words, stage 1 with its settings
+    said = usual | {name: value for name, value in said.items() if value is not None}
+    places = ("save_features", "ckpt_dir", "data_dir", "split_dir")
+    chosen = [name for name in places if name not in given and said.get(name) != usual.get(name)]
+    if "save_features" in chosen:
+        raise UserError(
+            f"{path} was started with --save_features {said['save_features']}: no file chooses where is "
+            "written, so name that place again, or another"
+        )
+    if "ckpt_dir" in chosen and folder.resolve().parent.parent != Path(said["out"]).resolve():
+        raise UserError(
+            f"{path} does not lie where its run wrote it: no file chooses where is written, so say by "
+            f"--ckpt_dir where the model is to be left (its run had {said['ckpt_dir']})"
+        )
+    return [Path(said[name]) for name in ("data_dir", "split_dir") if name in chosen]
 
 
 def _key(named: dict) -> tuple[str, str, int]:
     """What tells heads apart, of a HeadPlan's name or of a stored head."""
     return named["method"], named["setting"], named["seed"]
+
+
+def words_to_resume(config: Config, script: str) -> list[str]:
+    """What a command that goes on with this run says beside --resume: places, and what no file chooses."""
+    names = _AGAIN | ({"network"} if ":" in config.network else set())
+    return said(config, script, names)
 
 
 def own_words(given: dict) -> dict:
@@ -233,32 +319,29 @@ def _newest_unfinished(script: str, given: dict) -> Path | None:
     config = resolve(script, words, source.known if source else None)
     free = _RUNNING if {"seed", "seeds"} & set(given) else (*_RUNNING, "seed", "seeds")
     wanted = {name: value for name, value in config.as_dict().items() if name not in free}
-    found = sorted(
-        (folder / "config.json" for folder in stage_folder(config, config.cur_stage).glob("*")),
-        key=lambda note: note.parent.stat().st_mtime_ns,
-        reverse=True,
-    )
-    for note in found:
-        last = note.parent / "last.pth"
-        if not last.is_file() or (note.parent / "summary.json").exists() or not note.is_file():
+    folders = [folder for folder in stage_folder(config, config.cur_stage).glob("*") if folder.is_dir()]
+    for folder in sorted(folders, key=lambda folder: folder.stat().st_mtime_ns, reverse=True):
+        last = folder / "last.pth"
+        if not last.is_file() or (folder / "summary.json").exists():
             continue
-        if _has(note, wanted) and (source is None or _began_alike(last, words, source, free)):
-            return note.parent
+        if _has(folder / "config.json", wanted) and (
+            source is None or _began_alike(last, words, source, free)
+        ):
+            return folder
     return None
 
 
 def _has(note: Path, wanted: dict) -> bool:
-    """Does a config.json hold these values? One that somebody has spoilt is of another run."""
+    """Does a config.json hold these values? One that is gone or spoilt is of another run."""
     try:
-        made = json.loads(note.read_text(encoding="utf-8"))["config"]
-        return made_alike(made, wanted)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return made_alike(read_json(note)["config"], wanted)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return False
 
 
 def _began_alike(last: Path, words: dict, source: Checkpoint | Pack, free: tuple[str, ...]) -> bool:
     """Does a stage-2 run have the same stage 1 and the same words? What is named is no preset any more."""
-    origin = source.digest if isinstance(source, Checkpoint) else source.facts["stage1_digest"]
+    origin = source.identity if isinstance(source, Checkpoint) else source.facts["stage1_digest"]
     facts = checkpoint.read(last).facts
     before, now = (
         {name: value for name, value in some.items() if name not in free}

@@ -19,7 +19,7 @@ from utils import engine
 from utils.config import Config
 from utils.crew import Crew
 from utils.distributed import ALONE
-from utils.errors import UserError
+from utils.errors import UserError, is_out_of_memory
 from utils.features import logit_batches
 from utils.metrics import epoch_figures, predictions
 from utils.path import los_path_lr
@@ -29,8 +29,6 @@ from utils.seeding import epoch_order, generator_for
 
 # heads of at most this many weights train on one CPU thread: their steps are too small to share out
 ONE_THREAD_WEIGHTS = 2**18
-# what may end one head and leave the others alone: a loss that is not finite, a start that cannot be, memory
-_FAILURES = (UserError, ValueError, RuntimeError)
 _NO_CREW = Crew(1)
 
 
@@ -56,19 +54,32 @@ class HeadRun:
         self.select = config.select
         self.progress, self.best_state, self.best_backbone = engine.Progress(), None, None
         self.partial, self.failure = engine.Partial(), None
-        self.seconds, self.lr, self.head = 0.0, plan.lr, None
+        self.lr, self.head = plan.lr, None
+        self._spent, self._working_since = 0.0, None
         self._attempt(lambda: self._start(config))
 
+    @property
+    def seconds(self) -> float:
+        """What the head has taken so far, of work under way too: it is saved within an epoch."""
+        under_way = 0.0 if self._working_since is None else time.perf_counter() - self._working_since
+        return self._spent + under_way
+
     def _attempt(self, work: Callable[[], None]) -> None:
-        """Do it, on this head's clock; a failure ends this head alone."""
-        started = time.perf_counter()
+        """Do it, on this head's clock; what lies in its numbers, setting or memory ends this head alone.
+
+        Anything else is a mistake in the code of a head or loss and goes on its way with its traceback.
+        """
+        self._working_since = time.perf_counter()
         try:
             work()
         except engine.DivergedError as error:
             self.failure = f"{error}: training stopped; try a lower learning rate"
-        except _FAILURES as error:
+        except Exception as error:
+            if not (isinstance(error, UserError) or is_out_of_memory(error)):
+                raise
             self.failure = " ".join(str(error).split())
-        self.seconds += time.perf_counter() - started
+        finally:
+            self._spent, self._working_since = self.seconds, None
 
     def _start(self, config: Config) -> None:
         plan, method, frozen = self.plan, self.plan.method, self.frozen
@@ -198,7 +209,7 @@ class HeadRun:
         Raises:
             ValueError, RuntimeError: it is not the state of such a head.
         """
-        self.progress, self.seconds = engine.Progress(**state["progress"]), state["seconds"]
+        self.progress, self._spent = engine.Progress(**state["progress"]), state["seconds"]
         self.failure = self.failure or state.get("failure")
         if self.failed:
             return

@@ -5,14 +5,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
-from utils.errors import UserError
+from utils.errors import UserError, printable
 from utils.files import open_regular
 from utils.metrics import GROUPS
 
 MAX_LINES = 6
+LARGEST = 1e12  # of a figure that can be drawn
 CONTROLS = ["stage1", "ce", "los"]
 SCORES = ["overall", *GROUPS]
 STDS = [f"{name}_std" for name in SCORES]
@@ -64,8 +64,16 @@ def _read(path: Path, columns: list[str]) -> pd.DataFrame:
         raise UserError(f"{path} cannot be read: {reason}") from error
     if missing := [column for column in columns if column not in frame]:
         raise UserError(f"{path} has no column {missing[0]}: is it from a stage-2 run?")
-    frame = frame.fillna(dict.fromkeys(TEXT, "")).replace([np.inf, -np.inf], np.nan)
-    return frame.assign(**{name: 100 * frame[name] for name in frame if name in PERCENT})
+    frame = frame.fillna(dict.fromkeys(TEXT, ""))
+    figures = frame.select_dtypes("number")
+    frame[list(figures)] = figures.where(figures.abs() < LARGEST)
+    words = {name: frame[name].map(_as_drawn) for name in frame if name in TEXT}
+    return frame.assign(**words, **{name: 100 * frame[name] for name in frame if name in PERCENT})
+
+
+def _as_drawn(text: str) -> str:
+    """A text that a picture shows as it is: between two $ it would be a formula."""
+    return printable(text).replace("$", r"\$")
 
 
 def _differences(settings: pd.Series) -> list[str]:

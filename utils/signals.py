@@ -1,5 +1,6 @@
 """Signals that ask a run to end: the first is noted and the step finished, a later one ends at once."""
 
+import ctypes
 import os
 import signal
 import threading
@@ -10,6 +11,10 @@ from types import FrameType
 from typing import Self
 
 ASKING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # SIGUSR1: Slurm's warning before the end
+_LOST = (
+    b"error: a file that is read where it lies was cut short, or its disk failed, while it was in use: "
+    b"restore it and run it again\n"
+)
 # what comes this soon after the first is the same wish: Ctrl-C reaches torchrun, which passes it on once more
 SAME_WISH_SECONDS = 1.0
 
@@ -61,6 +66,30 @@ class Interrupting(Signals):
 
     def _hear(self, number: int) -> None:
         raise Interrupted(number)
+
+
+@contextmanager
+def lost_pages_told() -> Iterator[None]:
+    """Within: a mapped file that was cut short ends this process in one line, and a forked one as ever.
+
+    SIGBUS comes back for as long as its instruction is tried again. A handler of Python's runs after the
+    instruction and so never does: this one is called by the system itself.
+    """
+    install, process = ctypes.CDLL(None).signal, os.getpid()
+    install.argtypes, install.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
+
+    def tell(number: int) -> None:
+        if os.getpid() == process:
+            os.write(2, _LOST)
+            os._exit(2)
+        install(number, None)
+
+    handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(tell)
+    before = install(signal.SIGBUS, ctypes.cast(handler, ctypes.c_void_p))
+    try:
+        yield
+    finally:
+        install(signal.SIGBUS, before)
 
 
 @contextmanager

@@ -1,15 +1,19 @@
 """Features on disk: extracted in blocks by any number of processes, gone on with after a stop, mapped.
 
-A folder holds NAME.bin, the raw array [V, N, D], and NAME.done/, a file for every finished block with the
-digest of its values. Shapes: V views, N images, D feature.
+A folder holds NAME.bin, the raw array [V, N, D], and NAME.done/, a file for every finished block with a
+digest of its values and of what the images were like: a block whose images were replaced is made again.
+
+Shapes: V views, N images, D feature.
 """
 
 import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +24,21 @@ from utils.checkpoint import write_atomically
 from utils.distributed import World
 from utils.engine import EVAL_BATCH
 from utils.errors import UserError
+from utils.files import open_regular, read_text, sweep
+from utils.packs import narrowed
 
 # images that are finished together: a batch, so that its bits do not depend on who extracts it
 BLOCK = EVAL_BATCH
 Views = tuple[int, int]  # first and behind the last view of a pass over the images
 # gives the features [v, n, D] of images start..stop, a block after another: (views, start, stop) -> blocks
 Extract = Callable[[Views, int, int], Iterable[Tensor]]
+# what images start..stop are like
+Stamp = Callable[[int, int], bytes]
+
+
+def no_stamp(start: int, stop: int) -> bytes:
+    """Of images in memory, whose digest covers every pixel."""
+    return b""
 
 
 class FeatureStore:
@@ -36,27 +49,54 @@ class FeatureStore:
     """
 
     def __init__(self, folder: Path, identity: dict, dtype: torch.dtype, world: World) -> None:
-        self.folder, self.world = folder, world
+        self.folder, self.world, self._filled = folder, world, []
         self.dtype = {torch.float16: np.float16, torch.float32: np.float32}[dtype]
         identity = identity | {"dtype": str(dtype), "block": BLOCK}
+        self._note, self._text = folder / "identity.json", json.dumps(identity, indent=1, sort_keys=True)
         if world.main:
             try:
-                self._claim(identity)
+                self._claim()
             except OSError as error:
                 raise UserError(f"{folder} cannot be written: {error.strerror or error}") from error
         world.wait()
 
-    def _claim(self, identity: dict) -> None:
+    def _claim(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        note, text = self.folder / "identity.json", json.dumps(identity, indent=1, sort_keys=True)
-        if note.exists() and note.read_text() != text:
+        if self._note.exists() and not self._is_ours():
             raise UserError(
                 f"{self.folder} holds features of another backbone, data set or setting: remove it, or give "
                 "--save_features another name"
             )
-        write_atomically(note, lambda handle: handle.write(text.encode()))
+        sweep(self.folder, older_than=0)
+        if not self._note.exists() and os.listdir(self.folder):
+            raise UserError(
+                f"{self.folder} is to take the features for a while, but holds something else: move it away, "
+                "or give --save_features another name"
+            )
+        write_atomically(self._note, lambda handle: handle.write(self._text.encode()))
 
-    def fill(self, name: str, shape: tuple[int, int, int], passes: list[Views], extract: Extract) -> Tensor:
+    def _is_ours(self) -> bool:
+        return read_text(self._note) == self._text
+
+    def remove(self) -> None:
+        """Take away what was written here, file by file, if the folder is still its own; the rest stays."""
+        with suppress(OSError):
+            if not self.world.main or not self._is_ours():
+                return
+            for name in self._filled:
+                _clear(self.folder / f"{name}.done")
+                os.unlink(self.folder / f"{name}.bin")
+            os.unlink(self._note)
+            os.rmdir(self.folder)
+
+    def fill(
+        self,
+        name: str,
+        shape: tuple[int, int, int],
+        passes: list[Views],
+        extract: Extract,
+        stamp: Stamp = no_stamp,
+    ) -> Tensor:
         """The array `name` of `shape` [V, N, D], mapped; what it lacks is extracted, each process a share.
 
         `passes`: the views that are extracted together, in order.
@@ -65,14 +105,15 @@ class FeatureStore:
             UserError: the disk has no room for it.
         """
         path, done = self.folder / f"{name}.bin", self.folder / f"{name}.done"
-        todo = self.world.agree(self._todo(path, done, shape, passes) if self.world.main else None)
+        self._filled.append(name)
+        todo = self.world.agree(self._todo(path, done, shape, passes, stamp) if self.world.main else None)
         array = self._mapped(path, "r+", shape)
         for views, start, stop in _runs(todo[slice(*self.world.block(len(todo)))]):
             first = start
             for features in extract(views, start, stop):
                 block = slice(first, first + features.shape[1])
                 array[views[0] : views[1], block] = self._stored(features, block)
-                _mark(done, array, views, block)
+                _mark(done, array, views, block, stamp)
                 first = block.stop
         self.world.wait()
         return torch.from_numpy(self._mapped(path, "c", shape))
@@ -85,22 +126,18 @@ class FeatureStore:
                 f"{path} cannot be read ({error.strerror or error}): all processes must see its file system"
             ) from error
 
-    def _todo(self, path: Path, done: Path, shape: tuple[int, int, int], passes: list[Views]) -> list:
+    def _todo(
+        self, path: Path, done: Path, shape: tuple[int, int, int], passes: list[Views], stamp: Stamp
+    ) -> list:
         """The blocks that are not finished, (views, start, stop), of a file that has room for all."""
         self._reserve(path, done, shape)
         array = self._mapped(path, "r", shape)
         blocks = [(views, *block) for views in passes for block in _blocks(shape[1])]
-        return [block for block in blocks if not _is_done(done, array, *block)]
+        return [block for block in blocks if not _is_done(done, array, *block, stamp)]
 
     def _stored(self, features: Tensor, block: slice) -> np.ndarray:
-        with np.errstate(over="ignore"):
-            values = features.cpu().numpy().astype(self.dtype)
-        if not np.isfinite(values).all():
-            raise UserError(
-                f"features of images {block.start} to {block.stop - 1} are not finite in "
-                f"{np.dtype(self.dtype).name}: the backbone has diverged, or take --pack_dtype fp32"
-            )
-        return values
+        what = f"the backbone's output of images {block.start} to {block.stop - 1}"
+        return narrowed(features.cpu().numpy(), self.dtype, what, "take --pack_dtype fp32")
 
     def _reserve(self, path: Path, done: Path, shape: tuple[int, int, int]) -> None:
         needed = int(np.prod(shape, dtype=np.int64)) * np.dtype(self.dtype).itemsize
@@ -110,8 +147,8 @@ class FeatureStore:
             if present != needed:  # a file of another size is of no use
                 if needed - present > free:
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                shutil.rmtree(done, ignore_errors=True)
-                with open(path, "wb") as handle:
+                _clear(done)
+                with open_regular(path, "wb") as handle:
                     _allocate(handle.fileno(), needed)
             done.mkdir(exist_ok=True)
         except OSError as error:
@@ -152,19 +189,31 @@ def _marker(done: Path, views: Views, start: int) -> Path:
     return done / f"{views[0]}-{views[1]}_{start}"
 
 
-def _digest(array: np.ndarray, views: Views, start: int, stop: int) -> str:
-    return hashlib.sha256(np.ascontiguousarray(array[views[0] : views[1], start:stop]).data).hexdigest()
+def _clear(done: Path) -> None:
+    """Remove a folder of markers, and nothing else that may be in it."""
+    with suppress(OSError):
+        for name in os.listdir(done):
+            if re.fullmatch(r"\d+-\d+_\d+", name):
+                os.unlink(done / name)
+        os.rmdir(done)
 
 
-def _mark(done: Path, array: np.ndarray, views: Views, block: slice) -> None:
+def _digest(array: np.ndarray, views: Views, start: int, stop: int, stamp: Stamp) -> str:
+    state = hashlib.sha256(np.ascontiguousarray(array[views[0] : views[1], start:stop]).data)
+    state.update(stamp(start, stop))
+    return state.hexdigest()
+
+
+def _mark(done: Path, array: np.ndarray, views: Views, block: slice, stamp: Stamp) -> None:
     marker = _marker(done, views, block.start)
     try:
-        marker.write_text(_digest(array, views, block.start, block.stop))
+        with open_regular(marker, "wb") as handle:
+            handle.write(_digest(array, views, block.start, block.stop, stamp).encode())
     except OSError as error:
         raise UserError(f"{marker} cannot be written: {error.strerror or error}") from error
 
 
-def _is_done(done: Path, array: np.ndarray, views: Views, start: int, stop: int) -> bool:
+def _is_done(done: Path, array: np.ndarray, views: Views, start: int, stop: int, stamp: Stamp) -> bool:
     """Was the block finished, and is it still what it was?"""
     marker = _marker(done, views, start)
-    return marker.is_file() and marker.read_text() == _digest(array, views, start, stop)
+    return marker.is_file() and read_text(marker) == _digest(array, views, start, stop, stamp)

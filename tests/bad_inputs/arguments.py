@@ -39,6 +39,7 @@ RANGES = [
     (STAGE1, "momentum", "1 -0.1 1.5", BELOW_1),
     (STAGE2, "momentum", "nan", NOT_FINITE),
     (STAGE1, "wd", "-1", NOT_NEGATIVE),
+    (STAGE1, "lr", "-inf", NOT_FINITE),
     (STAGE1, "wd", "nan", NOT_FINITE),
     (STAGE1, "mixup", "-0.2", NOT_NEGATIVE),
     (STAGE1, "mixup", "nan inf 1e400", NOT_FINITE),
@@ -56,6 +57,7 @@ RANGES = [
     (STAGE2, "label_smooth", "0.9,0.9", "names a value twice"),
     (STAGE2, "logit_gap", "0 -1", "must be above 0, got"),
     (STAGE2, "logit_gap", "nan inf", NOT_FINITE),
+    (STAGE2, "logit_gap", "1e6 1,701", "is beyond all numbers, δ would be 0: that is cross-entropy"),
     (STAGE2, "path", "0 -2", "must be above 0, got"),
     (STAGE2, "path", "nan", NOT_FINITE),
     (STAGE2, "scale", "0 -1", "must be above 0, got"),
@@ -74,7 +76,16 @@ RANGES = [
 ODD = [
     (STAGE1, "stray", "unknown argument stray"),
     (STAGE1, "--imb_ration 10", r"unknown argument --imb_ration, did you mean --imb_ratio\?"),
-    (STAGE1, "--EPOCHS 3", "unknown argument --EPOCHS"),
+    (STAGE1, "--EPOCHS 3", r"unknown argument --EPOCHS, did you mean --epochs\?"),
+    (STAGE2, "--losss", r"unknown argument --losss, did you mean --method los\?"),
+    (STAGE2, "--epochs 3", "has no use for it: its own is --finetune_epoch"),
+    (STAGE1, "--wd -1e-4", r"--wd must be 0 or more, got -0\.0001"),
+    (STAGE2, "--finetune_lr -.1,2", r"--finetune_lr must be above 0, got -0\.1"),
+    (STAGE1, "--lr --wd 1", "argument --lr: expected one argument"),
+    (STAGE1, DIGITS + "--pretrained imagenet", "--pretrained: imagenet does not exist"),
+    (STAGE1, "--resume newest", "--resume: newest does not exist"),
+    (STAGE2, "--pretrained_pth best", "--pretrained_pth: best does not exist"),
+    (EVALUATE, "--features digits --cur_stage stage1", "--features: digits (does not exist|cannot be read)"),
     (STAGE1, "--network resnet99", "--network: unknown network 'resnet99'"),
     (STAGE1, "--network=", "--network: unknown network ''"),
     (STAGE1, "--network nets.py:small", "is not written as Python imports it"),
@@ -99,9 +110,10 @@ ODD = [
     (STAGE1, DIGITS + "--network resnet50 --stem imagenex", "argument --stem: invalid choice"),
     (EVALUATE, DIGITS, "say what to evaluate: --cur_stage stage1"),
     (EVALUATE, DIGITS + "--cur_stage stage2", "no stage2 checkpoint at .*--pretrained_pth"),
-    (STAGE2, DIGITS + "--imb_ratio 7", r"IR=7/resnet8_stage1.pth: make it with `python main_stage1.py"),
+    (STAGE2, DIGITS + "--imb_ratio 7", r"IR=7/resnet8_stage1.pth: make it with `python \S*main_stage1.py"),
     (STAGE2, DIGITS + "--ckpt_dir {stage1.parent.parent.parent} --network resnet20", "--network resnet8"),
     (STAGE2, "--pretrained_pth {stage1} --method lso", r"--method has no 'lso', did you mean lws\?"),
+    (STAGE2, "--pretrained_pth {stage1} --method LOS", r"--method has no 'LOS', did you mean los\?"),
     (STAGE2, "--pretrained_pth {stage1} --method=", "--method has no ''"),
     (STAGE2, "--pretrained_pth {stage1} --method all,los", "--method all stands alone"),
     (CHECK, DIGITS, "digits_lt is held in memory, its files were checked|--workers"),
@@ -206,8 +218,8 @@ CONTRADICTIONS = [
     (FOLDER, "--dataset digits_lt --to {root}", "exists already: name a folder to be made"),
     (FOLDER, "--dataset digits_lt --to {stage1}/new", "cannot|Not a directory"),
     (FOLDER, "--dataset digits_lt --tto {root}/new --to {root}/new", "--tto"),
-    (PACK, "", "say what to do: `python -m utils.features pack"),
-    (PACK, "unpack", "say what to do: `python -m utils.features pack"),
+    (PACK, "", "say what to do: pack, see `.*python -m utils.features pack --help`"),
+    (PACK, "unpack", "say what to do: pack, see `.*python -m utils.features pack --help`"),
     (PACK, "pack --out {root}/new", "required: --train_x"),
     (PACK, "pack --nmae x", "--"),
     (PLOTS, "", "required: run_folder"),
@@ -217,6 +229,21 @@ CONTRADICTIONS = [
     (PLOTS, "{root}/nowhere", r"nowhere/table.csv cannot be read: No such file"),
     (PLOTS, "{stage1}", r"stage1.pth/table.csv cannot be read: Not a directory"),
 ]
+LISTED = "--dataset list --data_dir {lists} --train_list {lists}/train.txt --test_list {lists}/test.txt "
+# argument that names a file or folder -> the script, what goes before it
+PLACES = {
+    "data_dir": (STAGE1, "--dataset folder "),
+    "split_dir": (STAGE1, "--dataset imagenet_lt --data_dir {imagenet} "),
+    **dict.fromkeys(("train_list", "val_list", "test_list"), (STAGE1, LISTED)),
+    **dict.fromkeys(("pretrained", "out", "ckpt_dir", "resume"), (STAGE1, DIGITS)),
+    **dict.fromkeys(("pretrained_pth", "features"), (STAGE2, "")),
+    "save_features": (STAGE2, "--pretrained_pth {stage1} "),
+    "predictions": (EVALUATE, "--pretrained_pth {stage1} "),
+    "predict": (EVALUATE, "--pretrained_pth {pets1} "),
+    "to": (FOLDER, DIGITS),
+    "train_x": (PACK, "pack --train_y x --test_x x --test_y x --out {root}/new "),
+    "class_names": (PACK, "pack --train_x x --train_y x --test_x x --test_y x --out "),
+}
 _TYPES = {int: ("ten", "1.5", "0x10", ""), float: ("ten", "1,2x", "")}
 
 
@@ -265,6 +292,16 @@ def _ranged() -> list[Row]:
 
 ROWS = [
     *_generated(),
+    *(
+        Row(
+            f"--{name} with a name beyond 255 bytes",
+            script,
+            f"{words}--{name} {{root}}/{'ä' * 150}".replace("--out --class_names", "--out"),
+            "File name too long",
+        )
+        for name, (script, words) in PLACES.items()
+    ),
+    Row("plots of a name beyond 255 bytes", PLOTS, f"{{root}}/{'ä' * 150}", "File name too long"),
     *_ranged(),
     *(Row(f"{script} {words}", script, words, says) for script, words, says in (*ODD, *CONTRADICTIONS)),
 ]

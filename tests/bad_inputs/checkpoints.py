@@ -1,7 +1,9 @@
 """Checkpoints, ours and foreign ones: damaged, hostile, of another network, stage, version or kind."""
 
+import gzip
 import os
 import pickle
+import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +11,7 @@ from pathlib import Path
 import torch
 
 from models import build_model
+from tests.attacks import checkpoint_attacks
 from tests.bad_inputs import Kitchen, Make, Row
 from utils import checkpoint
 from utils.argument_table import EVALUATE, STAGE1, STAGE2
@@ -98,6 +101,15 @@ def bare(value: object) -> Make:
     return lambda root, kitchen: torch.save(value, root / "bad")
 
 
+def written(content: bytes) -> Make:
+    return lambda root, kitchen: (root / "bad").write_bytes(content)
+
+
+def archive(root: Path, kitchen: Kitchen) -> None:
+    with tarfile.open(root / "bad", "w") as target:
+        target.add(kitchen.stage1, "x" * 120)
+
+
 def plain_pickle(root: Path, kitchen: Kitchen) -> None:
     (root / "bad").write_bytes(pickle.dumps({"w": [1, 2]}))
 
@@ -123,8 +135,18 @@ def spoilt(value: float) -> Make:
     return weights(lambda weight: weight.index_fill(0, torch.tensor([0]), value))
 
 
+def turned(state: dict) -> dict:
+    """With a classifier as LDAM-DRW's: cosines to [features, classes], no bias."""
+    last = {"linear.weight": state.pop("fc.weight").T.contiguous()}
+    return {name: value for name, value in state.items() if name != "fc.bias"} | last
+
+
 def another_network(classes: int, name: str) -> Make:
     return ours(model=build_model(name, classes, in_channels=1).state_dict())
+
+
+def built(attack: str) -> Make:
+    return lambda root, kitchen: (root / "bad").write_bytes(checkpoint_attacks()[attack])
 
 
 # ---- any file in place of a checkpoint, for each of the four ways in which one is named
@@ -142,16 +164,41 @@ FILES: dict[str, tuple[Make, str]] = {
     "cut in half": (damaged(lambda content: content[: len(content) // 2]), DAMAGED),
     "cut at its end": (damaged(lambda content: content[:-1]), DAMAGED),
     "a flipped bit": (damaged(flipped), DAMAGED),
-    "a feature pack": (damaged(bytes, "pack"), DAMAGED),
+    "a feature pack": (damaged(bytes, "pack"), "bad is a feature pack: stage 2 and evaluate take it by"),
+    "a Git-LFS pointer": (written(b"version https://git-lfs.github.com/spec/v1\n"), "is a Git-LFS pointer"),
+    "a web page": (written(b"\n<!DOCTYPE html><html>Sign in</html>"), "bad is a web page"),
+    "packed by gzip": (damaged(gzip.compress), "bad is compressed by gzip: unpack it"),
+    "a tar archive": (archive, "bad is a tar archive: unpack it"),
+    "broken safetensors": (written(b"\2\0\0\0\0\0\0\0{}x"), "bad is damaged or no file of weights"),
+    "MiSLAS's scales": (
+        bare(
+            {f"state_dict_{n}": {"fc.weight": torch.ones(2, 2)} for n in ("model", "classifier", "lws_model")}
+        ),
+        r"bad holds a factor on each logit \(state_dict_lws_model\)",
+    ),
     "huge": (huge, DAMAGED),
     "compressed": (compressed, "bad is a compressed zip file"),
     "hostile": (hostile(old=False), "bad holds Python objects"),
     "hostile, old format": (hostile(old=True), "bad holds Python objects"),
     "a pickled module": (whole_module, "bad holds Python objects"),
     "declaring much": (declaring_much, r"bad declares a tensor \[68719476736\] larger than"),
-    "no torch file": (plain_pickle, DAMAGED),
-    "a list": (bare([1, 2]), "bad holds no weights"),
-    "no weights": (bare({"a": 1}), "bad holds no weights"),
+    "no torch file": (plain_pickle, "bad is a plain pickle, and may run code: not read"),
+    "two files in one": (
+        built("an old file with a new one behind it"),
+        "bad goes on for .* behind its weights",
+    ),
+    "two tables": (
+        built("two tables of records"),
+        "bad is damaged, or built so that it can be read in two ways",
+    ),
+    "two records": (built("two records of one name"), "bad holds two .* it can be read in two ways"),
+    "a codec bomb": (
+        built("hex nested 24 times, zip"),
+        "bad holds Python objects .* another codec than latin-1",
+    ),
+    "a tensor beyond": (built("a tensor far behind its storage"), r"bad declares a tensor \[1\] larger than"),
+    "a list": (bare([1, 2]), "bad holds no weights by name: .* found a list"),
+    "no weights": (bare({"a": 1}), "bad holds no weights by name: .* found a dict with 'a'"),
     "a sparse tensor": (bare({"w": torch.eye(3).to_sparse()}), "bad holds Python objects .*sparse"),
     "a later version": (ours(version=99), "bad has format version 99, this code reads up to 2: update it"),
     "version 0": (ours(version=0), "bad is damaged: there is no format version 0"),
@@ -165,6 +212,10 @@ WEIGHTS: dict[str, tuple[Make, str]] = {
     "whole numbers": (weights(torch.Tensor.long), r"bad: .*layer1.0.conv1.weight.* int64"),
     "another network": (another_network(10, "resnet20"), "bad.*(resnet20|layer1.1)"),
     "one weight too few": (ours(change=lambda state: state.pop("bn1.weight")), "bad.*1 missing .bn1.weight"),
+    "a name that a terminal obeys": (
+        ours(change=lambda state: state.update({"\x1b[2J\u202e": torch.ones(1)})),
+        r"bad.*1 unexpected .\\x1b\[2J\\u202e",
+    ),
     "one weight too many": (ours(change=lambda state: state.update(x=torch.ones(1))), "bad.*1 unexpected .x"),
     "another shape": (weights(lambda w: w[:, :1]), "bad.*1 of another shape .layer1.0.conv1.weight"),
     "scalars": (weights(lambda w: w.sum()), "bad.*1 of another shape .layer1.0.conv1.weight"),
@@ -174,15 +225,20 @@ FACTS = {
     "dataset": [None, 3],
     "network": [None, ["resnet8"]],
     "num_class": ["10", 10.0, True, 1, None, 9],
-    "epoch": [-1, "3", None],
-    "class_names": ["abc", [1] * 10, list("abc"), None],
-    "class_counts": [[1.5] * 10, [1], {}],
+    "epoch": [-1, "3", None, 1 << 70],
+    "train_digest": [5, {}, None],
+    "stage1_digest": [5, "\ud800"],
+    "selected_on": ["best", "last\ntest overall=99.99 many=- medium=- few=- selected_on=last", 3],
+    "val_fraction": [float("nan"), 10**600],
+    "metrics": [[], {"overall": 10**600}],
+    "class_names": [["\ud800"] * 10, ["a\0"] * 10, ["a" * 500_000] * 10, "abc", [1] * 10, list("abc"), None],
+    "class_counts": [[1.5] * 10, [1], {}, [10**600] * 10, [-1] * 10],
     "shots": [[100, 20], [20], "20,100", [0, 5]],
     "imb_ratio": ["50", [50]],
     "seed": [-1, "0", None],
     "tta": ["yes", 1],
-    "args": [[], {1: 2}, None],
-    "environment": ["cpu"],
+    "args": [[], {1: 2}, None, {"ckpt_dir": "a\0b"}, {"out": "\ud800"}, {"epochs": 10**600}],
+    "environment": ["cpu", {"torch": 10**600}, {"cpu": "a" * 500_000}],
     "head": [
         "linear",
         {},
@@ -190,6 +246,7 @@ FACTS = {
         {"kind": "lws"},
         {"kind": "lws", "options": {}},
         {"kind": "x", "options": 3},
+        {"kind": "x", "options": {"scale": 10**600}},
     ],
     "head_state": [[], {"weight": 3}],
     "progress": [{}, [], {"epoch": 1, "best_epoch": "x", "best_score": None, "rows": []}],
@@ -300,6 +357,27 @@ ROWS = [
         "--dataset digits_lt --pretrained_pth {bad} --cur_stage stage1",
         "bad is a resnet8 with 7 classes, 10 are needed",
         bare(build_model("resnet8", 7, in_channels=1).state_dict()),
+    ),
+    Row(
+        "a foreign cosine classifier",
+        EVALUATE,
+        "--dataset digits_lt --pretrained_pth {bad}",
+        r"bad is a resnet8 with a cosine classifier \[64 features, 10 classes\]",
+        bare(turned(build_model("resnet8", 10, in_channels=1).state_dict())),
+    ),
+    Row(
+        "a foreign classifier of another kind",
+        EVALUATE,
+        "--dataset digits_lt --pretrained_pth {bad}",
+        r"bad has the backbone of a resnet8, not its classifier: 1 unexpected \(fc.scale\)",
+        bare(build_model("resnet8", 10, in_channels=1).state_dict() | {"fc.scale": torch.ones(1)}),
+    ),
+    Row(
+        "a foreign network behind a prefix",
+        EVALUATE,
+        "--dataset digits_lt --pretrained_pth {bad}",
+        "bad is not a resnet8: .*; its weights fit --network resnet20",
+        bare({f"module.{n}": v for n, v in build_model("resnet20", 10, in_channels=1).state_dict().items()}),
     ),
     Row(
         "a foreign network",

@@ -7,7 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import torch
 
+from tests.attacks import cifar_attacks
 from tests.bad_inputs import Kitchen, Make, Row
 from tests.bad_inputs.checkpoints import NO_FILE, Call
 from tests.cifar_folders import CIFAR10, CIFAR100, ROW, python2_pickle, small_part, write_small
@@ -47,6 +49,16 @@ CIFAR_TRAIN = {  # what the file train holds, what the line says
     "empty": (b"", BROKEN),
     "text": (b"<html>404 Not Found</html>", BROKEN),
     "cut": (WHOLE[: len(WHOLE) // 2], BROKEN),
+    **{
+        f"{attack}, as pixels": (cifar_attacks()[f"{attack}, as pixels"], f"{BROKEN} .*{word}")
+        for attack, word in {
+            "an array of objects made of raw bytes": "an array of O8, which no CIFAR file needs",
+            "records of a gigabyte": "an array of V1000000000, which no CIFAR file needs",
+            "hex nested 24 times": "another codec than latin-1, which no CIFAR file needs",
+            "punycode": "another codec than latin-1, which no CIFAR file needs",
+            "a key that takes for ever to hash": "a key is long, or a tuple",
+        }.items()
+    },
     "a line break in the message": (b"\x80\x02K\x01Q.", BROKEN),
     "no data": ({"fine_labels": LABELS}, f"{TRAIN} lacks 'data' or 'fine_labels'"),
     "no labels": ({"data": GOOD["data"]}, f"{TRAIN} lacks 'data' or 'fine_labels'"),
@@ -211,8 +223,60 @@ FOLDERS: dict[str, tuple[Make, str]] = {
 }
 
 
+def endings(**renamed: str) -> Make:
+    """The images of some training classes with another ending."""
+    return pets(
+        lambda folder: [
+            path.rename(path.with_suffix(ending))
+            for name, ending in renamed.items()
+            for path in (folder / "train" / name).iterdir()
+        ]
+    )
+
+
+def few(ant: int, bee: int = 1, cat: int = 1) -> Make:
+    """Class folders with so many training images."""
+    counts = {"ant": ant, "bee": bee, "cat": cat}
+    return pets(
+        lambda folder: [
+            path.unlink()
+            for name, count in counts.items()
+            for path in sorted((folder / "train" / name).iterdir())[count:]
+        ]
+    )
+
+
+def own_val(folder: Path) -> None:
+    new_file("val/bee/0.jpg", jpeg(7))(folder)
+
+
+FEW = " --select val" + " --image_size 32 --network resnet8 --batch_size 4"
+VALIDATION: dict[str, tuple[Make, str, str]] = {
+    "empty": (few(1), " --val_source heldout", "heldout gives validation images of 0 class"),
+    "of one class": (few(2), " --val_source heldout", "heldout gives validation images of 1 class"),
+    "its own of one class": (pets(own_val), "", "own gives validation images of 1 class"),
+}
+
+
 def _folders() -> list[Row]:
     rows = [Row(f"folder: {kind}", STAGE1, OWN, says, make) for kind, (make, says) in FOLDERS.items()]
+    for kind, (make, words, says) in VALIDATION.items():
+        rows.append(Row(f"validation, {kind}", STAGE1, OWN + FEW + words, says, make))
+    for ending in (".HEIC", ".txt"):
+        kinds = rf"\(4 \{ending.lower()}\), 'train/bee/000\{ending}' first"
+        says = rf"train/bee holds no image: 4 file\(s\) passed over {kinds}: by its name it is none of JPEG"
+        rows.append(Row(f"folder: a class of {ending}", STAGE1, OWN, says, endings(bee=ending)))
+    for script, words in ((STAGE1, ""), (EVALUATE, " --cur_stage stage1 --network resnet32")):
+        for place in ("pets", "pets/train", "pets/train/bee"):
+            rows.append(
+                Row(
+                    f"{place} without --dataset, {script}",
+                    script,
+                    f"--data_dir {{root}}/{place}{words}",
+                    "bee|pets.* holds images, no CIFAR: was --dataset folder meant",
+                    pets(lambda folder: None),
+                )
+            )
     rows.append(
         Row(
             "folder: not permitted",
@@ -299,4 +363,90 @@ def _images() -> list[Row]:
     return rows
 
 
-ROWS = [*_cifar(), *_folders(), *_images()]
+# ---- images that a network cannot take
+
+NETS = """
+from torch import nn
+
+
+def small(num_classes):
+    body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.BatchNorm1d(4))
+    return nn.Sequential(body, nn.Linear(4, num_classes))
+
+
+def wide(num_classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 64 * 64, 4), nn.ReLU(), nn.Linear(4, num_classes))
+"""
+
+
+def nets(root: Path, kitchen: Kitchen) -> None:
+    """A module of networks, and weights of both: bad.small and bad.wide."""
+    (root / "bad_nets.py").write_text(NETS)
+    known: dict = {}
+    exec(NETS, known)
+    for name in ("small", "wide"):
+        torch.save(known[name](3).state_dict(), root / f"bad.{name}")
+
+
+def _networks() -> list[Row]:
+    pictures = "--dataset folder --data_dir {pets} --workers 0"
+    first = {
+        "vit_b_32 on 32 pixels": (
+            "--network vit_b_32 --image_size 32",
+            "vit_b_32 takes no images of 32 x 32",
+        ),
+        "alexnet on 32": ("--network alexnet --image_size 32", "alexnet takes no images of 32 x 32 pixels"),
+        "densenet121 on 8": (
+            "--network densenet121 --image_size 8",
+            "takes no images of 8 x 8 .* --image_size",
+        ),
+        "batch-norm on one image": (
+            "--network resnet18 --stem imagenet --image_size 32 --batch_size 1",
+            "resnet18 cannot train on one image at a time .*Expected more than 1 value.*another --batch_size",
+        ),
+        "batch-norm on parts of one": (
+            "--network resnet18 --stem imagenet --image_size 32 --batch_size 12 --accum 12",
+            "resnet18 cannot train on one image at a time .*smaller --accum",
+        ),
+    }
+    rows = [
+        Row(f"stage 1: {kind}", STAGE1, f"{pictures} {words}", says) for kind, (words, says) in first.items()
+    ]
+    foreign = f"{pictures} --image_size 32 --network bad_nets:"
+    wide = "bad_nets:wide takes no images of 32 x 32 pixels .*cannot be multiplied.*another --image_size"
+    alone = "bad_nets:small cannot train on one image at a time .*take another --batch_size"
+    return [
+        *rows,
+        Row(
+            "stage 2: a network of 64 pixels",
+            STAGE2,
+            f"{foreign}wide --num_class 3 --pretrained_pth {{bad}}.wide",
+            wide,
+            nets,
+        ),
+        Row(
+            "evaluate: a network of 64 pixels",
+            EVALUATE,
+            f"{foreign}wide --cur_stage stage1 --pretrained_pth {{bad}}.wide",
+            wide,
+            nets,
+        ),
+        Row(
+            "predict: a network of 64 pixels",
+            EVALUATE,
+            "--network bad_nets:wide --dataset folder --num_class 3 --image_size 32 --workers 0 "
+            "--predict {pets} --pretrained_pth {bad}.wide",
+            wide,
+            nets,
+        ),
+        Row(
+            "stage 2: drifting batch-norm on a last image",
+            STAGE2,
+            f"{foreign}small --num_class 3 --pretrained_pth {{bad}}.small --bn_mode train --batch_size 11",
+            alone,
+            nets,
+        ),
+    ]
+
+
+ROWS = [*_cifar(), *_folders(), *_images(), *_networks()]

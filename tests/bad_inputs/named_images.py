@@ -164,6 +164,14 @@ NOTES: dict[str, tuple[Make, str]] = {
     "UTF-16": (noted(content='{"images": []}'.encode("utf-16")), "is no JSON: byte 0 is not UTF-8"),
     "nested": (noted(content=b"[" * 200_000), "is nested deeper"),
     "nested objects": (noted(content=b'{"a":' * 200_000), "is nested deeper"),
+    "empty lists": (
+        noted(content=b'{"images": [' + b"[]," * 8_000_000 + b"0]}"),
+        "has more than 16,000,000 values, more than any annotations file",
+    ),
+    "small objects": (
+        noted(content=b'{"images": [' + b"{}," * 500_001 + b"0]}"),
+        "has more than 500,000 objects that are no image or annotation",
+    ),
     "a list": (noted(content=b"[]"), "holds a list instead of an object"),
     "a byte order mark and no images": (
         noted(content=b"\xef\xbb\xbf{}"),

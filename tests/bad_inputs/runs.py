@@ -16,6 +16,7 @@ from utils.argument_table import EVALUATE, STAGE1, STAGE2
 
 DIGITS = "--dataset digits_lt --epochs 1 "
 STAGE1_OF = "--pretrained_pth {stage1} "
+AGAIN = "--ckpt_dir {stage1.parent.parent.parent} "
 _held = []  # handles that keep their locks
 
 
@@ -64,6 +65,11 @@ def restated(change: Callable[[dict], dict], stage: str = "stage1") -> Make:
     return make
 
 
+def with_facts(path: Path, **facts: object) -> None:
+    source = checkpoint.read(path)
+    checkpoint.save(path, source.facts | {"model": source.state} | facts)
+
+
 def without(name: str) -> Callable[[dict], dict]:
     return lambda facts: {fact: value for fact, value in facts.items() if fact != name}
 
@@ -74,6 +80,21 @@ def other_args(**values: object) -> Callable[[dict], dict]:
 
 def other_heads(**values: object) -> Callable[[dict], dict]:
     return lambda facts: facts | {"heads": [head | values for head in facts["heads"]]}
+
+
+def without_best_state(facts: dict) -> dict:
+    heads = [{name: value for name, value in head.items() if name != "best_state"} for head in facts["heads"]]
+    return facts | {"heads": heads}
+
+
+def selecting(change: Callable[[Path], object]) -> Make:
+    """A run that selects on validation, its best.pth changed."""
+
+    def make(root: Path, kitchen: Kitchen) -> None:
+        restated(other_args(select="val"))(root, kitchen)
+        change(root / "run" / "best.pth")
+
+    return make
 
 
 def drawn(name: str, content: bytes) -> Make:
@@ -119,7 +140,113 @@ PLACES = [
         "resnet8_stage2.pth is a folder",
         folder_in_place("ckpt/digits_lt/IR=50/resnet8_stage2.pth"),
     ),
+    (STAGE1, DIGITS + AGAIN, "resnet8_stage1.pth holds a model of 6 epochs, this run has 1", None),
+    (STAGE1, DIGITS + AGAIN + "--val_source heldout", "holds a model of other images", None),
+    (STAGE2, STAGE1_OF + AGAIN + "--finetune_epoch 1", "holds a model of 4 epochs, this run has 1", None),
 ]
+
+
+def taken(source: str) -> Make:
+    """An input of the run that one of its outputs names too."""
+    return lambda root, kitchen: shutil.copy(getattr(kitchen, source), root / "bad")
+
+
+def pets_taken(root: Path, kitchen: Kitchen) -> None:
+    shutil.copytree(kitchen.pets, root / "pets")
+
+
+def listed_taken(root: Path, kitchen: Kitchen) -> None:
+    shutil.copytree(kitchen.lists, root / "lists")
+
+
+def published_taken(stage: int) -> Make:
+    place = f"ckpt/digits_lt/IR=50/resnet8_stage{stage}.pth"
+
+    def make(root: Path, kitchen: Kitchen) -> None:
+        (root / place).parent.mkdir(parents=True)
+        shutil.copy(kitchen.stage1, root / place)
+
+    return make
+
+
+PETS = "--dataset folder --data_dir {root}/pets --image_size 32 --workers 0 "
+LISTS = "--dataset list --data_dir {root}/lists --train_list {root}/lists/train.txt --test_list "
+LISTS += "{root}/lists/test.txt --image_size 32 --workers 0 "
+SOMETHING = "bad is there and holds something else, an input perhaps: name another file"
+AMONG = "lies among the images of --data_dir: name another place"
+TAKEN: dict[str, tuple[str, str, str, Make]] = {
+    "a pack over its checkpoint": (
+        STAGE2,
+        "--pretrained_pth {bad} --save_features {bad}",
+        "--save_features .*" + SOMETHING,
+        taken("stage1"),
+    ),
+    "predictions over their checkpoint": (
+        EVALUATE,
+        "--pretrained_pth {bad} --predictions {bad}",
+        "--predictions .*" + SOMETHING,
+        taken("stage1"),
+    ),
+    "predictions over their pack": (
+        EVALUATE,
+        "--features {bad} --cur_stage stage1 --predictions {bad}",
+        "--predictions .*" + SOMETHING,
+        taken("pack"),
+    ),
+    "predictions over the model that is found": (
+        EVALUATE,
+        DIGITS.split("--epochs")[0]
+        + "--cur_stage stage1 --predictions {root}/ckpt/digits_lt/IR=50/resnet8_stage1.pth",
+        "--predictions .*resnet8_stage1.pth is there and holds something else",
+        published_taken(1),
+    ),
+    "predictions over a list": (
+        EVALUATE,
+        LISTS + "--cur_stage stage1 --predictions {root}/lists/test.txt",
+        "--predictions .*test.txt is there and holds something else",
+        listed_taken,
+    ),
+    "a pack over a list": (
+        STAGE2,
+        LISTS + "--save_features {root}/lists/train.txt",
+        "--save_features .*train.txt is there and holds something else",
+        listed_taken,
+    ),
+    "predictions over an image": (
+        EVALUATE,
+        "--pretrained_pth {pets1} --predict {root}/pets --predictions {root}/pets/train/ant/000.jpg",
+        "--predictions .*jpg .*",
+        pets_taken,
+    ),
+    **{
+        f"{name} among the images": (
+            STAGE2 if name == "save_features" else EVALUATE if name == "predictions" else STAGE1,
+            f"{PETS}--{name} {{root}}/pets/train/new"
+            + (" --cur_stage stage1" if name == "predictions" else ""),
+            f"--{name} .*{AMONG}",
+            pets_taken,
+        )
+        for name in ("out", "ckpt_dir", "save_features", "predictions")
+    },
+    "a model over the weights of --pretrained": (
+        STAGE1,
+        DIGITS + "--pretrained {root}/ckpt/digits_lt/IR=50/resnet8_stage1.pth",
+        "resnet8_stage1.pth lies where this run leaves its own model: give another --ckpt_dir",
+        published_taken(1),
+    ),
+    "a model over that of --pretrained_pth": (
+        STAGE2,
+        "--pretrained_pth {root}/ckpt/digits_lt/IR=50/resnet8_stage2.pth",
+        "resnet8_stage2.pth lies where this run leaves its own model: give another --ckpt_dir",
+        published_taken(2),
+    ),
+    "a pack over the last.pth it resumes": (
+        STAGE2,
+        "--resume {root}/run --save_features {root}/run/last.pth",
+        "--save_features .*last.pth is there and holds something else",
+        stage2_run,
+    ),
+}
 RESUMED = "--resume {root}/run"
 RESUMES: dict[str, tuple[str, str, Make]] = {
     "without last.pth": (
@@ -153,11 +280,36 @@ RESUMES: dict[str, tuple[str, str, Make]] = {
         "--dataset cifar10_lt, the run to resume has --dataset digits_lt",
         copied(lambda run: None),
     ),
+    "a pipe as log.txt": (
+        RESUMED,
+        "log.txt cannot be written",
+        copied(lambda run: ((run / "log.txt").unlink(), os.mkfifo(run / "log.txt"))),
+    ),
+    "without the best epoch": (
+        RESUMED,
+        r"best.pth does not exist; --select val needs it: restore it, or .* --force_resume --select last",
+        selecting(Path.unlink),
+    ),
+    "with a damaged best epoch": (
+        RESUMED,
+        "best.pth is damaged.* --select val needs it",
+        selecting(lambda best: best.write_bytes(best.read_bytes()[:-100])),
+    ),
+    "with another best epoch": (
+        RESUMED,
+        r"best.pth does not hold epoch \d+, the best so far; --select val",
+        selecting(lambda best: with_facts(best, epoch=999)),
+    ),
+    "with a best epoch of another network": (
+        RESUMED,
+        "best.pth is not a resnet8: .*; --select val needs it",
+        selecting(lambda best: torch.save({"fc.weight": torch.ones(10, 64)}, best)),
+    ),
     "while another run writes there": (RESUMED, "another run is writing to .*run", locked),
     "nothing of that name": ("--resume {root}/run", "run does not exist", None),
     "forced without a run": (DIGITS + "--force_resume", "--force_resume has a meaning with --resume", None),
 }
-WRONG_MOMENTUM = {"momentum_buffer": torch.zeros(2)}
+NOWHERE = {"step": 1, "losses": torch.zeros(0), "hits": torch.zeros(0)}
 LACKING = ("args", "class_counts", "train_digest", "environment")
 UNFIT = "last.pth cannot be resumed: "
 RESTATED: dict[str, tuple[str, Callable[[dict], dict], str]] = {
@@ -186,7 +338,19 @@ RESTATED: dict[str, tuple[str, Callable[[dict], dict], str]] = {
         lambda facts: facts | {"optimizer": {"state": {}}},
         "optimizer",
     ),
-    "a position of another form": ("stage1", lambda facts: facts | {"partial": {"step": 1}}, UNFIT),
+    "a position of another form": ("stage1", lambda facts: facts | {"partial": {"step": 1}}, "fact partial"),
+    "a position without images": (
+        "stage1",
+        lambda facts: facts | {"partial": NOWHERE | {"counts": torch.zeros(1, 2, dtype=torch.int64)}},
+        "fact partial must be the steps of an epoch",
+    ),
+    "no weights of the best epoch": ("stage2", without_best_state, "the fact heads must be"),
+    "best weights of another head": (
+        "stage2",
+        other_heads(best_state={"x": torch.ones(1)}),
+        "the fact heads",
+    ),
+    "a place with a zero byte": ("stage1", other_args(ckpt_dir="a\0b"), "the fact args must be"),
     "heads that are none": ("stage2", lambda facts: facts | {"heads": 3}, "the fact heads must be"),
     "heads of another method": ("stage2", other_heads(method="x"), "knows no head"),
     "another stage 1": ("stage2", lambda facts: facts | {"stage1_digest": "0" * 64}, "another stage 1"),
@@ -214,6 +378,10 @@ TABLES: dict[str, tuple[Make, str]] = {
 }
 
 ROWS = [
+    *(
+        Row(f"output: {kind}", script, words, says, make)
+        for kind, (script, words, says, make) in TAKEN.items()
+    ),
     *(
         Row(
             f"place: {script} {words} {says}",
