@@ -19,7 +19,7 @@ import numpy as np
 from progress.bar import Bar
 from torch.utils.data import Dataset
 
-from datasets.decode import NOT_READ, decode_image, is_deep, read_bytes, shown
+from datasets.decode import NOT_READ, decode_image, is_deep, read_bytes
 from datasets.processes import Processes
 from datasets.types import FileSet, LongTailedData
 from utils.arguments import CHECK, parse
@@ -56,10 +56,10 @@ def scan(parts: dict[str, FileSet], workers: int) -> Iterator[Finding]:
         yield finding
     processes.close()
     others = (f"{part.root}/{os.fsdecode(path)}" for part in parts.values() for path in part.passed_over)
-    warnings = [f"{shown(path)} is passed over: {NOT_READ}" for path in others]
+    warnings = [f"{path} is passed over: {NOT_READ}" for path in others]
     if deep:
         warnings.append(
-            f"{len(deep):,} image(s) have more than 8 bits a channel, {shown(deep[0])} first: what is above "
+            f"{len(deep):,} image(s) have more than 8 bits a channel, {deep[0]} first: what is above "
             "255 becomes white, and fractions below 1 black; convert them to 8 bits"
         )
     yield Finding(0, list(_leaks(parts, digests)), warnings)
@@ -88,7 +88,7 @@ class _Scanned(Dataset):
                     finding.problems.append(str(error))
                 complaint = message()
                 if complaint and digest:
-                    finding.warnings.append(f"{shown(path)} may be damaged ({complaint}); it is read anyway")
+                    finding.warnings.append(f"{path} may be damaged ({complaint}); it is read anyway")
                 digests.append(digest)
         return finding, np.array(digests, dtype=np.uint64)
 
@@ -128,7 +128,7 @@ def _leaks(parts: dict[str, FileSet], digests: dict[str, np.ndarray]) -> Iterato
                 f"{files.root}/{files.paths[i]}" for files, i in ((part, image), (train, original))
             )
             if ours != theirs:
-                yield f"{shown(ours)} ({name}) holds the same bytes as {shown(theirs)} (train): leave one out"
+                yield f"{ours} ({name}) holds the same bytes as {theirs} (train): leave one out"
 
 
 def _print_findings(parts: dict[str, FileSet], workers: int) -> tuple[int, int]:

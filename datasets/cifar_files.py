@@ -17,10 +17,9 @@ from datasets.fetch import (
     MAX_FILE_BYTES,
     TIMEOUT_SECONDS,
     check_place,
-    one_line,
     scratch_folder,
 )
-from utils.errors import UserError
+from utils.errors import UserError, reason
 from utils.files import open_regular
 from utils.plain_pickle import Array, UnwantedError, load
 
@@ -91,7 +90,7 @@ def _download(source: type[CIFAR10], data_dir: Path) -> None:
             os.replace(partial / source.base_folder, data_dir / source.base_folder)
     except DOWNLOAD_ERRORS as error:
         raise UserError(
-            f"no {source.base_folder} in {data_dir}, and the download failed ({one_line(error)}): fetch "
+            f"no {source.base_folder} in {data_dir}, and the download failed ({reason(error)}): fetch "
             f"{source.url} on a machine with a network, unpack it, and name the folder that holds "
             f"{source.base_folder}/ with --data_dir"
         ) from error
@@ -113,7 +112,7 @@ def _read_pickle(path: Path) -> dict:
     except Exception as error:  # a broken pickle can raise nearly anything
         unwanted = ", which no CIFAR file needs" if isinstance(error, UnwantedError) else ""
         raise UserError(
-            f"{path} is not an intact CIFAR file ({one_line(error)}{unwanted}); "
+            f"{path} is not an intact CIFAR file ({reason(error)}{unwanted}); "
             "replace it, or delete its folder to download the set again"
         ) from error
     if not isinstance(content, dict):

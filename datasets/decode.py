@@ -8,6 +8,7 @@ EXIF orientation ignored.
 A JPEG has no checksum: damage inside it that leaves its end in place is decoded as Pillow does, unnoticed.
 """
 
+import errno
 import io
 import os
 import re
@@ -23,7 +24,7 @@ from PIL import Image, UnidentifiedImageError, features
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg, decode_png
 
-from utils.errors import UserError
+from utils.errors import UserError, reason
 from utils.files import open_regular
 
 MAX_PIXELS = 89_478_485  # more take over 256 MiB as RGB: Pillow's own limit for a warning
@@ -76,17 +77,17 @@ def read_bytes(path: str) -> bytearray:
         with open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
             if size > MAX_BYTES:
-                raise UserError(f"{shown(path)} has {size:,} bytes, more than any image: {_REMEDY}")
+                raise UserError(f"{path} has {size:,} bytes, more than any image: {_REMEDY}")
             return bytearray(file.read())
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise UserError(
-            f"{shown(path)} does not exist: check --data_dir and the list that names it"
-        ) from error
+        raise UserError(f"{path} does not exist: check --data_dir and the list that names it") from error
     except IsADirectoryError as error:
-        raise UserError(f"{shown(path)} is a folder, not an image: check the list that names it") from error
+        raise UserError(f"{path} is a folder, not an image: check the list that names it") from error
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{shown(path)} cannot be read ({reason}): check its name and permissions") from error
+        remedy = "check its name and permissions"
+        if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE):
+            remedy = "raise the limit (ulimit -n), or try --workers 0, which needs none"
+        raise UserError(f"{path} cannot be read ({reason(error)}): {remedy}") from error
 
 
 def decode_image(data: bytearray, path: str) -> Tensor:
@@ -97,7 +98,7 @@ def decode_image(data: bytearray, path: str) -> Tensor:
             more work than an image of that size takes.
     """
     if not data:
-        raise UserError(f"{shown(path)} is empty: {_REMEDY}")
+        raise UserError(f"{path} is empty: {_REMEDY}")
     header = _read_header(data, path)
     with warnings.catch_warnings():
         # torchvision's that its decoders will move to another package, Pillow's about metadata
@@ -117,8 +118,8 @@ def is_image(path: str) -> bool:
         return name.lower().endswith(ENDINGS)
     try:
         with open_regular(path) as file:
-            return _mode(file) is not None
-    except Exception:  # a file that is something else makes Pillow raise almost anything
+            return bool(_mode(file))
+    except (OSError, ValueError):
         return False
 
 
@@ -128,16 +129,14 @@ def is_deep(data: bytearray) -> bool:
 
 
 def _mode(file: BinaryIO) -> str:
-    """Pillow's word for the kind of pixels, of which none is decoded."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with Image.open(file, formats=FORMATS) as image:
-            return image.mode
-
-
-def shown(path: str) -> str:
-    """A path for a message of one line: escaped where it holds line breaks or bytes that are no text."""
-    return path if path.isprintable() else repr(path)
+    """Pillow's word for the kind of pixels, of which none is decoded; empty where it refuses the file."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(file, formats=FORMATS) as image:
+                return image.mode
+    except Exception:  # a file that is something else makes Pillow raise almost anything
+        return ""
 
 
 def _read_header(data: bytearray, path: str) -> Header | None:
@@ -158,7 +157,7 @@ def _read_header(data: bytearray, path: str) -> Header | None:
     _check_size(path, width, height)
     _check_scans(path, scans, width, height)
     if data.rfind(b"\xff\xd9") < frame:
-        raise UserError(f"{shown(path)} is cut off, its end is missing: {_REMEDY}")
+        raise UserError(f"{path} is cut off, its end is missing: {_REMEDY}")
     return Header(width, height, decode_jpeg if components in (1, 3) else None)
 
 
@@ -186,13 +185,13 @@ def _check_scans(path: str, scans: int, width: int, height: int) -> None:
 
 
 def _excessive(path: str, what: str) -> UserError:
-    return UserError(f"{shown(path)} has {what}, more than any image needs: {_REMEDY}")
+    return UserError(f"{path} has {what}, more than any image needs: {_REMEDY}")
 
 
 def _check_size(path: str, width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
         raise UserError(
-            f"{shown(path)} declares {width} x {height} pixels, more than the {MAX_PIXELS:,} that are read: "
+            f"{path} declares {width} x {height} pixels, more than the {MAX_PIXELS:,} that are read: "
             "make it smaller, or leave it out of the data set"
         )
 
@@ -210,11 +209,11 @@ def _check_png(data: bytearray, path: str) -> None:
             break
         matters = not kind[0] & 0x20
         if matters and zlib.crc32(view[at + 4 : end - 4]) != int.from_bytes(view[end - 4 : end]):
-            raise UserError(f"{shown(path)} is broken, a checksum is wrong: {_REMEDY}")
+            raise UserError(f"{path} is broken, a checksum is wrong: {_REMEDY}")
         if kind == b"IEND":
             return
         at = end
-    raise UserError(f"{shown(path)} is cut off, its end is missing: {_REMEDY}")
+    raise UserError(f"{path} is cut off, its end is missing: {_REMEDY}")
 
 
 def _check_tiff(image: Image.Image, data: bytearray, path: str) -> None:
@@ -237,9 +236,8 @@ def _decode_with_pillow(data: bytearray, path: str) -> Tensor:
         raise
     except UnidentifiedImageError as error:
         raise UserError(
-            f"{shown(path)} is no image, or none of {', '.join(FORMATS)}, or its header is broken: {_REMEDY}"
+            f"{path} is no image, or none of {', '.join(FORMATS)}, or its header is broken: {_REMEDY}"
         ) from error
     except Exception as error:  # a broken file makes Pillow raise almost anything
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{shown(path)} cannot be decoded ({reason}): {_REMEDY}") from error
+        raise UserError(f"{path} cannot be decoded ({reason(error)}): {_REMEDY}") from error
     return torch.from_numpy(pixels).permute(2, 0, 1)

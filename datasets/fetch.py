@@ -77,8 +77,3 @@ def fetch_file(url: str, target: Path) -> None:
     except urllib.error.HTTPError as error:
         error.close()
         raise
-
-
-def one_line(error: Exception) -> str:
-    """The error's own words, or its kind where it has none."""
-    return " ".join(str(error).split()) or type(error).__name__

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional as F
 
-from datasets.decode import MAX_PIXELS, read_image, shown
+from datasets.decode import MAX_PIXELS, read_image
 from datasets.draws import crop_box, crop_rows, jitter_rows
 from datasets.loaders import Normalise, batch_indices
 from datasets.processes import Processes
@@ -151,6 +151,6 @@ def _check_shape(image: Tensor, views: FileViews, path: str) -> None:
     short, long = sorted(image.shape[1:])
     if views.augment != "pad_crop" and views.resize**2 * long / short > MAX_PIXELS:
         raise UserError(
-            f"{shown(path)} is {long} x {short} pixels: with {views.resize} on the shorter side it "
+            f"{path} is {long} x {short} pixels: with {views.resize} on the shorter side it "
             f"would have more than {MAX_PIXELS:,}; leave it out of the data set"
         )

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.fetch import DOWNLOAD_ERRORS, check_place, fetch_file, one_line, scratch_folder
+from datasets.fetch import DOWNLOAD_ERRORS, check_place, fetch_file, scratch_folder
 from datasets.lists import paths_of, read_list, shown
 from datasets.parts import Part, Parts, Report
 from datasets.types import PathTable
-from utils.errors import UserError, complain
+from utils.errors import UserError, complain, reason
 
 LIST_ADDRESS = "https://raw.githubusercontent.com/facebookresearch/classifier-balancing/main/data"
 
@@ -76,7 +76,7 @@ def find_lists(published: Published, folders: list[Path], otherwise: str = "") -
         )
         raise UserError(
             f"no {' and no '.join(path.name for path in missing.values())} in "
-            f"{' or '.join(map(str, folders))}, and fetching from {address} failed ({one_line(error)}): put "
+            f"{' or '.join(map(str, folders))}, and fetching from {address} failed ({reason(error)}): put "
             f"{wanted} into {folders[0]}, or name the folder that holds them with --split_dir{otherwise}"
         ) from error
     return found

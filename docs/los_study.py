@@ -6,7 +6,6 @@ About seven minutes on one core. Accuracies are on the packs' validation images;
 One study goes through every released pack, so it needs those files beside the pack that is named.
 """
 
-import argparse
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from losses import LabelOverSmooth, label_smooth_for_gap, logit_gap
-from utils.arguments import STAGE2
+from utils.arguments import STAGE2, Parser
 from utils.checkpoint import RELEASED
 from utils.config import Config, resolve
 from utils.engine import cosine_lr
@@ -283,7 +282,7 @@ def printed(rows: Iterable[dict]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m docs.los_study", description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m docs.los_study", description=__doc__.splitlines()[0])
     parser.add_argument("--features", type=Path, default=PACK, help="pack with validation images")
     parser.add_argument("--out", type=Path, default=Path("docs/los"), help="folder of the pictures")
     given = parser.parse_args(argv)

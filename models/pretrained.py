@@ -22,10 +22,10 @@ _STEMS = {7: "imagenet", 3: "small"}
 def with_own_names(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """`state` under the names of `model`, as far as that is clear; what is not keeps its name.
 
-    Names behind prefixes (`_PREFIXES`, in any order, on all names or some), names that torchvision's files
-    still have from earlier versions, the names of an adapted network before it was adapted, and one last
-    layer of another name than `fc`. Counts of batches that batch-norm keeps and old files lack are those of
-    `model`; how many models were averaged, which is no weight, is left out.
+    Names behind prefixes (any one that all have, `_PREFIXES` in any order on all or some), names that
+    torchvision's files still have from earlier versions, the names of an adapted network before it was
+    adapted, and one last layer of another name than `fc`. Counts of batches that batch-norm keeps and old
+    files lack are those of `model`; how many models were averaged, which is no weight, is left out.
     """
     own = model.state_dict()
     last = f"{model.last}." if isinstance(model, Adapted) else "fc."
@@ -140,8 +140,11 @@ def _today(name: str) -> str:
 def _without_prefixes(state: dict[str, Tensor], known: set[str]) -> dict[str, Tensor]:
     """`state` without what stands before the names in `known`; as it is where two names would become one."""
 
+    first = {name.partition(".")[0] for name in state}
+    prefixes = {*_PREFIXES, *(first if len(first) == 1 else ())}
+
     def bare(name: str) -> str:
-        while name not in known and name.partition(".")[0] in _PREFIXES and name.count(".") > 1:
+        while name not in known and name.partition(".")[0] in prefixes and name.count(".") > 1:
             name = name.partition(".")[2]
         return name
 

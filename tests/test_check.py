@@ -1,6 +1,7 @@
 """`python -m datasets.check` lists everything wrong with a data set on disk, and only that."""
 
 import os
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -42,6 +43,14 @@ def test_a_sound_set_of_every_kind_of_file_has_no_problem(tmp_path):
     assert line.startswith(
         f"2 image(s) have more than 8 bits a channel, {tmp_path}/train/sixteen_bit.png first"
     )
+
+
+def test_a_png_whose_comment_has_a_wrong_checksum_is_a_warning(tmp_path):
+    data, end = encoded(picture(), "PNG"), 33  # of the header chunk
+    comment = struct.pack(">I", 5) + b"tEXta\0bcd" + bytes(4)
+    files = {"comment.png": data[:end] + comment + data[end:]}
+    problems, (line,) = found({"train": file_set(tmp_path, files)}, workers=0)
+    assert problems == [] and "comment.png may be damaged" in line
 
 
 def test_grey_values_beyond_8_bits_are_a_warning_with_the_first_image_and_their_number(tmp_path):

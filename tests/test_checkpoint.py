@@ -193,6 +193,7 @@ FOREIGN = {
     "wrapped": lambda state: {"state_dict": state, "epoch": 7},
     "parallel": lambda state: {"state_dict": behind("module.", state)},
     "renamed": lambda state: {"model": {n.replace("fc.", "linear."): v for n, v in state.items()}},
+    "a prefix of one's own": lambda state: behind("student.", state),
     "compiled in parallel": lambda state: behind("_orig_mod.module.", state),
     "parallel and compiled": lambda state: behind("module._orig_mod.", state),
     "an encoder": lambda state: behind("encoder.", state, but="fc."),

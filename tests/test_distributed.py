@@ -114,12 +114,12 @@ def test_a_batch_that_cannot_be_shared_out_is_refused():
 @pytest.mark.parametrize(
     ("environment", "said"),
     [
-        ({"WORLD_SIZE": "2"}, "RANK is 'not set': let torchrun start several processes; for one, unset"),
-        ({"WORLD_SIZE": "2", "RANK": "0"}, "LOCAL_RANK is 'not set'"),
+        ({"WORLD_SIZE": "2"}, "RANK is not set: let torchrun start several processes; for one, unset"),
+        ({"WORLD_SIZE": "2", "RANK": "0"}, "LOCAL_RANK is not set"),
         ({"WORLD_SIZE": "2", "RANK": "x", "LOCAL_RANK": "0"}, "RANK is 'x'"),
         ({"WORLD_SIZE": "2", "RANK": "2", "LOCAL_RANK": "0"}, "RANK is 2, WORLD_SIZE 2"),
         ({"WORLD_SIZE": "two"}, "WORLD_SIZE is 'two'"),
-        ({"WORLD_SIZE": ""}, "WORLD_SIZE is 'not set'"),
+        ({"WORLD_SIZE": ""}, "WORLD_SIZE is not set"),
         ({"LOCAL_WORLD_SIZE": "0"}, "LOCAL_WORLD_SIZE is '0'"),
     ],
 )

@@ -22,12 +22,13 @@ from utils.errors import UserError
 SMALL = FileViews(*CHANNELS["imagenet"], size=32, resize=36, jitter=0.4)
 USUAL = FileViews(*CHANNELS["imagenet"])
 UNCHANGED = FileViews((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))  # values are pixels / 255
-ORDER = torch.randperm(24, generator=torch.Generator().manual_seed(1))
+COUNT = len(readable_files())
+ORDER = torch.randperm(COUNT, generator=torch.Generator().manual_seed(1))
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory) -> FileSet:
-    """24 images of every kind."""
+    """Images of every kind that is read."""
     return file_set(tmp_path_factory.mktemp("files"), readable_files())
 
 
@@ -52,11 +53,11 @@ def view_of(images: FileImages, order=ORDER, batch_size=5, seed=2, view=3) -> to
 
 
 def test_processes_batch_size_and_order_do_not_change_a_bit(files):
-    usual = view_of(FileImages(files, SMALL), torch.arange(24), 24)
-    plain = gather(FileImages(files, SMALL).batches(24))
+    usual = view_of(FileImages(files, SMALL), torch.arange(COUNT), COUNT)
+    plain = gather(FileImages(files, SMALL).batches(COUNT))
     for workers in (0, 1, 2):
         with closing(FileImages(files, SMALL, workers=workers)) as images:
-            for order, batch_size in ((ORDER, 7), (ORDER.flip(0), 24), (torch.arange(24), 1)):
+            for order, batch_size in ((ORDER, 7), (ORDER.flip(0), COUNT), (torch.arange(COUNT), 1)):
                 assert torch.equal(view_of(images, order, batch_size), usual)
             assert torch.equal(gather(images.batches(5)), plain)
 
@@ -90,9 +91,9 @@ def test_batches_are_float32_channels_last_with_their_labels(files):
     with closing(FileImages(files, SMALL, workers=1)) as images:
         for batches, order in (
             (images.augmented(ORDER, 10, 0, 0), ORDER),
-            (images.batches(10), torch.arange(24)),
+            (images.batches(10), torch.arange(COUNT)),
             (images.batches(10, 3, 20), torch.arange(3, 20)),
-            (images.batches(10, 20), torch.arange(20, 24)),
+            (images.batches(10, 20), torch.arange(20, COUNT)),
         ):
             inputs, labels = zip(*batches, strict=True)
             assert [len(part) for part in labels] == [
@@ -102,7 +103,7 @@ def test_batches_are_float32_channels_last_with_their_labels(files):
             for part in inputs:
                 assert part.dtype == torch.float32 and part.shape[1:] == (3, 32, 32)
                 assert part.is_contiguous(memory_format=torch.channels_last)
-        assert list(images.batches(10, 24)) == [] == list(images.augmented(ORDER[:0], 10, 0, 0))
+        assert list(images.batches(10, COUNT)) == [] == list(images.augmented(ORDER[:0], 10, 0, 0))
         assert torch.equal(gather(images.batches(10, 3, 20)), gather(images.batches(10))[3:20])
 
 
@@ -145,16 +146,16 @@ def test_a_test_view_larger_than_the_resized_image_is_padded_as_torchvision_does
 
 
 def test_normalising_is_torchvisions_to_the_last_bit(files):
-    plain = gather(FileImages(files, replace(UNCHANGED, size=32, resize=36)).batches(24))
-    ours = gather(FileImages(files, SMALL).batches(24))
+    plain = gather(FileImages(files, replace(UNCHANGED, size=32, resize=36)).batches(COUNT))
+    ours = gather(FileImages(files, SMALL).batches(COUNT))
     assert torch.equal(ours, v1.normalize(plain, SMALL.mean, SMALL.std))
 
 
 def test_the_jitter_is_torchvisions_of_the_same_view(files):
     views = replace(UNCHANGED, size=32)
-    plain = gather(FileImages(files, views).augmented(ORDER, 24, 0, 5))
-    jittered = gather(FileImages(files, replace(views, jitter=0.4)).augmented(ORDER, 24, 0, 5))
-    rows = jitter_rows(replace(views, jitter=0.4), 24, 0, 5)[ORDER]
+    plain = gather(FileImages(files, views).augmented(ORDER, COUNT, 0, 5))
+    jittered = gather(FileImages(files, replace(views, jitter=0.4)).augmented(ORDER, COUNT, 0, 5))
+    rows = jitter_rows(replace(views, jitter=0.4), COUNT, 0, 5)[ORDER]
     assert (jittered - by_torchvision(plain, rows)).abs().max() < 1e-6
     assert (jittered - plain).abs().mean() > 0.02
 
@@ -163,7 +164,7 @@ def test_flips_happen_in_half_of_the_images_and_only_where_asked_for(files):
     views = replace(SMALL, jitter=0.0)
     mirrored, steady = (FileImages(files, replace(views, mirror=mirror)) for mirror in (True, False))
     assert mirrored.mirror and not steady.mirror
-    flips = crop_rows(views, 24, 2, 3)[:, -1].bool()
+    flips = crop_rows(views, COUNT, 2, 3)[:, -1].bool()
     assert 6 <= flips.sum() <= 18
     without = view_of(steady)
     assert torch.equal(view_of(mirrored), torch.where(flips[:, None, None, None], without.flip(-1), without))
@@ -171,7 +172,7 @@ def test_flips_happen_in_half_of_the_images_and_only_where_asked_for(files):
 
 def test_the_plain_training_view_is_the_test_view(files):
     images = FileImages(files, replace(SMALL, augment="plain"))
-    assert torch.equal(view_of(images), gather(images.batches(24)))
+    assert torch.equal(view_of(images), gather(images.batches(COUNT)))
 
 
 # ---- padded crops: small images ----
@@ -197,10 +198,10 @@ def test_padded_crops_of_png_files_equal_the_set_in_memory_to_the_last_bit(tmp_p
 
 def test_padded_crops_of_other_sizes_are_resized_first(files):
     views = replace(SMALL, augment="pad_crop", padding=4, jitter=0.0, mean=(0.0,) * 3, std=(1.0,) * 3)
-    resized = gather(FileImages(files, views).batches(24))
+    resized = gather(FileImages(files, views).batches(COUNT))
     expected = v1.to_tensor(pil(files, 0).resize((32, 32), Image.Resampling.BILINEAR))
     assert (resized[0] - expected).abs().max() * 255 < 1.01
-    top, left, flip = crop_rows(views, 24, 2, 3)[0].int().tolist()
+    top, left, flip = crop_rows(views, COUNT, 2, 3)[0].int().tolist()
     crop = v1.crop(v1.pad(resized[0], 4), top, left, 32, 32)
     assert torch.equal(view_of(FileImages(files, views))[0], crop.flip(-1) if flip else crop)
 

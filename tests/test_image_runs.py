@@ -123,14 +123,14 @@ def test_a_folder_without_labels_is_predicted_as_the_test_set_is(own, tmp_path):
 
 
 def test_the_features_of_image_files_are_kept_in_the_type_that_is_asked_for(own, tmp_path):
-    stage1 = own / "ckpt" / "folder_pets" / "resnet8_stage1.pth"
+    stage1 = published(own, "folder_pets", "resnet8_stage1.pth")
     words = of_own(own, "--pretrained_pth", stage1, "--method", "stage1", "--views", "0", *places(tmp_path))
     assert "features as torch.float16" in call(main_stage2.main, *words)
     assert "features as torch.float32" in call(main_stage2.main, *words, "--pack_dtype", "fp32")
 
 
 def test_images_without_a_finite_prediction_have_no_name_and_are_counted_in_a_warning(own, tmp_path, capsys):
-    model = checkpoint.read(own / "ckpt" / "folder_pets" / "resnet8_stage1.pth")
+    model = checkpoint.read(published(own, "folder_pets", "resnet8_stage1.pth"))
     weights = model.state | {"fc.weight": torch.full_like(model.state["fc.weight"], 3e38)}
     checkpoint.save(tmp_path / "huge.pth", model.facts | {"model": weights})
     words = ["--pretrained_pth", tmp_path / "huge.pth", "--predictions", tmp_path / "p.csv", "--quiet"]
@@ -283,8 +283,8 @@ def test_files_that_are_no_images_are_counted_and_named_and_predicted_with_a_rea
     words = ("--dataset", "folder", "--data_dir", pets, "--epochs", "1", *SMALL, *places(tmp_path))
     text = call(main_stage1.main, *words)
     told = "2 file(s) passed over (1 .heic, 1 without ending), 'train/ant/IMG_1.HEIC' first"
-    assert told in text and "2 file(s) passed over (1 .heic, 1 .db), 'test/ant/Thumbs.db' first" in text
-    model, table = own / "ckpt" / "folder_pets" / "resnet8_stage2.pth", tmp_path / "p.csv"
+    assert told in text and "2 file(s) passed over (1 .db, 1 .heic), 'test/ant/Thumbs.db' first" in text
+    model, table = published(own, "folder_pets", "resnet8_stage2.pth"), tmp_path / "p.csv"
     words = ("--pretrained_pth", model, "--predict", pets / "test", "--predictions", table)
     text = call(evaluate.main, *words, "--out", tmp_path / "out", "--workers", "0")
     assert "2 file(s) passed over" in text and "15 predictions left" in text

@@ -231,12 +231,13 @@ def test_a_pack_keeps_the_settings_of_the_data_set_that_it_was_made_from(tmp_pat
     assert settings_of(tmp_path / "folder")["batch_size"] == 256
 
 
-def test_a_pack_with_the_name_of_a_kind_of_data_set_is_trained_on_and_found_again(tmp_path):
+@pytest.mark.parametrize("name", ["list", "folder"])
+def test_a_pack_with_the_name_of_a_kind_of_data_set_is_trained_on_and_found_again(tmp_path, name):
     given = Arrays(tmp_path)
-    given.pack("--name", "list")
+    given.pack("--name", name)
     run = (*places(tmp_path), "--features", given.out)
     lead = result_lines(call(main_stage2.main, *run, *BUDGET))
-    assert (tmp_path / "ckpt" / "list" / "features_stage2.pth").is_file()
+    assert (tmp_path / "ckpt" / name / "features_stage2.pth").is_file()
     assert result_lines(call(evaluate.main, *run, "--cur_stage", "stage2")) == lead
 
 
@@ -247,6 +248,14 @@ def test_own_validation_arrays_select(tmp_path):
     argv = ("--method", "la,los_step", "--select", "val", *BUDGET[2:])
     text = call(main_stage2.main, *places(tmp_path), "--features", given.out, *argv)
     assert [line["selected_on"] for line in result_lines(text)] == ["val", "val"]
+
+
+def test_validation_arrays_of_one_class_do_not_select(tmp_path):
+    x, y = Arrays(tmp_path).arrays["test_x"], Arrays(tmp_path).arrays["test_y"]
+    given = Arrays(tmp_path, val_x=x[y == 3], val_y=y[y == 3])
+    given.pack("--name", "mine")
+    message = refused(tmp_path, "--features", given.out, "--select", "val")
+    assert message.startswith("--select val refused: all validation images of")
 
 
 class LargestNewTensor(TorchDispatchMode):

@@ -149,14 +149,14 @@ def test_what_cannot_be_resumed_is_refused_in_one_line(digits, tmp_path):
     assert named == ["stage1", "los"]
     spoilt = {
         "momentum does not fit": {"optimizer": spoilt_momentum(heads[1]["optimizer"])},
-        "cannot be resumed": {"weights": {"weight": torch.zeros(3, 3), "bias": torch.zeros(3)}},
         "knows no head": {"setting": "label_smooth=0.1"},
     }
     for said, change in spoilt.items():
         checkpoint.save(last, content | {"heads": [heads[0], heads[1] | change]})
         message = refusal(main_stage2.main, "--resume", last)
         assert said in message and str(last) in message
-    for change in ({"seconds": "x"}, {"progress": {}}, {"weights": 3}):
+    other = {"weight": torch.zeros(3, 3), "bias": torch.zeros(3)}
+    for change in ({"seconds": "x"}, {"progress": {}}, {"weights": 3}, {"weights": other}):
         checkpoint.save(last, content | {"heads": [heads[0], heads[1] | change]})
         assert "heads must be a list of heads" in refusal(main_stage2.main, "--resume", last)
 

@@ -36,9 +36,13 @@ class Extractor:
             yield torch.stack([value(view, first, last) for view in range(*views)])
 
 
+def unstamped(start: int, stop: int) -> bytes:
+    return b""
+
+
 def fill(folder: Path, extract: Extractor, name: str = "train", **origin: object) -> Tensor:
     store = FeatureStore(folder, ORIGIN | origin, torch.float16, ALONE)
-    return store.fill(name, (2, IMAGES, WIDTH), [(0, 1), (1, 2)], extract)
+    return store.fill(name, (2, IMAGES, WIDTH), [(0, 1), (1, 2)], extract, unstamped)
 
 
 def whole() -> Tensor:
@@ -55,7 +59,7 @@ def test_every_view_of_every_image_is_extracted_once_in_one_pass_a_view(tmp_path
 def test_views_that_come_together_are_extracted_together(tmp_path):
     extract = Extractor()
     store = FeatureStore(tmp_path, ORIGIN, torch.float32, ALONE)
-    features = store.fill("test", (2, IMAGES, WIDTH), [(0, 2)], extract)
+    features = store.fill("test", (2, IMAGES, WIDTH), [(0, 2)], extract, unstamped)
     assert torch.equal(features.half(), whole()) and features.dtype == torch.float32
     assert extract.asked == [((0, 2), 0, IMAGES)]
 
@@ -128,14 +132,14 @@ def test_features_that_half_precision_would_lose_are_named(tmp_path, size, reaso
     features = torch.ones(1, 256, 2)
     features[0, 7] = size
     with pytest.raises(UserError, match=f"output of images 0 to 255 holds {reason}"):
-        store.fill("test", (1, 300, 2), [(0, 1)], lambda *_: iter([features]))
+        store.fill("test", (1, 300, 2), [(0, 1)], lambda *_: iter([features]), unstamped)
 
 
 def test_features_of_which_half_precision_loses_next_to_nothing_are_kept(tmp_path):
     """Images that a network sees nothing in, and values far below the image's largest one."""
     features = torch.tensor([[[0.0, 0.0], [3e-8, 2.0], [1e-4, 0.0], [60_000.0, 1e-3]]])
     store = FeatureStore(tmp_path, ORIGIN, torch.float16, ALONE)
-    found = store.fill("test", (1, 4, 2), [(0, 1)], lambda *_: iter([features]))
+    found = store.fill("test", (1, 4, 2), [(0, 1)], lambda *_: iter([features]), unstamped)
     assert torch.equal(found, features.half())
 
 
@@ -145,7 +149,7 @@ def test_a_disk_without_room_is_said_before_anything_is_extracted(tmp_path):
     with pytest.raises(
         UserError, match=r"needs \d+\.\d\d GiB, its disk has .* GiB free .*: take fewer --views"
     ):
-        store.fill("train", (1, 2**40, 2048), [(0, 1)], extract)
+        store.fill("train", (1, 2**40, 2048), [(0, 1)], extract, unstamped)
     assert extract.asked == []
 
 
@@ -172,7 +176,7 @@ def test_a_folder_of_somebody_elses_is_refused_and_stays_as_it_was(tmp_path):
 def test_what_is_removed_at_the_end_is_the_stores_own_and_nothing_beside_it(tmp_path):
     def made(folder: Path) -> FeatureStore:
         store = FeatureStore(folder, ORIGIN, torch.float16, ALONE)
-        store.fill("train", (2, IMAGES, WIDTH), [(0, 1), (1, 2)], Extractor())
+        store.fill("train", (2, IMAGES, WIDTH), [(0, 1), (1, 2)], Extractor(), unstamped)
         return store
 
     made(tmp_path / "a").remove()

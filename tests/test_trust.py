@@ -1,6 +1,7 @@
 """Files from elsewhere: flipped bits, cuts, hostile pickles, sizes, wrong facts; old files for ever."""
 
 import ast
+import gc
 import io
 import os
 import pickle
@@ -22,7 +23,7 @@ from utils import checkpoint
 from utils.arguments import EVALUATE
 from utils.config import resolve
 from utils.digest import same_bits
-from utils.errors import UserError, complain, printable
+from utils.errors import UserError, complain, exit_cleanly, printable
 from utils.logger import Run, csv_text
 from utils.safe_load import load_plain
 
@@ -206,6 +207,22 @@ def test_numbers_of_numpy_beside_weights_are_read_as_numbers(tmp_path):
     assert (found["best"], found["epoch"]) == (0.5, -7) and type(found["epoch"]) is int
 
 
+def test_what_was_read_back_from_a_file_holds_it_no_longer_than_its_tensors_live(tmp_path):
+    """Without a collector of circles: a file system could not be unmounted, and memory would pile up."""
+    torch.save({"w": torch.ones(1000)}, tmp_path / "held.pth")
+    mapped, maps = "held.pth", Path("/proc/self/maps")
+    if not maps.exists():
+        pytest.skip("needs /proc/self/maps")
+    gc.disable()
+    try:
+        found = load_plain(tmp_path / "held.pth", mapped=True)
+        assert mapped in maps.read_text()
+        del found
+        assert mapped not in maps.read_text()
+    finally:
+        gc.enable()
+
+
 def test_a_file_that_is_replaced_while_it_is_read_is_the_old_one_or_the_new_one(tmp_path):
     path, done = tmp_path / "x.pth", threading.Event()
     states = [{"w": torch.full((length,), float(length))} for length in (10, 5000)]
@@ -250,6 +267,15 @@ def test_text_that_a_terminal_obeys_or_that_forges_a_line_is_escaped_wherever_it
     out, err = capsys.readouterr()
     assert out == f"one\n{shown}\n{shown}\n" and err == f"{shown}\n"
     assert (run.folder / "log.txt").read_text() == out
+
+
+def test_the_line_of_an_error_has_names_and_commands_as_they_are(capsys):
+    def refused() -> None:
+        raise UserError("no `python x.py --out 'a  b'`\n")
+
+    with pytest.raises(SystemExit):
+        exit_cleanly(refused)
+    assert capsys.readouterr().err == "error: no `python x.py --out 'a  b'`\\n\n"
 
 
 @pytest.mark.parametrize("name", NAMES)

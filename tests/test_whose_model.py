@@ -114,6 +114,26 @@ def test_a_head_is_refused_where_its_backbone_saw_the_test_images(folds, tmp_pat
     shutil.rmtree(root / "data" / "others")
 
 
+def test_a_model_that_saw_the_test_images_under_other_names_is_refused_and_single_twins_are_not(tmp_path):
+    entries = [(f"train/{label}/{i}.png", label) for label in (0, 1) for i in range(A_CLASS)]
+    for name, parts in (("one", ("train", "test")), ("two", ("test", "train"))):
+        for fold, part in enumerate(parts):
+            chosen = entries[fold::2]
+            places_of = [entry[0].replace("train", part) for entry in chosen]
+            write_images(tmp_path / name, [(str(fold), 2 * fold + label) for _, label in chosen], places_of)
+        words = ("--dataset", "folder", "--data_dir", tmp_path / name, *SMALL, *places(tmp_path))
+        call(main_stage1.main, *words, *STAGE1)
+    (model,) = (tmp_path / "ckpt").glob("folder_one-*/*_stage1.pth")
+    words += ("--pretrained_pth", model)
+    said = f"{model} was trained on 8 or more, by their bytes, of the 8 test images of folder_two"
+    assert refusal(evaluate.main, *words).startswith(said)
+    assert refusal(main_stage2.main, *words, *STAGE2).startswith(said)
+    shutil.copy(tmp_path / "one" / "test" / "0" / "1.png", tmp_path / "one" / "train" / "0" / "twin.png")
+    words = ("--dataset", "folder", "--data_dir", tmp_path / "one", *SMALL, *places(tmp_path), *STAGE1)
+    call(main_stage1.main, *words, "--overwrite")  # its own test images, of which it saw a twin
+    assert "overall=" in last_line(call(evaluate.main, *words[:-6], "--cur_stage", "stage1"))
+
+
 def test_other_images_under_the_names_of_training_images_are_none_of_them(folds, tmp_path):
     root, models = folds
     write_fold(root, 1)

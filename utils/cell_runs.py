@@ -16,7 +16,7 @@ from utils.config import Config, resolve
 from utils.config_checks import check_against
 from utils.data_setup import load_data
 from utils.digest import compared, file_digest
-from utils.errors import UserError
+from utils.errors import UserError, reason
 from utils.files import open_regular, read_json, read_text
 from utils.grid import Cell
 from utils.logger import stage_folder
@@ -205,8 +205,7 @@ def read_rows(path: Path, needed: Sequence[str] = ()) -> list[dict[str, str]]:
             table = csv.DictReader(io.StringIO(handle.read().decode("utf-8-sig")), strict=True)
             rows = list(table)
     except (OSError, ValueError, csv.Error) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{path} cannot be read: {reason}") from error
+        raise UserError(f"{path} cannot be read: {reason(error)}") from error
     if missing := [name for name in needed if name not in (table.fieldnames or [])]:
         raise UserError(f"{path} has no column {missing[0]}")
     if ragged := [number for number, row in enumerate(rows, 2) if None in row or None in row.values()]:
@@ -252,8 +251,7 @@ def _read_json(path: Path, needed: Sequence[str]) -> dict:
     try:
         content = read_json(path)
     except (OSError, ValueError, RecursionError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{path} cannot be read: {reason}; {_AGAIN}") from error
+        raise UserError(f"{path} cannot be read: {reason(error)}; {_AGAIN}") from error
     kinds = {"test": dict, "config": dict, "environment": dict}
     found = content if isinstance(content, dict) else {}
     missing = [name for name in needed if not isinstance(found.get(name), kinds.get(name, str))]

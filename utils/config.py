@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from datasets import OWN_DATASETS, data_name, place_name
+from datasets import data_name, place_name
 from losses.label_over_smooth import check_label_smooth, label_smooth_for_gap
 from utils.arguments import ARGUMENTS, EVALUATE, STAGE1
 from utils.config_checks import check_against, check_network, check_pairs, check_ranges
@@ -42,14 +42,17 @@ class Config:
     @property
     def data_name(self) -> str:
         """The data set's name in paths: of a user's own images with their folder's."""
-        images = "data_dir" in self and not self._values.get("features")
-        return data_name(self.dataset, self.data_dir) if images else self.dataset
+        return data_name(self.dataset, self.data_dir) if self._of_images else self.dataset
 
     @property
     def place_name(self) -> str:
         """The name of the folder in which its models are left and looked for."""
-        own = "data_dir" in self and self.dataset in OWN_DATASETS
-        return place_name(self.dataset, self.data_dir, self.train_list) if own else self.data_name
+        return place_name(self.dataset, self.data_dir, self.train_list) if self._of_images else self.dataset
+
+    @property
+    def _of_images(self) -> bool:
+        """A pack may have the name of any data set."""
+        return "data_dir" in self and not self._values.get("features")
 
     def as_dict(self) -> dict:
         """Plain data, ready for JSON and for a checkpoint."""

@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 from datasets import FILE_DATASETS
+from datasets.decode import ENDINGS
 from models import check_network as network_exists
 from utils.argument_table import ARGUMENTS, STAGE1, STAGE2
 from utils.errors import UserError
@@ -159,6 +160,7 @@ def check_pairs(script: str, given: dict, known: dict, values: dict, preset: dic
         raise UserError("--bn_mode train recomputes the features at every step: --views cannot cache them")
     if "path" in given and "finetune_lr" in given:
         raise UserError("--path and --finetune_lr both set the learning rate: give one of them")
+    _ask_for_folder(given, values["dataset"])
     _check_resuming(given, values)
     _check_targets(given, values)
     _check_shots(values)
@@ -167,6 +169,19 @@ def check_pairs(script: str, given: dict, known: dict, values: dict, preset: dic
     if values.get("select") == "val" and values["val_source"] == "none":
         ways = "this pack holds none" if "features" in given else "take --val_source own, unused or heldout"
         raise UserError(f"--select val needs validation images: {ways}")
+
+
+def _ask_for_folder(given: dict, dataset: str) -> None:
+    """A user who names a folder of photographs and no data set does not want CIFAR downloaded into it."""
+    place = given.get("data_dir")
+    if place is None or "dataset" in given or not dataset.startswith("cifar") or any(place.glob("cifar-*")):
+        return
+    names = (path.name.lower() for depth in ("*", "*/*") for path in place.glob(depth))
+    if (place / "train").is_dir() or any(name.endswith((*ENDINGS, ".heic", ".heif")) for name in names):
+        raise UserError(
+            f"--data_dir {place} holds images, no CIFAR: was --dataset folder meant? (else say --dataset "
+            f"{dataset} as well)"
+        )
 
 
 def _check_targets(given: dict, values: dict) -> None:

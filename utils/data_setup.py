@@ -2,12 +2,10 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 
 from datasets import FILE_DATASETS, LongTailedData, build_data
-from datasets.decode import ENDINGS
 from datasets.images import Images, open_images
 from datasets.types import CHANNELS, FileViews
 from utils.config import Config
@@ -21,7 +19,6 @@ def load_data(config: Config, report: Callable[[str], None] = raise_problem) -> 
     Raises:
         UserError: see `datasets.build_data`; validation images must exist where they select or are asked for.
     """
-    _ask_for_folder(config)
     options = {"subset_seed": config.subset_seed, "val_source": "none"}
     if "val_source" in config:
         asked = config.source("val_source") == "given" and config.val_source != "none"
@@ -43,20 +40,6 @@ def load_data(config: Config, report: Callable[[str], None] = raise_problem) -> 
         mean, std = CHANNELS[config.normalise]
         data = replace(data, views=replace(data.views, mean=mean, std=std))
     return data
-
-
-def _ask_for_folder(config: Config) -> None:
-    """A user who names a folder of photographs and no data set does not want CIFAR downloaded into it."""
-    place = Path(config.data_dir)
-    defaulted = config.source("data_dir") == "given" and config.source("dataset") != "given"
-    if not defaulted or not config.dataset.startswith("cifar") or any(place.glob("cifar-*")):
-        return
-    names = (path.name for depth in ("*", "*/*") for path in place.glob(depth))
-    if (place / "train").is_dir() or any(name.lower().endswith(ENDINGS) for name in names):
-        raise UserError(
-            f"--data_dir {place} holds images, no CIFAR: was --dataset folder meant? (else say --dataset "
-            f"{config.dataset} as well)"
-        )
 
 
 def file_views(config: Config) -> FileViews:

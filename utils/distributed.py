@@ -88,8 +88,8 @@ def number_of(name: str) -> int:
     given = os.environ.get(name, "1" if name.endswith("WORLD_SIZE") else "")
     if not given.isdecimal() or (name.endswith("WORLD_SIZE") and not int(given)):
         raise UserError(
-            f"{name} is {given or 'not set'!r:.40}: let torchrun start several processes; for one, "
-            "unset WORLD_SIZE"
+            f"{name} is {repr(given)[:40] if given else 'not set'}: let torchrun start several processes; "
+            "for one, unset WORLD_SIZE"
         )
     return int(given)
 

@@ -50,6 +50,11 @@ def raise_problem(problem: str) -> NoReturn:
     raise UserError(problem)
 
 
+def reason(error: Exception) -> str:
+    """Why, in a line: the system's words, else the error's own, else its kind."""
+    return " ".join((getattr(error, "strerror", None) or str(error)).split()) or type(error).__name__
+
+
 def is_out_of_memory(error: Exception) -> bool:
     """Has memory run out, be it Python's, torch's or a device's?"""
     return isinstance(error, (MemoryError, NoMemoryError)) or bool(_NO_MEMORY.search(str(error)))
@@ -122,7 +127,7 @@ def exit_cleanly(main: Callable[[], None]) -> None:
                 raise
             if rank:
                 time.sleep(SECONDS_TO_BE_ENDED)
-            complain(f"error{f' (process {rank})' if rank else ''}: {' '.join(message.split())}")
+            complain(f"error{f' (process {rank})' if rank else ''}: {message}")
             sys.exit(2)
         finally:
             _let_go_of_output()

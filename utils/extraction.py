@@ -19,14 +19,14 @@ from utils.distributed import World
 from utils.features import Watch, eval_batches, view_batches
 from utils.logger import Run
 from utils.representation import StoredViews
-from utils.store import Extract, FeatureStore, Views, no_stamp
+from utils.store import Extract, FeatureStore, Views
 
 
 @dataclass(frozen=True)
 class Origin:
     """What features depend on: the backbone, the images, how they are looked at."""
 
-    backbone: str  # digest of the checkpoint
+    backbone: str  # what its checkpoint is known by
     data: LongTailedData
     seed: int
     mirror: bool
@@ -79,8 +79,7 @@ def extract_to_disk(
         return view_batches(model, images["train"], origin.seed, which[0], watch, start, stop)
 
     def fill(name: str, extract: Extract) -> Tensor:
-        part = getattr(origin.data, "train" if name == "plain" else name)
-        stamp = part.stamp if isinstance(part, FileSet) else no_stamp
+        stamp = getattr(origin.data, "train" if name == "plain" else name).stamp
         return store.fill(name, shapes[name], _passes(name, shapes[name][0]), extract, stamp)
 
     parts = {name: fill(name, plain(name, origin.mirror)) for name in images if name != "train"}

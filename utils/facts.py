@@ -80,14 +80,22 @@ def _tensors(value: object) -> bool:
     return _texts(value) and all(isinstance(entry, Tensor) for entry in value.values())
 
 
-def _files(value: object) -> bool:
-    tests = {**dict.fromkeys(("names", "bytes"), _prints), **dict.fromkeys(("sizes", "times"), _is(str))}
-    found = {"all": ""} | value if _texts(value) else {}
-    return all(name in found and test(found[name]) for name, test in (tests | {"all": _is(str)}).items())
+def _record(needed: dict[str, Test], others: dict[str, Test] | None = None) -> Test:
+    """A dictionary with such entries; `others` may be absent, what is in neither is not looked at."""
+    return lambda value: (
+        _texts(value)
+        and needed.keys() <= value.keys()
+        and all(test(value[name]) for name, test in (needed | (others or {})).items() if name in value)
+    )
 
 
 def _prints(value: object) -> bool:
     return isinstance(value, Tensor) and value.dtype == torch.int64 and value.ndim == 1
+
+
+def _files(value: object) -> bool:
+    tests = {**dict.fromkeys(("names", "bytes"), _prints), **dict.fromkeys(("sizes", "times"), _is(str))}
+    return _record(tests, {"all": _is(str)})(value) and 0 < len(value["bytes"]) <= len(value["names"])
 
 
 def _head(value: object) -> bool:
@@ -97,14 +105,14 @@ def _head(value: object) -> bool:
     return _settings(options)
 
 
-def _progress(value: object) -> bool:
-    tests = {
+_progress = _record(
+    {
         "epoch": _whole(0),
         "best_epoch": _or_none(_whole(0)),
         "best_score": _or_none(_is_number),
         "rows": _list_of(_settings),
     }
-    return _texts(value) and all(name in value and test(value[name]) for name, test in tests.items())
+)
 
 
 def _optimizer(value: object) -> bool:
@@ -136,24 +144,25 @@ def _best_is_there(state: dict) -> bool:
     }
 
 
-def _head_states(value: object) -> bool:
-    tests = {
+_head_state = _record(
+    {
         **dict.fromkeys(("method", "setting"), _is_text),
         "seed": _whole(0),
         "progress": _progress,
         "seconds": _is_number,
-    }
-    others = {
+    },
+    {
         "failure": _is(str),
         **dict.fromkeys(("weights", "best_state", "best_backbone"), _tensors),
         "optimizer": _optimizer,
         "partial": _partial,
-    }
+    },
+)
+
+
+def _head_states(value: object) -> bool:
     return isinstance(value, list) and all(
-        _texts(state)
-        and all(name in state and test(state[name]) for name, test in tests.items())
-        and all(test(state[name]) for name, test in others.items() if name in state)
-        and ("failure" in state or ("weights" in state and _best_is_there(state)))
+        _head_state(state) and ("failure" in state or ("weights" in state and _best_is_there(state)))
         for state in value
     )
 

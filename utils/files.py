@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
 
-from utils.errors import UserError
+from utils.errors import UserError, reason
 
 STALE_SECONDS = 3600
 MAX_JSON = 1 << 22  # bytes of a file of ours; a list of empty lists takes 20 times its bytes in memory
@@ -117,8 +117,7 @@ def require_file(path: Path) -> os.stat_result:
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{path} cannot be read: {reason}") from error
+        raise UserError(f"{path} cannot be read: {reason(error)}") from error
     if not stat.S_ISREG(status.st_mode):
         raise UserError(f"{path} is not a file")
     if not os.access(path, os.R_OK):
@@ -175,9 +174,7 @@ def _temporary(target: Path) -> tuple[str, int]:
     """A new file beside `target`, by a name that `sweep` knows, and the mode that `target` is to have."""
     mode = stat.S_IMODE(os.stat(target).st_mode) if target.exists() else None
     partial = f"{target.parent}/.{target.name[:40]}.{secrets.token_hex(4)}{_SUFFIX}"
-    begun = (
-        0o666 if mode is None else mode | stat.S_IRUSR | stat.S_IWUSR
-    )  # to be written before it is read-only
+    begun = 0o666 if mode is None else mode | 0o600  # to be written before it is read-only
     number = os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, begun)
     mode = stat.S_IMODE(os.fstat(number).st_mode) if mode is None else mode
     os.close(number)

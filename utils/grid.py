@@ -29,7 +29,7 @@ from models import network_label
 from utils.arguments import STAGE1, STAGE2, parse
 from utils.config import Config, resolve
 from utils.config_checks import FIXED_BY_CHECKPOINT, INHERITED, check_against
-from utils.errors import UserError
+from utils.errors import UserError, reason
 from utils.files import open_regular
 from utils.methods import chosen_methods
 from utils.packs import read_pack
@@ -153,8 +153,7 @@ def read_grid(name: str, data_dir: Path | None = None) -> list[Cell]:
         with open_regular(path) as handle:
             tables = tomllib.loads(handle.read().decode("utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise UserError(f"grid {path} cannot be read: {reason} (known: {known}, or a file)") from error
+        raise UserError(f"grid {path} cannot be read: {reason(error)} (known: {known}, or a file)") from error
     cells = tables.pop("cells", [])
     if not (isinstance(cells, list) and cells and all(isinstance(cell, dict) for cell in cells)):
         raise UserError(f"grid {path} has no [[cells]]: there is nothing to run")

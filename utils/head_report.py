@@ -75,8 +75,8 @@ def head_content(model: nn.Module, run: HeadRun, best: bool = False) -> dict:
         content = {"head": {"kind": method.head, "options": options}, "head_state": dict(state)}
         head = head_from_state(method.head, state, **options)
         last = dict(zip(_LAST, head.folded(), strict=True)) if hasattr(head, "folded") else {}
-        content["model"] = {name: value for name, value in backbone.items() if name not in _LAST}
-        content["model"] |= {name: value.detach() for name, value in last.items()}
+        rest = {name: value for name, value in backbone.items() if name not in _LAST}
+        content["model"] = rest | {name: value.detach() for name, value in last.items()}
     epoch = run.progress.best_epoch if best else run.progress.epoch
     return content | run.plan.name | {"lr": run.lr, "epoch": epoch, "progress": run.progress.as_dict()}
 

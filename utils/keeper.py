@@ -19,8 +19,8 @@ class Keeper:
     """Asked after every step and epoch; saves where it is time to, ends the run where a signal has come.
 
     `every`: a number of steps, minutes as `10m`, or None for the ends of epochs alone. `words` are those with
-    which the run is gone on with, beside --resume. The run says how by
-    `save`, which writes last.pth with the position inside the epoch, and `where`, which tells that position.
+    which the run is gone on with, beside --resume. The run says how by `save`, which writes last.pth with the
+    position inside the epoch, and `where`, which tells that position.
     """
 
     def __init__(

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -22,41 +23,50 @@ class FolderLock:
     def __init__(self, folder: Path, way_out: str = "or start a run of its own without --resume") -> None:
         self._folder, self._path, self._way_out = folder, folder / "log.txt", way_out
         self._made = not os.path.lexists(self._path)
-        self._handle = self._lock()
-        self._place: int | None = os.open(folder, os.O_RDONLY)  # while it is open no folder gets its number
+        self._handle: BinaryIO | None = None
+        self._place: int | None = None
+        self._take()
         # a loader process must not keep the lock of a run that was killed
         os.register_at_fork(after_in_child=self.release)
         self.keep()
 
-    def _lock(self) -> BinaryIO:
+    def _take(self) -> None:
+        """Lock log.txt, and hold the folder open, whose number no other one gets meanwhile."""
         try:
-            handle = open_regular(self._path, "ab")
+            handle, place = open_regular(self._path, "ab"), os.open(self._folder, os.O_RDONLY)
         except OSError as error:
             raise UserError(f"{self._path} cannot be written: {error.strerror}") from error
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             handle.close()
+            os.close(place)
             raise UserError(
                 f"another run is writing to {self._folder}: let it end, {self._way_out}"
             ) from error
         except OSError:
             pass  # a file system without locks
-        return handle
+        self.release()
+        self._handle, self._place = handle, place
 
     def keep(self) -> None:
-        """Raise a UserError unless the folder of this name is the one that was locked.
+        """Raise a UserError unless the folder of this name is the one that was locked, or to be made again.
 
-        A log.txt that somebody has put in the place of the locked one is locked too.
+        A log.txt that somebody has put in the place of the locked one is locked too. One that cannot be is
+        left to the writer of the log, and what lies in the place of a removed folder to that of every file.
         """
         if not _is(self._place, self._folder):
-            raise UserError(
-                f"{self._folder} was moved or replaced while a run was writing there: what it had saved is "
-                "where that folder is now; go on from there with --resume"
-            )
-        if not _is(self._handle.fileno(), self._path):
-            before, self._handle = self._handle, self._lock()
-            before.close()
+            removed = os.fstat(self._place).st_nlink == 0
+            if os.path.isdir(self._folder) or not removed:
+                raise UserError(
+                    f"{self._folder} was moved or replaced while a run was writing there: what it had saved "
+                    "is where that folder is now; go on from there with --resume"
+                )
+            with suppress(OSError):
+                os.makedirs(self._folder)
+                self._take()
+        elif not _is(self._handle.fileno(), self._path) and _may_be_locked(self._path):
+            self._take()
 
     def close(self) -> None:
         """Give the folder back; a log.txt that was made for the lock and is still empty goes."""
@@ -70,10 +80,15 @@ class FolderLock:
         return self._handle.fileno()
 
     def release(self) -> None:
-        self._handle.close()
+        if self._handle is not None:
+            self._handle.close()
         if self._place is not None:
             os.close(self._place)
             self._place = None
+
+
+def _may_be_locked(path: Path) -> bool:
+    return path.is_file() or not os.path.lexists(path)
 
 
 def _is(number: int, path: Path) -> bool:

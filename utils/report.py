@@ -1,7 +1,6 @@
 """What a run prints at its start and at its end, and the facts that its checkpoints carry."""
 
 import os
-import shutil
 import subprocess
 from itertools import count, product
 from pathlib import Path
@@ -234,8 +233,7 @@ def _keep(path: Path, identity: str) -> Path | None:
             if not kept.exists() or not kept.samefile(path):  # else a run was killed behind this line
                 continue
         except OSError:  # no links on this file system
-            with open(path, "rb") as old:
-                write_atomically(kept, lambda handle, old=old: shutil.copyfileobj(old, handle))
+            write_atomically(kept, lambda handle: handle.write(path.read_bytes()))
         return kept
 
 

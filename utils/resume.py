@@ -1,7 +1,6 @@
 """Going on with a run that was cut off, from its last.pth."""
 
 import os
-import shlex
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,14 +14,14 @@ from models.pretrained import load_state
 from utils import checkpoint
 from utils.arguments import ARGUMENTS, STAGE1
 from utils.checkpoint import Checkpoint
-from utils.commands import said
+from utils.commands import command, said
 from utils.config import Config, resolve
 from utils.config_checks import check_known
 from utils.device import environment
 from utils.digest import compared
 from utils.distributed import World
 from utils.engine import Partial, Progress, load_optimizer
-from utils.errors import NoMemoryError, UserError, about
+from utils.errors import NoMemoryError, UserError, about, reason
 from utils.files import read_json, require_file
 from utils.lock import FolderLock
 from utils.logger import stage_folder
@@ -108,9 +107,10 @@ class Resumed:
         except NoMemoryError:
             raise
         except UserError as error:
+            words = [*words_to_resume(config, STAGE1), "--resume", self.folder, "--force_resume"]
             raise UserError(
                 f"{error}; --select {config.select} needs it: restore it, or take the last epoch with "
-                f"--resume {shlex.quote(str(self.folder))} --force_resume --select last"
+                f"`{command(STAGE1, *words, '--select', 'last')}`"
             ) from error
 
     def restore_heads(self, heads: list[HeadRun], model: nn.Module) -> int:
@@ -147,7 +147,7 @@ class Resumed:
             raise UserError(f"{self.source.path} knows no head {new[0]}: this code plans other heads")
 
     def _unfit(self, error: Exception) -> UserError:
-        return UserError(f"{self.source.path} cannot be resumed: {' '.join(str(error).split())}")
+        return UserError(f"{self.source.path} cannot be resumed: {reason(error)}")
 
     def check_source(self, origins: dict) -> None:
         """Raise a UserError where stage 2 starts from another stage 1, or other features, than it did."""
@@ -210,10 +210,11 @@ def read_resume(script: str, given: dict, world: World, held: ExitStack) -> Resu
     path = path / "last.pth" if path.is_dir() else path
     with about("--resume"):
         require_file(path)
-        lock = FolderLock(path.parent) if world.main else None
-        if lock:
-            held.callback(lock.close)
-        world.wait()
+    lock = FolderLock(path.parent) if world.main else None
+    if lock:
+        held.callback(lock.close)
+    world.wait()
+    with about("--resume"):
         source = checkpoint.read(path)
     stage, state = ("stage1", "optimizer") if script == STAGE1 else ("stage2", "heads")
     if state not in source.facts or source.facts["stage"] != stage:
@@ -265,21 +266,21 @@ def _check_places(path: Path, facts: dict, given: dict, forced: bool) -> list[Pa
             f"{folder} is not the folder of the run in {path.name}, which would write over what lies there: "
             "put it into a folder of its own, or go on regardless with --force_resume"
         )
-    said = facts.get("given", facts["args"])  # stage 2 goes on with its words, stage 1 with its settings
-    said = usual | {name: value for name, value in said.items() if value is not None}
+    had = facts.get("given", facts["args"])  # stage 2 goes on with its words, stage 1 with its settings
+    had = usual | {name: value for name, value in had.items() if value is not None}
     places = ("save_features", "ckpt_dir", "data_dir", "split_dir")
-    chosen = [name for name in places if name not in given and said.get(name) != usual.get(name)]
+    chosen = [name for name in places if name not in given and had.get(name) != usual.get(name)]
     if "save_features" in chosen:
         raise UserError(
-            f"{path} was started with --save_features {said['save_features']}: no file chooses where is "
+            f"{path} was started with --save_features {had['save_features']}: no file chooses where is "
             "written, so name that place again, or another"
         )
-    if "ckpt_dir" in chosen and folder.resolve().parent.parent != Path(said["out"]).resolve():
+    if "ckpt_dir" in chosen and folder.resolve().parent.parent != Path(had["out"]).resolve():
         raise UserError(
             f"{path} does not lie where its run wrote it: no file chooses where is written, so say by "
-            f"--ckpt_dir where the model is to be left (its run had {said['ckpt_dir']})"
+            f"--ckpt_dir where the model is to be left (its run had {had['ckpt_dir']})"
         )
-    return [Path(said[name]) for name in ("data_dir", "split_dir") if name in chosen]
+    return [Path(had[name]) for name in ("data_dir", "split_dir") if name in chosen]
 
 
 def _key(named: dict) -> tuple[str, str, int]:

@@ -19,7 +19,7 @@ from utils import engine
 from utils.config import Config
 from utils.crew import Crew
 from utils.distributed import ALONE
-from utils.errors import UserError, is_out_of_memory
+from utils.errors import UserError, is_out_of_memory, reason
 from utils.features import logit_batches
 from utils.metrics import epoch_figures, predictions
 from utils.path import los_path_lr
@@ -77,7 +77,7 @@ class HeadRun:
         except Exception as error:
             if not (isinstance(error, UserError) or is_out_of_memory(error)):
                 raise
-            self.failure = " ".join(str(error).split())
+            self.failure = reason(error)
         finally:
             self._spent, self._working_since = self.seconds, None
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from utils.errors import UserError, printable
+from utils.errors import UserError, printable, reason
 from utils.files import open_regular
 from utils.metrics import GROUPS
 
@@ -60,8 +60,7 @@ def _read(path: Path, columns: list[str]) -> pd.DataFrame:
         with open_regular(path) as handle:
             frame = pd.read_csv(handle, dtype=types, low_memory=False)
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise UserError(f"{path} cannot be read: {reason}") from error
+        raise UserError(f"{path} cannot be read: {reason(error)}") from error
     if missing := [column for column in columns if column not in frame]:
         raise UserError(f"{path} has no column {missing[0]}: is it from a stage-2 run?")
     frame = frame.fillna(dict.fromkeys(TEXT, ""))

@@ -92,7 +92,11 @@ class _Weights:
     def __init__(self, fetch: _Fetch) -> None:
         self._fetch = fetch
         self.storages: dict[str, Tensor] = {}
-        self.makers: plain_pickle.Makers = {
+
+    @property
+    def makers(self) -> plain_pickle.Makers:
+        """Made anew each time: kept here they would hold this object, and with it the file, in a circle."""
+        return {
             **plain_pickle.PLAIN,
             **dict.fromkeys((*_STORAGES, *_NAMED)),
             "torch Size": lambda lengths=(): lengths,
@@ -144,6 +148,8 @@ def _read_zip(handle: BinaryIO, size: int, mapped: bool) -> object:
         different = {name.lower() for name in records}
         if file.start_dir != start or not len(different) == len(file.infolist()) == count:
             raise _RefusedError("holds two tables or two records of one name: it can be read in two ways")
+        if any(name.endswith("/constants.pkl") for name in records):
+            raise _RefusedError("is a TorchScript program: save its state_dict() by torch.save")
         if any(record.compress_type != zipfile.ZIP_STORED for record in records.values()):
             raise _RefusedError("is a compressed zip file, not a checkpoint: torch.save compresses nothing")
         places = _places(handle, records.values(), start)

@@ -24,7 +24,7 @@ from utils.data_setup import file_views, load_data, mirror_at_test, open_parts
 from utils.device import LAYOUT
 from utils.digest import compared
 from utils.distributed import ALONE, World
-from utils.errors import UserError, about, is_out_of_memory
+from utils.errors import UserError, about, is_out_of_memory, reason
 from utils.extraction import Origin, extract_to_disk
 from utils.features import DriftingFeatures, TrainFeatures, Watch, eval_features
 from utils.logger import Run
@@ -111,7 +111,7 @@ def try_forward(
         except (RuntimeError, ValueError, AssertionError) as error:
             if is_out_of_memory(error):
                 raise
-            raise UserError(f"--network {config.network} {told % ' '.join(str(error).split())}") from error
+            raise UserError(f"--network {config.network} {told % reason(error)}") from error
 
 
 def network_for_files(config: Config, source: Checkpoint) -> tuple[nn.Module, FileViews, list[str]]:
@@ -145,15 +145,19 @@ def backbone_note(source: Checkpoint | Pack, data: LongTailedData, select: str) 
     Otherwise a note for the log. Of a pack its maker had to know.
 
     Raises:
-        UserError: the epoch is to be selected on images that the backbone may have been trained on.
+        UserError: the epoch is to be selected on images that the backbone may have been trained on, or on
+            those of a pack that are all of one class.
     """
     trained_on = source.facts.get("train_digest")
     same = isinstance(source, Checkpoint) and compared(source.facts, data.train)[0] is None
-    clean = source.facts["val_clean"] if isinstance(source, Pack) else same
-    if clean or (data.val is None and isinstance(source, Pack)):
+    packed = isinstance(source, Pack)
+    clean = source.facts["val_clean"] if packed else same
+    if packed and select == "val" and data.val and len(data.val.labels.unique()) < 2:
+        raise UserError(f"--select val refused: all validation images of {source.path} are of one class")
+    if clean or (data.val is None and packed):
         return None
     what = "unknown images" if trained_on is None else "other images than this training set"
-    if select == "val" and isinstance(source, Pack):
+    if select == "val" and packed:
         raise UserError(
             f"--select val refused: {source.path} says that its backbone may have seen the validation images"
         )
@@ -175,23 +179,31 @@ def images_note(source: Checkpoint | Pack, data: LongTailedData) -> list[str]:
 def check_apart(source: Checkpoint, data: LongTailedData) -> None:
     """Raise a UserError where the model of `source` was trained on images of this test set.
 
-    Images are told by their paths below --data_dir. Where none of those whose bytes were noted in training
-    still has them, other images bear the same names, and all is well.
+    Images are told by their paths below --data_dir, unless those whose bytes were noted in training all have
+    others now. Under other names a tenth must be met by their bytes, without those that are training images
+    here too: many data sets hold some image twice.
     """
-    test, path = data.test, source.path
-    trained_on = [files for name in ("train_files", "stage1_files") if (files := source.facts.get(name))]
-    met = 0 if trained_on or source.facts.get("train_digest") != test.digest() else len(test)
+    facts, test, met = source.facts, data.test, (0, "")
+    trained_on = [facts[name] for name in ("train_files", "stage1_files") if name in facts]
+    if not trained_on and facts.get("train_digest") == test.digest():
+        met = (len(test), "")
     for files in trained_on if isinstance(test, FileSet) else ():
         names, noted = files["names"], files["bytes"]
-        known = dict(zip(names[evenly(len(noted), len(names))].tolist(), noted.tolist(), strict=True))
-        again = [i for i, name in enumerate(test.names.tolist()) if name in known]
-        now = test.bytes_of(torch.tensor(again, dtype=torch.int64)).tolist()
-        if not again or any(known[int(test.names[i])] == found for i, found in zip(again, now, strict=True)):
-            met = max(met, int(torch.isin(test.names, names).sum()))
-    if met:
+        sampled = torch.isin(test.names, names[evenly(len(noted), len(names))]).nonzero().flatten()
+        named = int(torch.isin(test.names, names).sum())
+        now = test.bytes_of(test.sampled)
+        alike = torch.isin(now, noted)
+        if alike.any():
+            alike &= ~torch.isin(now, data.train.bytes_of(data.train.sampled))
+        if named and (not len(sampled) or torch.isin(test.bytes_of(sampled), noted).any()):
+            met = max(met, (named, ""))
+        elif (count := int(alike.sum())) * len(names) * 10 > len(now) * len(noted):
+            met = max(met, (count, " or more, by their bytes,"))
+    if met[0]:
         raise UserError(
-            f"{path} was trained on {met:,} of the {len(test):,} test images of {data.name}, figures on them "
-            "tell nothing: name a model of this split by --pretrained_pth, or train one with main_stage1.py"
+            f"{source.path} was trained on {met[0]:,}{met[1]} of the {len(test):,} test images of "
+            f"{data.name}, figures on them tell nothing: name a model of this split by --pretrained_pth, or "
+            "train one with main_stage1.py"
         )
 
 

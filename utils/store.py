@@ -36,11 +36,6 @@ Extract = Callable[[Views, int, int], Iterable[Tensor]]
 Stamp = Callable[[int, int], bytes]
 
 
-def no_stamp(start: int, stop: int) -> bytes:
-    """Of images in memory, whose digest covers every pixel."""
-    return b""
-
-
 class FeatureStore:
     """The arrays in `folder`, made from what `identity` (plain data) names.
 
@@ -95,7 +90,7 @@ class FeatureStore:
         shape: tuple[int, int, int],
         passes: list[Views],
         extract: Extract,
-        stamp: Stamp = no_stamp,
+        stamp: Stamp,
     ) -> Tensor:
         """The array `name` of `shape` [V, N, D], mapped; what it lacks is extracted, each process a share.
 

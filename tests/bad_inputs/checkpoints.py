@@ -93,6 +93,17 @@ def compressed(root: Path, kitchen: Kitchen) -> None:
             target.writestr(name, source.read(name))
 
 
+def built_zip(*names: str) -> Make:
+    """A zip file of empty records."""
+
+    def make(root: Path, kitchen: Kitchen) -> None:
+        with zipfile.ZipFile(root / "bad", "w") as target:
+            for name in names:
+                target.writestr(name, b"")
+
+    return make
+
+
 def declaring_much(root: Path, kitchen: Kitchen) -> None:
     torch.save({"w": torch.zeros(1).expand(1 << 36)}, root / "bad")
 
@@ -178,6 +189,10 @@ FILES: dict[str, tuple[Make, str]] = {
     ),
     "huge": (huge, DAMAGED),
     "compressed": (compressed, "bad is a compressed zip file"),
+    "a TorchScript program": (
+        built_zip("a/constants.pkl"),
+        "bad is a TorchScript program: save",
+    ),
     "hostile": (hostile(old=False), "bad holds Python objects"),
     "hostile, old format": (hostile(old=True), "bad holds Python objects"),
     "a pickled module": (whole_module, "bad holds Python objects"),
@@ -221,6 +236,10 @@ WEIGHTS: dict[str, tuple[Make, str]] = {
     "scalars": (weights(lambda w: w.sum()), "bad.*1 of another shape .layer1.0.conv1.weight"),
 }
 FACTS = {
+    "train_files": [
+        {"names": torch.arange(names), "bytes": torch.arange(count), "sizes": "", "times": ""}
+        for names, count in ((0, 2), (1, 2), (2, 0))
+    ],
     "stage": ["stage3", 1, ["stage1"]],
     "dataset": [None, 3],
     "network": [None, ["resnet8"]],
@@ -229,16 +248,16 @@ FACTS = {
     "train_digest": [5, {}, None],
     "stage1_digest": [5, "\ud800"],
     "selected_on": ["best", "last\ntest overall=99.99 many=- medium=- few=- selected_on=last", 3],
-    "val_fraction": [float("nan"), 10**600],
-    "metrics": [[], {"overall": 10**600}],
+    "val_fraction": [float("nan"), 1e301],
+    "metrics": [[], {"overall": 10**100}],
     "class_names": [["\ud800"] * 10, ["a\0"] * 10, ["a" * 500_000] * 10, "abc", [1] * 10, list("abc"), None],
-    "class_counts": [[1.5] * 10, [1], {}, [10**600] * 10, [-1] * 10],
+    "class_counts": [[1.5] * 10, [1], {}, [10**100] * 10, [-1] * 10],
     "shots": [[100, 20], [20], "20,100", [0, 5]],
     "imb_ratio": ["50", [50]],
     "seed": [-1, "0", None],
     "tta": ["yes", 1],
-    "args": [[], {1: 2}, None, {"ckpt_dir": "a\0b"}, {"out": "\ud800"}, {"epochs": 10**600}],
-    "environment": ["cpu", {"torch": 10**600}, {"cpu": "a" * 500_000}],
+    "args": [[], {1: 2}, None, {"ckpt_dir": "a\0b"}, {"out": "\ud800"}, {"epochs": 10**100}],
+    "environment": ["cpu", {"torch": 10**100}, {"cpu": "a" * 500_000}],
     "head": [
         "linear",
         {},
@@ -246,7 +265,7 @@ FACTS = {
         {"kind": "lws"},
         {"kind": "lws", "options": {}},
         {"kind": "x", "options": 3},
-        {"kind": "x", "options": {"scale": 10**600}},
+        {"kind": "x", "options": {"scale": 10**100}},
     ],
     "head_state": [[], {"weight": 3}],
     "progress": [{}, [], {"epoch": 1, "best_epoch": "x", "best_score": None, "rows": []}],

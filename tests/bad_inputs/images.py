@@ -266,7 +266,8 @@ def _folders() -> list[Row]:
         kinds = rf"\(4 \{ending.lower()}\), 'train/bee/000\{ending}' first"
         says = rf"train/bee holds no image: 4 file\(s\) passed over {kinds}: by its name it is none of JPEG"
         rows.append(Row(f"folder: a class of {ending}", STAGE1, OWN, says, endings(bee=ending)))
-    for script, words in ((STAGE1, ""), (EVALUATE, " --cur_stage stage1 --network resnet32")):
+    missing = " --cur_stage stage1 --network resnet20"  # it is asked before a checkpoint is looked for
+    for script, words in ((STAGE1, ""), (STAGE2, ""), (EVALUATE, missing)):
         for place in ("pets", "pets/train", "pets/train/bee"):
             rows.append(
                 Row(
@@ -277,6 +278,15 @@ def _folders() -> list[Row]:
                     pets(lambda folder: None),
                 )
             )
+    rows.append(
+        Row(
+            "photographs of a telephone without --dataset",
+            STAGE1,
+            "--data_dir {root}/pets/train",
+            "train holds images, no CIFAR: was --dataset folder meant",
+            endings(ant=".HEIC", bee=".HEIC", cat=".HEIC"),
+        )
+    )
     rows.append(
         Row(
             "folder: not permitted",

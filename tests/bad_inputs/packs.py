@@ -365,13 +365,6 @@ ROWS = [
     ),
     Row("pack of another ratio", STAGE2, "--features {pack} --imb_ratio 10", "--imb_ratio 10"),
     Row(
-        "pack under a known name",
-        STAGE2,
-        "--features {bad}",
-        "--num_class 3, but digits_lt has 10 classes",
-        raw(dataset="digits_lt", num_class=3),
-    ),
-    Row(
         "a classifier of another pack",
         EVALUATE,
         "--features {bad} --pretrained_pth {stage2}",

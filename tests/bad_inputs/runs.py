@@ -1,6 +1,7 @@
 """Run folders and other places: where runs write, what is resumed, what is drawn."""
 
 import fcntl
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -92,6 +93,10 @@ def selecting(change: Callable[[Path], object]) -> Make:
 
     def make(root: Path, kitchen: Kitchen) -> None:
         restated(other_args(select="val"))(root, kitchen)
+        note = root / "run" / "config.json"
+        made = json.loads(note.read_text())
+        made["config"]["select"] = "val"
+        note.write_text(json.dumps(made))
         change(root / "run" / "best.pth")
 
     return make
