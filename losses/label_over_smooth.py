@@ -3,6 +3,14 @@
 Source: "Rethinking Classifier Re-Training in Long-Tailed Recognition: Label Over-Smooth Can Balance", ICLR
 2025. This file imports nothing but torch, so it can be copied alone into another project.
 
+What it is, exactly (our derivation, proved in tests/test_los_loss.py): over any set of images
+
+    L_LOS = CE + δ (K - 1)/K Σ_k π_k LoMa_k
+
+with π_k the share of class k among the images and LoMa_k its logits magnitude, the mean over its images of
+z_k minus the mean of the other logits (the reading `per_sample`). LOS is cross-entropy with a penalty on
+the magnitude of each class in proportion to its frequency: the class counts come in through the sampling.
+
 Shapes: N batch, K classes.
 """
 

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 
 import losses.label_over_smooth as module
 from losses import LabelOverSmooth, build_loss, label_smooth_for_gap, logit_gap, smooth_labels
+from utils.metrics import logits_magnitude
 
 DELTAS = [0.0, 0.1, 0.5, 0.98, 0.9999]
 
@@ -92,6 +93,71 @@ def test_the_gradient_passes_gradcheck_and_equals_softmax_minus_label(delta):
     labels = torch.full((6, 10), delta / 10, dtype=torch.float64)
     labels[torch.arange(6), targets] += 1 - delta
     torch.testing.assert_close(logits.grad, (logits.detach().softmax(1) - labels) / 6)
+
+
+# ---- the identity: cross-entropy plus a penalty on the frequency-weighted logits magnitude ----
+
+
+def long_tailed_batch(num_classes, scale=3.0):
+    """Logits [N, K] in float64, targets with many images of class 0 and one of the last, and shares π [K]."""
+    counts = torch.tensor([max(1, int(40 * 0.5**k)) for k in range(num_classes)])
+    targets = torch.arange(num_classes).repeat_interleave(counts)
+    generator = torch.Generator().manual_seed(num_classes)
+    logits = scale * torch.randn(len(targets), num_classes, generator=generator, dtype=torch.float64)
+    logits += 5 * F.one_hot(targets, num_classes) + torch.linspace(-9, 9, num_classes, dtype=torch.float64)
+    return logits, targets, counts.double() / counts.sum()
+
+
+@pytest.mark.parametrize("delta", DELTAS)
+@pytest.mark.parametrize("num_classes", [2, 10, 100])
+def test_the_loss_is_cross_entropy_plus_delta_times_the_frequency_weighted_loma(delta, num_classes):
+    logits, targets, shares = long_tailed_batch(num_classes)
+    penalty = (shares * logits_magnitude(logits, targets, "per_sample")).sum()
+    expected = F.cross_entropy(logits, targets) + delta * (num_classes - 1) / num_classes * penalty
+    assert abs(float(LabelOverSmooth(delta)(logits, targets) - expected)) < 1e-10
+
+
+def test_with_the_other_reading_of_loma_the_identity_does_not_hold():
+    logits, targets, shares = long_tailed_batch(10)
+    penalty = (shares * logits_magnitude(logits, targets, "per_class")).sum()
+    other = F.cross_entropy(logits, targets) + 0.98 * 9 / 10 * penalty
+    assert abs(float(LabelOverSmooth(0.98)(logits, targets) - other)) > 0.1
+
+
+@pytest.mark.parametrize("num_classes", [2, 10, 100])
+def test_the_mean_of_loma_over_classes_is_the_same_in_both_readings(num_classes):
+    logits, targets, _ = long_tailed_batch(num_classes)
+    one, other = (logits_magnitude(logits, targets, reading) for reading in ("per_sample", "per_class"))
+    assert abs(float(one.mean() - other.mean())) < 1e-10
+    assert num_classes == 2 or float((one - other).abs().max()) > 1
+
+
+@pytest.mark.parametrize("delta", [0.5, 0.98])
+def test_the_gradient_of_a_linear_head_adds_each_class_mean_by_frequency_whatever_is_predicted(delta):
+    """∇ LOS = ∇ CE + δ (π_k μ_k - μ / K): the closed first step asks for ∇ CE near 0 and for nothing else."""
+    logits, targets, shares = long_tailed_batch(10)
+    features = torch.cat([logits, torch.ones(len(logits), 1, dtype=torch.float64)], dim=1)  # the bias last
+    weight = torch.randn(
+        10, 11, generator=torch.Generator().manual_seed(1), dtype=torch.float64
+    ).requires_grad_()
+    los, ce = (
+        torch.autograd.grad(LabelOverSmooth(value)(features @ weight.T, targets), weight)[0]
+        for value in (delta, 0.0)
+    )
+    means = torch.stack([features[targets == k].mean(0) for k in range(10)])
+    assert float(ce.abs().max()) > 0.1
+    torch.testing.assert_close(
+        los - ce, delta * (shares[:, None] * means - features.mean(0) / 10), atol=1e-12, rtol=0
+    )
+
+
+def test_under_equal_shares_the_penalty_is_the_plain_mean_of_loma_and_no_class_is_asked_for_more():
+    logits, targets, _ = long_tailed_batch(10)
+    balanced = (10 * torch.bincount(targets).double()).reciprocal()[targets]  # of an image, in expectation
+    losses = F.cross_entropy(logits, targets, label_smoothing=0.98, reduction="none")
+    plain = F.cross_entropy(logits, targets, reduction="none")
+    penalty = 0.98 * 9 / 10 * logits_magnitude(logits, targets).mean()
+    assert abs(float(balanced @ losses - balanced @ plain - penalty)) < 1e-10
 
 
 # ---- labels and the gap at the optimum ----

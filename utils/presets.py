@@ -21,7 +21,7 @@ CIFAR100_LT = {
 }
 
 # LOS's own settings on the large sets are UNKNOWN. Stage 1: the Decoupling protocol (Kang et al. 2020), which
-# the field shares. Stage 2: ours, by settings that carry over K and feature norms: logit gap, path.
+# the field shares. Stage 2: ours, by the logit gap, which serves any K, and the path, a length in logits.
 IMAGENET_LT = {
     "num_class": 1000,
     "imb_ratio": None,
