@@ -282,7 +282,7 @@ ROWS = [
     Row("control: the same, written in place", "up to {} sizes", 20, 100, written_in_place, 10),
     *(Row(f"random input: {target}", "{} inputs", 200, 2500, _fuzzed(target), 20) for target in fuzz.TARGETS),
     *(
-        Row(f"{what} built to harm, and mutations of it", "all, {} mutations", 300, 2500, _attacked(kind), 110)
+        Row(f"{what} built to harm, and mutations", "all, {} mutations", 300, 2500, _attacked(kind), 110)
         for what, kind in (("a CIFAR pickle", "cifar"), ("a checkpoint", "checkpoint"))
     ),
     Row("control: torch without our reader", "up to {} inputs", 200, 2500, fuzzed_without_reader, 5),
