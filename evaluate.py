@@ -13,23 +13,27 @@ from pathlib import Path
 
 import torch
 
-from datasets.file_images import FileImages
-from datasets.images import images_below
-from datasets.own import passed_over
-from utils import checkpoint, distributed, engine, report
-from utils.arguments import EVALUATE, parse
-from utils.checkpoint import Checkpoint
-from utils.config import Config, resolve
-from utils.data_setup import mirror_at_test, open_parts
-from utils.device import LAYOUT, pick_device
-from utils.distributed import World
-from utils.errors import UserError, exit_cleanly
-from utils.features import logit_batches
-from utils.logger import Run
-from utils.packs import Pack, require_unchanged
-from utils.precision import speed_up
-from utils.predictions import write_scored, write_unlabelled
-from utils.setup import find_source, load_classifier, load_frozen, network_for_files, try_forward
+from datasets.images.on_disk import FileImages
+from datasets.images.open import images_below
+from datasets.listed.own import passed_over
+from utils.base import distributed
+from utils.base.distributed import World
+from utils.base.errors import UserError, exit_cleanly
+from utils.engine import scoring
+from utils.engine.device import LAYOUT, pick_device
+from utils.engine.precision import speed_up
+from utils.features.source import find_source, load_classifier, load_frozen
+from utils.features.views import logit_batches
+from utils.packs.pack import Pack, require_unchanged
+from utils.report import summary
+from utils.report.predictions import write_scored, write_unlabelled
+from utils.run import checkpoint
+from utils.run.checkpoint import Checkpoint
+from utils.run.folder import Run
+from utils.run.network import network_for_files, try_forward
+from utils.settings.config import Config, resolve
+from utils.settings.data import mirror_at_test, open_parts
+from utils.settings.parse import EVALUATE, parse
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -62,23 +66,23 @@ def main(argv: Sequence[str] | None = None) -> None:
         checkpoint.load_head(model, source)
         test = open_parts(data, device, config.workers)["test"]
         mirror, labels = mirror_at_test(data, config), test.labels
-        batches = engine.logit_batches(model, test, mirror, world=world)
+        batches = scoring.logit_batches(model, test, mirror, world=world)
 
     # ---- report
     stage = source.facts.get("stage", given.get("cur_stage", "foreign"))
     folders = [Path(config.predictions).parent] if config.predictions else []
     run = Run(config, f"evaluate_{stage}", also_writable=folders, world=world)
-    report.announce(run, config, data, model, device, world)
-    run.log(report.from_where(source))
+    summary.announce(run, config, data, model, device, world)
+    run.log(summary.from_where(source))
     run.log(f"mirror averaging: {'on' if mirror else 'off'}")
-    scores = engine.score(batches, labels, data.num_classes, world)
+    scores = scoring.score(batches, labels, data.num_classes, world)
     require_unchanged(pack)
     figures = scores.figures(data.class_counts, data.shots)
     facts = {"checkpoint": str(source.path), "digest": source.digest, "mirror": mirror}
     run.write_per_class(figures, data)
     if config.predictions:
         write_scored(run, Path(config.predictions), data, scores)
-    report.finish(run, figures, source.facts.get("selected_on", "unknown"), facts)
+    summary.finish(run, figures, source.facts.get("selected_on", "unknown"), facts)
     distributed.leave()
 
 
@@ -94,12 +98,12 @@ def predict_folder(
     found = images_below(Path(config.predict))
     folders = [Path(config.predictions).parent] if config.predictions else []
     run = Run(config, f"predict_{stage}", also_writable=folders, world=world)
-    run.log(report.from_where(source))
+    run.log(summary.from_where(source))
     run.log(f"{len(found):,} images below {config.predict}, {len(class_names)} classes")
     for note in passed_over(str(config.predict), found.passed_over):
         run.log(f"note: {note}")
     images = FileImages(found, views, device, config.workers)
-    batches = engine.logit_batches(model, images, views.mirror_test and not config.no_tta, world=world)
+    batches = scoring.logit_batches(model, images, views.mirror_test and not config.no_tta, world=world)
     path = Path(config.predictions) if config.predictions else run.folder / "predictions.csv"
     write_unlabelled(run, path, found, batches, class_names, world)
     run.result(f"predicted images={len(found)} file={path}")

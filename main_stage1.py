@@ -16,22 +16,26 @@ import torch
 
 from losses import build_loss
 from models import THIN_NETWORKS
-from utils import checkpoint, distributed, engine, graphs, metrics, report
-from utils.arguments import STAGE1, parse
-from utils.config import resolve
-from utils.data_setup import load_data, mirror_at_test, open_parts, scored_parts
-from utils.device import LAYOUT, pick_device
-from utils.distributed import Steps
-from utils.errors import exit_cleanly
-from utils.keeper import Keeper
-from utils.logger import Run
-from utils.mixup import Mixup
-from utils.precision import loss_scaler, speed_up
-from utils.resume import AUTO_FOUND_NONE, read_resume, words_to_resume
-from utils.seeding import epoch_order
-from utils.setup import build_network, start_pretrained, try_network
-from utils.signals import Signals
-from utils.train_step import TrainStep
+from utils import metrics
+from utils.base import distributed
+from utils.base.errors import exit_cleanly
+from utils.base.seeding import epoch_order
+from utils.base.signals import Signals
+from utils.engine import graphs, loop, scoring
+from utils.engine.device import LAYOUT, pick_device
+from utils.engine.mixup import Mixup
+from utils.engine.precision import loss_scaler, speed_up
+from utils.engine.step import TrainStep
+from utils.engine.steps import Steps
+from utils.report import summary
+from utils.report.resume import AUTO_FOUND_NONE, read_resume, words_to_resume
+from utils.run import checkpoint
+from utils.run.folder import Run
+from utils.run.network import build_network, start_pretrained, try_network
+from utils.run.saver import Keeper
+from utils.settings.config import resolve
+from utils.settings.data import load_data, mirror_at_test, open_parts, scored_parts
+from utils.settings.parse import STAGE1, parse
 
 LONG_RUN_SECONDS = 2 * 3600
 
@@ -58,7 +62,7 @@ def train(argv: Sequence[str] | None, held: ExitStack) -> None:
 
     # ---- data
     data = world.in_turn(lambda: load_data(config))
-    report.check_place(published, config, data, config.epochs)
+    summary.check_place(published, config, data, config.epochs)
     images = open_parts(data, device, config.workers)
     train, scored = images["train"], scored_parts(images, config.select)
     labels = {name: part.labels for name, part in images.items()}
@@ -76,7 +80,7 @@ def train(argv: Sequence[str] | None, held: ExitStack) -> None:
     loss_fn = build_loss("ce", data.train_counts)
 
     # ---- optimiser
-    optimizer = engine.sgd(model.parameters(), config.lr, config.momentum, config.wd, config.nesterov)
+    optimizer = loop.sgd(model.parameters(), config.lr, config.momentum, config.wd, config.nesterov)
     scaler = loss_scaler(config)
     graphed = None
     if graphed_steps:
@@ -84,7 +88,7 @@ def train(argv: Sequence[str] | None, held: ExitStack) -> None:
         graphed = graphs.GraphedSteps(step, graphs.CudaCapture())
 
     # ---- resume
-    progress, done = engine.Progress(), engine.Partial()
+    progress, done = loop.Progress(), loop.Partial()
     if resumed:
         progress, done = resumed.restore(model, optimizer, scaler, data, config, world)
     first_epoch, first_step = progress.epoch, done.step
@@ -93,7 +97,7 @@ def train(argv: Sequence[str] | None, held: ExitStack) -> None:
     run = held.enter_context(Run(config, "stage1", folder, also_writable=also, world=world, lock=lock))
     signals = held.enter_context(Signals())
     keeper = Keeper(run, STAGE1, signals, world, config.save_every, words_to_resume(config, STAGE1))
-    report.announce(run, config, data, model, device, world)
+    summary.announce(run, config, data, model, device, world)
     run.log(steps.told(config.lr))
     if started_from:
         run.log(started_from)
@@ -104,7 +108,7 @@ def train(argv: Sequence[str] | None, held: ExitStack) -> None:
         run.log(AUTO_FOUND_NONE)
     for note in resumed.notes(data, device) if resumed else []:
         run.log(f"note: {note}")
-    facts = report.model_facts(config, data, device)
+    facts = summary.model_facts(config, data, device)
     if resumed and first_epoch == config.epochs:  # nothing is trained here
         facts["environment"] = resumed.source.facts["environment"]
 
@@ -121,7 +125,7 @@ def train(argv: Sequence[str] | None, held: ExitStack) -> None:
 
     def train_one(epoch: int, lr: float) -> dict:
         learner.train()
-        partial = done if epoch == first_epoch else engine.Partial()
+        partial = done if epoch == first_epoch else loop.Partial()
         keeper.save = lambda: save("last", partial.as_dict(world))
         keeper.where = lambda: f"step {partial.step} of epoch {epoch + 1}"
         skipped = partial.step * config.accum
@@ -130,10 +134,10 @@ def train(argv: Sequence[str] | None, held: ExitStack) -> None:
         batches = mixup(batches, epoch, skipped) if mixup else batches
         total = len(steps) * config.accum
         if epoch == first_epoch:
-            batches = engine.timed(batches, total * (config.epochs - epoch) - skipped, warn_if_long)
+            batches = loop.timed(batches, total * (config.epochs - epoch) - skipped, warn_if_long)
         batches = run.bar(batches, total - skipped, f"epoch {epoch + 1}/{config.epochs}")
         parts = islice(steps.parts(), skipped, None)
-        figures = engine.train_epoch(
+        figures = loop.train_epoch(
             *(learner, batches, loss_fn, optimizer, lr, parts, scaler, world),
             partial=partial,
             after_step=keeper.after_step,
@@ -143,24 +147,24 @@ def train(argv: Sequence[str] | None, held: ExitStack) -> None:
         return figures
 
     def evaluate() -> dict:
-        classes = {name: engine.predict_classes(model, images[name], mirror, world) for name in scored}
+        classes = {name: scoring.predict_classes(model, images[name], mirror, world) for name in scored}
         return metrics.epoch_figures(classes, labels, data.class_counts, data.shots)
 
     def save(name: str, partial: dict | None = None) -> None:
-        report.save_epoch(run, name, facts, progress, model, optimizer, scaler, partial)
+        summary.save_epoch(run, name, facts, progress, model, optimizer, scaler, partial)
 
     def tell(seconds_left: float) -> None:
-        report.log_epoch(run, progress, config.epochs, seconds_left)
+        summary.log_epoch(run, progress, config.epochs, seconds_left)
         keeper.where = lambda: f"epoch {progress.epoch}"
         keeper.after_epoch(saved=True)
 
-    engine.fit(
+    loop.fit(
         progress,
         config.epochs,
-        schedule=lambda epoch: engine.cosine_lr(config.lr, epoch, config.epochs, config.warmup_epochs),
+        schedule=lambda epoch: loop.cosine_lr(config.lr, epoch, config.epochs, config.warmup_epochs),
         train=train_one,
         evaluate=evaluate,
-        scored_on=engine.score_column(config.select, "val" in images),
+        scored_on=loop.score_column(config.select, "val" in images),
         save=save,
         log=tell,
         eval_every=config.eval_every,
@@ -169,15 +173,15 @@ def train(argv: Sequence[str] | None, held: ExitStack) -> None:
 
     # ---- report
     world.wait()
-    facts["epoch"] = report.load_chosen(run, config.select, progress, model, config.network)
-    logits = engine.logit_batches(model, images["test"], mirror, world=world)
-    figures = engine.score(logits, labels["test"], data.num_classes, world).figures(
+    facts["epoch"] = summary.load_chosen(run, config.select, progress, model, config.network)
+    logits = scoring.logit_batches(model, images["test"], mirror, world=world)
+    figures = scoring.score(logits, labels["test"], data.num_classes, world).figures(
         data.class_counts, data.shots
     )
     content = facts | {"model": model.state_dict()}
-    where = report.publish(run, published, content, figures, config.select)
+    where = summary.publish(run, published, content, figures, config.select)
     run.write_per_class(figures, data)
-    report.finish(run, figures, config.select, where)
+    summary.finish(run, figures, config.select, where)
     distributed.leave()
 
 

@@ -14,26 +14,28 @@ from contextlib import ExitStack
 
 import torch
 
-from utils import checkpoint, distributed, head_report, report
-from utils.arguments import STAGE2, parse
-from utils.checkpoint import published_path
-from utils.config import resolve
-from utils.crew import Crew
-from utils.data_setup import scored_parts
-from utils.device import pick_device
-from utils.distributed import ALONE
-from utils.errors import exit_cleanly, say
-from utils.keeper import Keeper
-from utils.logger import Run
-from utils.methods import lead_method, listing
-from utils.outcomes import choose, outcome
-from utils.packs import Pack, require_unchanged, write_pack
-from utils.plan import plan_heads
-from utils.representation import make_pack
-from utils.resume import AUTO_FOUND_NONE, own_words, read_resume, words_to_resume
-from utils.retraining import start_heads, train_heads
-from utils.setup import backbone_note, find_source, images_note, load_frozen, packed_name, represent
-from utils.signals import Signals
+from utils.base import distributed
+from utils.base.distributed import ALONE
+from utils.base.errors import exit_cleanly, say
+from utils.base.signals import Signals
+from utils.engine.device import pick_device
+from utils.features.frozen import make_pack
+from utils.features.source import backbone_note, find_source, images_note, load_frozen, packed_name, represent
+from utils.heads.crew import Crew
+from utils.heads.outcome import choose, outcome
+from utils.heads.plan import plan_heads
+from utils.heads.stack import start_heads, train_heads
+from utils.packs.pack import Pack, require_unchanged, write_pack
+from utils.report import head_report, summary
+from utils.report.resume import AUTO_FOUND_NONE, own_words, read_resume, words_to_resume
+from utils.run import checkpoint
+from utils.run.checkpoint import published_path
+from utils.run.folder import Run
+from utils.run.saver import Keeper
+from utils.settings.config import resolve
+from utils.settings.data import scored_parts
+from utils.settings.methods import lead_method, listing
+from utils.settings.parse import STAGE2, parse
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -67,7 +69,7 @@ def retrain(argv: Sequence[str] | None, held: ExitStack) -> None:
     notes += [*([seen] if seen else []), *images_note(source, data)]
     lead = lead_method(config.method)
     epochs_of = [plan.epochs for plan in plans if plan.method.name == lead]
-    report.check_place(published, config, data, max(epochs_of), lead)
+    summary.check_place(published, config, data, max(epochs_of), lead)
     if resumed:
         resumed.check_data(data)
         resumed.check_plans(plans)
@@ -82,12 +84,12 @@ def retrain(argv: Sequence[str] | None, held: ExitStack) -> None:
     run = held.enter_context(Run(config, "stage2", folder, also_writable=also, world=world, lock=lock))
     signals = held.enter_context(Signals())
     keeper = Keeper(run, STAGE2, signals, world, config.save_every, words_to_resume(config, STAGE2))
-    report.announce(run, config, data, model, device, world)
-    run.log(report.from_where(source))
+    summary.announce(run, config, data, model, device, world)
+    run.log(summary.from_where(source))
     if "resume" in given:
         run.log(f"resumed {folder}" if resumed else AUTO_FOUND_NONE)
     head_report.announce(run, config, plans, notes)
-    facts = report.model_facts(config, data, device) | head_report.source_facts(source)
+    facts = summary.model_facts(config, data, device) | head_report.source_facts(source)
     kept = facts | {"given": own_words(words)}
     if world.main and not resumed:
         checkpoint.save(run.place("last.pth"), kept | head_report.not_begun(model))

@@ -17,9 +17,9 @@ from benchmarks.bar import Turns
 from benchmarks.common import Bench, DiffersError
 from benchmarks.sections import PARTS, SECTIONS, Part
 from benchmarks.table import Findings, aligned, as_csv, markdown
-from utils.arguments import Parser
-from utils.errors import UserError, exit_cleanly
-from utils.logger import check_writable
+from utils.base.errors import UserError, exit_cleanly
+from utils.run.folder import check_writable
+from utils.settings.parse import Parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:

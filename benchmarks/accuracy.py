@@ -26,10 +26,11 @@ from benchmarks import baselines, common
 from datasets import LongTailedData
 from losses import build_loss
 from models import THIN_NETWORKS, build_model
-from utils import checkpoint
-from utils.arguments import STAGE1, STAGE2
-from utils.config import Config, resolve
-from utils.engine import EVAL_BATCH, cosine_lr
+from utils.engine.loop import cosine_lr
+from utils.engine.scoring import EVAL_BATCH
+from utils.run import checkpoint
+from utils.settings.config import Config, resolve
+from utils.settings.parse import STAGE1, STAGE2
 
 PATHS = {"plain loops": None, "ours": [], "ours, --amp bf16": ["--amp", "bf16"]}
 

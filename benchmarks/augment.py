@@ -14,9 +14,9 @@ from benchmarks import baselines, common
 from benchmarks.common import SEED, Bench, DiffersError
 from benchmarks.table import Findings, each, row
 from datasets import LongTailedData
-from datasets.loaders import DeviceImages
-from utils.presets import CIFAR100_LT
-from utils.seeding import epoch_order
+from datasets.images.in_memory import DeviceImages
+from utils.base.seeding import epoch_order
+from utils.settings.presets import CIFAR100_LT
 
 BATCH_SIZE = CIFAR100_LT["batch_size"]
 IMAGES, IMAGES_QUICK, TARGET, TOLERANCE = 2048, 64, 20.0, 1e-5

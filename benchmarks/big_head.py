@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from benchmarks import common
 from benchmarks.table import spread
 from losses import LabelOverSmooth, label_smooth_for_gap
-from utils.engine import sgd, train_epoch
-from utils.representation import StoredViews
+from utils.engine.loop import sgd, train_epoch
+from utils.features.frozen import StoredViews
 
 WIDTH, CLASSES, BATCH, ROWS = 2048, 8142, 512, 32_768
 GAP = 1.11

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from benchmarks import common
 from benchmarks.memory import POLL_SECONDS, ROOT, end
-from utils.packs import Pack, write_pack
+from utils.packs.pack import Pack, write_pack
 
 WIDTH, CLASSES, TEST_ROWS, CHUNK = 2048, 8142, 24_426, 8192
 

@@ -21,10 +21,10 @@ from torchvision import transforms
 from benchmarks import common
 from benchmarks.common import SEED, Bench, DiffersError
 from benchmarks.table import Findings, each, row
-from datasets.draws import crop_box, crop_rows
-from datasets.file_images import FileImages
+from datasets.images.draws import crop_box, crop_rows
+from datasets.images.on_disk import FileImages
 from datasets.types import CHANNELS, FileSet, FileViews, PathTable
-from utils.seeding import epoch_order
+from utils.base.seeding import epoch_order
 
 PHOTO, QUALITY, BATCH_SIZE = (500, 375), 90, 64
 VIEWS = FileViews(*CHANNELS["imagenet"])

@@ -14,11 +14,11 @@ from benchmarks import baselines, common
 from benchmarks.common import Bench, DiffersError
 from benchmarks.stage1 import WORKER_CHOICES
 from benchmarks.table import Findings, each, row
-from datasets.images import Images
-from datasets.loaders import DeviceImages
+from datasets.images.in_memory import DeviceImages
+from datasets.images.open import Images
 from models import THIN_NETWORKS
-from utils.device import LAYOUT
-from utils.engine import EVAL_BATCH, predict, predict_classes
+from utils.engine.device import LAYOUT
+from utils.engine.scoring import EVAL_BATCH, predict, predict_classes
 
 TARGETS = {"resnet32": 1.5, "resnet34": 1.05}
 TOLERANCE = 1e-3  # of a logit

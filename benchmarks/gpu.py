@@ -19,19 +19,20 @@ from torch import nn
 
 from benchmarks import common
 from datasets import LongTailedData
-from datasets.loaders import DeviceImages
+from datasets.images.in_memory import DeviceImages
 from losses import build_loss
 from models import build_model
-from utils.arguments import STAGE1
-from utils.config import Config, resolve
-from utils.device import LAYOUT
-from utils.engine import predict, sgd, train_epoch
-from utils.errors import UserError, exit_cleanly
-from utils.features import TrainFeatures
-from utils.graphs import WARM_STEPS, CudaCapture, GraphedSteps
-from utils.precision import speed_up
-from utils.seeding import epoch_order
-from utils.train_step import TrainStep
+from utils.base.errors import UserError, exit_cleanly
+from utils.base.seeding import epoch_order
+from utils.engine.device import LAYOUT
+from utils.engine.graphs import WARM_STEPS, CudaCapture, GraphedSteps
+from utils.engine.loop import sgd, train_epoch
+from utils.engine.precision import speed_up
+from utils.engine.scoring import predict
+from utils.engine.step import TrainStep
+from utils.features.views import TrainFeatures
+from utils.settings.config import Config, resolve
+from utils.settings.parse import STAGE1
 
 SEED = 0
 GFLOP_AN_IMAGE = 6.95  # ResNet-34 at 32 x 32 pixels, forward and backward, a multiply-add as two

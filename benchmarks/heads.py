@@ -18,14 +18,14 @@ import torch
 
 from benchmarks import common
 from benchmarks.pack import EPOCHS, PACK, whole_command
-from datasets.loaders import DeviceImages
-from utils.arguments import STAGE2
-from utils.config import resolve
-from utils.features import TrainFeatures
-from utils.packs import read_pack
-from utils.plan import plan_heads
-from utils.representation import pack_representation
-from utils.retraining import start_heads, threads_for
+from datasets.images.in_memory import DeviceImages
+from utils.features.frozen import pack_representation
+from utils.features.views import TrainFeatures
+from utils.heads.plan import plan_heads
+from utils.heads.stack import start_heads, threads_for
+from utils.packs.pack import read_pack
+from utils.settings.config import resolve
+from utils.settings.parse import STAGE2
 
 NETWORK = "resnet32"
 

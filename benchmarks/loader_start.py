@@ -20,9 +20,9 @@ from benchmarks import common
 from benchmarks.common import SEED
 from benchmarks.decode import BATCH_SIZE, VIEWS, write_photographs
 from benchmarks.table import spread
-from datasets.file_images import FileImages
+from datasets.images.on_disk import FileImages
 from datasets.types import FileSet, PathTable
-from utils.seeding import epoch_order
+from utils.base.seeding import epoch_order
 
 INATURALIST, FOLDERS, START_TARGET, WORKERS, PHOTOGRAPHS = 437_513, 8142, 3.0, 2, 128
 

@@ -20,16 +20,16 @@ from benchmarks import baselines, common
 from benchmarks.common import ROOT, SEED, Bench, DiffersError
 from benchmarks.table import Findings, Row, row
 from losses import build_loss
-from utils.arguments import STAGE2
-from utils.checkpoint import RELEASED
-from utils.config import Config, resolve
-from utils.engine import cosine_lr
-from utils.methods import METHODS
-from utils.packs import Pack, read_pack
-from utils.plan import plan_heads
-from utils.representation import pack_representation
-from utils.retraining import HeadRun, start_heads
-from utils.seeding import epoch_order
+from utils.base.seeding import epoch_order
+from utils.engine.loop import cosine_lr
+from utils.features.frozen import pack_representation
+from utils.heads.plan import plan_heads
+from utils.heads.stack import HeadRun, start_heads
+from utils.packs.pack import Pack, read_pack
+from utils.run.checkpoint import RELEASED
+from utils.settings.config import Config, resolve
+from utils.settings.methods import METHODS
+from utils.settings.parse import STAGE2
 
 PACK = RELEASED / "cifar100_lt" / "IR=100" / "resnet32_features.safetensors"
 EPOCHS, TARGET, POINTS, TOLERANCE = 20, 4.0, 0.3, 1e-3

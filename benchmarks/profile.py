@@ -26,14 +26,16 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import common
 from datasets import LongTailedData
-from datasets.loaders import DeviceImages
+from datasets.images.in_memory import DeviceImages
 from losses import build_loss
 from models import NETWORKS
-from utils.engine import logit_batches, predictions, sgd, train_epoch
-from utils.features import FIRST_VIEW, view_batches
-from utils.presets import preset_for
-from utils.representation import StoredViews
-from utils.seeding import epoch_order
+from utils.base.seeding import epoch_order
+from utils.engine.loop import sgd, train_epoch
+from utils.engine.scoring import logit_batches
+from utils.features.frozen import StoredViews
+from utils.features.views import FIRST_VIEW, view_batches
+from utils.metrics import predictions
+from utils.settings.presets import preset_for
 
 SEED, HEAD_STEPS, REPEATS, SHOWN = 0, 200, 5, 0.01
 GEMM_SIDE, COPY_BYTES = 2048, 2**26

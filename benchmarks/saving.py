@@ -18,8 +18,8 @@ import torch
 from benchmarks import common
 from benchmarks.table import Row, markdown, ratios
 from models import build_model
-from utils import checkpoint
-from utils.safe_load import load_plain
+from utils.base.safe_load import load_plain
+from utils.run import checkpoint
 
 GOAL = 1.5
 

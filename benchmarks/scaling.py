@@ -30,13 +30,13 @@ from benchmarks import common
 from benchmarks.big_pack import memory_gb, random_features
 from datasets import LongTailedData
 from datasets.types import ImageSet
-from utils.arguments import STAGE2
-from utils.config import resolve
-from utils.outcomes import outcome
-from utils.plan import plan_heads
-from utils.plots import LINES
-from utils.representation import Representation, StoredViews
-from utils.retraining import start_heads, train_heads
+from utils.features.frozen import Representation, StoredViews
+from utils.heads.outcome import outcome
+from utils.heads.plan import plan_heads
+from utils.heads.stack import start_heads, train_heads
+from utils.plots.drawing import LINES
+from utils.settings.config import resolve
+from utils.settings.parse import STAGE2
 
 TEST_ROWS, SAMPLE_SECONDS, DPI = 10_000, 0.002, 100
 

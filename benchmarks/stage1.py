@@ -18,15 +18,15 @@ from torch import Tensor, nn
 from benchmarks import baselines, common
 from benchmarks.common import SEED, Bench, DiffersError
 from benchmarks.table import Findings, Row, each, row
-from datasets.loaders import DeviceImages
+from datasets.images.in_memory import DeviceImages
 from losses import build_loss
 from models import THIN_NETWORKS
-from utils import engine
-from utils.arguments import STAGE1
-from utils.config import resolve
-from utils.device import LAYOUT
-from utils.precision import speed_up
-from utils.seeding import epoch_order
+from utils.base.seeding import epoch_order
+from utils.engine import loop
+from utils.engine.device import LAYOUT
+from utils.engine.precision import speed_up
+from utils.settings.config import resolve
+from utils.settings.parse import STAGE1
 
 WORKER_CHOICES = (0, 1)
 # of the check: at the preset's rate two layouts part within a few steps, as any two ways to round do
@@ -58,7 +58,7 @@ class Contest:
         self.bench, self.size = bench, size_of(bench, network)
         given = {"network": network, "device": "cpu", "seed": SEED}
         self.config = resolve(STAGE1, given)
-        self.lr = engine.cosine_lr(self.config.lr, 0, self.config.epochs, self.config.warmup_epochs)
+        self.lr = loop.cosine_lr(self.config.lr, 0, self.config.epochs, self.config.warmup_epochs)
         self.images = DeviceImages(bench.data.train, bench.data.views)
         self.tensors = baselines.TensorImages(bench.data.train, bench.data.views)
         self.loss_fn, self.epochs = build_loss("ce"), count(1)
@@ -78,7 +78,7 @@ class Contest:
     def _optimizer(self, name: str) -> torch.optim.Optimizer:
         config, parameters = self.config, self.models[name].parameters()
         if name in ("ours", "compiled"):
-            return engine.sgd(parameters, self.lr, config.momentum, config.wd, config.nesterov)
+            return loop.sgd(parameters, self.lr, config.momentum, config.wd, config.nesterov)
         return torch.optim.SGD(parameters, self.lr, config.momentum, weight_decay=config.wd)
 
     def set_lr(self, lr: float) -> None:
@@ -93,7 +93,7 @@ class Contest:
         if name in ("plain", "best known"):
             return baselines.train(model, batches, self.loss_fn, optimizer)[0]
         model.train()
-        return engine.train_epoch(model, batches, self.loss_fn, optimizer, self.lr)["train_loss"]
+        return loop.train_epoch(model, batches, self.loss_fn, optimizer, self.lr)["train_loss"]
 
     def our_batches(self, epoch: int, steps: int) -> Iterable[tuple[Tensor, Tensor]]:
         order = epoch_order(SEED, epoch, len(self.images))[: steps * self.size.batch_size]

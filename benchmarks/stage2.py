@@ -22,18 +22,19 @@ from benchmarks.common import SEED, Bench, DiffersError
 from benchmarks.stage1 import WORKER_CHOICES
 from benchmarks.table import Findings, Row, each, row
 from datasets import ImageSet, LongTailedData
-from datasets.loaders import DeviceImages
+from datasets.images.in_memory import DeviceImages
 from losses import build_loss
 from models import THIN_NETWORKS
-from utils.arguments import STAGE2
-from utils.config import Config, resolve
-from utils.device import LAYOUT
-from utils.engine import EVAL_BATCH, cosine_lr
-from utils.features import FIRST_VIEW, FeatureViews, TrainFeatures, eval_features, head_logits
-from utils.plan import plan_heads
-from utils.representation import Representation, StoredViews
-from utils.retraining import HeadRun, threads_for
-from utils.seeding import epoch_order
+from utils.base.seeding import epoch_order
+from utils.engine.device import LAYOUT
+from utils.engine.loop import cosine_lr
+from utils.engine.scoring import EVAL_BATCH
+from utils.features.frozen import Representation, StoredViews
+from utils.features.views import FIRST_VIEW, FeatureViews, TrainFeatures, eval_features, head_logits
+from utils.heads.plan import plan_heads
+from utils.heads.stack import HeadRun, threads_for
+from utils.settings.config import Config, resolve
+from utils.settings.parse import STAGE2
 
 CHECK_EPOCHS = 2
 TOLERANCE = 1e-3  # largest difference of the two classifiers, as a share of the way they went

@@ -10,14 +10,14 @@ from pathlib import Path
 
 from datasets.cifar_lt import build_cifar_lt
 from datasets.digits_lt import build_digits_lt
-from datasets.inaturalist import build_inaturalist18
-from datasets.listed_sets import build_imagenet_lt, build_places_lt
+from datasets.listed.imagenet_places import build_imagenet_lt, build_places_lt
+from datasets.listed.inaturalist import build_inaturalist18
+from datasets.listed.own import build_folder, build_list, find_list
+from datasets.listed.parts import as_seen
 from datasets.long_tail import long_tail_counts, shot_groups
-from datasets.own import build_folder, build_list, find_list
-from datasets.parts import as_seen
 from datasets.types import CHANNELS, FileSet, FileViews, ImageSet, LongTailedData, ViewSpec
-from utils.errors import UserError
-from utils.files import open_regular
+from utils.base.errors import UserError
+from utils.base.files import open_regular
 
 __all__ = [
     "DATASETS",

@@ -19,13 +19,13 @@ import numpy as np
 from progress.bar import Bar
 from torch.utils.data import Dataset
 
-from datasets.decode import NOT_READ, decode_image, is_deep, read_bytes
-from datasets.processes import Processes
+from datasets.images.decode import NOT_READ, decode_image, is_deep, read_bytes
+from datasets.images.processes import Processes
 from datasets.types import FileSet, LongTailedData
-from utils.arguments import CHECK, parse
-from utils.config import resolve
-from utils.data_setup import load_data
-from utils.errors import UserError, exit_cleanly, say
+from utils.base.errors import UserError, exit_cleanly, say
+from utils.settings.config import resolve
+from utils.settings.data import load_data
+from utils.settings.parse import CHECK, parse
 
 CHUNK = 64  # images a request
 STDERR = 2  # the descriptor that C libraries write to

@@ -19,9 +19,9 @@ from datasets.fetch import (
     check_place,
     scratch_folder,
 )
-from utils.errors import UserError, reason
-from utils.files import open_regular
-from utils.plain_pickle import Array, UnwantedError, load
+from utils.base.errors import UserError, reason
+from utils.base.files import open_regular
+from utils.base.plain_pickle import Array, UnwantedError, load
 
 ROW_BYTES = 3 * 32 * 32
 

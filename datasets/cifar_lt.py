@@ -8,7 +8,7 @@ from datasets.cifar_files import read_cifar
 from datasets.long_tail import long_tail_counts
 from datasets.split import split_long_tailed
 from datasets.types import ImageSet, LongTailedData, ViewSpec
-from utils.errors import UserError
+from utils.base.errors import UserError
 
 # CIFAR-10's channel figures, used by the published runs on CIFAR-100 as well
 VIEWS = ViewSpec(mean=(0.4914, 0.4822, 0.4465), std=(0.2023, 0.1994, 0.2010), padding=4, mirror=True)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from utils.errors import UserError
+from utils.base.errors import UserError
 
 TIMEOUT_SECONDS = 60
 MAX_FILE_BYTES = 1 << 30

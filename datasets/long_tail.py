@@ -5,7 +5,7 @@ K classes, N images; labels are int64 NumPy arrays [N], splits are index arrays 
 
 import numpy as np
 
-from utils.errors import UserError
+from utils.base.errors import UserError
 
 # few: fewer training images than the first; many: more than the second
 SHOTS = (20, 100)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from datasets.long_tail import held_out_mask, keep_indices, long_tail_counts, unused_indices
-from utils.errors import UserError
+from utils.base.errors import UserError
 
 VAL_SOURCES = ("own", "unused", "heldout", "none")
 

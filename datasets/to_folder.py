@@ -15,9 +15,9 @@ from PIL import Image
 
 from datasets import DATASETS, FILE_DATASETS, LongTailedData, build_data
 from datasets.fetch import scratch_folder
-from utils.arguments import Parser
-from utils.errors import UserError, exit_cleanly, say
-from utils.presets import preset_for
+from utils.base.errors import UserError, exit_cleanly, say
+from utils.settings.parse import Parser
+from utils.settings.presets import preset_for
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from datasets.long_tail import SHOTS, shot_groups
-from utils.errors import UserError
-from utils.files import open_regular
+from utils.base.errors import UserError
+from utils.base.files import open_regular
 
 SAMPLED = 1024  # files of a set whose bytes are looked at
 PIECE = 4096  # bytes at the start, and at the end, of such a file

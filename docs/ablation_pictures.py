@@ -11,8 +11,8 @@ from matplotlib.patches import Rectangle
 
 from docs.ablation_statements import EVEN, Tables, los_heads, unevenness
 from docs.los_study import COLOURS, tidy
-from utils.files import write_atomically
-from utils.metrics import GROUPS
+from utils.base.files import write_atomically
+from utils.metrics.accuracy import GROUPS
 
 DPI, SMALL = 110, 8
 MARKS = {"balanced": "o", "many": "s", "medium": "^", "few": "D"}

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import pandas as pd
 from scipy.stats import spearmanr
 
-from utils.metrics import GROUPS
+from utils.metrics.accuracy import GROUPS
 
 EVEN = 0.25  # the groups' LoMa counts as nearly equal up to this difference, relative to its mean
 NEAR = 0.5  # points of accuracy that a setting may lack of the best one

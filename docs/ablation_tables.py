@@ -7,10 +7,10 @@ import pandas as pd
 
 from docs.ablation_statements import STATEMENTS, Tables, verdict
 from docs.pages import marked, put
-from utils.comparison import markdown_lines
-from utils.errors import UserError
-from utils.files import open_regular, write_atomically
-from utils.metrics import GROUPS
+from utils.base.errors import UserError
+from utils.base.files import open_regular, write_atomically
+from utils.metrics.accuracy import GROUPS
+from utils.report.table import markdown_lines
 
 COMMAND = "python -m docs.ablations"
 FILES = ("packs", "heads", "gains", "methods", "statements")

@@ -21,23 +21,23 @@ import torch
 from docs import ablation_pictures, ablation_tables
 from docs.ablation_statements import statement_rows
 from losses import logit_gap
-from utils.arguments import STAGE2, Parser
-from utils.checkpoint import RELEASED
-from utils.comparison import mcnemar, table_rows
-from utils.config import Config, resolve
-from utils.crew import Crew
-from utils.engine import score
-from utils.errors import UserError, exit_cleanly
-from utils.features import logit_batches
-from utils.files import write_atomically
-from utils.logger import check_writable
-from utils.metrics import GROUPS, READINGS, Scores
-from utils.outcomes import outcome
-from utils.packs import read_pack
-from utils.plan import plan_heads
-from utils.representation import Representation, pack_data, pack_representation
-from utils.retraining import HeadRun, start_heads, train_heads
-from utils.setup import backbone_note
+from utils.base.errors import UserError, exit_cleanly
+from utils.base.files import write_atomically
+from utils.engine.scoring import score
+from utils.features.frozen import Representation, pack_data, pack_representation
+from utils.features.source import backbone_note
+from utils.features.views import logit_batches
+from utils.heads.crew import Crew
+from utils.heads.outcome import outcome
+from utils.heads.plan import plan_heads
+from utils.heads.stack import HeadRun, start_heads, train_heads
+from utils.metrics.accuracy import GROUPS, READINGS, Scores
+from utils.packs.pack import read_pack
+from utils.report.table import mcnemar, table_rows
+from utils.run.checkpoint import RELEASED
+from utils.run.folder import check_writable
+from utils.settings.config import Config, resolve
+from utils.settings.parse import STAGE2, Parser
 
 OUT = Path(__file__).with_name("ablations")
 DELTAS = (0.0, 0.1, 0.5, 0.8, 0.9, 0.95, 0.98, 0.999)

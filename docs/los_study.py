@@ -17,18 +17,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from losses import LabelOverSmooth, label_smooth_for_gap, logit_gap
-from utils.arguments import STAGE2, Parser
-from utils.checkpoint import RELEASED
-from utils.config import Config, resolve
-from utils.engine import cosine_lr
-from utils.errors import UserError, exit_cleanly
-from utils.features import logit_batches
-from utils.methods import METHODS, Method
-from utils.metrics import GROUPS, Scores, logits_magnitude, shot_accuracy
-from utils.packs import read_pack
-from utils.plan import HeadPlan
-from utils.representation import Representation, pack_representation
-from utils.retraining import HeadRun
+from utils.base.errors import UserError, exit_cleanly
+from utils.engine.loop import cosine_lr
+from utils.features.frozen import Representation, pack_representation
+from utils.features.views import logit_batches
+from utils.heads.plan import HeadPlan
+from utils.heads.stack import HeadRun
+from utils.metrics.accuracy import GROUPS, Scores, logits_magnitude, shot_accuracy
+from utils.packs.pack import read_pack
+from utils.run.checkpoint import RELEASED
+from utils.settings.config import Config, resolve
+from utils.settings.methods import METHODS, Method
+from utils.settings.parse import STAGE2, Parser
 
 PACK = RELEASED / "cifar100_lt" / "IR=100" / "resnet32_features.safetensors"
 EPOCHS, LONG = 20, 16.0

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from utils.errors import UserError
-from utils.files import write_atomically
+from utils.base.errors import UserError
+from utils.base.files import write_atomically
 
 
 def marked(name: str, command: str, table: str) -> str:

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from docs.pages import put
 from models import build_model
-from utils.presets import preset_for
+from utils.settings.presets import preset_for
 
 PAGE = Path(__file__).with_name("scale.md")
 PIXELS = 224

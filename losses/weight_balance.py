@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from losses.reweighted import effective_number_weights
-from utils.checks import check_above_zero
-from utils.errors import SettingError
+from utils.base.errors import SettingError
+from utils.base.ranges import check_above_zero
 
 
 class WeightBalancing(nn.Module):

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from models.adapt import torchvision_names, torchvision_network
-from models.class_means import NearestMean
-from models.classifiers import CosineLinear, EtfHead, Linear, LosStep
-from models.corrections import DisAlign, Marc, PriorAdjusted, ScaledLinear, TauNorm
+from models.heads.corrections import DisAlign, Marc, PriorAdjusted, ScaledLinear, TauNorm
+from models.heads.linear import CosineLinear, EtfHead, Linear, LosStep
+from models.heads.means import NearestMean
 from models.own import own_network
 from models.pretrained import load_pretrained
 from models.resnet_cifar import THIN_BLOCKS, ThinResNet, WideResNet

@@ -20,8 +20,8 @@ import torch
 
 from datasets.cifar_files import read_cifar
 from tests.cifar_folders import CIFAR100, python2_pickle, small_part, write_small
-from utils import checkpoint
-from utils.errors import NoMemoryError, UserError
+from utils.base.errors import NoMemoryError, UserError
+from utils.run import checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 MANY = 1 << 40  # bytes or numbers, in files of a few kilobytes

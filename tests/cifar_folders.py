@@ -18,7 +18,7 @@ import pytest
 from torchvision import datasets as official
 
 from datasets import build_data
-from utils.errors import UserError
+from utils.base.errors import UserError
 
 ROW = 3072
 

@@ -7,12 +7,14 @@ import torch
 from torch import Tensor
 
 from datasets import build_data
-from datasets.loaders import DeviceImages
+from datasets.images.in_memory import DeviceImages
 from losses import build_loss
 from models import build_model
-from utils import distributed, engine
-from utils.distributed import Steps, World
-from utils.seeding import epoch_order
+from utils.base import distributed
+from utils.base.distributed import World
+from utils.base.seeding import epoch_order
+from utils.engine import loop, scoring
+from utils.engine.steps import Steps
 
 BATCH, SEED = 32, 0
 
@@ -24,24 +26,24 @@ def work(world: World, accum: int = 1) -> dict[str, Tensor]:
     train, test = (DeviceImages(part, data.views) for part in (data.train, data.test))
     model = build_model("resnet8", 10, 1)
     learner = distributed.parallel(model, world, torch.device("cpu"))
-    optimizer = engine.sgd(model.parameters(), 0.05, 0.9, 1e-3, nesterov=False)
+    optimizer = loop.sgd(model.parameters(), 0.05, 0.9, 1e-3, nesterov=False)
     steps = Steps(len(train), BATCH, accum, world)
     for epoch in range(2):
         learner.eval()  # the statistics of batch-norm in training are each process's own
         order = steps.own(epoch_order(SEED, epoch, len(train)))
         batches = train.augmented(order, steps.part_size, SEED, epoch)
-        figures = engine.train_epoch(
+        figures = loop.train_epoch(
             learner, batches, build_loss("ce"), optimizer, 0.05, steps.parts(), world=world
         )
-    logits = engine.logit_batches(model, test, mirror=False, batch_size=100, world=world)
-    scores = engine.score(logits, test.labels, 10, world)
+    logits = scoring.logit_batches(model, test, mirror=False, batch_size=100, world=world)
+    scores = scoring.score(logits, test.labels, 10, world)
     found = scores.figures(data.class_counts)
     result = {f"model.{name}": value for name, value in model.state_dict().items()}
     result |= {name: torch.tensor(figures[name]) for name in figures}
     result |= {"predicted": scores.predicted, "confidence": scores.confidence}
     result |= {"loma": torch.tensor(found["classes"]["loma_per_sample"])}
     result |= {name: torch.tensor(found[name]) for name in ("overall", "top5", "calibration_error")}
-    return result | {"classes": engine.predict_classes(model, test, mirror=False, world=world)}
+    return result | {"classes": scoring.predict_classes(model, test, mirror=False, world=world)}
 
 
 def main() -> None:

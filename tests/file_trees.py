@@ -17,7 +17,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from datasets import FileSet, build_data
-from utils.errors import UserError
+from utils.base.errors import UserError
 
 Entry = tuple[str, int]  # path relative to the root, label
 Lists = dict[str, list[Entry]]

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 
 from tests.helpers import checkpoint_content
-from utils import checkpoint
-from utils.errors import UserError
+from utils.base.errors import UserError
+from utils.run import checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 UNDER_A_LIMIT = """

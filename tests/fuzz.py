@@ -10,16 +10,16 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from datasets.annotations import read_annotations
-from datasets.lists import read_list
+from datasets.listed.annotations import read_annotations
+from datasets.listed.lists import read_list
 from tests.attacks import cifar, sound_files
 from tests.helpers import checkpoint_content
 from tests.test_packs import tiny, with_val
-from utils import checkpoint
-from utils.arguments import ALL, ARGUMENTS, parse
-from utils.config import resolve
-from utils.errors import UserError
-from utils.packs import read_pack, write_pack
+from utils.base.errors import UserError
+from utils.packs.pack import read_pack, write_pack
+from utils.run import checkpoint
+from utils.settings.config import resolve
+from utils.settings.parse import ALL, ARGUMENTS, parse
 
 
 def bounded(examples: int) -> settings:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from tests.helpers import run_stage1, run_stage2
-from utils.engine import Partial
+from utils.engine.loop import Partial
 
 DATA = Path(__file__).resolve().parent / "data"
 GOLDEN = DATA / "golden_losses.json"

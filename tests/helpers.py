@@ -20,9 +20,10 @@ import evaluate
 import main_stage1
 import main_stage2
 from datasets import check, to_folder
-from utils import checkpoint, features
-from utils.errors import UserError
-from utils.signals import Stopped
+from utils.base.errors import UserError
+from utils.base.signals import Stopped
+from utils.features.__main__ import main as features_main
+from utils.run import checkpoint
 
 # a command line in a page: indented, and continued where it ends in a backslash
 COMMAND = re.compile(r"^    python ((?:.*\\\n)*.*)$", flags=re.MULTILINE)
@@ -54,7 +55,7 @@ def call(main: Callable, *argv: object) -> str:
 
 
 def draw_plots(argv: Sequence[str]) -> None:
-    from utils.plots import main  # here: most tests need no matplotlib
+    from utils.plots.drawing import main  # here: most tests need no matplotlib
 
     main(argv)
 
@@ -66,7 +67,7 @@ PROGRAMS = {
     "evaluate.py": evaluate.main,
     "datasets.check": check.main,
     "datasets.to_folder": to_folder.main,
-    "utils.features": features.main,
+    "utils.features": features_main,
     "utils.plots": draw_plots,
 }
 

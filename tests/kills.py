@@ -19,7 +19,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from utils import checkpoint
+from utils.run import checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]

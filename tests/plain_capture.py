@@ -2,7 +2,7 @@
 
 import torch
 
-from utils.graphs import Work
+from utils.engine.graphs import Work
 
 
 class PlainCapture:

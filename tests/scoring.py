@@ -13,8 +13,8 @@ import main_stage1
 from tests.file_trees import list_tree
 from tests.helpers import call, places
 from tests.kills import TORCHRUN, finished
-from utils import engine
-from utils.distributed import ALONE
+from utils.base.distributed import ALONE
+from utils.engine import scoring
 
 WORKERS, BATCH_SIZES, ORDERS = (0, 1, 3), (1, 7, 50, 10_000), 2
 CONFIDENCE = 1e-4
@@ -55,7 +55,7 @@ class Scored:
             assert code == 0, error
         else:
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(engine.logit_batches, "__defaults__", (batch_size, ALONE))
+                patch.setattr(scoring.logit_batches, "__defaults__", (batch_size, ALONE))
                 call(evaluate.main, *words)
         found = pd.read_csv(path)
         assert list(found["image"]) == [line.split()[0] for line in lines]

@@ -9,9 +9,9 @@ import torch
 from safetensors import safe_open
 
 from tests.test_packs import tiny, with_val
-from utils import checkpoint
-from utils.errors import UserError
-from utils.packs import read_pack, write_pack
+from utils.base.errors import UserError
+from utils.packs.pack import read_pack, write_pack
+from utils.run import checkpoint
 
 DATA = Path(__file__).resolve().parent / "data"
 BLOCK = 512

@@ -7,15 +7,15 @@ import pandas as pd
 import torch
 
 from tests.helpers import TrainedDigits
-from utils import checkpoint
-from utils.arguments import STAGE2, parse
-from utils.config import Config, resolve
-from utils.data_setup import scored_parts
-from utils.features import unwatched
-from utils.plan import HeadPlan, plan_heads
-from utils.representation import Representation
-from utils.retraining import HeadRun, start_heads, train_heads
-from utils.setup import find_source, load_frozen, represent
+from utils.features.frozen import Representation
+from utils.features.source import find_source, load_frozen, represent
+from utils.features.views import unwatched
+from utils.heads.plan import HeadPlan, plan_heads
+from utils.heads.stack import HeadRun, start_heads, train_heads
+from utils.run import checkpoint
+from utils.settings.config import Config, resolve
+from utils.settings.data import scored_parts
+from utils.settings.parse import STAGE2, parse
 
 
 class SilentRun:

@@ -13,9 +13,9 @@ from tests.helpers import call, refusal, run_folder, run_stage2
 from tests.stage2 import read_table
 from tests.test_pack_runs import save_pack
 from tests.test_packs import tiny, with_val
-from utils.crew import Crew
-from utils.errors import UserError, exit_cleanly
-from utils.packs import write_pack
+from utils.base.errors import UserError, exit_cleanly
+from utils.heads.crew import Crew
+from utils.packs.pack import write_pack
 
 MEASURED = ("packs", "heads", "gains", "methods")
 PAGE = ablations.OUT.with_name("ablations.md")

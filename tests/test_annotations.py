@@ -5,10 +5,10 @@ import os
 
 import pytest
 
-from datasets.annotations import read_annotations
-from datasets.lists import MAX_LIST_BYTES
+from datasets.listed.annotations import read_annotations
+from datasets.listed.lists import MAX_LIST_BYTES
 from tests.file_trees import annotations, write_annotations
-from utils.errors import UserError
+from utils.base.errors import UserError
 
 ENTRIES = [
     ("train_val2018/Aves/1/a.jpg", 1),

@@ -10,7 +10,7 @@ from torchvision import transforms
 from datasets import ImageSet, ViewSpec, build_data
 from datasets.cifar_lt import VIEWS as CIFAR_VIEWS
 from datasets.digits_lt import VIEWS as DIGITS_VIEWS
-from datasets.loaders import DeviceImages
+from datasets.images.in_memory import DeviceImages
 
 PAD = 4
 OFFSETS = 2 * PAD + 1

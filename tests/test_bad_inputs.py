@@ -26,8 +26,8 @@ from tests.bad_inputs import (
     snapshot,
 )
 from tests.bad_inputs.kitchen import furnish
-from utils.argument_table import ARGUMENTS, CHECK, EVALUATE, STAGE1, STAGE2
-from utils.errors import exit_cleanly
+from utils.base.errors import exit_cleanly
+from utils.settings.table import ARGUMENTS, CHECK, EVALUATE, STAGE1, STAGE2
 
 ROOT = Path(__file__).resolve().parent.parent
 THEMES = (arguments, checkpoints, packs, images, named_images, runs)

@@ -14,7 +14,7 @@ from benchmarks import augment, common, evaluation, pack, stage1, stage2
 from benchmarks.bar import TurnsBar
 from benchmarks.sections import PARTS, SECTIONS
 from benchmarks.table import COLUMNS, Row, aligned
-from datasets.loaders import DeviceImages
+from datasets.images.in_memory import DeviceImages
 
 ROOT = Path(__file__).resolve().parent.parent
 FACTS = ("processor", "cores", "threads", "instructions", "torch", "torchvision", "pillow", "numpy", "date")

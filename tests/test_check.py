@@ -15,7 +15,7 @@ from datasets.check import Finding, scan
 from datasets.types import FileSet
 from tests.helpers import call
 from tests.odd_images import broken_files, encoded, file_set, jpeg, picture, png, readable_files, write
-from utils.errors import UserError
+from utils.base.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 

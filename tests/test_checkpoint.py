@@ -20,8 +20,8 @@ from tests.helpers import (
     run_evaluate,
     run_stage1,
 )
-from utils import checkpoint
-from utils.errors import UserError
+from utils.base.errors import UserError
+from utils.run import checkpoint
 
 
 class Touch:

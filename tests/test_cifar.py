@@ -20,7 +20,7 @@ from tests.cifar_folders import (
     serving,
     write_cifar,
 )
-from utils.errors import UserError
+from utils.base.errors import UserError
 
 IR = 100
 

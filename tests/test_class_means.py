@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from models import build_head
-from models.class_means import CHUNK, class_means
+from models.heads.means import CHUNK, class_means
 from tests.heads import COUNTS, K, array, largest_tensor, made, training_set
 
 

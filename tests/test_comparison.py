@@ -9,9 +9,9 @@ from scipy.stats import binomtest
 
 from tests.helpers import run_folder, run_stage2
 from tests.stage2 import frozen_features, read_table, result_lines, settle, trained
-from utils.comparison import aligned, cells, label_of, markdown, mcnemar, table_rows
-from utils.outcomes import Outcome, outcome
-from utils.plan import plan_heads
+from utils.heads.outcome import Outcome, outcome
+from utils.heads.plan import plan_heads
+from utils.report.table import aligned, cells, label_of, markdown, mcnemar, table_rows
 
 SCORES = ("overall", "many", "medium", "few", "balanced")
 ARGV = (

@@ -7,10 +7,10 @@ import pytest
 import main_stage1
 from datasets import to_folder
 from tests.helpers import call, places
-from utils.arguments import ALL, ARGUMENTS, CHECK, STAGE1, STAGE2, parse
-from utils.config import resolve
-from utils.errors import UserError
-from utils.grid import read_grid
+from utils.base.errors import UserError
+from utils.reproduce.grid import read_grid
+from utils.settings.config import resolve
+from utils.settings.parse import ALL, ARGUMENTS, CHECK, STAGE1, STAGE2, parse
 
 PUBLIC_NAMES = {
     *("data_dir", "dataset", "num_class", "imb_ratio", "network", "epochs", "batch_size", "cur_stage", "lr"),

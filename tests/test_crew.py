@@ -16,12 +16,13 @@ import losses
 import main_stage2
 from tests.helpers import call, files_below, refusal, run_folder, run_stage2
 from tests.stage2 import frozen_features, left_behind, result_lines, same_state, settle
-from utils import checkpoint, crew
-from utils.crew import Crew
-from utils.data_setup import scored_parts
-from utils.plan import plan_heads
-from utils.retraining import start_heads, train_heads
-from utils.signals import Stopped
+from utils.base.signals import Stopped
+from utils.heads import crew
+from utils.heads.crew import Crew
+from utils.heads.plan import plan_heads
+from utils.heads.stack import start_heads, train_heads
+from utils.run import checkpoint
+from utils.settings.data import scored_parts
 
 ROOT = Path(__file__).resolve().parent.parent
 SIX = ("--method", "los,crt,ncm,marc,wb,lws", "--seeds", "0,1", "--finetune_epoch", "4")

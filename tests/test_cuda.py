@@ -8,17 +8,17 @@ import torch
 
 from datasets import ImageSet
 from datasets.cifar_lt import VIEWS
-from datasets.loaders import DeviceImages
+from datasets.images.in_memory import DeviceImages
 from losses import build_loss
 from models import build_model
 from tests.helpers import read_metrics, run_folder, run_stage1
-from utils.config import resolve
-from utils.device import LAYOUT
-from utils.engine import sgd, train_epoch
-from utils.graphs import WARM_STEPS, CudaCapture, GraphedSteps
-from utils.precision import speed_up
-from utils.seeding import epoch_order
-from utils.train_step import TrainStep
+from utils.base.seeding import epoch_order
+from utils.engine.device import LAYOUT
+from utils.engine.graphs import WARM_STEPS, CudaCapture, GraphedSteps
+from utils.engine.loop import sgd, train_epoch
+from utils.engine.precision import speed_up
+from utils.engine.step import TrainStep
+from utils.settings.config import resolve
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 DEVICE = torch.device("cuda")

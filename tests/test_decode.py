@@ -12,8 +12,8 @@ import pytest
 import torch
 from PIL import Image, ImageFile
 
-from datasets import decode
-from datasets.decode import MAX_BYTES, MAX_PIXELS, decode_image, read_image
+from datasets.images import decode
+from datasets.images.decode import MAX_BYTES, MAX_PIXELS, decode_image, read_image
 from tests.odd_images import (
     PHOTO,
     bomb_png,
@@ -26,7 +26,7 @@ from tests.odd_images import (
     readable_files,
     write,
 )
-from utils.errors import UserError, printable
+from utils.base.errors import UserError, printable
 
 READABLE, BROKEN = readable_files(), broken_files()
 

@@ -15,9 +15,9 @@ from tests.helpers import call, places, published, run_stage1, run_stage2
 from tests.kills import differences, ending, finished
 from tests.scoring import Scored
 from tests.seeds import seed_runs
-from utils import checkpoint
-from utils.device import environment, pick_device
-from utils.errors import exit_cleanly
+from utils.base.errors import exit_cleanly
+from utils.engine.device import environment, pick_device
+from utils.run import checkpoint
 
 # ---- the golden losses
 

@@ -5,7 +5,7 @@ import pytest
 from sklearn.datasets import load_digits
 
 from datasets import build_data
-from utils.errors import UserError
+from utils.base.errors import UserError
 
 PUBLISHED = [110, 71, 46, 29, 19, 12, 8, 5, 3, 2]
 

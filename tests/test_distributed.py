@@ -18,9 +18,11 @@ import main_stage1
 from tests.distributed_worker import work
 from tests.file_trees import imagenet_tree
 from tests.helpers import call, last_line, places, read_metrics
-from utils import checkpoint, errors
-from utils.distributed import ALONE, Steps, World
-from utils.packs import read_pack
+from utils.base import errors
+from utils.base.distributed import ALONE, World
+from utils.engine.steps import Steps
+from utils.packs.pack import read_pack
+from utils.run import checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]

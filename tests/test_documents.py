@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from datasets import build_data, to_folder
-from datasets.decode import read_image
+from datasets.images.decode import read_image
 from docs import scale
 from losses import label_smooth_for_gap
 from tests.helpers import PROGRAMS, call, commands, last_line, refusal
-from utils.arguments import parse
+from utils.settings.parse import parse
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

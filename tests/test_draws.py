@@ -9,11 +9,18 @@ from torchvision import transforms
 from torchvision.transforms import transforms as torchvision_transforms
 
 from datasets.cifar_lt import VIEWS
-from datasets.draws import crop_box, crop_draws, crop_rows, jitter_draws, jitter_rows, resized_crop_draws
-from datasets.loaders import DeviceImages
+from datasets.images.draws import (
+    crop_box,
+    crop_draws,
+    crop_rows,
+    jitter_draws,
+    jitter_rows,
+    resized_crop_draws,
+)
+from datasets.images.in_memory import DeviceImages
 from datasets.types import CHANNELS, FileViews
 from tests.test_augment import colour_images
-from utils.seeding import generator_for
+from utils.base.seeding import generator_for
 
 SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
 SIZES = [(375, 500), (500, 375), (32, 32), (20, 400), (400, 20), (3, 5), (1, 1), (1, 900), (224, 224)]

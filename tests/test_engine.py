@@ -8,12 +8,13 @@ import torch
 import torch.nn.functional as F
 
 from datasets import ImageSet, build_data
-from datasets.loaders import DeviceImages
+from datasets.images.in_memory import DeviceImages
 from losses import LabelOverSmooth
 from models import build_model
-from utils.engine import DivergedError, cosine_lr, predict, sgd, train_epoch
-from utils.features import FIRST_VIEW, DriftingFeatures, TrainFeatures, eval_features, head_logits
-from utils.seeding import epoch_order
+from utils.base.seeding import epoch_order
+from utils.engine.loop import DivergedError, cosine_lr, sgd, train_epoch
+from utils.engine.scoring import predict
+from utils.features.views import FIRST_VIEW, DriftingFeatures, TrainFeatures, eval_features, head_logits
 
 LOSS = LabelOverSmooth(0.9)
 

@@ -6,7 +6,7 @@ import pytest
 
 import main_stage1
 from tests.helpers import call, read_metrics, refusal, run_folder, run_stage1, stopped_at_step
-from utils import checkpoint
+from utils.run import checkpoint
 
 LINE = ("--epochs", "5", "--seed", "0")
 SOME = (*LINE, "--eval_every", "2")

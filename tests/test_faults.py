@@ -22,8 +22,8 @@ import pytest
 
 from tests.file_trees import imagenet_tree
 from tests.helpers import files_below, places, run_folder
-from utils import checkpoint
-from utils.errors import NoMemoryError, exit_cleanly
+from utils.base.errors import NoMemoryError, exit_cleanly
+from utils.run import checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 RUN = ("--dataset", "digits_lt", "--epochs", "16", "--seed", "0")

@@ -11,13 +11,13 @@ import torchvision.transforms.functional as v1
 from PIL import Image
 from torchvision import transforms
 
-from datasets.draws import crop_box, crop_rows, jitter_rows
-from datasets.file_images import FileImages
-from datasets.loaders import DeviceImages
+from datasets.images.draws import crop_box, crop_rows, jitter_rows
+from datasets.images.in_memory import DeviceImages
+from datasets.images.on_disk import FileImages
 from datasets.types import CHANNELS, FileSet, FileViews, ImageSet, ViewSpec
 from tests.odd_images import PHOTO, encoded, file_set, jpeg, picture, readable_files
 from tests.test_jitter import by_torchvision
-from utils.errors import UserError
+from utils.base.errors import UserError
 
 SMALL = FileViews(*CHANNELS["imagenet"], size=32, resize=36, jitter=0.4)
 USUAL = FileViews(*CHANNELS["imagenet"])

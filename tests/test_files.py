@@ -14,10 +14,10 @@ import torch
 from tests.full_disk import content, full_disks, mounted, save_under_limits, spoilt_in_place
 from tests.helpers import run_stage2
 from tests.test_packs import tiny
-from utils import checkpoint
-from utils.errors import UserError
-from utils.files import MAX_JSON, json_text, read_json, sweep, write_atomically
-from utils.packs import write_pack
+from utils.base.errors import UserError
+from utils.base.files import MAX_JSON, json_text, read_json, sweep, write_atomically
+from utils.packs.pack import write_pack
+from utils.run import checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 SIZES = 20

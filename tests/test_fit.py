@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from utils.engine import DivergedError, Progress, cosine_lr, fit, score_column, timed
+from utils.engine.loop import DivergedError, Progress, cosine_lr, fit, score_column, timed
 
 
 class Epochs:

@@ -11,11 +11,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import gpu
 from datasets import build_data
-from datasets.loaders import DeviceImages
+from datasets.images.in_memory import DeviceImages
 from losses import build_loss
 from models import build_model
 from tests.plain_capture import PlainCapture
-from utils.config import resolve
+from utils.settings.config import resolve
 
 ROOT, CPU = Path(__file__).resolve().parent.parent, torch.device("cpu")
 

@@ -10,19 +10,21 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import main_stage1
 from datasets import build_data
-from datasets.loaders import DeviceImages
+from datasets.images.in_memory import DeviceImages
 from losses import build_loss
 from models import build_model
 from tests.helpers import call, run_folder, run_stage1, stopped_at_step
 from tests.plain_capture import PlainCapture
-from utils import checkpoint, graphs
-from utils.config import resolve
-from utils.distributed import Part, World
-from utils.engine import Partial, cosine_lr, load_optimizer, sgd, train_epoch
-from utils.errors import UserError
-from utils.graphs import MOST_GRAPHS, WARM_STEPS, CudaCapture, GraphedSteps
-from utils.seeding import epoch_order
-from utils.train_step import DivergedError, TrainStep
+from utils.base.distributed import World
+from utils.base.errors import UserError
+from utils.base.seeding import epoch_order
+from utils.engine import graphs
+from utils.engine.graphs import MOST_GRAPHS, WARM_STEPS, CudaCapture, GraphedSteps
+from utils.engine.loop import Partial, cosine_lr, load_optimizer, sgd, train_epoch
+from utils.engine.step import DivergedError, TrainStep
+from utils.engine.steps import Part
+from utils.run import checkpoint
+from utils.settings.config import resolve
 
 LOSS = build_loss("ce")
 CPU, PART = torch.device("cpu"), Part()

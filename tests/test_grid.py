@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from tests.helpers import refusal
-from utils import reproduce
-from utils.grid import read_grid
-from utils.methods import METHODS
+from utils.reproduce import __main__ as reproduce
+from utils.reproduce.grid import read_grid
+from utils.settings.methods import METHODS
 
 SMALL = """
 dataset = "digits_lt"

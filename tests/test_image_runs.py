@@ -20,11 +20,11 @@ from tests.file_trees import folder_tree, imagenet_tree, inat_tree, list_tree, p
 from tests.helpers import call, last_line, places, published, read_metrics, refusal, run_folder
 from tests.odd_images import readable_files, write
 from tests.stage2 import read_table
-from utils import checkpoint
-from utils.config import resolve
-from utils.data_setup import load_data
-from utils.packs import read_pack
-from utils.setup import try_network
+from utils.packs.pack import read_pack
+from utils.run import checkpoint
+from utils.run.network import try_network
+from utils.settings.config import resolve
+from utils.settings.data import load_data
 
 COUNTS = (24, 12, 6)
 SMALL = ["--image_size", "32", "--network", "resnet8", "--workers", "0"]
@@ -238,13 +238,13 @@ def test_balanced_images_are_made_long_tailed_and_the_rest_validates(tmp_path):
 
 def test_small_images_take_the_way_of_cifar_with_the_same_bits(tmp_path):
     """The same pixels as PNG files and in memory: the same weights after training, to the last bit."""
-    from datasets.decode import read_image
-    from datasets.images import open_images
-    from datasets.loaders import DeviceImages
+    from datasets.images.decode import read_image
+    from datasets.images.in_memory import DeviceImages
+    from datasets.images.open import open_images
     from datasets.types import ImageSet, ViewSpec
-    from utils.arguments import STAGE1, parse
-    from utils.config import resolve
-    from utils.data_setup import file_views
+    from utils.settings.config import resolve
+    from utils.settings.data import file_views
+    from utils.settings.parse import STAGE1, parse
 
     folder_tree(tmp_path / "data", counts=COUNTS, test_per_class=4, suffix=".png")
     line = "--dataset folder --image_size 64 --augment pad_crop --normalise cifar"

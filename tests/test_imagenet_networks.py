@@ -11,8 +11,8 @@ from torchvision.models import resnet as tv
 from models import NETWORKS, THIN_NETWORKS, build_model, load_pretrained
 from models.adapt import Adapted, torchvision_names
 from tests.helpers import checkpoint_content
-from utils import checkpoint
-from utils.errors import UserError
+from utils.base.errors import UserError
+from utils.run import checkpoint
 
 RESNETS = [name for name in NETWORKS if name not in THIN_NETWORKS]
 THEIRS = [name for name in RESNETS if hasattr(tv, name)]

@@ -6,11 +6,11 @@ import torch
 import torchvision.transforms.v2.functional as tv
 from torchvision import transforms
 
-from datasets.draws import jitter_draws
-from datasets.jitter import BRIGHTNESS, CONTRAST, OPERATIONS, ORDERS, SATURATION, jittered
-from datasets.loaders import Normalise
+from datasets.images.draws import jitter_draws
+from datasets.images.in_memory import Normalise
+from datasets.images.jitter import BRIGHTNESS, CONTRAST, OPERATIONS, ORDERS, SATURATION, jittered
 from tests.odd_images import picture
-from utils.seeding import generator_for
+from utils.base.seeding import generator_for
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 ADJUST = {BRIGHTNESS: tv.adjust_brightness, CONTRAST: tv.adjust_contrast, SATURATION: tv.adjust_saturation}

@@ -8,9 +8,10 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
-from datasets import build_data, fetch, published
+from datasets import build_data, fetch
 from datasets.fetch import fetch_file
-from datasets.listed_sets import PLACES_LT
+from datasets.listed import published
+from datasets.listed.imagenet_places import PLACES_LT
 from tests.cifar_folders import forget_proxies, serving
 from tests.file_trees import edit, imagenet_tree, inat_tree, places_tree, refused, write_list
 

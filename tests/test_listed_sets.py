@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from datasets import build_data, data_name
-from datasets.listed_sets import IMAGENET_LT, PLACES_LT
+from datasets.listed.imagenet_places import IMAGENET_LT, PLACES_LT
 from datasets.types import FileViews
 from tests.file_trees import edit, imagenet_tree, places_tree, refused, write_list
 

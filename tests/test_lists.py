@@ -6,9 +6,9 @@ import sys
 import numpy as np
 import pytest
 
-from datasets.lists import MAX_LIST_BYTES, read_list
+from datasets.listed.lists import MAX_LIST_BYTES, read_list
 from tests.measure import measure
-from utils.errors import UserError
+from utils.base.errors import UserError
 
 
 @pytest.fixture

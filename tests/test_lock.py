@@ -14,9 +14,9 @@ import torch
 import main_stage1
 import main_stage2
 from tests.helpers import call, places, refusal, run_folder, run_stage1, run_stage2
-from utils import checkpoint
-from utils.errors import UserError
-from utils.lock import FolderLock
+from utils.base.errors import UserError
+from utils.run import checkpoint
+from utils.run.lock import FolderLock
 
 ROOT = Path(__file__).resolve().parent.parent
 

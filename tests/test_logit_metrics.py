@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from utils.logit_metrics import READINGS, LogitStatistics
-from utils.metrics import logits_magnitude, regularized_std, report
+from utils.metrics.accuracy import logits_magnitude, regularized_std, report
+from utils.metrics.logits import READINGS, LogitStatistics
 
 
 def by_hand(logits: np.ndarray, targets: np.ndarray, reading: str) -> tuple[list[float], list[float]]:

@@ -8,7 +8,7 @@ import pytest
 from datasets import long_tail_counts, shot_groups
 from datasets.long_tail import held_out_mask, keep_indices, unused_indices
 from datasets.split import split_long_tailed
-from utils.errors import UserError
+from utils.base.errors import UserError
 
 K, PER_CLASS = 10, 60
 

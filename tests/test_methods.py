@@ -14,11 +14,20 @@ from losses import LOSSES
 from models import HEADS, build_head
 from tests.heads import COUNTS, D, K, seeded, training_set
 from tests.helpers import call, files_below, places, refusal, run_folder, run_stage2
-from utils.arguments import ARGUMENTS, STAGE2, parse
-from utils.commands import ROOT
-from utils.config import resolve
-from utils.methods import LR_FACTORS, METHODS, OPTIONS, PATHS, TAUS, TRAINING, chosen_methods, lead_method
-from utils.plan import HeadPlan, plan_heads
+from utils.heads.plan import HeadPlan, plan_heads
+from utils.settings.commands import ROOT
+from utils.settings.config import resolve
+from utils.settings.methods import (
+    LR_FACTORS,
+    METHODS,
+    OPTIONS,
+    PATHS,
+    TAUS,
+    TRAINING,
+    chosen_methods,
+    lead_method,
+)
+from utils.settings.parse import ARGUMENTS, STAGE2, parse
 
 NAMES = [
     "stage1",

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from utils.metrics import (
+from utils.metrics.accuracy import (
     Scores,
     calibration_error,
     epoch_figures,

@@ -15,11 +15,13 @@ from models import build_model
 from tests.helpers import call, read_metrics, refusal, run_folder, run_stage1, stopped_at_step
 from tests.plain_capture import PlainCapture
 from tests.test_graphs import NoHost
-from utils import checkpoint, graphs
-from utils.distributed import Part, Steps, World
-from utils.graphs import GraphedSteps
-from utils.mixup import Mixup
-from utils.train_step import TrainStep
+from utils.base.distributed import World
+from utils.engine import graphs
+from utils.engine.graphs import GraphedSteps
+from utils.engine.mixup import Mixup
+from utils.engine.step import TrainStep
+from utils.engine.steps import Part, Steps
+from utils.run import checkpoint
 
 CPU, CLASSES, SIZE = torch.device("cpu"), 7, 8
 SHORT = ("--epochs", "3", "--seed", "0", "--mixup", "0.2")

@@ -7,7 +7,7 @@ import pytest
 from torchvision.datasets import ImageFolder
 
 from datasets import build_data
-from datasets.decode import read_image
+from datasets.images.decode import read_image
 from tests.file_trees import entries, folder_tree, list_tree, problems_of, refused
 
 LISTS = {"train_list": "train.txt", "test_list": "test.txt"}

@@ -7,7 +7,7 @@ from datasets import build_data, long_tail_counts
 from datasets.long_tail import keep_indices, unused_indices
 from datasets.split import fitting_counts
 from tests.file_trees import entries, list_tree, refused, write_list
-from utils.errors import UserError
+from utils.base.errors import UserError
 
 LISTS = {"train_list": "train.txt", "test_list": "test.txt"}
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from models import build_model, load_pretrained
 from tests.helpers import checkpoint_content
-from utils import checkpoint
+from utils.run import checkpoint
 
 MODULE = (Path(__file__).parent / "user_networks.py").read_text()
 

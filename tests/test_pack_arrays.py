@@ -7,8 +7,8 @@ import torch
 from sklearn.datasets import load_digits
 
 from tests.helpers import call, refusal
-from utils import features
-from utils.packs import read_pack
+from utils.features.__main__ import main as features_main
+from utils.packs.pack import read_pack
 
 
 class Arrays:
@@ -29,10 +29,10 @@ class Arrays:
             self.words += [f"--{name}", root / f"{name}.npy"]
 
     def pack(self, *words: object) -> str:
-        return call(features.main, *self.words, *words)
+        return call(features_main, *self.words, *words)
 
     def refusal(self, *words: object) -> str:
-        message = refusal(features.main, *self.words, *words)
+        message = refusal(features_main, *self.words, *words)
         assert not self.out.is_file()
         return message
 

@@ -30,15 +30,15 @@ from tests.helpers import (
 from tests.stage2 import read_table, result_lines, trained
 from tests.test_pack_arrays import Arrays
 from tests.test_packs import tiny
-from utils import checkpoint
-from utils.arguments import STAGE2, parse
-from utils.config import resolve
-from utils.errors import UserError
-from utils.methods import METHODS
-from utils.outcomes import outcome
-from utils.packs import read_pack, write_pack
-from utils.representation import pack_representation
-from utils.setup import find_source
+from utils.base.errors import UserError
+from utils.features.frozen import pack_representation
+from utils.features.source import find_source
+from utils.heads.outcome import outcome
+from utils.packs.pack import read_pack, write_pack
+from utils.run import checkpoint
+from utils.settings.config import resolve
+from utils.settings.methods import METHODS
+from utils.settings.parse import STAGE2, parse
 
 ROOT = Path(__file__).resolve().parent.parent
 BUDGET = ("--finetune_epoch", "3", "--seed", "0")

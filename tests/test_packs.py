@@ -12,9 +12,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from utils.checkpoint import content_digest
-from utils.errors import UserError
-from utils.packs import FORMAT, VERSION, Pack, read_pack, write_pack
+from utils.base.errors import UserError
+from utils.packs.pack import VERSION, Pack, read_pack, write_pack
+from utils.run.checkpoint import content_digest
+from utils.run.facts import PACK_FORMAT
 
 STATUS = Path("/proc/self/status")
 TENSORS = ("train", "train_labels", "test", "test_labels", "val", "val_labels", "fc_weight", "fc_bias")
@@ -184,7 +185,7 @@ def test_another_version_a_missing_tensor_and_a_header_without_entries_are_refus
         write_raw(path, tiny(), without=name)
         with pytest.raises(UserError, match=rf"a\.pack has no tensor {name}"):
             read_pack(path)
-    save_file({"train": torch.zeros(1)}, path, metadata={"format": FORMAT})
+    save_file({"train": torch.zeros(1)}, path, metadata={"format": PACK_FORMAT})
     with pytest.raises(UserError, match="damaged"):
         read_pack(path)
 

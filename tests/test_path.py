@@ -6,10 +6,10 @@ from torch import nn
 
 from losses import LabelOverSmooth
 from models import build_head
-from models.class_means import class_means
+from models.heads.los_path import logit_drop, los_path_lr, path_strength
+from models.heads.means import class_means
 from tests.heads import COUNTS, K, seeded, stage1_classifier, training_set
-from utils.engine import cosine_lr
-from utils.path import logit_drop, los_path_lr, path_strength
+from utils.engine.loop import cosine_lr
 
 
 def shuffled() -> tuple[torch.Tensor, torch.Tensor]:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.cifar_folders import CIFAR10, CIFAR100, names_of, python2_pickle, refusal, small_part, write_small
-from utils.plain_pickle import Array, UnwantedError, load
+from utils.base.plain_pickle import Array, UnwantedError, load
 
 PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
 SAME = ["shared", 2.5]

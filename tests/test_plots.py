@@ -14,8 +14,9 @@ from PIL import Image
 
 from losses import logit_gap
 from tests.helpers import call, files_below, refusal
-from utils import plots, run_tables
-from utils.run_tables import read_run
+from utils.plots import drawing
+from utils.plots import tables as run_tables
+from utils.plots.tables import read_run
 
 ROOT = Path(__file__).resolve().parent.parent
 COUNTS = [150, 500, 300, 90, 60, 30, 5, 15, 10, 8]
@@ -51,12 +52,12 @@ def write(folder: Path, files: dict[str, pd.DataFrame]) -> Path:
 
 def picture(folder: Path, name: str, methods: list[str] | None = None) -> Figure | None:
     """One picture before it is a file."""
-    return plots.PICTURES[name](read_run(folder, methods))
+    return drawing.PICTURES[name](read_run(folder, methods))
 
 
 def names(folder: Path) -> list[str]:
     run = read_run(folder, None)
-    return [name for name, draw in plots.PICTURES.items() if draw(run)]
+    return [name for name, draw in drawing.PICTURES.items() if draw(run)]
 
 
 def legend(figure: Figure) -> list[str]:
@@ -72,11 +73,11 @@ def texts(figure: Figure) -> str:
 
 def test_every_picture_appears_as_a_png_and_twice_with_equal_bytes(tmp_path):
     folder = write(tmp_path, tables())
-    paths = [folder / "plots" / f"{name}.png" for name in plots.PICTURES]
-    assert plots.draw(folder) == paths
+    paths = [folder / "plots" / f"{name}.png" for name in drawing.PICTURES]
+    assert drawing.draw(folder) == paths
     assert files_below(folder / "plots") == sorted(paths)
     before = [path.read_bytes() for path in paths]
-    assert call(plots.main, folder).splitlines() == list(map(str, paths))
+    assert call(drawing.main, folder).splitlines() == list(map(str, paths))
     assert [path.read_bytes() for path in paths] == before
     for path in paths:
         with Image.open(path) as image:
@@ -87,7 +88,7 @@ def test_every_picture_appears_as_a_png_and_twice_with_equal_bytes(tmp_path):
 def test_no_pyplot_is_loaded(tmp_path):
     folder = write(tmp_path, tables({"ce": [""]}, seeds=1))
     code = "import sys; from pathlib import Path; from utils import plots\n"
-    code += "plots.PICTURES = {'balance': plots.PICTURES['balance']}\n"
+    code += "plots.PICTURES = {'balance': drawing.PICTURES['balance']}\n"
     code += f"plots.draw(Path({str(folder)!r})); assert 'matplotlib.pyplot' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
@@ -188,8 +189,8 @@ def test_few_classes_and_empty_groups_break_nothing(tmp_path, counts, monkeypatc
     files = tables(HEADS, counts, seeds=1)
     files["table"][["many", *run_tables.STDS]] = np.nan
     files["metrics"]["val_many"] = np.nan
-    monkeypatch.setattr(plots, "DPI", 50)
-    assert [path.stem for path in plots.draw(write(tmp_path, files))] == list(plots.PICTURES)
+    monkeypatch.setattr(drawing, "DPI", 50)
+    assert [path.stem for path in drawing.draw(write(tmp_path, files))] == list(drawing.PICTURES)
     assert "many" not in legend(picture(tmp_path, "sweep")) + legend(picture(tmp_path, "path"))
 
 
@@ -201,7 +202,7 @@ def test_missing_figures_and_failed_heads_are_left_out(tmp_path):
     failed = {"method": "etf", "setting": "", "n": 0, "selected_on": "val", "failed": "loss nan"}
     files["table"] = pd.concat([files["table"], pd.DataFrame([failed])])
     assert names(write(tmp_path, files)) == ["accuracy", "loma", "path", "sweep"]
-    assert "no figures of 'etf'" in refusal(plots.main, tmp_path, "--methods", "etf")
+    assert "no figures of 'etf'" in refusal(drawing.main, tmp_path, "--methods", "etf")
 
 
 @pytest.mark.parametrize("gap", ["no file", "no scored part", "one epoch"])
@@ -233,26 +234,26 @@ def test_files_that_cannot_be_read_are_named(tmp_path, name):
         (pd.read_csv(path).assign(**{column: "much"}).to_csv(), "much"),
     ):
         path.write_text(content)
-        message = refusal(plots.main, tmp_path)
+        message = refusal(drawing.main, tmp_path)
         assert str(path) in message and reason in message
     if name != "metrics":
         path.unlink()
-        assert refusal(plots.main, tmp_path) == f"{path} cannot be read: No such file or directory"
+        assert refusal(drawing.main, tmp_path) == f"{path} cannot be read: No such file or directory"
     assert not (tmp_path / "plots").exists()
 
 
 def test_a_run_in_which_every_head_failed_is_refused(tmp_path):
     files = tables(seeds=1)
     files["table"]["overall"] = np.nan
-    assert "no head with figures" in refusal(plots.main, write(tmp_path, files))
+    assert "no head with figures" in refusal(drawing.main, write(tmp_path, files))
 
 
 def test_unknown_none_and_too_many_methods_are_refused(tmp_path):
     others = {f"{name}_head": [""] for name in "abcdefg"}
     folder = write(tmp_path, tables(HEADS | others, seeds=1))
-    message = refusal(plots.main, folder, "--methods", "ce, lso")
+    message = refusal(drawing.main, folder, "--methods", "ce, lso")
     assert message.startswith(f"no figures of 'lso' in {folder}, did you mean los? There are: crt, los,")
-    assert "did you mean" not in refusal(plots.main, folder, "--methods", "xyz")
-    assert "got 0" in refusal(plots.main, folder, "--methods", ",")
-    assert "1 to 6 methods fit" in refusal(plots.main, folder, "--methods", ",".join(others))
+    assert "did you mean" not in refusal(drawing.main, folder, "--methods", "xyz")
+    assert "got 0" in refusal(drawing.main, folder, "--methods", ",")
+    assert "1 to 6 methods fit" in refusal(drawing.main, folder, "--methods", ",".join(others))
     assert not (folder / "plots").exists()

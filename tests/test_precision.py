@@ -8,8 +8,8 @@ from torch import nn
 
 from models import build_model
 from tests.helpers import run_folder, run_stage1
-from utils.engine import CPU_ROWS, forward_views
-from utils.precision import Compiled, _seconds, slow_bf16, verdict
+from utils.engine.precision import Compiled, _seconds, slow_bf16, verdict
+from utils.engine.scoring import CPU_ROWS, forward_views
 
 
 @dataclass

@@ -16,9 +16,10 @@ import main_stage1
 import main_stage2
 from tests.file_trees import list_tree
 from tests.helpers import PROGRAMS, call, refusal, stopped_at_step
-from utils import checkpoint, features
-from utils.commands import ROOT, command
-from utils.config import data_name
+from utils.features.__main__ import main as features_main
+from utils.run import checkpoint
+from utils.settings.commands import ROOT, command
+from utils.settings.config import data_name
 
 ODD = "it's a $HOME of `my own`"  # a folder's name that a shell takes apart
 SMALL = ("--epochs", "1", "--seed", "0")
@@ -134,8 +135,8 @@ def test_the_pictures_of_a_run_are_drawn_by_the_command_that_it_prints_in_a_shel
     ("main", "words"),
     [
         (main_stage1.main, ["--epochs"]),
-        (features.main, []),
-        (features.main, ["pack"]),
+        (features_main, []),
+        (features_main, ["pack"]),
         (evaluate.main, ["xyz"]),
     ],
 )

@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from datasets.decode import read_image
-from datasets.file_images import FileImages, ViewedFiles
+from datasets.images.decode import read_image
+from datasets.images.on_disk import FileImages, ViewedFiles
 from datasets.types import FileSet, PathTable
 from tests.odd_images import broken_files, file_set, png, readable_files
 from tests.test_file_images import COUNT, SMALL, USUAL, gather, view_of
-from utils.errors import UserError
-from utils.signals import ASKING
+from utils.base.errors import UserError
+from utils.base.signals import ASKING
 
 ROOT = Path(__file__).resolve().parent.parent
 WITH_TWO_PROCESSES = """

@@ -13,10 +13,10 @@ import main_stage2
 from datasets import build_data
 from datasets.types import CHANNELS
 from tests.helpers import call, last_line, places, refusal
-from utils import checkpoint
-from utils.arguments import STAGE1, parse
-from utils.config import resolve
-from utils.data_setup import load_data
+from utils.run import checkpoint
+from utils.settings.config import resolve
+from utils.settings.data import load_data
+from utils.settings.parse import STAGE1, parse
 
 ROOT = Path(__file__).resolve().parent.parent
 RELEASED = ROOT / "checkpoints" / "released"

@@ -8,7 +8,7 @@ import pytest
 import evaluate
 import main_stage2
 from tests.helpers import call, last_line, places
-from utils.packs import read_pack
+from utils.packs.pack import read_pack
 
 ROOT = Path(__file__).resolve().parent.parent
 RELEASED = ROOT / "checkpoints" / "released"

@@ -19,14 +19,16 @@ import main_stage1
 import main_stage2
 from tests.helpers import call, places, refusal
 from tests.test_pack_arrays import Arrays
-from utils import cell_runs, checkpoint, reproduce
-from utils.cell_runs import CellRuns
-from utils.digest import file_digest
-from utils.errors import UserError
-from utils.grid import read_grid
-from utils.lock import FolderLock
-from utils.packs import read_pack
-from utils.results import render
+from utils.base.digest import file_digest
+from utils.base.errors import UserError
+from utils.packs.pack import read_pack
+from utils.reproduce import __main__ as reproduce
+from utils.reproduce import cell
+from utils.reproduce.cell import CellRuns
+from utils.reproduce.grid import read_grid
+from utils.reproduce.results import render
+from utils.run import checkpoint
+from utils.run.lock import FolderLock
 
 ROOT = Path(__file__).resolve().parent.parent
 GRID = """
@@ -349,18 +351,18 @@ def no_data(model: checkpoint.Checkpoint, config: object) -> bool:
 
 
 def test_a_released_model_of_the_cell_saves_its_stage_1(finished, tmp_path, monkeypatch):
-    monkeypatch.setattr(cell_runs, "RELEASED", tmp_path / "checkpoints" / "released")
+    monkeypatch.setattr(cell, "RELEASED", tmp_path / "checkpoints" / "released")
     [path] = finished.glob("out/reproduce/*_seed0/checkpoints/*/*/*_stage1.pth")
     released = tmp_path / "checkpoints" / "released" / "digits_lt" / "IR=50" / path.name
     released.parent.mkdir(parents=True)
     shutil.copy2(path, released)
     first, second = (CellRuns(cell, tmp_path / "out") for cell in read_grid(str(finished / "grid.toml")))
-    stage1 = first.stage1(cell_runs.same_training_images)
+    stage1 = first.stage1(cell.same_training_images)
     assert stage1.source == "checkpoints/released/digits_lt/IR=50/resnet8_stage1.pth"
     assert stage1.folder is None and stage1.model.digest == checkpoint.read(path).digest
-    assert second.stage1(cell_runs.same_training_images) is None, "another seed"
+    assert second.stage1(cell.same_training_images) is None, "another seed"
     with_facts(released, train_digest="0" * 64)
-    assert first.stage1(cell_runs.same_training_images) is None, "other images"
+    assert first.stage1(cell.same_training_images) is None, "other images"
 
 
 def test_a_grid_of_packs_runs_stage_2_on_their_features_and_asks_for_no_images(digits, tmp_path):

@@ -14,11 +14,11 @@ import torch
 import main_stage1
 from tests.helpers import call, places, read_metrics, refusal, run_folder, run_stage1, stopped_at_step
 from tests.kills import killed_runs, stopped_runs
-from utils import checkpoint
-from utils.distributed import ALONE, World
-from utils.engine import DivergedError, Partial
-from utils.keeper import Keeper
-from utils.signals import Signals
+from utils.base.distributed import ALONE, World
+from utils.base.signals import Signals
+from utils.engine.loop import DivergedError, Partial
+from utils.run import checkpoint
+from utils.run.saver import Keeper
 
 RUN = ("--epochs", "12", "--seed", "0")
 

@@ -15,9 +15,9 @@ from tests.bad_inputs import snapshot
 from tests.file_trees import imagenet_tree
 from tests.helpers import call, places, refusal, run_folder, run_stage1, run_stage2, stopped_at_step
 from tests.stage2 import left_behind, published
-from utils import checkpoint
-from utils.packs import read_pack
-from utils.signals import Stopped
+from utils.base.signals import Stopped
+from utils.packs.pack import read_pack
+from utils.run import checkpoint
 
 ALL = ("--method", "all", "--seeds", "0,1", "--budget", "equal", "--finetune_epoch", "3")
 ONE = ("--seed", "0", "--finetune_epoch", "3")
@@ -81,7 +81,7 @@ def test_without_the_optimisers_state_the_heads_end_elsewhere(digits, tmp_path, 
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     run_stage2(whole, *words)
     _, said = stop_at(cut, 5, *words)
-    monkeypatch.setattr("utils.engine.load_optimizer", lambda optimizer, state: None)
+    monkeypatch.setattr("utils.engine.loop.load_optimizer", lambda optimizer, state: None)
     go_on(said)
     assert left_behind(run_folder(cut, "stage2"), cut) != left_behind(run_folder(whole, "stage2"), whole)
 
@@ -180,9 +180,9 @@ def test_a_run_cut_off_in_its_features_goes_on_with_those_it_has(tmp_path, monke
     expected = left_behind(whole, tmp_path)
     published(tmp_path).unlink()
 
-    from utils import features
+    from utils.features import views
 
-    real, passes = features._pass, [0]
+    real, passes = views._pass, [0]
 
     def stopped(model, batches, mirror):
         for batch in real(model, batches, mirror):
@@ -191,7 +191,7 @@ def test_a_run_cut_off_in_its_features_goes_on_with_those_it_has(tmp_path, monke
                 os.kill(os.getpid(), signal.SIGINT)
             yield batch
 
-    monkeypatch.setattr(features, "_pass", stopped)
+    monkeypatch.setattr(views, "_pass", stopped)
     with pytest.raises(Stopped) as caught:
         call(main_stage2.main, *words, "--out", tmp_path / "cut")
     assert caught.value.code == 130 and passes[0] < 8

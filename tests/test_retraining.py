@@ -5,6 +5,7 @@ import torch
 
 import main_stage2
 from losses import class_balanced, max_norm_limit
+from models.heads.los_path import los_path_lr, path_strength
 from tests.helpers import (
     last_line,
     places,
@@ -14,15 +15,14 @@ from tests.helpers import (
     run_stage2,
 )
 from tests.stage2 import frozen_features, read_table, result_lines, same_state, settle, trained
-from utils import checkpoint
-from utils.checkpoint import Checkpoint
-from utils.engine import cosine_lr
-from utils.methods import METHODS
-from utils.outcomes import outcome
-from utils.path import los_path_lr, path_strength
-from utils.plan import plan_heads
-from utils.representation import Representation
-from utils.retraining import HeadRun, balanced_order, start_heads
+from utils.engine.loop import cosine_lr
+from utils.features.frozen import Representation
+from utils.heads.outcome import outcome
+from utils.heads.plan import plan_heads
+from utils.heads.stack import HeadRun, balanced_order, start_heads
+from utils.run import checkpoint
+from utils.run.checkpoint import Checkpoint
+from utils.settings.methods import METHODS
 
 TRAINED = [name for name, method in METHODS.items() if method.trained]
 

@@ -11,13 +11,13 @@ from torch.utils._pytree import tree_leaves
 from benchmarks import scaling
 from datasets import LongTailedData
 from datasets.types import ImageSet
-from utils.arguments import STAGE2
-from utils.column import RECENT, ROOM, Column
-from utils.config import resolve
-from utils.outcomes import outcome
-from utils.plan import plan_heads
-from utils.representation import Representation, StoredViews
-from utils.retraining import start_heads, train_heads
+from utils.base.column import RECENT, ROOM, Column
+from utils.features.frozen import Representation, StoredViews
+from utils.heads.outcome import outcome
+from utils.heads.plan import plan_heads
+from utils.heads.stack import start_heads, train_heads
+from utils.settings.config import resolve
+from utils.settings.parse import STAGE2
 
 # K x K and N x K are larger than anything that is allowed: rows of a batch, K x D, what is scored together
 K, D, N, BATCH, SCORED = 3000, 8, 9000, 64, 2**22

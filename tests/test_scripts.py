@@ -31,7 +31,7 @@ from tests.helpers import (
     run_stage1,
     run_stage2,
 )
-from utils import checkpoint
+from utils.run import checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = re.compile(

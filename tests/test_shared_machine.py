@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from tests.helpers import places, run_folder
-from utils import checkpoint
+from utils.run import checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 SECONDS = 120

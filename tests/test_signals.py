@@ -15,8 +15,8 @@ import main_stage1
 import main_stage2
 from tests.file_trees import imagenet_tree
 from tests.helpers import call, places, run_folder
-from utils import checkpoint
-from utils.signals import Signals
+from utils.base.signals import Signals
+from utils.run import checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]

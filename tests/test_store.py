@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from utils.distributed import ALONE
-from utils.errors import UserError
-from utils.store import BLOCK, FeatureStore
+from utils.base.distributed import ALONE
+from utils.base.errors import UserError
+from utils.features.store import BLOCK, FeatureStore
 
 IMAGES, WIDTH = 2 * BLOCK + 50, 3
 ORIGIN = {"backbone": "abc", "seed": 0}

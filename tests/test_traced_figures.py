@@ -6,10 +6,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from utils.cell_runs import read_rows
-from utils.comparison import cells
-from utils.metrics import percent
-from utils.results import _NEEDED, _typed
+from utils.metrics.accuracy import percent
+from utils.report.table import cells
+from utils.reproduce.cell import read_rows
+from utils.reproduce.results import _NEEDED, _typed
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

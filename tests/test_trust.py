@@ -19,13 +19,13 @@ import torch
 from tests import attacks
 from tests.helpers import last_line, run_evaluate
 from tests.spoil import KINDS, cuts, flips, lost_blocks, unnoticed_flips
-from utils import checkpoint
-from utils.arguments import EVALUATE
-from utils.config import resolve
-from utils.digest import same_bits
-from utils.errors import UserError, complain, exit_cleanly, printable
-from utils.logger import Run, csv_text
-from utils.safe_load import load_plain
+from utils.base.digest import same_bits
+from utils.base.errors import UserError, complain, exit_cleanly, printable
+from utils.base.safe_load import load_plain
+from utils.run import checkpoint
+from utils.run.folder import Run, csv_text
+from utils.settings.config import resolve
+from utils.settings.parse import EVALUATE
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "tests" / "data"

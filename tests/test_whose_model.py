@@ -28,10 +28,10 @@ from tests.helpers import (
     stopped_at_step,
 )
 from tests.test_pack_runs import save_pack
-from utils import checkpoint
-from utils.data_setup import load_data
-from utils.digest import compared
-from utils.packs import read_pack
+from utils.packs.pack import read_pack
+from utils.run import checkpoint
+from utils.run.facts import compared
+from utils.settings.data import load_data
 
 FOLDS, A_CLASS = 4, 8  # folds of a list, images of each of its two classes
 SMALL = ("--network", "resnet8", "--image_size", "16", "--workers", "0")
@@ -247,8 +247,8 @@ def test_outside_of_the_sample_size_and_time_are_seen_and_with_full_every_byte(t
 
 
 def load(root: Path, full: bool) -> types.FileSet:
-    from utils.arguments import STAGE1, parse
-    from utils.config import resolve
+    from utils.settings.config import resolve
+    from utils.settings.parse import STAGE1, parse
 
     words = [
         "--dataset",

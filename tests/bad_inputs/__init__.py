@@ -15,8 +15,9 @@ import evaluate
 import main_stage1
 import main_stage2
 from datasets import check, to_folder
-from utils import features, plots
-from utils.arguments import CHECK, EVALUATE, STAGE1, STAGE2
+from utils.features.__main__ import main as features_main
+from utils.plots import drawing
+from utils.settings.parse import CHECK, EVALUATE, STAGE1, STAGE2
 
 FOLDER, PACK, PLOTS = "datasets.to_folder", "utils.features", "utils.plots"
 MAINS = {
@@ -25,8 +26,8 @@ MAINS = {
     EVALUATE: evaluate.main,
     CHECK: check.main,
     FOLDER: to_folder.main,
-    PACK: features.main,
-    PLOTS: plots.main,
+    PACK: features_main,
+    PLOTS: drawing.main,
 }
 _HASHED = 1 << 22  # bytes; of larger files, which are holes, size and time tell
 

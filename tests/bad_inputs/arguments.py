@@ -1,7 +1,7 @@
 """Arguments: wrong types, out of range, unknown, of another script, misspelt, at odds with each other."""
 
 from tests.bad_inputs import FOLDER, PACK, PLOTS, Row
-from utils.argument_table import ARGUMENTS, CHECK, DATA, EVALUATE, STAGE1, STAGE2
+from utils.settings.table import ARGUMENTS, CHECK, DATA, EVALUATE, STAGE1, STAGE2
 
 DIGITS = "--dataset digits_lt "
 FILES = "--dataset folder --data_dir {pets} "

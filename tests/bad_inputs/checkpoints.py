@@ -13,8 +13,8 @@ import torch
 from models import build_model
 from tests.attacks import checkpoint_attacks
 from tests.bad_inputs import Kitchen, Make, Row
-from utils import checkpoint
-from utils.argument_table import EVALUATE, STAGE1, STAGE2
+from utils.run import checkpoint
+from utils.settings.table import EVALUATE, STAGE1, STAGE2
 
 HOLE = 1 << 33
 

@@ -14,7 +14,7 @@ from tests.bad_inputs import Kitchen, Make, Row
 from tests.bad_inputs.checkpoints import NO_FILE, Call
 from tests.cifar_folders import CIFAR10, CIFAR100, ROW, python2_pickle, small_part, write_small
 from tests.odd_images import broken_files, jpeg
-from utils.argument_table import CHECK, EVALUATE, STAGE1, STAGE2
+from utils.settings.table import CHECK, EVALUATE, STAGE1, STAGE2
 
 # ---- CIFAR
 

@@ -8,7 +8,7 @@ from tests.file_trees import folder_tree, imagenet_tree, inat_tree, list_tree
 from tests.helpers import TrainedDigits, checkpoint_content, run_folder
 from tests.test_pack_runs import save_pack
 from tests.test_plots import tables, write
-from utils import checkpoint
+from utils.run import checkpoint
 
 CLASSES = ["ant", "bee", "cat"]
 SMALL = {"counts": (5, 4, 3), "test_per_class": 2}

@@ -8,7 +8,7 @@ from pathlib import Path
 from tests.bad_inputs import Kitchen, Make, Row
 from tests.bad_inputs.checkpoints import NO_FILE
 from tests.file_trees import annotations
-from utils.argument_table import CHECK, STAGE1
+from utils.settings.table import CHECK, STAGE1
 
 # ---- text lists
 

@@ -10,15 +10,15 @@ import torch
 from tests.bad_inputs import PACK, Kitchen, Make, Row
 from tests.bad_inputs.checkpoints import NO_FILE, Call, damaged, flipped, huge, not_permitted
 from tests.test_packs import tiny, write_raw
-from utils.argument_table import ARGUMENTS, EVALUATE, STAGE2
-from utils.config_checks import NOT_WITH_PACK
-from utils.packs import FORMAT
+from utils.run.facts import PACK_FORMAT
+from utils.settings.checks import NOT_WITH_PACK
+from utils.settings.table import ARGUMENTS, EVALUATE, STAGE2
 
 READERS = {
     "stage 2": (STAGE2, "--features {bad}"),
     "evaluate": (EVALUATE, "--features {bad} --cur_stage stage1"),
 }
-HEADER = {"format": FORMAT, "version": "1", "digest": "0" * 64, "facts": "{}"}
+HEADER = {"format": PACK_FORMAT, "version": "1", "digest": "0" * 64, "facts": "{}"}
 
 
 def by_hand(tensors: dict, size: int = 64, length: int | None = None) -> Make:

@@ -12,8 +12,8 @@ import torch
 from tests.bad_inputs import PLOTS, Kitchen, Make, Row
 from tests.bad_inputs.checkpoints import NO_FILE
 from tests.helpers import run_folder
-from utils import checkpoint
-from utils.argument_table import EVALUATE, STAGE1, STAGE2
+from utils.run import checkpoint
+from utils.settings.table import EVALUATE, STAGE1, STAGE2
 
 DIGITS = "--dataset digits_lt --epochs 1 "
 STAGE1_OF = "--pretrained_pth {stage1} "

@@ -1,0 +1,1 @@
+"""Images on their way into a network: in memory or on disk, plain or augmented."""

@@ -1,0 +1,243 @@
+"""An image file becomes RGB pixels, or an error that names it; nothing is repaired or replaced.
+
+What a file is, is read off its first bytes, never off its name. Common JPEG and PNG files are decoded by
+torchvision; the rest (CMYK, palettes, 16 bits, other formats), and whatever torchvision refuses, by Pillow,
+whose `convert("RGB")` is the reference for every kind: alpha is dropped, 16-bit grey is cut off at 255, the
+EXIF orientation ignored.
+
+A JPEG has no checksum: damage inside it that leaves its end in place is decoded as Pillow does, unnoticed.
+"""
+
+import errno
+import io
+import os
+import re
+import struct
+import warnings
+import zlib
+from collections.abc import Callable
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError, features
+from torch import Tensor
+from torchvision.io import ImageReadMode, decode_jpeg, decode_png
+
+from utils.base.errors import UserError, reason
+from utils.base.files import open_regular
+
+MAX_PIXELS = 89_478_485  # more take over 256 MiB as RGB: Pillow's own limit for a warning
+MAX_BYTES = 1 << 30
+# A small file can make a decoder work for minutes: each scan of a JPEG may touch every pixel, and texts of a
+# PNG are unpacked. Encoders write about 10 scans, segments and chunks of 8 kB or more, and a few texts.
+MAX_SCANS, MAX_SCANNED = 200, 20 * MAX_PIXELS
+MAX_SEGMENTS, MAX_TEXTS, MAX_HEADER_GAP = 250_000, 32, 1 << 16
+MAX_PLAIN_PPM = 1 << 24  # bytes of numbers as text, which Pillow reads in Python
+# for Pillow; some others run programs
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+FORMATS += ("AVIF",) * ("avif" in features.get_supported_modules())  # as it was built
+ENDINGS = tuple(ending for ending, kind in Image.registered_extensions().items() if kind in FORMATS)
+NOT_READ = f"by its name it is none of {', '.join(FORMATS)}: convert it, or name it as what it is"
+
+_JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
+_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # markers of a JPEG's frame header
+# of a segment: not a stuffed or filling byte, no restart
+_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]", re.DOTALL)
+_SCAN, _END, _NO_LENGTH = 0xDA, 0xD9, (0x01, 0xD8)
+_TEXTS = (b"zTXt", b"iTXt", b"iCCP")  # chunks of a PNG that may be packed
+_TILE_SIZE, _STRIPS, _TILES = (322, 323), 273, 324  # tags of a TIFF
+_REMEDY = "get the file again, or leave it out of the data set"
+
+
+class Header(NamedTuple):
+    """What the first bytes declare; `decode` is None where Pillow has to decode."""
+
+    width: int
+    height: int
+    decode: Callable[[Tensor, ImageReadMode], Tensor] | None
+
+
+def read_image(path: str) -> Tensor:
+    """The pixels of an image file, RGB uint8 [3, H, W] (in memory channels last).
+
+    Raises:
+        UserError: see `read_bytes` and `decode_image`.
+    """
+    return decode_image(read_bytes(path), path)
+
+
+def read_bytes(path: str) -> bytearray:
+    """What a file holds.
+
+    Raises:
+        UserError: it is missing, a folder, a pipe or a device, larger than MAX_BYTES, or may not be read.
+    """
+    try:
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > MAX_BYTES:
+                raise UserError(f"{path} has {size:,} bytes, more than any image: {_REMEDY}")
+            return bytearray(file.read())
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UserError(f"{path} does not exist: check --data_dir and the list that names it") from error
+    except IsADirectoryError as error:
+        raise UserError(f"{path} is a folder, not an image: check the list that names it") from error
+    except (OSError, ValueError) as error:
+        remedy = "check its name and permissions"
+        if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE):
+            remedy = "raise the limit (ulimit -n), or try --workers 0, which needs none"
+        raise UserError(f"{path} cannot be read ({reason(error)}): {remedy}") from error
+
+
+def decode_image(data: bytearray, path: str) -> Tensor:
+    """The pixels of an image file's bytes, RGB uint8 [3, H, W] (in memory channels last).
+
+    Raises:
+        UserError: the bytes are none, no image, cut off or broken, or declare more than MAX_PIXELS pixels or
+            more work than an image of that size takes.
+    """
+    if not data:
+        raise UserError(f"{path} is empty: {_REMEDY}")
+    header = _read_header(data, path)
+    with warnings.catch_warnings():
+        # torchvision's that its decoders will move to another package, Pillow's about metadata
+        warnings.simplefilter("ignore")
+        if header is not None and header.decode is not None:
+            try:
+                return header.decode(torch.frombuffer(data, dtype=torch.uint8), ImageReadMode.RGB)
+            except RuntimeError:
+                pass  # the last word is Pillow's
+        return _decode_with_pillow(data, path)
+
+
+def is_image(path: str) -> bool:
+    """Is it an image by its ending, or where its name has none, by its header?"""
+    name = os.path.basename(path)
+    if "." in name:
+        return name.lower().endswith(ENDINGS)
+    try:
+        with open_regular(path) as file:
+            return bool(_mode(file))
+    except (OSError, ValueError):
+        return False
+
+
+def is_deep(data: bytearray) -> bool:
+    """Has the image, which can be decoded, grey values beyond 8 bits: what is above 255 comes out white?"""
+    return not data.startswith(_JPEG) and _mode(io.BytesIO(data)).startswith(("I", "F"))
+
+
+def _mode(file: BinaryIO) -> str:
+    """Pillow's word for the kind of pixels, of which none is decoded; empty where it refuses the file."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(file, formats=FORMATS) as image:
+                return image.mode
+    except Exception:  # a file that is something else makes Pillow raise almost anything
+        return ""
+
+
+def _read_header(data: bytearray, path: str) -> Header | None:
+    """None: neither JPEG nor PNG, or one whose header only Pillow may understand."""
+    if data.startswith(_PNG) and data[12:16] == b"IHDR" and len(data) > 32:
+        width, height, depth, colour = struct.unpack_from(">IIBB", data, 16)
+        _check_size(path, width, height)
+        _check_png(data, path)
+        return Header(width, height, decode_png if depth == 8 and colour != 3 else None)
+    if not data.startswith(_JPEG):
+        if data[:1] == b"P" and data[1:2] in b"123" and len(data) > MAX_PLAIN_PPM:
+            raise _excessive(path, f"{len(data):,} bytes of numbers as text")
+        return None
+    frame, scans = _walk(data, path)
+    if frame is None:
+        return None
+    height, width, components = struct.unpack_from(">HHB", data, frame + 5)
+    _check_size(path, width, height)
+    _check_scans(path, scans, width, height)
+    if data.rfind(b"\xff\xd9") < frame:
+        raise UserError(f"{path} is cut off, its end is missing: {_REMEDY}")
+    return Header(width, height, decode_jpeg if components in (1, 3) else None)
+
+
+def _walk(data: bytearray, path: str) -> tuple[int | None, int]:
+    """Where a JPEG's frame header starts, with its size and components, and how many scans follow."""
+    frame, scans, at = None, 0, 2
+    for _ in range(MAX_SEGMENTS):
+        found = _MARKER.search(data, at)
+        start = found.start() if found else len(data)
+        if not scans and start - at > MAX_HEADER_GAP:  # decoders skip it byte by byte
+            raise _excessive(path, f"{start - at:,} bytes that belong to no segment")
+        marker = data[start + 1] if found else _END
+        if marker == _END:
+            return frame, scans
+        if frame is None and marker in _FRAMES and start + 10 <= len(data):
+            frame = start
+        scans += marker == _SCAN
+        at = start + 2 + (0 if marker in _NO_LENGTH else int.from_bytes(data[start + 2 : start + 4]))
+    raise _excessive(path, f"more than {MAX_SEGMENTS:,} segments")
+
+
+def _check_scans(path: str, scans: int, width: int, height: int) -> None:
+    if scans > MAX_SCANS or scans * width * height > MAX_SCANNED:
+        raise _excessive(path, f"{scans:,} scans of {width} x {height} pixels")
+
+
+def _excessive(path: str, what: str) -> UserError:
+    return UserError(f"{path} has {what}, more than any image needs: {_REMEDY}")
+
+
+def _check_size(path: str, width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise UserError(
+            f"{path} declares {width} x {height} pixels, more than the {MAX_PIXELS:,} that are read: "
+            "make it smaller, or leave it out of the data set"
+        )
+
+
+def _check_png(data: bytearray, path: str) -> None:
+    """Refuse a PNG that does not reach its end chunk, or with a wrong checksum in a chunk that matters."""
+    at, view, chunks, texts = len(_PNG), memoryview(data), 0, 0
+    while at + 12 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, at)
+        chunks, texts = chunks + 1, texts + (kind in _TEXTS)
+        if chunks > MAX_SEGMENTS or texts > MAX_TEXTS:
+            raise _excessive(path, f"{chunks:,} chunks, {texts} of them packed text")
+        end = at + 12 + length
+        if end > len(data):
+            break
+        matters = not kind[0] & 0x20
+        if matters and zlib.crc32(view[at + 4 : end - 4]) != int.from_bytes(view[end - 4 : end]):
+            raise UserError(f"{path} is broken, a checksum is wrong: {_REMEDY}")
+        if kind == b"IEND":
+            return
+        at = end
+    raise UserError(f"{path} is cut off, its end is missing: {_REMEDY}")
+
+
+def _check_tiff(image: Image.Image, data: bytearray, path: str) -> None:
+    """A TIFF holds tiles of any size, or strips, and each may be a JPEG."""
+    tags = image.tag_v2
+    _check_size(path, *(tags.get(tag, 1) for tag in _TILE_SIZE))
+    if "jpeg" in image.info.get("compression", ""):
+        pieces = len(set(tags.get(_STRIPS) or tags.get(_TILES) or [0]))
+        _check_scans(path, -(-data.count(b"\xff\xda") // pieces), *image.size)
+
+
+def _decode_with_pillow(data: bytearray, path: str) -> Tensor:
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            _check_size(path, *image.size)
+            if image.format == "TIFF":
+                _check_tiff(image, data, path)
+            pixels = np.array(image.convert("RGB"))
+    except UserError:
+        raise
+    except UnidentifiedImageError as error:
+        raise UserError(
+            f"{path} is no image, or none of {', '.join(FORMATS)}, or its header is broken: {_REMEDY}"
+        ) from error
+    except Exception as error:  # a broken file makes Pillow raise almost anything
+        raise UserError(f"{path} cannot be decoded ({reason(error)}): {_REMEDY}") from error
+    return torch.from_numpy(pixels).permute(2, 0, 1)

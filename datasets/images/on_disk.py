@@ -1,0 +1,156 @@
+"""Image files, decoded and cropped by loader processes, normalised on the device a batch at a time.
+
+A view of an image depends on (seed, view, image) and the size of the set alone: all draws are made in the
+main process, so neither the number of loader processes nor batch size and order change a bit of it. A loader
+process holds the paths as two arrays, shared with the main process where that can fork, and no other table.
+
+Shapes: n images of a batch, S = `size` pixels of a side.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.transforms.v2 import functional as F
+
+from datasets.images.decode import MAX_PIXELS, read_image
+from datasets.images.draws import crop_box, crop_rows, jitter_rows
+from datasets.images.in_memory import Normalise, batch_indices
+from datasets.images.processes import Processes
+from datasets.types import FileSet, FileViews
+from utils.base.errors import UserError
+
+# indices of images, and for each its row of `draws.crop_rows`; None: the test view
+Request = tuple[np.ndarray, np.ndarray | None]
+
+
+class FileImages:
+    """A FileSet that yields normalised channels_last batches of float32 [n, 3, S, S] on `device`.
+
+    `workers` loader processes start with the first batch and stay until `close`; 0 reads in this process. One
+    pass at a time: a new one ends the one before.
+    """
+
+    def __init__(
+        self, data: FileSet, views: FileViews, device: torch.device | str = "cpu", workers: int = 0
+    ) -> None:
+        self.labels = data.labels.to(device)
+        self.mirror = views.mirror
+        self._views = views
+        self._processes = Processes(ViewedFiles(data, views), workers, pin=self.device.type == "cuda")
+        self._normalise = Normalise(views.mean, views.std, views.size, device)
+        self._drawn: tuple = (None, None, None)  # (seed, view) and their rows, the latest alone
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def device(self) -> torch.device:
+        return self.labels.device
+
+    def augmented(
+        self, order: Tensor, batch_size: int, seed: int, view: int
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches (images, labels) of view `view` in the order given (int64, indices of images).
+
+        Raises:
+            UserError: an image cannot be read (see `datasets.decode`), or a loader process died.
+        """
+        if self._drawn[0] != (seed, view):
+            rows = (draw(self._views, len(self), seed, view) for draw in (crop_rows, jitter_rows))
+            self._drawn = ((seed, view), *rows)
+        yield from self._pass(batch_indices(order.cpu(), batch_size), *self._drawn[1:])
+
+    def batches(
+        self, batch_size: int, start: int = 0, stop: int | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches (images, labels) of the test view of images `start` to `stop`, in file order.
+
+        Raises:
+            UserError: as `augmented`.
+        """
+        yield from self._pass(batch_indices(torch.arange(len(self))[start:stop], batch_size), None, None)
+
+    def close(self) -> None:
+        """End the loader processes; a later pass starts new ones."""
+        self._processes.close()
+
+    def _pass(
+        self, parts: tuple[Tensor, ...], rows: Tensor | None, jitter: Tensor | None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        if not parts:
+            return
+        requests = ((index.numpy(), None if rows is None else rows[index].numpy()) for index in parts)
+        for index, pixels in zip(parts, self._processes.answers(requests), strict=True):
+            if isinstance(pixels, str):
+                raise UserError(pixels)
+            draws = None if jitter is None else jitter[index]
+            inputs = self._normalise(pixels.to(self.device, non_blocking=True), draws)
+            yield inputs, self.labels[index.to(self.device)]
+
+
+class ViewedFiles(Dataset):
+    """The views of a FileSet's images before normalising: all that a loader process holds."""
+
+    def __init__(self, data: FileSet, views: FileViews) -> None:
+        self.root, self.paths, self.views = str(data.root), data.paths, views
+
+    def __getitem__(self, request: Request) -> Tensor | str:
+        """Views uint8 [n, S, S, 3] of the images asked for, or what is wrong with one of them."""
+        index, rows = request
+        size = self.views.size
+        batch = torch.empty(len(index), size, size, 3, dtype=torch.uint8)
+        try:
+            for i, image in enumerate(index.tolist()):
+                path = f"{self.root}/{self.paths[image]}"
+                row = None if rows is None else rows[i].tolist()
+                batch[i] = self._view(read_image(path), row, path).permute(1, 2, 0)
+        except UserError as error:
+            return str(error)
+        return batch
+
+    def _view(self, image: Tensor, row: list[float] | None, path: str) -> Tensor:
+        """uint8 [3, H, W] -> uint8 [3, S, S]."""
+        if row is None:
+            _check_shape(image, self.views, path)
+            return centre_view(image, self.views)
+        crop = pad_crop if self.views.augment == "pad_crop" else resized_crop
+        image = crop(image, row, self.views)
+        return image.flip(-1) if row[-1] else image
+
+
+def resized_crop(image: Tensor, row: list[float], views: FileViews) -> Tensor:
+    """uint8 [3, H, W] -> [3, S, S]: the crop of a row of `draws.resized_crop_draws`, not yet mirrored."""
+    top, left, height, width = crop_box(row, *image.shape[1:])
+    part = image.permute(1, 2, 0)[top : top + height, left : left + width]
+    # where the three values of a pixel lie together, resizing and collecting take half the time
+    return _squared(part.contiguous().permute(2, 0, 1), views.size)
+
+
+def pad_crop(image: Tensor, row: list[float], views: FileViews) -> Tensor:
+    """uint8 [3, H, W] -> [3, S, S]: resized where need be, zeros around, cropped at row[0], row[1]."""
+    padded = F.pad(_squared(image, views.size), views.padding)
+    return F.crop(padded, int(row[0]), int(row[1]), views.size, views.size)
+
+
+def centre_view(image: Tensor, views: FileViews) -> Tensor:
+    """The test view: uint8 [3, H, W] -> [3, S, S]."""
+    if views.augment == "pad_crop":
+        return _squared(image, views.size)
+    return F.center_crop(F.resize(image, [views.resize], antialias=True), [views.size] * 2)
+
+
+def _squared(image: Tensor, size: int) -> Tensor:
+    return F.resize(image, [size, size], antialias=True)
+
+
+def _check_shape(image: Tensor, views: FileViews, path: str) -> None:
+    """Refuse what would take all memory once its shorter side is enlarged."""
+    short, long = sorted(image.shape[1:])
+    if views.augment != "pad_crop" and views.resize**2 * long / short > MAX_PIXELS:
+        raise UserError(
+            f"{path} is {long} x {short} pixels: with {views.resize} on the shorter side it "
+            f"would have more than {MAX_PIXELS:,}; leave it out of the data set"
+        )

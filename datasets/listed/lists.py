@@ -1,0 +1,99 @@
+"""Split lists as ImageNet-LT's: a line is a path relative to the image folder, white space, the label."""
+
+import os
+import posixpath
+from array import array
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from datasets.types import FileSet, PathTable
+from utils.base.errors import UserError, raise_problem
+from utils.base.files import open_regular
+
+MAX_LIST_BYTES = 1 << 30
+MAX_LABEL = np.iinfo(np.int32).max
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+def read_list(path: Path, root: Path, report: Callable[[str], None] = raise_problem) -> FileSet:
+    """The images that the list `path` names, below `root`, in the order of its lines; no file is looked at.
+
+    A path may hold spaces; blank lines, CRLF and a byte order mark are let pass. A line that `report` does
+    not stop at is left out.
+
+    Raises:
+        UserError: the list cannot be read; and, by default, a bad line, a path that leaves the folder, a
+        path that stands twice, an empty list.
+    """
+    seen: dict[bytes, int] = {}
+    labels = array("q")
+    try:
+        with open_regular(path) as lines:
+            refuse_huge(path, lines.fileno())
+            for number, line in enumerate(lines, 1):
+                content = line.removeprefix(_BYTE_ORDER_MARK) if number == 1 else line
+                if content.isspace():
+                    continue
+                try:
+                    name, label = _parse(content)
+                except ValueError as error:
+                    report(f"{path}, line {number}: {error}")
+                    continue
+                first = seen.setdefault(name, number)
+                if first == number:
+                    labels.append(label)
+                else:
+                    report(f"{path}, line {number}: {shown(name)} stands on line {first} already")
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    if not seen:
+        report(f"{path} names no image: a line is 'relative/path.jpg label'")
+    return FileSet(root, PathTable.of(list(seen)), torch.from_numpy(np.array(labels, dtype=np.int64)))
+
+
+def clean_path(path: bytes) -> bytes:
+    """`path` without `.`, `..` and double slashes.
+
+    Raises:
+        ValueError: it is absolute, leaves the folder, or no file can be called so.
+    """
+    if not path or b"\0" in path:
+        raise ValueError("an empty path" if not path else f"a NUL byte in {shown(path)}")
+    if b"/." in path or b"//" in path or path[0] in b"./" or path[-1] in b"/":
+        if path.startswith(b"/"):
+            raise ValueError(f"{shown(path)} leaves the data folder: paths must be relative to it")
+        path = posixpath.normpath(path)
+        if path == b"." or path.split(b"/", 1)[0] == b"..":
+            raise ValueError(f"{shown(path)} leaves the data folder")
+    return path
+
+
+def paths_of(table: PathTable) -> list[bytes]:
+    """All paths at once, as objects: for work over the whole set, to be dropped soon."""
+    block, ends = table.block.tobytes(), table.ends.tolist()
+    return [block[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+
+
+def shown(raw: bytes, limit: int = 100) -> str:
+    """A path or line in a message: quoted, on one line, not endless."""
+    text = os.fsdecode(raw.strip())
+    return repr(text if len(text) <= limit else f"{text[:limit]}...")
+
+
+def refuse_huge(path: Path, handle: int, limit: int = MAX_LIST_BYTES) -> None:
+    """Raises: UserError: the open file is larger than any list."""
+    if os.fstat(handle).st_size > limit:
+        raise UserError(f"{path} is larger than any list of images (limit {limit >> 20} MiB)")
+
+
+def _parse(line: bytes) -> tuple[bytes, int]:
+    pieces = line.rsplit(None, 1)
+    if len(pieces) < 2:
+        raise ValueError(f"a line is 'relative/path.jpg label', found {shown(line)}")
+    path, digits = pieces
+    if not digits.isdigit() or len(digits) > 10 or int(digits) > MAX_LABEL:
+        raise ValueError(f"the label must be a whole number from 0 to {MAX_LABEL}, found {shown(digits)}")
+    return clean_path(path), int(digits)

@@ -1,0 +1,180 @@
+"""A user's own images: class folders as torchvision's ImageFolder takes them, or lists as ImageNet-LT's."""
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from datasets.images.decode import ENDINGS, NOT_READ, is_image
+from datasets.listed.lists import read_list, shown
+from datasets.listed.parts import Part, Parts, Report, as_name, as_seen, assemble, check_parts, folder_names
+from datasets.listed.published import as_listed, place
+from datasets.types import FileSet, FileViews, LongTailedData, PathTable
+from utils.base.errors import UserError, raise_problem
+
+
+def build_folder(
+    data_dir: Path,
+    views: FileViews,
+    imb_ratio: float | None = None,
+    report: Report = raise_problem,
+    **split_options: object,
+) -> LongTailedData:
+    """Images in train/<class>/ and test/<class>/ or val/<class>/; `split_options` are those of `assemble`.
+
+    With both, val/ is the validation part; alone, it is the test part. Classes are the folders of train/,
+    sorted; images may lie deeper; other files are passed over with a note, hidden ones without, linked
+    folders followed.
+
+    Raises:
+        UserError: no such tree, an unreadable or empty class folder, a class that train/ lacks.
+    """
+    present = [part for part in ("train", "val", "test") if (data_dir / part).is_dir()]
+    if "train" not in present or len(present) < 2:
+        raise UserError(
+            f"{data_dir} has no {'train' if 'train' not in present else 'test'}/: expected "
+            f"{data_dir}/train/<class>/<image> and {data_dir}/test/<class>/<image>, val/ beside or instead"
+        )
+    notes = []
+    if "test" not in present:
+        notes.append("val/ is taken as the test part, since there is no test/")
+    folders = {"test" if part == "val" and "test" not in present else part: part for part in present}
+    classes = _class_folders(data_dir / "train", report)
+    parts = {part: _scan(data_dir, folder, classes, report) for part, folder in folders.items()}
+    for part in parts.values():
+        notes += passed_over(part.source, part.images.passed_over)
+    parts = check_parts(parts, report)
+    names = [as_name(os.fsencode(name)) for name in classes]
+    return assemble("folder", parts, names, views, imb_ratio, tuple(notes), **split_options)
+
+
+def build_list(
+    data_dir: Path,
+    views: FileViews,
+    imb_ratio: float | None = None,
+    train_list: Path | None = None,
+    val_list: Path | None = None,
+    test_list: Path | None = None,
+    report: Report = raise_problem,
+    **split_options: object,
+) -> LongTailedData:
+    """Images named by lists, their paths relative to `data_dir`; `split_options` are those of `assemble`.
+
+    A list is looked for as it is given, then in `data_dir`.
+
+    Raises:
+        UserError: no list for training or test, lists missing, broken or at odds, no images.
+    """
+    if train_list is None or test_list is None:
+        raise UserError(
+            "--dataset list needs --train_list and --test_list (and --val_list where there is one)"
+        )
+    given = {"train": train_list, "val": val_list, "test": test_list}
+    parts: Parts = {}
+    for part, path in given.items():
+        if path is not None:
+            found = find_list(path, data_dir)
+            parts[part] = Part(str(found), read_list(found, data_dir, report))
+    parts = {
+        name: place(part, (data_dir,), (as_listed,), f"it below --data_dir, {data_dir}", report)
+        for name, part in parts.items()
+    }
+    names = folder_names(parts["train"].images)
+    parts = check_parts(parts, report)
+    return assemble("list", parts, names, views, imb_ratio, **split_options)
+
+
+def find_list(path: Path, data_dir: Path) -> Path:
+    """A list as it is given, else in `data_dir`."""
+    inside = data_dir / path
+    return inside if not path.exists() and inside.exists() else path
+
+
+def _scan(root: Path, part: str, classes: list[str], report: Report) -> Part:
+    """The images of all class folders of a part, class after class."""
+    known, spelt = {as_seen(name) for name in classes}, {}
+    for name in _class_folders(root / part, report):
+        if as_seen(name) not in known:
+            report(f"{root / part / name}: train/ has no class folder of that name")
+        if spelt.setdefault(as_seen(name), name) != name:
+            report(
+                f"{root / part / name}: two class folders look alike, é as one letter and as two: join them"
+            )
+    paths: list[bytes] = []
+    others: list[bytes] = []
+    counts = []
+    for name in classes:
+        found, more = image_paths(root, f"{part}/{spelt.get(as_seen(name), name)}", report)
+        counts.append(len(found))
+        paths += found
+        others += more
+    labels = torch.from_numpy(np.repeat(np.arange(len(classes)), counts))
+    return Part(f"{root / part}/", FileSet(root, PathTable.of(paths), labels, tuple(others)))
+
+
+def _class_folders(folder: Path, report: Report) -> list[str]:
+    try:
+        with os.scandir(folder) as entries:
+            names = sorted(
+                entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")
+            )
+    except OSError as error:
+        raise UserError(f"{folder} cannot be read: {error.strerror}") from error
+    if not names:
+        report(f"{folder} has no class folders: images must lie in {folder}/<class>/")
+    return names
+
+
+def passed_over(source: str, others: Sequence[bytes]) -> list[str]:
+    """A note on the files of `source` that are not read, where there are any."""
+    if not others:
+        return []
+    endings = Counter(os.path.splitext(path)[1].decode(errors="replace").lower() for path in others)
+    kinds = ", ".join(f"{count:,} {ending or 'without ending'}" for ending, count in endings.most_common(5))
+    return [f"{source}: {len(others):,} file(s) passed over ({kinds}), {shown(others[0])} first: {NOT_READ}"]
+
+
+def image_paths(root: Path, folder: str, report: Report) -> tuple[list[bytes], list[bytes]]:
+    """Images at any depth below root/folder, relative to root, in the order of torchvision's ImageFolder.
+
+    And the other files that are not hidden. A folder that holds no image is reported; one that is not there
+    has none.
+    """
+    found: list[tuple[bytes, list[bytes]]] = []
+    others: list[bytes] = []
+    waiting: list[tuple[bytes, tuple]] = [(os.fsencode(folder), ())]
+    while waiting:
+        where, above = waiting.pop()
+        path = os.path.join(os.fsencode(root), where)
+        names = []
+        try:
+            status = os.stat(path)
+            here = (*above, (status.st_dev, status.st_ino))
+            if here[-1] in above:
+                report(f"{os.fsdecode(path)} is a link to a folder above it: remove the link")
+                continue
+            with os.scandir(path) as entries:
+                for entry in entries:
+                    name = entry.name
+                    if name.startswith(b"."):
+                        continue
+                    if entry.is_dir():
+                        waiting.append((where + b"/" + name, here))
+                    elif is_image(os.fsdecode(entry.path)):
+                        names.append(name)
+                    else:
+                        others.append(where + b"/" + name)
+        except OSError as error:
+            if isinstance(error, FileNotFoundError) and not above:
+                return [], []
+            report(f"{os.fsdecode(path)} cannot be read: {error.strerror}")
+        found.append((where, sorted(names)))
+    paths = [where + b"/" + name for where, names in sorted(found) for name in names]
+    others.sort()
+    if not paths:
+        source = f"{root / folder} holds no image"
+        report("".join(passed_over(source, others)) or f"{source} ({', '.join(ENDINGS)})")
+    return paths, others

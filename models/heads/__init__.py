@@ -1,0 +1,1 @@
+"""Classifier heads: features [N, D] -> logits [N, K]."""

@@ -1,0 +1,166 @@
+"""Heads that correct the fixed stage-1 classifier; their contract and notation: models/classifiers.py.
+
+Shapes: N batch, D feature, K classes.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.heads.linear import copy_stage1
+from utils.base.ranges import check_not_negative
+
+_TINY = 1e-12
+
+
+class StageOneHead(nn.Module):
+    """Base of the heads that correct the fixed stage-1 classifier, kept in `weight` [K, D], `bias` [K]."""
+
+    needs: tuple[str, ...] = ()
+
+    def __init__(self, in_features: int, num_classes: int) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.zeros(num_classes, in_features))
+        self.register_buffer("bias", torch.zeros(num_classes))
+
+    @torch.no_grad()
+    def start(self, fc: nn.Linear) -> None:
+        """Keep a copy of `fc`; the correction is as it was made: none."""
+        copy_stage1(self, fc)
+
+    def stage1_logits(self, features: Tensor) -> Tensor:
+        """features [N, D] -> z [N, K]."""
+        return F.linear(features, self.weight, self.bias)
+
+
+class ScaledLinear(StageOneHead):
+    """logit_k = f_k z_k; only the scales f (`scale` [K], start 1) are learned, with `whole` z's weights too.
+
+    Source: learnable weight scaling, LWS (Kang et al. 2020); `whole` in MiSLAS (Zhong et al. 2021).
+    """
+
+    def __init__(self, in_features: int, num_classes: int, whole: bool = False) -> None:
+        super().__init__(in_features, num_classes)
+        if whole:
+            for name in ("weight", "bias"):
+                start = self._buffers.pop(name)
+                self.register_parameter(name, nn.Parameter(start))
+        self.scale = nn.Parameter(torch.ones(num_classes))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """features [N, D] -> logits [N, K]."""
+        return self.scale * self.stage1_logits(features)
+
+    def folded(self) -> tuple[Tensor, Tensor]:
+        return self.scale[:, None] * self.weight, self.scale * self.bias
+
+
+class Marc(StageOneHead):
+    """logit_k = a_k z_k + b_k ‖w_k‖; only a (`scale` [K], start 1) and b (`shift` [K], start 0) are learned.
+
+    Source: margin calibration, MARC (Wang et al. 2022).
+    """
+
+    def __init__(self, in_features: int, num_classes: int) -> None:
+        super().__init__(in_features, num_classes)
+        self.scale = nn.Parameter(torch.ones(num_classes))
+        self.shift = nn.Parameter(torch.zeros(num_classes))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """features [N, D] -> logits [N, K]."""
+        return self.scale * self.stage1_logits(features) + self.shift * self.weight.norm(dim=1)
+
+    def folded(self) -> tuple[Tensor, Tensor]:
+        bias = self.scale * self.bias + self.shift * self.weight.norm(dim=1)
+        return self.scale[:, None] * self.weight, bias
+
+
+class DisAlign(StageOneHead):
+    """logit_k = (1 + σ(x) s_k) z_k + σ(x) b_k with σ(x) = sigmoid(v x + c), one confidence an image.
+
+    Only s (`scale` [K]), b (`shift` [K]), v (`confidence_weight` [D]) and c (`confidence_bias`) are learned.
+    All start at 0: the logits are those of stage 1, σ is 1/2 everywhere, and nothing is drawn.
+
+    Source: distribution alignment, DisAlign (Zhang et al. 2021).
+    """
+
+    def __init__(self, in_features: int, num_classes: int) -> None:
+        super().__init__(in_features, num_classes)
+        self.scale = nn.Parameter(torch.zeros(num_classes))
+        self.shift = nn.Parameter(torch.zeros(num_classes))
+        self.confidence_weight = nn.Parameter(torch.zeros(in_features))
+        self.confidence_bias = nn.Parameter(torch.zeros(1))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """features [N, D] -> logits [N, K]."""
+        score = F.linear(features, self.confidence_weight[None], self.confidence_bias)  # [N, 1]
+        confidence = score.sigmoid()
+        return (1 + confidence * self.scale) * self.stage1_logits(features) + confidence * self.shift
+
+
+class PriorAdjusted(StageOneHead):
+    """logit_k = z_k - τ log π_k; nothing is learned. τ log π is kept in `adjustment` [K].
+
+    Source: post-hoc logit adjustment (Menon et al. 2021).
+
+    Raises:
+        ValueError: τ is negative or not finite; at `start`: there is not one count a class, or one is not
+            above 0 (log π_k would not be finite).
+    """
+
+    needs = ("class_counts",)
+
+    def __init__(self, in_features: int, num_classes: int, tau: float = 1.0) -> None:
+        super().__init__(in_features, num_classes)
+        self.tau = check_not_negative("tau", tau)
+        self.register_buffer("adjustment", torch.zeros(num_classes))
+
+    @torch.no_grad()
+    def start(self, fc: nn.Linear, class_counts: Sequence[int]) -> None:
+        """Keep a copy of `fc` and the logarithms of the class frequencies."""
+        super().start(fc)
+        counts = torch.as_tensor(class_counts, dtype=torch.float64)
+        if counts.shape != self.bias.shape:
+            raise ValueError(f"class_counts must hold {len(self.bias)} counts, got {tuple(counts.shape)}")
+        if not (counts > 0).all():
+            raise ValueError(f"class {int((counts > 0).long().argmin())} has no training image: log 0")
+        self.adjustment.copy_(self.tau * (counts / counts.sum()).log())
+
+    def forward(self, features: Tensor) -> Tensor:
+        """features [N, D] -> logits [N, K]."""
+        return self.stage1_logits(features) - self.adjustment
+
+    def folded(self) -> tuple[Tensor, Tensor]:
+        return self.weight, self.bias - self.adjustment
+
+
+class TauNorm(nn.Module):
+    """logit_k = w_k x / ‖w_k‖^τ, the bias dropped; nothing is learned. `weight` holds the divided rows.
+
+    Source: τ-normalised classifier (Kang et al. 2020).
+
+    Raises:
+        ValueError: τ is negative or not finite.
+    """
+
+    needs = ()
+
+    def __init__(self, in_features: int, num_classes: int, tau: float = 1.0) -> None:
+        super().__init__()
+        self.tau = check_not_negative("tau", tau)
+        self.register_buffer("weight", torch.zeros(num_classes, in_features))
+
+    @torch.no_grad()
+    def start(self, fc: nn.Linear) -> None:
+        """Divide the rows of `fc`; a row of zeros stays zero."""
+        rows = fc.weight.double()
+        self.weight.copy_(rows / rows.norm(dim=1, keepdim=True).clamp_min(_TINY) ** self.tau)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """features [N, D] -> logits [N, K]."""
+        return F.linear(features, self.weight)
+
+    def folded(self) -> tuple[Tensor, Tensor]:
+        return self.weight, self.weight.new_zeros(len(self.weight))

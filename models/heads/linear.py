@@ -1,0 +1,160 @@
+"""Classifier heads of the re-training methods: features [N, D] -> logits [N, K].
+
+Here: heads whose rows are learned, and the closed-form step of LOS. models/corrections.py: heads that correct
+the fixed stage-1 classifier. models/class_means.py: the nearest mean.
+
+A head is made empty from (D, K, options), then filled by `start` from the stage-1 classifier or by
+`load_state_dict` from a checkpoint. What the method learns is a Parameter that asks for a gradient; what
+stays fixed asks for none and is in the state dict too, which so holds all of the head. Every head has a
+matrix `weight` [K, D], from which its two sizes can be read. One whose logits are affine in the feature has
+`folded()`: weight [K, D] and bias [K] of the nn.Linear that gives the same logits. `needs` names what `start`
+takes beside the stage-1 classifier. A stage-1 classifier without a bias counts as one whose bias is 0.
+Nothing here draws from torch's global random state.
+
+Shapes: N batch, D feature, K classes. Notation: x feature, w_k and b_k row and bias of the stage-1
+classifier, z_k = w_k x + b_k its logit, n_k training images of class k, π_k = n_k / Σ n.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.heads.means import check_training_set, class_means
+from utils.base.ranges import check_above_zero, check_not_negative
+
+
+class Linear(nn.Linear):
+    """logit_k = w_k x + b_k, both learned.
+
+    Starts as a copy of the stage-1 classifier, or where `fresh`, as torch initialises an nn.Linear but from
+    the given generator (cRT: Kang et al. 2020, "Decoupling Representation and Classifier").
+    """
+
+    def __init__(self, in_features: int, num_classes: int, fresh: bool = False) -> None:
+        super().__init__(in_features, num_classes)
+        self.needs = ("generator",) if fresh else ()
+
+    def reset_parameters(self) -> None:
+        """Zeros: the values come from `start` or a checkpoint."""
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
+
+    @torch.no_grad()
+    def start(self, fc: nn.Linear, generator: torch.Generator | None = None) -> None:
+        """Copy `fc`, or where a generator is given, draw afresh (one seed: the same draw on any device)."""
+        if generator is None:
+            copy_stage1(self, fc)
+            return
+        self.weight.copy_(_drawn_weight(self.weight, generator))
+        bound = 1 / math.sqrt(self.in_features)
+        bias = torch.empty(self.out_features, device=generator.device)
+        self.bias.copy_(bias.uniform_(-bound, bound, generator=generator))
+
+
+class LosStep(Linear):
+    """logit_k = (w_k - s (π_k μ_k - μ/K)) x + b_k - s (π_k - 1/K); nothing is learned. μ_k, μ: mean training
+    feature of class k, of all images; π_k: share of class k in `labels`.
+
+    One full-batch gradient step of LabelOverSmooth(δ) with learning rate r, s = r δ (`strength`), where the
+    training predictions are one-hot and right, as they nearly are after stage 1. A class without training
+    feature has π_k μ_k = 0. An nn.Linear whose parameters ask for no gradient.
+
+    Source: LOS to first order, worked out here.
+
+    Raises:
+        ValueError: s is negative or not finite; at `start`: shapes or labels do not fit.
+    """
+
+    def __init__(self, in_features: int, num_classes: int, strength: float = 1.0) -> None:
+        super().__init__(in_features, num_classes)
+        self.needs = ("features", "labels")
+        self.strength = check_not_negative("strength", strength)
+        self.requires_grad_(False)
+
+    @torch.no_grad()
+    def start(self, fc: nn.Linear, features: Tensor, labels: Tensor) -> None:
+        """Copy `fc`, then step; features [N, D] and labels int64 [N] of the training images."""
+        check_training_set(features, labels, self.out_features, self.in_features)
+        means, shares = class_means(features, labels, self.out_features)
+        copy_stage1(self, fc)
+        weight_step = shares[:, None] * means - shares @ means / len(shares)
+        bias_step = shares - 1 / len(shares)
+        self.weight.copy_(self.weight.to(means) - self.strength * weight_step)
+        self.bias.copy_(self.bias.to(means) - self.strength * bias_step)
+
+
+class CosineLinear(nn.Module):
+    """logit_k = s cos(x, v_k); the rows v (`weight` [K, D]) are learned, s is `scale`.
+
+    Starts from the normalised stage-1 rows, the bias dropped.
+
+    Source: the normalised classifier of LDAM (Cao et al. 2019).
+
+    Raises:
+        ValueError: the scale is not a positive number.
+    """
+
+    needs = ()
+
+    def __init__(self, in_features: int, num_classes: int, scale: float = 30.0) -> None:
+        super().__init__()
+        self.scale = check_above_zero("scale", scale)
+        self.weight = nn.Parameter(torch.zeros(num_classes, in_features))
+
+    @torch.no_grad()
+    def start(self, fc: nn.Linear) -> None:
+        """Copy the normalised rows of `fc`; a row of zeros stays zero."""
+        self.weight.copy_(F.normalize(fc.weight, dim=1))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """features [N, D] -> logits [N, K] in [-scale, scale]; 0 where the feature or the row is zero."""
+        return self.scale * F.linear(F.normalize(features, dim=1), F.normalize(self.weight, dim=1))
+
+
+class EtfHead(nn.Module):
+    """logit_k = s cos(V x, m_k): V (`weight` [K, D], no bias) is learned; s is `scale`.
+
+    The m_k, rows of M = sqrt(K/(K-1)) (I - 11ᵀ/K), are a simplex equiangular tight frame: unit length,
+    pairwise cosine -1/(K-1). M is never built: with u = V x / ‖V x‖, cos = sqrt(K/(K-1)) (u_k - mean u).
+    Its source turns M by a random rotation; here V is free, so it can turn instead.
+
+    Source: Yang et al. 2022.
+
+    Raises:
+        ValueError: fewer than 2 classes, or a scale that is not a positive number.
+    """
+
+    needs = ("generator",)
+
+    def __init__(self, in_features: int, num_classes: int, scale: float = 30.0) -> None:
+        super().__init__()
+        if num_classes < 2:
+            raise ValueError(f"an equiangular frame needs at least 2 classes, got {num_classes}")
+        self.scale = check_above_zero("scale", scale)
+        self.weight = nn.Parameter(torch.zeros(num_classes, in_features))
+
+    @torch.no_grad()
+    def start(self, fc: nn.Linear, generator: torch.Generator) -> None:
+        """Draw the map as torch draws an nn.Linear; of `fc` only the sizes matter."""
+        self.weight.copy_(_drawn_weight(self.weight, generator))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """features [N, D] -> logits [N, K] in [-scale, scale]; 0 for a feature that is mapped to zero."""
+        num_classes = len(self.weight)
+        mapped = F.normalize(F.linear(features, self.weight), dim=1)
+        length = math.sqrt(num_classes / (num_classes - 1))
+        return self.scale * length * (mapped - mapped.mean(dim=1, keepdim=True))
+
+
+def copy_stage1(head: nn.Module, fc: nn.Linear) -> None:
+    """Copy weight and bias of the stage-1 classifier into `head`; no bias counts as zeros."""
+    head.weight.copy_(fc.weight)
+    head.bias.copy_(fc.weight.new_zeros(fc.out_features) if fc.bias is None else fc.bias)
+
+
+def _drawn_weight(like: Tensor, generator: torch.Generator) -> Tensor:
+    """A matrix of the shape of `like`, drawn as torch draws the weight of an nn.Linear."""
+    weight = torch.empty(like.shape, device=generator.device)
+    return nn.init.kaiming_uniform_(weight, a=math.sqrt(5), generator=generator)

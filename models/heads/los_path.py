@@ -1,0 +1,60 @@
+"""The length of the way that LOS goes from the stage-1 classifier, in logits: a scale that networks share.
+
+To first order (models.classifiers.LosStep) LOS lowers the logit of the most frequent class, 1, at its own
+mean feature μ_1 by s δ (π_1 (‖μ_1‖² + 1) - (μ·μ_1 + 1)/K), with s = lr · schedule_sum / (1 - momentum).
+
+Shapes: N training images, D feature, K classes.
+"""
+
+from torch import Tensor
+
+from losses.label_over_smooth import check_label_smooth
+from models.heads.means import class_means
+from utils.base.errors import SettingError
+from utils.base.ranges import check_above_zero, check_below_one
+
+_ROUNDING = 1e-12
+
+
+def logit_drop(strength: float, features: Tensor, labels: Tensor, num_classes: int) -> float:
+    """The drop above for s δ = `strength`, in which it is linear; features [N, D], labels int64 [N].
+
+    Raises:
+        ValueError: shapes or labels do not fit.
+    """
+    means, shares = class_means(features, labels, num_classes)
+    first = int(shares.argmax())
+    own = float(means[first].square().sum() + 1)
+    overall = float((shares @ means) @ means[first] + 1)
+    drop = float(shares[first]) * own - overall / num_classes
+    return strength * drop if abs(drop) > _ROUNDING * own else 0.0
+
+
+def path_strength(path: float, features: Tensor, labels: Tensor, num_classes: int) -> float:
+    """The inverse of `logit_drop`: the `strength` of LosStep whose drop is `path`, in which it is linear.
+
+    Raises:
+        ValueError: the path is not above 0, or the step does not lower the logit.
+    """
+    check_above_zero("path", path)
+    drop = logit_drop(1.0, features, labels, num_classes)
+    if drop <= 0:
+        raise SettingError(
+            "LOS has no first-order path here: its step does not lower the logit of the most frequent class "
+            "at the mean feature of that class (as where counts are balanced and class means do not differ)"
+        )
+    return path / drop
+
+
+def los_path_lr(strength: float, label_smooth: float, schedule_sum: float, momentum: float) -> float:
+    """The peak learning rate at which training goes the way of LosStep's `strength`, to first order.
+
+    `schedule_sum` is Σ over the optimiser's steps of lr / peak lr.
+
+    Raises:
+        ValueError: δ is 0 (a control has no such path), or an argument is out of range.
+    """
+    if check_label_smooth(label_smooth) == 0:
+        raise SettingError("--path has no meaning at δ = 0, plain cross-entropy: give --finetune_lr")
+    steps = check_above_zero("schedule_sum", schedule_sum) / (1 - check_below_one("momentum", momentum))
+    return strength / (label_smooth * steps)

@@ -1,0 +1,86 @@
+"""Means of the training features, and the head of the nearest one.
+
+Features may be float16 and memory-mapped: they are read in chunks of rows and summed in float64.
+
+Shapes: N training images, D feature, K classes.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from utils.base.errors import SettingError
+
+CHUNK = 4096  # rows: 64 MiB of float64 at D = 2048
+
+
+@torch.no_grad()
+def class_means(features: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+    """features [N, D], labels int64 [N] -> means [K, D] and shares of the images [K], float64.
+
+    The mean of a class without image is 0; shares @ means is the mean over all images.
+
+    Raises:
+        ValueError: shapes or labels do not fit, or there is no image.
+    """
+    check_training_set(features, labels, num_classes, features.shape[-1])
+    counts = torch.bincount(labels, minlength=num_classes).to(features.device, torch.float64)
+    means = _class_sums(features, labels, num_classes) / counts.clamp_min(1)[:, None]
+    return means, counts / len(labels)
+
+
+def check_training_set(features: Tensor, labels: Tensor, num_classes: int, in_features: int) -> None:
+    """Raise ValueError unless features are [N, D], labels [N] are in 0..K-1 and N is above 0."""
+    if features.shape != (len(labels), in_features):
+        raise ValueError(
+            f"features must be [{len(labels)}, {in_features}] beside {len(labels)} labels, "
+            f"got {list(features.shape)}"
+        )
+    if not len(labels):
+        raise ValueError("there is no training feature, so there are no means")
+    if ((labels < 0) | (labels >= num_classes)).any():
+        raise ValueError(f"labels must be in 0..{num_classes - 1}, got {labels.min()}..{labels.max()}")
+
+
+def _class_sums(features: Tensor, labels: Tensor, num_classes: int, centre: Tensor | None = None) -> Tensor:
+    """float64 [K, D]: each class's sum of x, or with a centre c, of (x - c) / ‖x - c‖."""
+    sums = features.new_zeros(num_classes, features.shape[1], dtype=torch.float64)
+    for chunk, classes in zip(features.split(CHUNK), labels.to(features.device).split(CHUNK), strict=True):
+        rows = chunk.double()
+        sums.index_add_(0, classes, rows if centre is None else F.normalize(rows - centre, dim=1))
+    return sums
+
+
+class NearestMean(nn.Module):
+    """logit_k = cos(x - c, μ_k): c (`centre` [D]) the mean training feature, μ_k the mean over the training
+    images of class k of (x - c) / ‖x - c‖; nothing is learned. `weight` holds the rows μ_k / ‖μ_k‖.
+
+    Source: nearest class mean, NCM (as in Kang et al. 2020).
+
+    Raises:
+        ValueError: at `start`: shapes or labels do not fit, or a class has no training feature.
+    """
+
+    needs = ("features", "labels")
+
+    def __init__(self, in_features: int, num_classes: int) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.zeros(num_classes, in_features))
+        self.register_buffer("centre", torch.zeros(in_features))
+
+    @torch.no_grad()
+    def start(self, fc: nn.Linear, features: Tensor, labels: Tensor) -> None:
+        """features [N, D] and labels int64 [N] of the training images; of `fc` only the sizes matter."""
+        num_classes, in_features = self.weight.shape
+        check_training_set(features, labels, num_classes, in_features)
+        means, shares = class_means(features, labels, num_classes)
+        if (shares == 0).any():
+            raise SettingError(f"class {int(shares.argmin())} has no training feature, so it has no mean")
+        centre = shares @ means
+        self.centre.copy_(centre)
+        # the sum of a class points where its mean does
+        self.weight.copy_(F.normalize(_class_sums(features, labels, num_classes, centre), dim=1))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """features [N, D] -> cosines [N, K]; 0 for a feature that is the centre itself."""
+        return F.linear(F.normalize(features - self.centre, dim=1), self.weight)

@@ -1,0 +1,48 @@
+"""The house has floors: a module imports from its own room and from rooms below, never from one above."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+# from the ground up; rooms of one floor may use those that stand before them in its line
+FLOORS = (
+    *("utils.base", "losses", "models", "datasets"),
+    *("utils.settings", "utils.metrics", "utils.engine", "utils.run"),
+    *("utils.packs", "utils.features", "utils.heads", "utils.plots", "utils.report", "utils.reproduce"),
+)
+# programs of their own in the rooms of what they are about
+DOORS = ("datasets/check.py", "datasets/to_folder.py")
+PACKAGES = ("losses", "models", "datasets", "utils")
+MODULES = sorted(path for name in PACKAGES for path in ROOT.glob(f"{name}/**/*.py"))
+
+
+def room(module: str) -> str | None:
+    parts = module.split(".")
+    name = ".".join(parts[: 2 if parts[0] == "utils" else 1])
+    return name if name in FLOORS else None
+
+
+def imported(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_go_down_only(path: Path) -> None:
+    relative = path.relative_to(ROOT)
+    own = room(".".join(relative.with_suffix("").parts))
+    if own is None or str(relative) in DOORS:
+        return
+    above = FLOORS[FLOORS.index(own) + 1 :]
+    assert [module for module in imported(path) if room(module) in above] == []
+
+
+def test_every_module_of_utils_has_a_room() -> None:
+    loose = [path for path in MODULES if path.parts[-2] == "utils" and path.name != "__init__.py"]
+    assert loose == []

@@ -1,0 +1,155 @@
+"""Whole training steps as CUDA graphs: recorded once for a shape, then replayed by one call of the host.
+
+A step of a small network is hundreds of short kernels, which the host may take longer to start than the
+device to run. A replay starts them all at once. What a graph holds are addresses, so a batch is copied into
+buffers that stay, the learning rate is a tensor on the device, and losses are copied out.
+
+Tested on the CPU with the capture replaced by plain calls, and on a GPU against plain steps (docs/gpu.md).
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from utils.base.distributed import World
+from utils.base.errors import UserError
+from utils.engine.step import TrainStep
+from utils.engine.steps import Part
+from utils.settings.config import Config
+
+# a shape's first steps run one by one: libraries set themselves up, and the optimiser makes its state
+WARM_STEPS = 3
+MOST_GRAPHS = 2  # the whole batch, and the last one of an epoch
+
+Work = Callable[[], tuple[Tensor, Tensor]]
+
+
+class CudaCapture:
+    """All that needs a CUDA device: a side stream to warm up on, and the capture itself."""
+
+    def __init__(self) -> None:
+        self._side = torch.cuda.Stream()
+
+    def aside(self, work: Work) -> tuple[Tensor, Tensor]:
+        """Do `work` on the side stream, between what came before and what comes after."""
+        self._side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._side):
+            result = work()
+        torch.cuda.current_stream().wait_stream(self._side)
+        return result
+
+    def capture(self, work: Work) -> Work:
+        """Record `work` without doing it; what comes back does it, with its results in the same places.
+
+        Raises:
+            UserError: something in it cannot be recorded.
+        """
+        try:
+            graph = torch.cuda.CUDAGraph()
+            # thread_local: a loader's thread may pin memory meanwhile
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                result = work()
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:300]
+            raise UserError(
+                f"--cuda_graphs: a training step could not be recorded ({reason}); leave --cuda_graphs out"
+            ) from error
+
+        def replay() -> tuple[Tensor, Tensor]:
+            graph.replay()
+            return result
+
+        return replay
+
+
+@dataclass
+class _Shape:
+    """A shape of batches: the buffers that its graph reads, its steps so far, its graph once there is one."""
+
+    inputs: Tensor
+    targets: Tensor
+    steps: int = 0
+    replay: Work | None = None
+
+
+class GraphedSteps:
+    """Takes a batch as the TrainStep that it wraps does, and with its results, by replaying a graph.
+
+    The first WARM_STEPS steps of a shape run one by one, each of them a step of the training; so do all of
+    the shapes beyond MOST_GRAPHS. `step.look` must be off, and every step have one part. The optimiser holds
+    its learning rate as a number between the steps, so that a checkpoint is the same as without graphs.
+    """
+
+    def __init__(self, step: TrainStep, capture: CudaCapture) -> None:
+        self._step, self._capture = step, capture
+        self._shapes: dict[tuple, _Shape] = {}
+        device = next(step.model.parameters()).device
+        self._rate = torch.zeros((), device=device)  # float32: the fused kernel reads no other
+
+    def __call__(self, inputs: Tensor, targets: Tensor, part: Part) -> tuple[Tensor, Tensor]:
+        """Summed loss and hits, both [], as of TrainStep; a device is not waited for."""
+        with self._rate_on_device():
+            shape = self._shape_of(inputs, targets, part)
+            if shape is None:
+                return self._step(inputs, targets, part)
+            shape.inputs.copy_(inputs)
+            shape.targets.copy_(targets)
+            if shape.steps < WARM_STEPS:
+                shape.steps += 1
+                return self._capture.aside(lambda: self._step(shape.inputs, shape.targets, part))
+            if shape.replay is None:
+                # gradients must be None here, and are: a step leaves none behind
+                shape.replay = self._capture.capture(lambda: self._step(shape.inputs, shape.targets, part))
+            loss, hits = shape.replay()
+            return loss.clone(), hits.clone()
+
+    def _shape_of(self, inputs: Tensor, targets: Tensor, part: Part) -> _Shape | None:
+        """What is kept of a shape; None beyond MOST_GRAPHS of them."""
+        key = (inputs.shape, inputs.stride(), inputs.dtype, part)
+        if key not in self._shapes and len(self._shapes) < MOST_GRAPHS:
+            self._shapes[key] = _Shape(torch.empty_like(inputs), torch.empty_like(targets))
+        return self._shapes.get(key)
+
+    @contextmanager
+    def _rate_on_device(self) -> Iterator[None]:
+        """Within, all groups share one tensor with the learning rate that they have outside as a number."""
+        groups = self._step.optimizer.param_groups
+        rates = {group["lr"] for group in groups}
+        if len(rates) > 1:
+            raise ValueError(f"graphed steps have one learning rate, not {sorted(rates)}")
+        rate = rates.pop()
+        self._rate.fill_(rate)
+        for group in groups:
+            group["lr"] = self._rate
+        try:
+            yield
+        finally:
+            for group in groups:
+                group["lr"] = rate
+
+
+def wanted(config: Config, device: torch.device, world: World, resumed: bool = False) -> bool:
+    """Are steps to be graphed? A run that is `resumed` on a device without graphs goes on without.
+
+    Raises:
+        UserError: `--cuda_graphs` cannot be right; first for what it is given with.
+    """
+    if not config.cuda_graphs or (resumed and device.type != "cuda"):
+        return False
+    own = "what your code does in Python would happen once, while the step is recorded, and not again"
+    for found, words, why in (
+        (config.accum > 1, f"--accum {config.accum}", "a graph is a whole step in one part"),
+        (config.amp == "fp16", "--amp fp16", "its loss scaling asks the host after every step; take bf16"),
+        (config.compile, "--compile", "what compiling puts off could fall into the recording"),
+        (config.sync_bn, "--sync_bn", "what processes exchange is not recorded"),
+        (world.size > 1, f"{world.size} processes", "what processes exchange is not recorded"),
+        (":" in config.network, f"--network {config.network}", own),
+    ):
+        if found:
+            raise UserError(f"--cuda_graphs does not go with {words}: {why}")
+    if device.type != "cuda":
+        raise UserError(f"--cuda_graphs needs a CUDA device, this run is on {device.type}")
+    return True

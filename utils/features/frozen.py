@@ -1,0 +1,178 @@
+"""What the heads of stage 2 are trained and scored on: frozen features of a backbone or of a feature pack.
+
+Shapes: N images, D feature, K classes, V views at test (the image, and its mirror image where there is one).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from datasets.long_tail import SHOTS
+from datasets.types import ImageSet, LongTailedData
+from models.heads.los_path import path_strength
+from utils.features.views import FeatureViews
+from utils.packs.pack import Pack, narrowed
+from utils.settings.checks import FIXED_BY_CHECKPOINT, INHERITED
+from utils.settings.config import Config
+from utils.settings.presets import NOTES
+
+
+class Representation:
+    """Training views, scored parts and the stage-1 classifier: all that a head ever sees.
+
+    `train_counts` [K] are the images that train, `class_counts` [K] those that define the shot groups.
+    `compute` gives the features [V, N, D] of a part by name; once, except where batch-norm drifts. `discard`
+    takes away what lies on disk of them, at the end of a run.
+    """
+
+    def __init__(
+        self,
+        fc: nn.Linear,
+        train: FeatureViews,
+        compute: Callable[[str], Tensor],
+        labels: dict[str, Tensor],
+        data: LongTailedData,
+        drifting: bool = False,
+        discard: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.discard = discard
+        self.fc, self.train, self.labels, self.drifting = fc, train, labels, drifting
+        self.class_counts, self.train_counts = data.class_counts, data.train_counts
+        self.shots = data.shots
+        self._compute, self._known = compute, {}
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_counts)
+
+    def part(self, name: str) -> Tensor:
+        """Features [V, N, D] of `val` or `test`."""
+        if self.drifting:
+            return self._compute(name)
+        if name not in self._known:
+            self._known[name] = self._compute(name)
+        return self._known[name]
+
+    @cached_property
+    def strength_of_path(self) -> float:
+        """The strength of `los_step` whose logit drop is 1; it grows with the drop in proportion.
+
+        Raises:
+            ValueError: there is no such path, as with balanced counts.
+        """
+        return path_strength(1.0, self.train.plain(), self.train.labels, self.num_classes)
+
+
+class StoredViews(FeatureViews):
+    """Views [V, N, D] that are there already, in turn; `plain` [N, D]: the first where not given.
+
+    Rows are read where they lie, so they need not fit memory.
+    """
+
+    def __init__(self, views: Tensor, labels: Tensor, plain: Tensor | None = None) -> None:
+        super().__init__(labels)
+        self._views, self._plain = views, views[0] if plain is None else plain
+
+    def of_epoch(self, epoch: int) -> Tensor:
+        """Features [N, D] of the view whose turn it is, in the type in which they are stored."""
+        return self._views[epoch % len(self._views)]
+
+    def plain(self) -> Tensor:
+        return self._plain
+
+    def stacked(self, count: int) -> Tensor:
+        return self._views[:count] if count else self._plain[None]
+
+
+def pack_classifier(pack: Pack) -> nn.Linear:
+    """The stage-1 classifier of a pack."""
+    fc = nn.Linear(pack.fc_weight.shape[1], pack.fc_weight.shape[0])
+    fc.load_state_dict({"weight": pack.fc_weight, "bias": pack.fc_bias})
+    return fc
+
+
+def pack_representation(
+    pack: Pack, device: torch.device, data: LongTailedData | None = None
+) -> Representation:
+    """The representation that a pack holds; `data` in place of its own counts and shot limits."""
+    fc = pack_classifier(pack).to(device)
+    labels = {"test": pack.test_labels.to(device)}
+    if pack.val is not None:
+        labels["val"] = pack.val_labels.to(device)
+    plain = None if pack.plain is None else pack.plain.to(device)
+    train = StoredViews(pack.train.to(device), pack.train_labels.to(device), plain)
+    return Representation(
+        fc, train, lambda name: getattr(pack, name).to(device), labels, data or pack_data(pack)
+    )
+
+
+@dataclass(frozen=True)
+class PackPart(ImageSet):
+    """A part of a pack in the place of images; `known_digest` is that of the images that it was made from."""
+
+    known_digest: str = ""
+
+    def digest(self) -> str:
+        return self.known_digest
+
+
+def pack_data(pack: Pack) -> LongTailedData:
+    """A pack as a data set whose "images" are its features: for the counts, names and notes of a report."""
+    facts = pack.facts
+    digest = facts.get("train_digest") or f"pack {pack.digest}"
+    views = f"{len(pack.train)} fixed {facts['train_views']} view(s)"
+    return LongTailedData(
+        name=facts["dataset"],
+        class_names=facts["class_names"],
+        class_counts=facts["class_counts"],
+        train=PackPart(pack.train[0], pack.train_labels, digest),
+        val=None if pack.val is None else PackPart(pack.val[0], pack.val_labels),
+        val_source=facts["val_source"],
+        test=PackPart(pack.test[0], pack.test_labels),
+        views=None,
+        shots=tuple(facts.get("shots", SHOTS)),
+        notes=[
+            f"features of {pack.path}: {views} in training, no fresh augmentation",
+            *([NOTES[pack.known["preset"]]] if pack.known["preset"] in NOTES else []),
+        ],
+    )
+
+
+def make_pack(frozen: Representation, config: Config, facts: dict, clean: bool) -> Pack:
+    """The pack of a representation: the views that `--views` caches and the plain training images.
+
+    `facts` are the checkpoint facts of the run; `clean`: the backbone never saw the validation images.
+
+    Raises:
+        UserError: --pack_dtype cannot hold the features, see `utils.packs.narrowed`.
+    """
+    dtype = {"fp16": np.float16, "fp32": np.float32}[config.pack_dtype]
+
+    def kept(features: Tensor, name: str) -> Tensor:
+        array, advice = features.cpu().numpy(), "take --pack_dtype fp32"
+        return torch.from_numpy(narrowed(array, dtype, f"the part {name}", advice))
+
+    count = config.views or 0
+    taken = [*FIXED_BY_CHECKPOINT, *INHERITED, "seed", "class_names", "class_counts"]
+    taken += ["train_digest", "stage1_digest", "environment"]
+    labels = {name: values.cpu() for name, values in frozen.labels.items()}
+    parts = {name: kept(frozen.part(name), name) for name in labels}
+    return Pack(
+        train=kept(frozen.train.stacked(count), "train"),
+        plain=kept(frozen.train.plain(), "plain") if count else None,
+        train_labels=frozen.train.labels.cpu(),
+        test=parts["test"],
+        test_labels=labels["test"],
+        val=parts.get("val"),
+        val_labels=labels.get("val"),
+        fc_weight=frozen.fc.weight.detach().cpu().float(),
+        fc_bias=frozen.fc.bias.detach().cpu().float(),
+        facts={name: facts[name] for name in taken}
+        | {"dataset": config.place_name, "preset": config.dataset}
+        | {"val_clean": clean and "val" in parts, "train_views": "augmented" if count else "plain"}
+        | {"selected_on": facts["stage1_selected_on"] or "unknown"},
+    )

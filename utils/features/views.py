@@ -1,0 +1,157 @@
+"""Frozen features: one no-gradient pass of the backbone, computed once where it can be.
+
+Shapes: N images, D feature, K classes, V views at test (the image, and its mirror image where the data set
+mirrors).
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from datasets.images.in_memory import batch_indices
+from datasets.images.open import Images
+from utils.engine.scoring import EVAL_BATCH, forward_views
+
+# stage 2 draws views that stage 1, which uses one an epoch from 0, never saw
+FIRST_VIEW = 1_000_000
+# rows and logits that are scored together
+SCORE_ROWS, SCORE_LOGITS = 4096, 2**22
+# shows how far a pass is: (batches, their number, title) -> the same batches
+Watch = Callable[[Iterable, int, str], Iterable]
+
+
+def unwatched(batches: Iterable, total: int, title: str) -> Iterable:
+    return batches
+
+
+def eval_features(model: nn.Module, images: Images, mirror: bool, watch: Watch = unwatched) -> Tensor:
+    """Features of the plain images [V, N, D]: V = 2 with `mirror`, else 1."""
+    return torch.cat(list(eval_batches(model, images, mirror, watch)), dim=1)
+
+
+def eval_batches(
+    model: nn.Module,
+    images: Images,
+    mirror: bool,
+    watch: Watch = unwatched,
+    start: int = 0,
+    stop: int | None = None,
+) -> Iterator[Tensor]:
+    """The same of images start..stop, a batch [V, n, D] after another."""
+    stop = len(images) if stop is None else stop
+    batches = images.batches(EVAL_BATCH, start, stop)
+    return _pass(model, watch(batches, -(-(stop - start) // EVAL_BATCH), "features"), mirror)
+
+
+def view_batches(
+    model: nn.Module,
+    images: Images,
+    seed: int,
+    view: int,
+    watch: Watch = unwatched,
+    start: int = 0,
+    stop: int | None = None,
+) -> Iterator[Tensor]:
+    """Features of augmented view `view` of images start..stop, a batch [1, n, D] after another."""
+    order = torch.arange(start, len(images) if stop is None else stop)
+    batches = images.augmented(order, EVAL_BATCH, seed, FIRST_VIEW + view)
+    return _pass(model, watch(batches, -(-len(order) // EVAL_BATCH), f"features of view {view + 1}"), False)
+
+
+def _pass(model: nn.Module, batches: Iterable, mirror: bool) -> Iterator[Tensor]:
+    model.eval()
+    for inputs, _ in batches:
+        with torch.no_grad():
+            features = forward_views(model.forward_features, inputs, mirror)
+        yield features
+
+
+@torch.no_grad()
+def head_logits(head: nn.Module, features: Tensor) -> Tensor:
+    """features [V, N, D] -> logits [N, K], the mean over the views."""
+    return head(features.flatten(0, 1).float()).unflatten(0, features.shape[:2]).mean(dim=0)
+
+
+def logit_batches(head: nn.Module, features: Tensor) -> Iterator[Tensor]:
+    """Logits [n, K] of features [V, N, D], a batch of images after another: no [N, K] is made."""
+    rows = max(1, min(SCORE_ROWS, SCORE_LOGITS // len(head.weight)))
+    for start in range(0, features.shape[1], rows):
+        yield head_logits(head, features[:, start : start + rows])
+
+
+class FeatureViews(ABC):
+    """Training features by image, one view of them an epoch; `labels` int64 [N]."""
+
+    def __init__(self, labels: Tensor) -> None:
+        self.labels = labels
+
+    @abstractmethod
+    def of_epoch(self, epoch: int) -> Tensor:
+        """Features [N, D] for epoch `epoch`, in file order."""
+
+    @abstractmethod
+    def plain(self) -> Tensor:
+        """Features [N, D] of the images as they are."""
+
+    def stacked(self, count: int) -> Tensor:
+        """The first `count` views [V, N, D]; of none the plain images."""
+        return torch.stack([self.of_epoch(view) for view in range(count)] or [self.plain()])
+
+    def batches(self, order: Tensor, batch_size: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """(features float32 [N, D], labels [N]) batches of an epoch, in the order given."""
+        features = self.of_epoch(epoch)
+        for index in batch_indices(order.to(features.device), batch_size):
+            yield features[index].float(), self.labels[index]
+
+
+class TrainFeatures(FeatureViews):
+    """Training features that a frozen backbone gives of augmented views.
+
+    `count` None: a fresh view every epoch; n: n views computed once and reused in turn; 0: the plain images.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        images: Images,
+        seed: int,
+        count: int | None,
+        watch: Watch = unwatched,
+    ) -> None:
+        super().__init__(images.labels)
+        self.model, self.images, self.seed, self.count, self.watch = model, images, seed, count, watch
+        self._cache: dict[int | str, Tensor] = {}
+
+    def of_epoch(self, epoch: int) -> Tensor:
+        """Features [N, D] for epoch `epoch`, in file order; of fresh views only the last one is kept."""
+        if self.count == 0:
+            return self.plain()
+        view = epoch if self.count is None else epoch % self.count
+        if view not in self._cache:
+            if self.count is None:
+                self._cache = {name: kept for name, kept in self._cache.items() if name == "plain"}
+            batches = view_batches(self.model, self.images, self.seed, view, self.watch)
+            self._cache[view] = torch.cat(list(batches), dim=1)[0]
+        return self._cache[view]
+
+    def plain(self) -> Tensor:
+        """Features [N, D] of the images as they are, computed once."""
+        if "plain" not in self._cache:
+            self._cache["plain"] = eval_features(self.model, self.images, mirror=False, watch=self.watch)[0]
+        return self._cache["plain"]
+
+
+class DriftingFeatures(TrainFeatures):
+    """The same from a backbone in training mode, whose batch-norm statistics move with every batch."""
+
+    def batches(self, order: Tensor, batch_size: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """(features [N, D], labels [N]) batches of a fresh view, in the order given."""
+        self._cache.clear()
+        self.model.train()
+        batches = self.images.augmented(order, batch_size, self.seed, FIRST_VIEW + epoch)
+        for inputs, labels in self.watch(batches, -(-len(order) // batch_size), f"epoch {epoch + 1}"):
+            with torch.no_grad():
+                features = self.model.forward_features(inputs)
+            yield features, labels

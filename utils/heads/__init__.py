@@ -1,0 +1,1 @@
+"""Classifier heads that are trained over frozen features."""

@@ -1,0 +1,82 @@
+"""Which heads are reported, and what is reported of them: figures on test, LoMa and RSD, predictions.
+
+Shapes: N images, D feature, V views.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from utils.base.errors import UserError
+from utils.engine.scoring import score
+from utils.features.views import logit_batches
+from utils.heads.stack import HeadRun, nothing_left
+from utils.metrics.accuracy import logit_figures
+from utils.metrics.logits import LogitStatistics
+
+
+def choose(heads: list[HeadRun], select: str) -> list[HeadRun]:
+    """The heads that are reported: all where nothing selects, else of each method the setting that does best.
+
+    A setting is scored by the mean over its seeds of the best epoch; one with a failed seed is out.
+
+    Raises:
+        UserError: no head of the methods that the user named is left.
+    """
+    chosen = best_so_far(heads, select)
+    if not any(head.plan.named for head in chosen):
+        raise UserError(nothing_left([head for head in heads if head.plan.named]))
+    return chosen
+
+
+def best_so_far(heads: list[HeadRun], select: str) -> list[HeadRun]:
+    """The same of heads on their way, each with a score if it has not failed; none where all have."""
+    left = [head for head in heads if not head.failed]
+    return left if select == "last" else _best_settings(heads, left)
+
+
+def _best_settings(heads: list[HeadRun], left: list[HeadRun]) -> list[HeadRun]:
+    chosen = []
+    for name in dict.fromkeys(head.plan.method.name for head in left):
+        settings: dict[str, list[HeadRun]] = {}
+        for head in heads:
+            if head.plan.method.name == name:
+                settings.setdefault(head.plan.setting, []).append(head)
+        whole = [group for group in settings.values() if not any(head.failed for head in group)]
+        if whole:
+            chosen += max(whole, key=lambda group: sum(h.progress.best_score for h in group) / len(group))
+    return chosen
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A head that is reported: its figures on test, LoMa and RSD on the training images, its predictions."""
+
+    run: HeadRun
+    figures: dict
+    train_groups: dict
+    train_classes: dict
+    predicted: Tensor  # int64 [N]
+
+
+def outcome(run: HeadRun) -> Outcome:
+    """Score the selected epoch on test, once, and take LoMa and RSD on the plain training images."""
+    run.load_chosen()
+    frozen = run.frozen
+    test = score(logit_batches(run.head, frozen.part("test")), frozen.labels["test"], frozen.num_classes)
+    return Outcome(
+        run,
+        test.figures(frozen.class_counts, frozen.shots),
+        *logit_figures(_training_statistics(run), frozen.class_counts, frozen.shots),
+        test.predicted.cpu(),
+    )
+
+
+def _training_statistics(run: HeadRun) -> LogitStatistics:
+    train, start = run.frozen.train, 0
+    statistics = LogitStatistics(torch.bincount(train.labels, minlength=run.frozen.num_classes))
+    for logits in logit_batches(run.head, train.plain()[None]):
+        statistics.add(logits, train.labels[start : start + len(logits)])
+        start += len(logits)
+    return statistics

@@ -1,0 +1,139 @@
+"""From the user's words to the heads of a run: methods, settings, seeds, and who decides each value."""
+
+from collections import Counter
+from dataclasses import dataclass, replace
+from itertools import product
+
+from utils.base.errors import UserError
+from utils.settings.config import Config
+from utils.settings.methods import (
+    EQUAL_EPOCHS,
+    LR_FACTORS,
+    METHODS,
+    OPTIONS,
+    PATHS,
+    TRAINING,
+    Method,
+    chosen_methods,
+)
+
+
+@dataclass(frozen=True)
+class HeadPlan:
+    """One head to train: a method with every option settled. `lr` None: `path` in the options decides it."""
+
+    method: Method
+    options: dict
+    epochs: int
+    lr: float | None
+    wd: float
+    seed: int
+    named: bool = True  # False: the stage-1 classifier as the first row of a table that did not ask for it
+    digits: int = 10  # with which the setting is written
+
+    @property
+    def setting(self) -> str:
+        """Every option as name=value, in one string that tells the settings of a method apart."""
+        shown = dict(self.options)
+        if self.method.trained:
+            shown = {"finetune_lr": self.lr, "finetune_epoch": self.epochs, "finetune_wd": self.wd} | shown
+            if not self.wd:
+                del shown["finetune_wd"]
+        return " ".join(
+            f"{name}={value:.{self.digits}g}" for name, value in shown.items() if value is not None
+        )
+
+    @property
+    def name(self) -> dict:
+        """What tells the heads of a run apart."""
+        return {"method": self.method.name, "setting": self.setting, "seed": self.seed}
+
+
+def plan_heads(config: Config) -> tuple[list[HeadPlan], list[str]]:
+    """Every head that the run trains, in the order of methods, settings, seeds; and notes for the log.
+
+    Where the user names several values of an option, every combination is a setting of its own. Under
+    `--select val` an option that the user leaves open takes the method's candidates.
+
+    Raises:
+        UserError: an unknown method, or an option that none of the methods has.
+    """
+    methods = chosen_methods(config.method)
+    open_ = ("preset", "checkpoint")  # beginnings: a preset may be scaled with the batch size
+    given = [name for name in (*TRAINING, *OPTIONS) if not config.source(name).startswith(open_)]
+    notes = []
+    for option in given:
+        idle = [method.name for method in methods if not method.takes(option)]
+        if len(idle) == len(methods):
+            users = ", ".join(method.name for method in METHODS.values() if method.takes(option))
+            raise UserError(f"--{_as_given(option, config)}: no method of this run has it, it is for {users}")
+        if idle:
+            notes.append(f"{', '.join(idle)}: no use for --{_as_given(option, config)}")
+    plans = []
+    for method in methods:
+        choices = _choices(method, config, given)
+        for values in product(*choices.values()):
+            setting = dict(zip(choices, values, strict=True))
+            epochs, lr, wd = (
+                setting.pop(name, 0) for name in ("finetune_epoch", "finetune_lr", "finetune_wd")
+            )
+            # what is not trained has no use for a second seed
+            seeds = config.seeds if method.trained else config.seeds[:1]
+            plans += [HeadPlan(method, setting, epochs, lr, wd, seed) for seed in seeds]
+    alike = Counter(tuple(plan.name.values()) for plan in plans)
+    plans = [replace(p, digits=17) if alike[tuple(p.name.values())] > 1 else p for p in plans]
+    if config.bn_mode == "train" and len(plans) > 1:
+        raise UserError(
+            f"--bn_mode train lets every head move the backbone: it takes one head, not {len(plans)}"
+        )
+    stage1 = METHODS["stage1"]
+    if stage1 not in methods and config.bn_mode != "train":
+        plans.insert(0, HeadPlan(stage1, {}, 0, 0, 0, config.seed, named=False))
+    return plans, notes
+
+
+def _as_given(option: str, config: Config) -> str:
+    """The user's own word for an option."""
+    return config.source(option).removeprefix("from --") if "from --" in config.source(option) else option
+
+
+def _choices(method: Method, config: Config, given: list[str]) -> dict[str, list]:
+    """Option -> the values to try, for one method."""
+    searching = config.select == "val"
+    choices = {}
+    for name, value in method.options.items():
+        asked = _several(getattr(config, name))
+        own = asked if name in given or value is None else [value]
+        others = method.candidates.get(name, ()) if searching and name not in given else ()
+        choices[name] = [*own, *(other for other in others if other not in own)]
+    if not method.trained:
+        return choices
+    choices["finetune_epoch"], rates, choices["finetune_wd"] = _budget(method, config, given)
+    if "finetune_lr" in given:
+        return {name: values for name, values in choices.items() if name != "path"} | {"finetune_lr": rates}
+    if choices.get("path", [None]) != [None]:
+        if searching and "path" not in given:
+            choices["path"] = list(PATHS)
+        return choices | {"finetune_lr": [None]}
+    factors = LR_FACTORS if searching else (1.0,)
+    return choices | {"finetune_lr": [rate * factor for rate in rates for factor in factors]}
+
+
+def _budget(method: Method, config: Config, given: list[str]) -> tuple[list, list, list]:
+    """Epochs, learning rates, weight decays: the user's, else the equal budget's, else the source's."""
+    epochs, lr, wd = (
+        _several(getattr(config, name)) for name in ("finetune_epoch", "finetune_lr", "finetune_wd")
+    )
+    if "finetune_epoch" not in given:
+        own = epochs if method.epochs is None else [method.epochs]
+        epochs = [EQUAL_EPOCHS] if config.budget == "equal" else own
+    if "finetune_lr" not in given and method.lr is not None:
+        lr = [method.lr * config.batch_size / method.per_batch]
+    if "finetune_wd" not in given and method.wd is not None:
+        searching = config.select == "val"
+        wd = [method.wd, *(method.candidates.get("finetune_wd", ()) if searching else ())]
+    return epochs, lr, wd
+
+
+def _several(value: object) -> list:
+    return list(value) if isinstance(value, list | tuple) else [value]

@@ -1,0 +1,179 @@
+"""Make a feature pack from your own arrays: CLIP, DINOv2, any encoder.
+
+    python -m utils.features pack --train_x X.npy --train_y Y.npy --test_x X.npy --test_y Y.npy --out FILE
+
+Features are float [N, D] or, of several views, [V, N, D]; labels are integers [N] from 0.
+"""
+
+import re
+import warnings
+from argparse import Namespace
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor
+
+from utils.base.errors import UserError, say
+from utils.base.files import check_output, require_file
+from utils.packs.pack import OWN, Pack, check, narrowed, write_pack
+from utils.run.folder import check_writable
+from utils.settings.checks import OUTPUTS, PACK_NAME
+from utils.settings.parse import Parser
+
+_TYPES = {"fp16": np.float16, "fp32": np.float32}
+_ARRAYS = {
+    "train_x": "training features",
+    "train_y": "training labels",
+    "test_x": "test features",
+    "test_y": "test labels",
+    "val_x": "validation features; the encoder must not have been trained on these images",
+    "val_y": "validation labels",
+    "fc_weight": "weights [K, D] of a linear classifier to start from; default: one is fitted",
+    "fc_bias": "its biases [K]",
+}
+
+
+def main(argv: Sequence[str]) -> None:
+    """The subcommand `pack`.
+
+    Raises:
+        UserError: an argument or array that cannot be used, see also `utils.packs.check`.
+    """
+    given = _parse(argv)
+    pack = _pack_of(given)
+    if given.fc_weight is None:
+        check(pack)
+        weight, bias = _fit(pack.train[0].float(), pack.train_labels)
+        pack = replace(pack, fc_weight=weight, fc_bias=bias)
+    digest = write_pack(given.out, pack)
+    views, images, width = pack.train.shape
+    say(
+        f"pack {given.out}: {images} training ({views} view(s)), {pack.test.shape[1]} test, "
+        f"{0 if pack.val is None else pack.val.shape[1]} validation features, {width} wide, "
+        f"{len(pack.fc_bias)} classes, {given.out.stat().st_size / 2**20:.1f} MiB, sha256 {digest[:12]}"
+    )
+
+
+def _parse(argv: Sequence[str]) -> Namespace:
+    parser = Parser(
+        prog="python -m utils.features pack", description=__doc__.splitlines()[0], allow_abbrev=False
+    )
+    for name, text in _ARRAYS.items():
+        parser.add_argument(f"--{name}", type=Path, help=text, required=name.startswith(("train", "test")))
+    parser.add_argument("--name", default="my_data", help="of the data set (default %(default)s)")
+    parser.add_argument("--class_names", type=Path, help="text file, one name a line (default: numbers)")
+    parser.add_argument("--dtype", choices=_TYPES, default="fp32", help="stored type (default %(default)s)")
+    parser.add_argument("--out", type=Path, required=True, help="the pack to write")
+    given = parser.parse_args(argv)
+    for first, second in (("val_x", "val_y"), ("fc_weight", "fc_bias")):
+        if (getattr(given, first) is None) != (getattr(given, second) is None):
+            raise UserError(f"--{first} and --{second} go together: give both or neither")
+    if not re.fullmatch(PACK_NAME, given.name):  # it becomes part of folder names
+        raise UserError(f"--name {given.name!r}: take letters, digits, dot, dash and underscore")
+    check_output("out", given.out, *OUTPUTS["save_features"])
+    check_writable(given.out.parent)
+    return given
+
+
+def _pack_of(given: Namespace) -> Pack:
+    """The pack of the arrays given; its classifier is zeros where none is given."""
+    values = {"val": None, "val_labels": None}
+    for part in ("train", "test", *(("val",) if given.val_x else ())):
+        values[part] = _floats(getattr(given, f"{part}_x"), _TYPES[given.dtype], "[N, D] or [V, N, D]")
+        values[f"{part}_labels"] = _labels(getattr(given, f"{part}_y"))
+        if values[part].ndim == 2:
+            values[part] = values[part].unsqueeze(0)
+    num_class = 1 + int(max(values["train_labels"].max(), values["test_labels"].max()))
+    if num_class > len(values["train_labels"]):
+        raise UserError(
+            f"labels reach {num_class - 1}, there are {len(values['train_labels'])} training images: "
+            "labels must count from 0, and every class needs a training image"
+        )
+    if given.fc_weight:
+        values["fc_weight"] = _floats(given.fc_weight, np.float32, "[K, D]")
+        values["fc_bias"] = _floats(given.fc_bias, np.float32, "[K]")
+    else:
+        values["fc_weight"] = torch.zeros(num_class, values["train"].shape[-1])
+        values["fc_bias"] = torch.zeros(num_class)
+    return Pack(**values, facts=_facts(given, num_class, values["train"], values["train_labels"]))
+
+
+def _facts(given: Namespace, num_class: int, train: Tensor, labels: Tensor) -> dict:
+    names = [str(label) for label in range(num_class)]
+    if given.class_names:
+        require_file(given.class_names)
+        try:
+            names = given.class_names.read_text(encoding="utf-8-sig").rstrip().splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"--class_names {given.class_names} cannot be read: {error}") from error
+    return {
+        "dataset": given.name,
+        "imb_ratio": None,
+        "network": "features",
+        "preset": OWN,
+        "subset_seed": None,
+        "num_class": num_class,
+        "class_counts": torch.bincount(labels, minlength=num_class).tolist(),
+        "class_names": names,
+        "val_source": "own" if given.val_x else "none",
+        "val_fraction": None,
+        "val_clean": given.val_x is not None,  # the user's word
+        "train_views": "plain" if len(train) == 1 else "augmented",
+        "stage1_digest": None,
+        "seed": None,
+        "made_by": "python -m utils.features pack",
+    }
+
+
+def _load(path: Path, kinds: str, dimensions: tuple[int, ...], expected: str) -> np.ndarray:
+    """The mapped array of a .npy file, of a NumPy kind (f: float, i and u: integer) and dimension allowed."""
+    require_file(path)
+    try:
+        array = np.lib.format.open_memmap(path, mode="c")  # never unpickles; "c": PyTorch wants it writable
+    except Exception as error:  # a broken file can raise nearly anything
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"{path} is no .npy file of numbers ({reason}): write one with numpy.save") from error
+    if array.dtype.kind not in kinds or array.ndim not in dimensions:
+        raise UserError(f"{path} holds {array.dtype} {list(array.shape)}, expected {expected}")
+    return array
+
+
+def _floats(path: Path, dtype: type, axes: str) -> Tensor:
+    """Floats as `dtype`, with dimensions as in `axes`."""
+    dimensions = tuple(option.count(",") + 1 for option in axes.split(" or "))
+    array = _load(path, "f", dimensions, f"floats {axes}")
+    advice = "take --dtype fp32, or scale them" if dtype is np.float16 else "scale them"
+    return torch.from_numpy(narrowed(array, dtype, str(path), advice))
+
+
+def _labels(path: Path) -> Tensor:
+    """int64 [N], none of them negative, one or more."""
+    labels = torch.from_numpy(_load(path, "iu", (1,), "integers [N]").astype(np.int64))
+    if len(labels) == 0 or labels.min() < 0:
+        raise UserError(f"{path} holds {'no' if len(labels) == 0 else 'negative'} labels")
+    return labels
+
+
+def _fit(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """A logistic regression on features float32 [N, D]: weights [K, D], biases [K]. Says how well it fits."""
+    say(f"no --fc_weight: logistic regression on {len(labels)} training features,", end=" ")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fitted = LogisticRegression(C=1.0, max_iter=1000).fit(features.numpy(), labels.numpy())
+    weight, bias = (torch.from_numpy(value).float() for value in (fitted.coef_, fitted.intercept_))
+    if len(bias) == 1:  # two classes: scikit-learn gives the difference of their rows
+        weight, bias = torch.cat([-weight, weight]) / 2, torch.cat([-bias, bias]) / 2
+    right = sum(
+        int(((part @ weight.T + bias).argmax(dim=1) == truth).sum())
+        for part, truth in zip(features.split(4096), labels.split(4096), strict=True)
+    )
+    say(f"training accuracy {100 * right / len(labels):.2f}%")
+    if any(issubclass(warning.category, ConvergenceWarning) for warning in caught):
+        steps = fitted.n_iter_.max()
+        say(f"note: the fit had not converged after {steps} steps; scaled features, or --fc_weight, may help")
+    return weight, bias

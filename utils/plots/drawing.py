@@ -1,0 +1,278 @@
+"""Pictures of a stage-2 run folder, drawn from its csv files alone into RUN_FOLDER/plots/.
+
+    python -m utils.plots RUN_FOLDER [--methods los,ce,crt]
+
+Accuracies are drawn in percent.
+"""
+
+import io
+import re
+import textwrap
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure  # not pyplot: no window, no global state
+from matplotlib.lines import Line2D
+from matplotlib.text import Text
+from matplotlib.transforms import Bbox
+
+from datasets.long_tail import SHOTS, shot_groups
+from losses import logit_gap
+from utils.base.errors import say
+from utils.plots.tables import PARTS, SCORES, RunTables, read_run
+from utils.run.checkpoint import write_atomically
+from utils.run.folder import check_writable
+from utils.settings.parse import Parser
+
+DPI, SMALL, GREY = 150, 8.5, "#666666"
+MAX_PANELS = 4
+SMOOTHED_ABOVE = 30  # classes
+# Okabe-Ito colours; the dashes and markers are for readers in grey
+LINES = [
+    dict(zip(("color", "linestyle", "marker", "markersize"), (*style.split(), 4), strict=True))
+    for style in ("#000000 : s", "#D55E00 -- ^", "#0072B2 - o", "#009E73 -. D", "#CC79A7 -- v", "#E69F00 - P")
+]
+SCORE_STYLES = ((0, "-"), (2, "--"), (3, "-."), (1, ":"))
+SCORE_LINES = {
+    name: LINES[i] | {"linestyle": dashes} for name, (i, dashes) in zip(SCORES, SCORE_STYLES, strict=True)
+}
+
+
+def draw(folder: Path, methods: Sequence[str] | None = None) -> list[Path]:
+    """Write the pictures that the csv files of a run allow to `folder`/plots; returns their paths.
+
+    `methods` names those with a line over the classes; default: stage1, ce, los and the best others. Where
+    all their settings are too many lines, a method's first setting stands for it.
+
+    Raises:
+        UserError: a file is missing or unreadable, the folder cannot be written, a method is not in the run,
+            or there are too many.
+    """
+    run = read_run(Path(folder), methods)
+    check_writable(Path(folder) / "plots")
+    images = {}
+    for name, picture in PICTURES.items():
+        if figure := picture(run):
+            images[Path(folder) / "plots" / f"{name}.png"] = image = io.BytesIO()
+            figure.savefig(image, format="png")
+    for path, image in images.items():
+        write_atomically(path, lambda handle, image=image: handle.write(image.getvalue()))
+    return list(images)
+
+
+def _styles(run: RunTables) -> dict[str, dict]:
+    """Label -> the style of a head's line over the classes, the same in every picture."""
+    return dict(zip(run.lines["label"], LINES, strict=False))
+
+
+def _figure(heads: pd.DataFrame, notes: Sequence[str] = (), shape: tuple = (1, 1)) -> tuple[Figure, list]:
+    """An empty picture and its panels, with a caption that says how the figures of `heads` came about."""
+    figure = Figure((7.2, 2 + 2 * shape[0]), dpi=DPI, layout="constrained")
+    axes = list(figure.subplots(*shape, sharey=True, squeeze=False).flat)
+    for each in axes:
+        each.tick_params(labelsize=SMALL)
+        each.spines[["top", "right"]].set_visible(False)
+        each.grid(color="#e4e4e4", linewidth=0.6)
+        each.set_axisbelow(True)
+    seeds = " to ".join(f"{n:g}" for n in sorted({heads["n"].min(), heads["n"].max()}))
+    chosen = ", ".join(sorted(set(heads["selected_on"]) - {""})) or "unknown"
+    caption = textwrap.fill("  ·  ".join([f"selected on: {chosen}", f"seeds: {seeds}", *notes]), 115)
+    figure.supxlabel(caption, fontsize=SMALL - 0.5, color=GREY, x=0.01, horizontalalignment="left")
+    return figure, axes
+
+
+def _legend(figure: Figure, title: str, handles: Sequence[Artist]) -> None:
+    """The picture's title and, below it, its legend in as few rows as fit."""
+    lengths = [len(handle.get_label()) + 6 for handle in handles]
+    fitting = (n for n in range(len(handles), 1, -1) if sum(map(max, np.array_split(lengths, n))) < 100)
+    style = {"ncols": next(fitting, 1), "fontsize": SMALL, "title_fontsize": 11, "frameon": False}
+    figure.legend(handles=handles, title=title, loc="outside upper center", **style)
+
+
+def _over_classes(column: str, title: str, unit: str, run: RunTables) -> Figure | None:
+    """A figure of each class, most frequent class first, mean over seeds."""
+    classes = run.classes.drop_duplicates("class").set_index("class").sort_index()
+    counts = classes["train_images"].sort_values(ascending=False, kind="stable")
+    window = max(5, len(counts) // 10 | 1) if len(counts) > SMOOTHED_ABOVE else 1
+    values = run.classes.groupby(["class", "method", "setting"])[column].mean().unstack([1, 2])
+    values = values.loc[counts.index].rolling(window, center=True, min_periods=1).mean()
+    values = values.dropna(axis=1, how="all")
+    lines = [line for line in run.lines.itertuples() if (line.method, line.setting) in values]
+    if not lines:
+        return None
+    figure, [axes] = _figure(run.lines)
+    stride = max(1, len(counts) // 10)
+    for i, line in enumerate(lines):
+        style = _styles(run)[line.label] | {
+            "label": line.label,
+            "markevery": (i * stride // len(lines), stride),
+        }
+        axes.plot(range(1, len(counts) + 1), values[line.method, line.setting], **style)
+    _legend(figure, f"{title} of each class", axes.get_lines())
+    _mark_groups(axes, counts.to_numpy(), classes.loc[counts.index].get("group"))
+    smoothed = f", mean of {window} neighbours" if window > 1 else ""
+    axes.set(xlabel="class, by rank in training images", ylabel=unit + smoothed)
+    return figure
+
+
+def _mark_groups(axes: Axes, counts: np.ndarray, groups: pd.Series | None) -> None:
+    """Boundaries and names of the shot groups over classes in rank order; slim groups go without a name.
+
+    `groups` are those of the run; where they are not the usual ones, or slim, they go without their limits.
+    """
+    low, high = SHOTS
+    bounds = (f"> {high} images", f"{low} to {high}", f"< {low}")
+    usual = shot_groups(counts)
+    own = usual if groups is None else {name: (groups == name).to_numpy() for name in usual}
+    room = 0.22 if all((own[name] == usual[name]).all() for name in usual) else 1.0
+    start = 0.5
+    for (name, mask), bound in zip(own.items(), bounds, strict=True):
+        share, end = mask.mean(), start + mask.sum()
+        if start > 0.5 and share:
+            axes.axvline(start, color=GREY, linewidth=0.8)
+        if share > 0.06:
+            place = {"transform": axes.get_xaxis_transform(), "ha": "center", "va": "bottom"}
+            text = f"{name} ({bound})" if share > room else name
+            axes.text((start + end) / 2, 1.01, text, color=GREY, fontsize=SMALL, **place)
+        start = end
+    axes.set_xlim(0.5, start)
+
+
+def _path(run: RunTables) -> Figure | None:
+    """Accuracies against steps, mean over seeds: los solid, ce dashed, the first setting of each."""
+    dashes = {"los": "-", "ce": "--"}
+    heads = run.heads[run.heads["method"].isin(dashes)].drop_duplicates("method")
+    scored = [part for part in PARTS if run.epochs.get(f"{part}_overall", pd.Series()).count()]
+    if not scored:
+        return None
+    columns = {f"{scored[0]}_{name}": name for name in SCORES}
+    rows = run.epochs.merge(heads[["method", "setting"]]).rename(columns=columns)
+    rows = rows.reindex(columns=["method", "step", *SCORES]).dropna(subset="overall")
+    ways = {method: way.groupby("step").mean(numeric_only=True) for method, way in rows.groupby("method")}
+    if max(map(len, ways.values()), default=0) < 2:
+        return None
+    figure, [axes] = _figure(heads)
+    names = [name for name in SCORES if rows[name].count()]
+    for (method, way), name in product(ways.items(), names):
+        style = SCORE_LINES[name] | {"linestyle": dashes[method], "markevery": max(1, len(way) // 10)}
+        axes.plot(way.index, way[name], **style)
+    handles = [Line2D([], [], **SCORE_LINES[name] | {"linestyle": ""}, label=name) for name in names]
+    handles += [Line2D([], [], color=GREY, linestyle=dashes[m], label=m) for m in dashes if m in ways]
+    _legend(figure, "Accuracy along the re-training", handles)
+    axes.set(xlabel="steps", ylabel=f"{PARTS[scored[0]]} accuracy (%)")
+    return figure
+
+
+def _sweep(run: RunTables) -> Figure | None:
+    """Accuracies against the values of each swept key, a panel each."""
+    swept = list(_swept(run.heads))
+    if not swept:
+        return None
+    shown = swept[:MAX_PANELS]
+    shape = (len(shown) + 1) // 2, min(2, len(shown))
+    notes = [f"{len(shown)} of {len(swept)} sweeps"] if len(swept) > len(shown) else []
+    figure, axes = _figure(pd.concat([heads for _, _, heads in shown]), notes, shape)
+    handles = {}
+    for each, (title, key, heads) in zip(axes, shown, strict=False):
+        each.set_title(title, fontsize=10)
+        places = _value_axis(each, key, heads["value"], run.classes["class"].nunique(), 16 // shape[1])
+        for name in (name for name in SCORES if heads[name].count()):
+            style = SCORE_LINES[name] | {"label": name, "capsize": 2.5}
+            handles[name] = each.errorbar(places, heads[name], heads[f"{name}_std"], **style)
+    for each in axes[len(shown) :]:
+        each.set_axis_off()
+    figure.supylabel("test accuracy (%)", fontsize=10)
+    _legend(figure, "Accuracy against the swept settings", list(handles.values()))
+    return figure
+
+
+def _swept(heads: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
+    """Title, key and heads of each sweep: for a key, the most values that share the rest of the setting."""
+    for _, rows in heads.groupby("method", sort=False):
+        for key in dict.fromkeys(rows["label"].str.findall(r"(\S+?)=").explode().dropna()):
+            pattern = rf" {re.escape(key)}=(\S+)"
+            rest = rows["label"].str.replace(pattern, "", regex=True)
+            value = pd.to_numeric(rows["label"].str.extract(pattern)[0], errors="coerce")
+            known = rows.assign(value=value, rest=rest)[value.abs() < np.inf]
+            sizes = known.groupby("rest", sort=False)["value"].nunique()
+            if sizes.max() > 1:
+                yield sizes.idxmax(), key, known[known["rest"] == sizes.idxmax()].sort_values("value")
+
+
+def _value_axis(axes: Axes, key: str, values: pd.Series, num_classes: int, labels: int) -> Sequence[float]:
+    """Set up the axis of a swept key; returns where its values lie."""
+    axes.set_xlabel(key)
+    if key == "label_smooth":  # evenly spaced, they crowd near 1
+        texts = [f"{value:g}\n{logit_gap(value, num_classes):.2f}".replace("inf", "∞") for value in values]
+        stride = -(-len(texts) // labels)
+        axes.set_xticks(range(0, len(texts), stride), texts[::stride])
+        axes.set_xlabel("label_smooth δ (below it: logit gap g)")
+        return range(len(texts))
+    if values.min() > 0 and values.max() > 20 * values.min():
+        axes.set_xscale("log")
+    return values
+
+
+def _balance(run: RunTables) -> Figure | None:
+    """Overall accuracy against the spread of LoMa over the classes, a dot a head."""
+    heads = run.heads.dropna(subset="loma_spread")
+    if heads.empty:
+        return None
+    keys = heads.drop_duplicates("method", keep="last")["label"].str.replace(r"=\S+", "", regex=True)
+    named = "; ".join(text for text in keys if " " in text)
+    figure, [axes] = _figure(heads, [f"dots: {named}"] if named else [])
+    figure.suptitle("Balance of the logits and accuracy", fontsize=11)
+    for head in heads.itertuples():
+        style = _styles(run).get(head.label, {"color": GREY, "marker": "o"}) | {"markersize": 6}
+        axes.plot(head.loma_spread, head.overall, **style)
+    axes.margins(0.1)
+    axes.set(xlabel="LoMa: standard deviation over classes", ylabel="overall test accuracy (%)")
+    _name_dots(axes, heads["label"].str.replace(r"\S+=", "", regex=True))
+    return figure
+
+
+def _name_dots(axes: Axes, labels: Iterable[str]) -> None:
+    """Write each label at the nearest place around its dot that is free."""
+    axes.figure.draw_without_rendering()  # settles the layout
+    frame, points = axes.get_window_extent(), [dot.get_xydata()[0] for dot in axes.get_lines()]
+    taken = [Bbox([place - 8, place + 8]) for place in axes.transData.transform(points)]
+    sides = np.array([(1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1)])
+    ways = [reach * side for reach in (10, 20, 34, 52) for side in sides]
+    for point, label in zip(points, labels, strict=True):
+        line = {"arrowstyle": "-", "color": GREY, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 0}
+        style = {"fontsize": SMALL - 1, "verticalalignment": "bottom", "arrowprops": line}
+        note = axes.annotate(label, point, (0, 0), textcoords="offset pixels", in_layout=False, **style)
+        size = Text.get_window_extent(note).size
+        corners = [way + (np.sign(way) - 1) / 2 * size for way in ways]
+        boxes = [
+            Bbox([corner, corner + size]).translated(*axes.transData.transform(point)) for corner in corners
+        ]
+        costs = [b.count_overlaps(taken) + 99 * (not frame.x0 < b.x0 < b.x1 < frame.x1) for b in boxes]
+        note.set_position(corners[np.argmin(costs)])
+        taken.append(boxes[np.argmin(costs)])
+
+
+PICTURES = {
+    "accuracy": partial(_over_classes, "accuracy", "Accuracy", "test accuracy (%)"),
+    "loma": partial(_over_classes, "loma_per_sample", "Logits magnitude", "LoMa"),
+    "rsd": partial(_over_classes, "rsd_per_sample", "Regularised standard deviation", "RSD"),
+    "path": _path,
+    "sweep": _sweep,
+    "balance": _balance,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    summary = __doc__.splitlines()[0]
+    parser = Parser(prog="python -m utils.plots", description=summary, allow_abbrev=False)
+    parser.add_argument("run_folder", type=Path)
+    parser.add_argument("--methods", help="those with a line over the classes, separated by commas")
+    given = parser.parse_args(argv)
+    methods = None if given.methods is None else given.methods.replace(",", " ").split()
+    say(*draw(given.run_folder, methods))

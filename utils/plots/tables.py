@@ -1,0 +1,98 @@
+"""The csv files of a stage-2 run folder, ready to be drawn: accuracies in percent, a label for every head."""
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from utils.base.errors import UserError, printable, reason
+from utils.base.files import open_regular
+from utils.metrics.accuracy import GROUPS
+
+MAX_LINES = 6
+LARGEST = 1e12  # of a figure that can be drawn
+CONTROLS = ["stage1", "ce", "los"]
+SCORES = ["overall", *GROUPS]
+STDS = [f"{name}_std" for name in SCORES]
+PARTS = {"val": "validation", "test": "test"}
+TEXT = ["method", "setting", "selected_on"]
+TABLE = ["n", "loma_spread", *SCORES, *STDS]
+PER_CLASS = ["class", "train_images", "accuracy", "loma_per_sample", "rsd_per_sample"]
+SCORED = [f"{part}_{name}" for part in PARTS for name in SCORES]
+PERCENT = ["accuracy", *SCORES, *STDS, *SCORED]
+
+
+@dataclass(frozen=True)
+class RunTables:
+    """The tables of one run; a head is a method with one setting."""
+
+    heads: pd.DataFrame  # table.csv without the failed heads, with a column `label`
+    lines: pd.DataFrame  # the heads with a line in the pictures over classes
+    classes: pd.DataFrame
+    epochs: pd.DataFrame  # empty without metrics.csv
+
+
+def read_run(folder: Path, methods: Sequence[str] | None = None) -> RunTables:
+    """The tables of a run folder; `methods` are those with a line over the classes, None: see CONTROLS.
+
+    Raises:
+        UserError: a file is missing or unreadable, a method is not in the run, or there are too many.
+    """
+    heads = _read(folder / "table.csv", [*TEXT, *TABLE]).dropna(subset="overall")
+    classes = _read(folder / "per_class.csv", ["method", "setting", *PER_CLASS])
+    epochs = folder / "metrics.csv"
+    epochs = _read(epochs, ["method", "setting", "step"]) if epochs.exists() else pd.DataFrame()
+    # in the run's order: table.csv is sorted by accuracy on test, which must not choose a setting
+    heads = classes[["method", "setting"]].drop_duplicates().merge(heads)
+    if heads.empty:
+        raise UserError(f"{folder / 'table.csv'} has no head with figures, there is nothing to draw")
+    own = heads.groupby("method")["setting"].transform(_differences)
+    heads["label"] = (heads["method"] + " " + own).str.strip()
+    return RunTables(heads, _choose(heads, methods, folder), classes, epochs)
+
+
+def _read(path: Path, columns: list[str]) -> pd.DataFrame:
+    """A csv file that must have these columns; figures are finite or not a number, accuracies in percent."""
+    types = dict.fromkeys(TEXT, str) | dict.fromkeys([*TABLE, *PER_CLASS, "step", *SCORED], float)
+    try:
+        with open_regular(path) as handle:
+            frame = pd.read_csv(handle, dtype=types, low_memory=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {reason(error)}") from error
+    if missing := [column for column in columns if column not in frame]:
+        raise UserError(f"{path} has no column {missing[0]}: is it from a stage-2 run?")
+    frame = frame.fillna(dict.fromkeys(TEXT, ""))
+    figures = frame.select_dtypes("number")
+    frame[list(figures)] = figures.where(figures.abs() < LARGEST)
+    words = {name: frame[name].map(_as_drawn) for name in frame if name in TEXT}
+    return frame.assign(**words, **{name: 100 * frame[name] for name in frame if name in PERCENT})
+
+
+def _as_drawn(text: str) -> str:
+    """A text that a picture shows as it is: between two $ it would be a formula."""
+    return printable(text).replace("$", r"\$")
+
+
+def _differences(settings: pd.Series) -> list[str]:
+    """Settings of one method, reduced to the pairs that they do not share."""
+    words = [setting.split() for setting in settings]
+    shared = set.intersection(*map(set, words))
+    return [" ".join(word for word in setting if word not in shared) for setting in words]
+
+
+def _choose(heads: pd.DataFrame, methods: Sequence[str] | None, folder: Path) -> pd.DataFrame:
+    first = heads.drop_duplicates("method").set_index("method")
+    if methods is None:
+        others = first.drop(CONTROLS, errors="ignore").sort_values("overall", ascending=False, kind="stable")
+        methods = [*(name for name in CONTROLS if name in first.index), *others.index][: len(CONTROLS) + 2]
+    for name in methods:
+        if name not in first.index:
+            close = difflib.get_close_matches(name, first.index, n=1, cutoff=0.4)
+            hint = f", did you mean {close[0]}?" if close else "."
+            raise UserError(f"no figures of {name!r} in {folder}{hint} There are: {', '.join(first.index)}")
+    if not 0 < len(set(methods)) <= MAX_LINES:
+        raise UserError(f"1 to {MAX_LINES} methods fit into a picture, got {len(set(methods))}")
+    chosen = pd.concat([heads[heads["method"] == name] for name in dict.fromkeys(methods)])
+    return chosen if len(chosen) <= MAX_LINES else chosen.drop_duplicates("method")

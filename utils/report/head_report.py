@@ -1,0 +1,219 @@
+"""What stage 2 prints and writes about its heads: plans, epochs, tables, pictures, the published head."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import nn
+
+from datasets import LongTailedData
+from losses import logit_gap
+from models import head_from_state
+from utils.base.digest import file_digest
+from utils.heads.outcome import Outcome, best_so_far
+from utils.heads.plan import HeadPlan
+from utils.heads.stack import HeadRun
+from utils.metrics.accuracy import result_line
+from utils.packs.pack import Pack, require_unchanged
+from utils.report import summary, table
+from utils.run import checkpoint
+from utils.run.checkpoint import Checkpoint
+from utils.run.folder import Run
+from utils.run.saver import Keeper
+from utils.settings.commands import command
+from utils.settings.config import Config
+from utils.settings.methods import lead_method
+
+# heads whose state is that of an nn.Linear
+_LINEAR = ("linear", "los_step")
+_LAST = ("fc.weight", "fc.bias")
+
+
+def announce(run: Run, config: Config, plans: Sequence[HeadPlan], notes: Sequence[str]) -> None:
+    """Which heads there are, and what of the configuration has no use for them."""
+    named = [plan for plan in plans if plan.named]
+    methods = list(dict.fromkeys(plan.method.name for plan in named))
+    run.log(f"{len(named)} head(s) over one representation: {', '.join(methods)}; budget: {config.budget}")
+    if "los" in methods:
+        for delta in dict.fromkeys(p.options["label_smooth"] for p in named if p.method.name == "los"):
+            gap = logit_gap(delta, config.num_class)
+            run.log(f"label over-smoothing: δ = {delta:g}, logit gap {gap:.3g} at its optimum")
+    if config.bn_mode == "train":
+        run.log("note: --bn_mode train: batch-norm statistics drift during stage 2, as in the public code")
+    for note in notes:
+        run.log(f"note: {note}")
+
+
+def source_facts(source: Checkpoint | Pack) -> dict:
+    """What a stage-2 checkpoint says of its stage 1, and of the pack that it was trained on."""
+    if isinstance(source, Pack):
+        return {"stage1_digest": source.facts["stage1_digest"], "features_digest": source.digest}
+    facts = {"stage1_digest": source.identity, "stage1_selected_on": source.facts.get("selected_on")}
+    files = source.facts.get("train_files")
+    return facts | ({"stage1_files": files} if files else {})
+
+
+def not_begun(model: nn.Module) -> dict:
+    """The content of last.pth before there are heads: a run that ends in its features is gone on with."""
+    return {"model": model.state_dict(), "epoch": 0, "heads": []}
+
+
+def head_content(model: nn.Module, run: HeadRun, best: bool = False) -> dict:
+    """A head as a checkpoint holds it: a linear one as the network's own last layer, others beside it.
+
+    One that is affine in the features is folded into the last layer too. Of the rest the network's last layer
+    is left out, so that who loads the network alone is refused and does not get the stage-1 classifier.
+    `best`: as it was after its best epoch.
+    """
+    state = run.best_state if best else run.head.state_dict()
+    backbone = run.best_backbone if best and run.best_backbone else model.state_dict()
+    method = run.plan.method
+    if method.head in _LINEAR:
+        last = {f"fc.{name}": value for name, value in state.items()}
+        content = {"head": {"kind": "linear"}, "model": backbone | last}
+    else:
+        options = method.head_options(run.plan.options)
+        content = {"head": {"kind": method.head, "options": options}, "head_state": dict(state)}
+        head = head_from_state(method.head, state, **options)
+        last = dict(zip(_LAST, head.folded(), strict=True)) if hasattr(head, "folded") else {}
+        rest = {name: value for name, value in backbone.items() if name not in _LAST}
+        content["model"] = rest | {name: value.detach() for name, value in last.items()}
+    epoch = run.progress.best_epoch if best else run.progress.epoch
+    return content | run.plan.name | {"lr": run.lr, "epoch": epoch, "progress": run.progress.as_dict()}
+
+
+class Watcher:
+    """Tells how far the heads are; keeps metrics.csv, last.pth with all heads, best.pth with the best one."""
+
+    def __init__(
+        self,
+        keeper: Keeper,
+        heads: list[HeadRun],
+        facts: dict,
+        model: nn.Module,
+        lead: str,
+        source: Checkpoint | Pack,
+    ) -> None:
+        self.source = source
+        self.keeper, self.run, self.heads, self.facts, self.model = keeper, keeper.run, heads, facts, model
+        self.lead = next(head for head in heads if head.plan.method.name == lead)
+        self.epochs = max([1, *(head.plan.epochs for head in heads)])
+        self.started, self.told = time.monotonic(), set()
+        going_on = [head for head in heads if not head.failed and head.progress.epoch < head.plan.epochs]
+        self.first = self.epoch = min((head.progress.epoch for head in going_on), default=self.epochs)
+        self.saved, self.best_saved = False, None
+        keeper.save, keeper.where = self.save, self.where
+        by_path = [h for h in heads if h.plan.method.trained and h.plan.options.get("path") and not h.failed]
+        for name, path, lr in dict.fromkeys(
+            (h.plan.method.name, h.plan.options["path"], h.lr) for h in by_path
+        ):
+            self.run.log(f"{name}, path {path:g}: learning rate {lr:.3g}, from the features' norms")
+
+    def where(self) -> str:
+        """How far the heads are."""
+        under_way = [head for head in self.heads if head.partial.step]
+        name = under_way[0].plan.method.name if under_way else None
+        step = f"step {under_way[0].partial.step} of {name} in epoch {self.epoch + 1}" if under_way else None
+        return step or f"epoch {self.epoch}"
+
+    def save(self) -> None:
+        """Write last.pth, and best.pth where the method that is published has a new best epoch.
+
+        Raises:
+            UserError: the pack that the heads are trained on was changed meanwhile.
+        """
+        require_unchanged(self.source)
+        lead, model = self.lead, self.model
+        partial = any(head.partial.step for head in self.heads)
+        content = not_begun(model) if lead.failed else head_content(model, lead)
+        content |= {"heads": [head.state() for head in self.heads]}
+        content |= {"version": checkpoint.VERSION if partial else checkpoint.WHOLE}
+        checkpoint.save(self.run.place("last.pth"), self.facts | content)
+        self._save_best()
+        self.saved = True
+
+    def _save_best(self) -> None:
+        """Of several settings best.pth is of the one that is published if no epoch to come changes it."""
+        own = [head for head in self.heads if head.plan.method is self.lead.plan.method]
+        if any(head.progress.best_epoch is None for head in own if not head.failed):
+            return
+        for best in best_so_far(own, self.lead.select)[:1]:
+            which = best.plan.name | {"epoch": best.progress.best_epoch}
+            if which != self.best_saved:
+                content = head_content(self.model, best, best=True)
+                checkpoint.save(self.run.place("best.pth"), self.facts | content)
+                self.best_saved = which
+
+    def after_epoch(self, epoch: int) -> None:
+        """Write and tell what `epoch` epochs have brought."""
+        self.epoch, self.saved = epoch, False
+        self.run.write_rows("metrics.csv", table.head_rows(self.heads))
+        for head in self.heads:
+            if head.failed and head not in self.told:
+                self.told.add(head)
+                self.run.log(f"warning: {head.plan.method.name} ({head.plan.setting}) ended: {head.failure}")
+        seconds_left = (time.monotonic() - self.started) / max(1, epoch - self.first) * (self.epochs - epoch)
+        trained = [head for head in self.heads if head.plan.epochs >= epoch and not head.failed]
+        if len(trained) == 1:
+            self.run.log(summary.epoch_line(trained[0].progress.rows[-1], self.epochs, seconds_left))
+        elif trained:
+            self.run.log(
+                f"epoch {epoch}/{self.epochs}, {len(trained)} heads training, {summary.eta(seconds_left)}"
+            )
+        self.keeper.after_epoch(self.saved)
+
+    def end(self) -> None:
+        """The last epoch is in the files too."""
+        if not self.saved:
+            self.save()
+
+
+def publish(
+    run: Run,
+    config: Config,
+    path: Path,
+    facts: dict,
+    model: nn.Module,
+    data: LongTailedData,
+    outcomes: Sequence[Outcome],
+    heads: Sequence[HeadRun],
+) -> None:
+    """Write the tables and pictures, leave the lead head where evaluate looks, print a result line a head."""
+    _write_tables(run, config, data, outcomes, heads)
+    shown = [one for one in outcomes if one.run.plan.named]
+    lead_name = lead_method(config.method)
+    lead = next((one for one in shown if one.run.plan.method.name == lead_name), shown[0])
+    content = facts | head_content(model, lead.run) | {"epoch": lead.run.chosen_epoch}
+    where = summary.publish(run, path, content, lead.figures, config.select)
+    where |= {"method": lead.run.plan.method.name, "setting": lead.run.plan.setting, "lr": lead.run.lr}
+    where |= {name: facts[name] for name in ("stage1_digest", "train_digest")}
+    where |= {"table_digest": file_digest(run.folder / "table.csv")}
+    plans = [one.run.plan for one in shown]
+    labels = {id(one): table.label_of(one.run.plan, plans) if len(shown) > 1 else "" for one in shown}
+    for one in shown:
+        if one is not lead:
+            summary.warn_of_lost(run, one.figures, labels[id(one)])
+            run.result(result_line(one.figures, config.select, labels[id(one)]))
+    summary.finish(run, lead.figures, config.select, where, labels[id(lead)])
+
+
+def _write_tables(
+    run: Run, config: Config, data: LongTailedData, outcomes: Sequence[Outcome], heads: Sequence[HeadRun]
+) -> None:
+    facts = {"budget": config.budget, "selected_on": config.select}
+    failed = [head for head in heads if head.failed]
+    targets = outcomes[0].run.frozen.labels["test"].cpu()
+    rows = table.table_rows(outcomes, failed, targets, facts)
+    caption = table.caption(facts, outcomes, len(targets))
+    run.write_rows("table.csv", rows)
+    run.write_text("table.md", f"{table.markdown(rows)}\n\n{caption}\n")
+    run.write_rows("per_class.csv", table.per_class_rows(outcomes, data))
+    if config.select != "last":
+        run.write_rows("search.csv", table.search_rows(heads, [one.run for one in outcomes]))
+    run.log("", *table.aligned(rows), *caption.split("\n"), "")
+    if len([one for one in outcomes if one.run.plan.named]) > 1:
+        from utils.plots.drawing import draw  # here: a single head needs no matplotlib
+
+        run.log(f"table and {len(draw(run.folder))} pictures in {run.folder}")
+    else:
+        run.log(f"pictures: {command('utils.plots', run.folder)}")

@@ -1,0 +1,351 @@
+"""Going on with a run that was cut off, from its last.pth."""
+
+import os
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from datasets import LongTailedData
+from datasets.fetch import nothing_fetched_into
+from models.pretrained import load_state
+from utils.base.distributed import World
+from utils.base.errors import NoMemoryError, UserError, about, reason
+from utils.base.files import read_json, require_file
+from utils.engine.device import environment
+from utils.engine.loop import Partial, Progress, load_optimizer
+from utils.features.source import find_source
+from utils.heads.plan import HeadPlan
+from utils.heads.stack import HeadRun
+from utils.packs.pack import Pack
+from utils.run import checkpoint
+from utils.run.checkpoint import Checkpoint
+from utils.run.facts import compared
+from utils.run.folder import stage_folder
+from utils.run.lock import FolderLock
+from utils.settings.checks import check_known
+from utils.settings.commands import command, said
+from utils.settings.config import Config, resolve
+from utils.settings.parse import ARGUMENTS, STAGE1
+from utils.settings.presets import made_alike, preset_for
+
+# how a run goes on and what it runs on may change, and where its files lie; what it computes may not
+_RUNNING = (
+    *("resume", "force_resume", "overwrite", "save_every", "data_digest", "out", "ckpt_dir"),
+    *("device", "gpu", "quiet", "workers"),
+)
+FREE = (
+    *(*_RUNNING, "data_dir", "split_dir", "train_list", "val_list", "test_list"),
+    *("pretrained", "pretrained_pth", "features", "save_features"),
+)
+_UNFIXED = (*FREE, "cur_stage", "pack_dtype")
+# of these what the user said is said again: last.pth may not choose them, or is not asked for them
+_AGAIN = set(FREE) - {"resume", "force_resume", "pretrained"}
+_SAME_BITS = (
+    *("threads", "processes", "device", "torch", "numpy", "cpu_capability", "layout", "float32_convolutions"),
+    *("float32_products", "deterministic"),
+)
+_ORIGINS = ("stage1_digest", "features_digest")
+# what a state of another form raises where it is put to use
+_UNFIT = (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError)
+_ALSO = {"stage1": ("progress",), "stage2": ("given",)}
+AUTO_FOUND_NONE = "--resume auto: no unfinished run of this configuration, this is a fresh one"
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """A last.pth and the run folder it lies in; what is changed on the user's word (`forced`)."""
+
+    folder: Path
+    source: Checkpoint
+    config: dict
+    given: dict  # the words with which the run goes on: its own, and what may change
+    lock: FolderLock | None = None  # on the folder, in the process that writes there
+    forced: bool = False
+    contradictions: list[str] = field(default_factory=list)
+
+    def restore(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        scaler: torch.amp.GradScaler,
+        data: LongTailedData,
+        config: Config,
+        world: World,
+    ) -> tuple[Progress, Partial]:
+        """Stage 1: load weights, optimiser and scaler; return how far the run was, and within its epoch.
+
+        Raises:
+            UserError: the training images are not those of the run, or the file does not fit the network.
+        """
+        self.check_data(data)
+        facts = self.source.facts
+        self._check_best(model, config)
+        checkpoint.load_weights(model, self.source, config.network)
+        device = next(model.parameters()).device
+        try:
+            load_optimizer(optimizer, facts["optimizer"])
+            scaler.load_state_dict(facts.get("scaler", {}))
+            partial = Partial.of(facts["partial"], world, device) if "partial" in facts else Partial()
+        except _UNFIT as error:
+            raise self._unfit(error) from error
+        return Progress(**facts["progress"]), partial
+
+    def _check_best(self, model: nn.Module, config: Config) -> None:
+        """Raise a UserError now, not after all epochs, where the best one so far is no longer to be had."""
+        progress, path = self.source.facts["progress"], self.folder / "best.pth"
+        best, done = progress["best_epoch"], progress["epoch"]
+        if config.select == "last" or (best is None and done < config.epochs):
+            return
+        try:
+            found = checkpoint.read(path)
+            checkpoint.load_weights(model, found, config.network)
+            if found.facts.get("epoch") not in (best, done + 1):  # a run may be killed between best and last
+                raise UserError(f"{path} does not hold epoch {best}, the best so far")
+        except NoMemoryError:
+            raise
+        except UserError as error:
+            words = [*words_to_resume(config, STAGE1), "--resume", self.folder, "--force_resume"]
+            raise UserError(
+                f"{error}; --select {config.select} needs it: restore it, or take the last epoch with "
+                f"`{command(STAGE1, *words, '--select', 'last')}`"
+            ) from error
+
+    def restore_heads(self, heads: list[HeadRun], model: nn.Module) -> int:
+        """Stage 2: put every head where it was, and the statistics of a drifting backbone; returns how many.
+
+        A head that the run did not have, which the user must have forced, starts at its beginning.
+
+        Raises:
+            UserError: the file does not fit the heads.
+        """
+        stored, found = self._states(), 0
+        for head in heads:
+            state = stored.get(_key(head.plan.name))
+            if state is None:
+                continue
+            try:
+                head.restore(state)
+            except _UNFIT as error:
+                raise self._unfit(error) from error
+            found += 1
+        if heads[0].frozen.drifting and found:
+            kept = {name: value for name, value in self.source.state.items() if not name.startswith("fc.")}
+            load_state(model, model.state_dict() | kept)
+        return found
+
+    def _states(self) -> dict[tuple, dict]:
+        return {_key(state): state for state in self.source.facts["heads"]}
+
+    def check_plans(self, plans: list[HeadPlan]) -> None:
+        """Raise a UserError where stage 2 would train heads that the run did not have."""
+        stored = self._states()
+        new = [plan.name for plan in plans if _key(plan.name) not in stored]
+        if new and stored and not self.forced:
+            raise UserError(f"{self.source.path} knows no head {new[0]}: this code plans other heads")
+
+    def _unfit(self, error: Exception) -> UserError:
+        return UserError(f"{self.source.path} cannot be resumed: {reason(error)}")
+
+    def check_source(self, origins: dict) -> None:
+        """Raise a UserError where stage 2 starts from another stage 1, or other features, than it did."""
+        for name in _ORIGINS:
+            before, now = self.source.facts.get(name), origins.get(name)
+            if before != now and not self.forced:
+                raise UserError(
+                    f"{self.source.path} was trained on another stage 1 ({name} {str(before)[:12]}, now "
+                    f"{str(now)[:12]}): start a run of its own without --resume; --force_resume goes on"
+                )
+
+    def check_data(self, data: LongTailedData) -> None:
+        """Raise a UserError where the training images are not those of the run."""
+        if not self.forced and (changed := self._changed_data(data)):
+            raise UserError(
+                f"{self.source.path} was trained on other images: {changed}; --force_resume goes on"
+            )
+
+    def _changed_data(self, data: LongTailedData) -> str | None:
+        before, now = self.source.facts["class_counts"], data.class_counts
+        if before != now:
+            pairs = enumerate(zip(before, now, strict=False))
+            first = next((f"class {k} had {a}, has {b}" for k, (a, b) in pairs if a != b), None)
+            return first or f"there were {len(before)} classes, there are {len(now)}"
+        return compared(self.source.facts, data.train)[0]
+
+    def notes(self, data: LongTailedData, device: torch.device) -> list[str]:
+        """For the log: what the user forced, and what differs from the run's own machine."""
+        changed = self._changed_data(data) if self.forced else None  # else it was refused
+        forced = [*self.contradictions, *([f"other images: {changed}"] if changed else [])]
+        before, now = self.source.facts["environment"], environment(device)
+        bits = [
+            f"{name} was {before[name]}, is {now[name]}"
+            for name in _SAME_BITS
+            if before.get(name, now[name]) != now[name]
+        ]
+        looked = compared(self.source.facts, data.train)[1]
+        notes = [f"the training images were compared with those of the run {looked}"] if looked else []
+        notes += [f"forced, the results are of neither run: {one}" for one in forced]
+        return notes + [f"the last bits may differ from the unbroken run's: {one}" for one in bits]
+
+
+def read_resume(script: str, given: dict, world: World, held: ExitStack) -> Resumed | None:
+    """The run that `--resume` names (its last.pth, its folder, auto); None without one.
+
+    Its folder is locked before anything is read, so that what is read is what no other run goes on with;
+    `held` gives it back.
+
+    Raises:
+        UserError: no such file, not a last.pth of this stage, another run is writing there, an argument that
+            contradicts the run's, or a place to write to that the user has not named.
+    """
+    if "resume" not in given:
+        return None
+    path = given["resume"]
+    if str(path) == "auto":
+        path = world.agree(_newest_unfinished(script, given))
+        if path is None:
+            return None
+    path = path / "last.pth" if path.is_dir() else path
+    with about("--resume"):
+        require_file(path)
+    lock = FolderLock(path.parent) if world.main else None
+    if lock:
+        held.callback(lock.close)
+    world.wait()
+    with about("--resume"):
+        source = checkpoint.read(path)
+    stage, state = ("stage1", "optimizer") if script == STAGE1 else ("stage2", "heads")
+    if state not in source.facts or source.facts["stage"] != stage:
+        raise UserError(f"{path} is not the last.pth of a stage-{stage[-1]} run, only that can be resumed")
+    for name in ("args", "class_counts", "train_digest", "environment", *_ALSO[stage]):
+        if name not in source.facts:
+            raise UserError(f"{path} cannot be resumed: it lacks {name}")
+    for words in (source.facts["args"], source.facts.get("given", {})):
+        check_known(path, words, given)
+    args = {
+        name: value for name, value in source.facts["args"].items() if name not in ("resume", "force_resume")
+    }
+    # what its code did not know yet was as the preset has it
+    ran = preset_for(source.facts["dataset"], source.facts["network"]) | args
+    contradictions = [
+        f"--{name} {value}, the run to resume has --{name} {ran[name]}"
+        for name, value in given.items()
+        if name in ran and name not in FREE and _plain(value) not in (ran[name], *_only(ran[name]))
+    ]
+    forced = given.get("force_resume", False)
+    if contradictions and not forced:
+        raise UserError(
+            f"{'; '.join(contradictions)}: leave the argument out, or go on regardless with --force_resume"
+        )
+    known = {name: value for name, value in args.items() if not (forced and name in given)}
+    words = {name: _typed(name, value) for name, value in source.facts.get("given", {}).items()}
+    words |= {name: value for name, value in given.items() if forced or name in FREE}
+    words |= {} if "seeds" in words else {"seed": args["seed"]}
+    held.enter_context(nothing_fetched_into(_check_places(path, source.facts, given, forced)))
+    return Resumed(path.parent, source, known, words, lock, forced, contradictions)
+
+
+def _check_places(path: Path, facts: dict, given: dict, forced: bool) -> list[Path]:
+    """No file chooses where is written: the places in it count where it lies in the folder of its run.
+
+    Returns those that it chooses for reading, into which nothing may be downloaded.
+
+    Raises:
+        UserError: it lies among files of something else, or names a place that only the user may choose.
+    """
+    folder, usual = path.parent, preset_for(facts["dataset"], facts["network"])
+    wanted = {name: value for name, value in facts["args"].items() if name not in _UNFIXED}
+    wanted |= {name: facts[name] for name in ("dataset", "network")}
+    others = {name for name in os.listdir(folder) if not name.startswith(".")}
+    others -= {path.name, "best.pth", "log.txt"}
+    own = _has(folder / "config.json", wanted) if "config.json" in others else not others
+    if not (own or forced):
+        raise UserError(
+            f"{folder} is not the folder of the run in {path.name}, which would write over what lies there: "
+            "put it into a folder of its own, or go on regardless with --force_resume"
+        )
+    had = facts.get("given", facts["args"])  # stage 2 goes on with its words, stage 1 with its settings
+    had = usual | {name: value for name, value in had.items() if value is not None}
+    places = ("save_features", "ckpt_dir", "data_dir", "split_dir")
+    chosen = [name for name in places if name not in given and had.get(name) != usual.get(name)]
+    if "save_features" in chosen:
+        raise UserError(
+            f"{path} was started with --save_features {had['save_features']}: no file chooses where is "
+            "written, so name that place again, or another"
+        )
+    if "ckpt_dir" in chosen and folder.resolve().parent.parent != Path(had["out"]).resolve():
+        raise UserError(
+            f"{path} does not lie where its run wrote it: no file chooses where is written, so say by "
+            f"--ckpt_dir where the model is to be left (its run had {had['ckpt_dir']})"
+        )
+    return [Path(had[name]) for name in ("data_dir", "split_dir") if name in chosen]
+
+
+def _key(named: dict) -> tuple[str, str, int]:
+    """What tells heads apart, of a HeadPlan's name or of a stored head."""
+    return named["method"], named["setting"], named["seed"]
+
+
+def words_to_resume(config: Config, script: str) -> list[str]:
+    """What a command that goes on with this run says beside --resume: places, and what no file chooses."""
+    names = _AGAIN | ({"network"} if ":" in config.network else set())
+    return said(config, script, names)
+
+
+def own_words(given: dict) -> dict:
+    """What the user gave, as plain data: in stage 2 it decides which heads there are."""
+    return {name: _plain(value) for name, value in given.items() if name not in ("resume", "force_resume")}
+
+
+def _plain(value: object) -> object:
+    return str(value) if isinstance(value, Path) else value
+
+
+def _typed(name: str, value: object) -> object:
+    paths = {argument.name for argument in ARGUMENTS if argument.kind is Path}
+    return Path(value) if name in paths else value
+
+
+def _only(value: object) -> list:
+    """The one entry of a list of one: what the user may have given without a comma."""
+    return value if isinstance(value, list) and len(value) == 1 else []
+
+
+def _newest_unfinished(script: str, given: dict) -> Path | None:
+    """The newest run folder of the configuration that `given` resolves to, without a summary; None: none."""
+    words = {name: value for name, value in given.items() if name != "resume"}
+    source = None if script == STAGE1 else find_source(script, words, "stage1")
+    config = resolve(script, words, source.known if source else None)
+    free = _RUNNING if {"seed", "seeds"} & set(given) else (*_RUNNING, "seed", "seeds")
+    wanted = {name: value for name, value in config.as_dict().items() if name not in free}
+    folders = [folder for folder in stage_folder(config, config.cur_stage).glob("*") if folder.is_dir()]
+    for folder in sorted(folders, key=lambda folder: folder.stat().st_mtime_ns, reverse=True):
+        last = folder / "last.pth"
+        if not last.is_file() or (folder / "summary.json").exists():
+            continue
+        if _has(folder / "config.json", wanted) and (
+            source is None or _began_alike(last, words, source, free)
+        ):
+            return folder
+    return None
+
+
+def _has(note: Path, wanted: dict) -> bool:
+    """Does a config.json hold these values? One that is gone or spoilt is of another run."""
+    try:
+        return made_alike(read_json(note)["config"], wanted)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return False
+
+
+def _began_alike(last: Path, words: dict, source: Checkpoint | Pack, free: tuple[str, ...]) -> bool:
+    """Does a stage-2 run have the same stage 1 and the same words? What is named is no preset any more."""
+    origin = source.identity if isinstance(source, Checkpoint) else source.facts["stage1_digest"]
+    facts = checkpoint.read(last).facts
+    before, now = (
+        {name: value for name, value in some.items() if name not in free}
+        for some in (facts.get("given", {}), own_words(words))
+    )
+    return facts.get("stage1_digest") == origin and before == now

@@ -1,0 +1,290 @@
+"""What a run prints at its start and at its end, and the facts that its checkpoints carry."""
+
+import os
+import subprocess
+from itertools import count, product
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from datasets import LongTailedData, shot_groups
+from datasets.long_tail import SHOTS
+from datasets.types import FileSet
+from utils.base.distributed import ALONE, World
+from utils.base.errors import UserError
+from utils.base.files import write_atomically
+from utils.engine.device import environment
+from utils.engine.loop import Progress
+from utils.engine.precision import slow_bf16
+from utils.metrics.accuracy import epoch_columns, lost_images, percent, result_line
+from utils.metrics.logits import READINGS
+from utils.packs.pack import Pack
+from utils.run import checkpoint
+from utils.run.facts import compared, problems_of_facts
+from utils.run.folder import Run
+from utils.settings.checks import ON_DISK
+from utils.settings.config import Config, describe
+from utils.settings.presets import NOTES
+
+_BARS = "▁▂▃▄▅▆▇█"
+_COLUMNS = 50
+
+
+def histogram(class_counts: list[int], shots: tuple[int, int] = SHOTS) -> str:
+    """Class counts as a row of bars in label order, their range, and the sizes of the shot groups."""
+    groups = shot_groups(class_counts, shots)
+    stride = max(1, -(-len(class_counts) // _COLUMNS))
+    sampled, top = class_counts[::stride], max(class_counts)
+    bars = "".join(_BARS[min(7, 8 * count // (top + 1))] for count in sampled)
+    sizes = ", ".join(f"{name} {int(mask.sum())}" for name, mask in groups.items())
+    return f"{bars}  {max(class_counts)} down to {min(class_counts)} images a class; classes: {sizes}"
+
+
+def announce(
+    run: Run,
+    config: Config,
+    data: LongTailedData,
+    model: nn.Module,
+    device: torch.device,
+    world: World = ALONE,
+) -> None:
+    """Print and record what the run is before its first step."""
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    total = sum(p.numel() for p in model.parameters())
+    facts = environment(device) | {"commit": _commit()}
+    run.log(f"run folder {run.folder}")
+    run.log("configuration", *describe(config))
+    validation = f"{len(data.val) if data.val else 0} validation ({data.val_source})"
+    sizes = f"{len(data.train)} training, {validation}, {len(data.test)} test images"
+    run.log(f"data {data.name}: {sizes} of {data.num_classes} classes")
+    run.log("  " + histogram(data.class_counts, data.shots))
+    own = [NOTES[config.dataset]] if config.dataset in NOTES and data.views else []  # a pack has its own
+    for note in [*data.notes, *own]:
+        run.log(f"  note: {note}")
+    if slow := slow_bf16(config, device):
+        run.log(f"  note: {slow}")
+    if config.workers and not isinstance(data.train, FileSet):
+        run.log(f"  note: --workers {config.workers} has no use here, {data.name} lives on the device")
+    run.log(f"model {config.network}: {trainable:,} trainable of {total:,} parameters")
+    if "batch_size" in config:
+        run.log(f"steps an epoch: {-(-len(data.train) // config.batch_size)}")
+    where = f"device {facts['device']}, {facts['threads']} CPU threads, torch {facts['torch']}"
+    run.log(where if world.size == 1 else f"{world.size} processes, each on {where}")
+    record = {
+        "config": config.as_dict(),
+        "class_counts": data.class_counts,
+        "trainable": trainable,
+        "environment": facts,
+    }
+    run.write_json("config.json", record)
+
+
+def model_facts(config: Config, data: LongTailedData, device: torch.device) -> dict:
+    """The facts of a checkpoint: plain data that says what the weights are and how they were made.
+
+    Raises:
+        UserError: no reader would take them, as with class names beyond all measure.
+    """
+    facts = {
+        "format": checkpoint.FORMAT,
+        "version": checkpoint.WHOLE,
+        "stage": config.cur_stage,
+        "dataset": config.dataset,
+        "imb_ratio": config.imb_ratio,
+        "network": config.network,
+        "head": {"kind": "linear"},
+        "num_class": data.num_classes,
+        "subset_seed": config.subset_seed,
+        "stem": config.stem,
+        "shots": list(data.shots),
+        **{name: getattr(config, name) for name in ON_DISK},
+        "val_source": data.val_source,
+        "val_fraction": config.val_fraction if data.val_source == "heldout" else None,
+        "class_names": data.class_names,
+        "class_counts": data.class_counts,
+        "train_digest": data.train.digest(),
+        **({"train_files": data.train.contents} if data.train.contents else {}),
+        "seed": config.seed,
+        "args": config.as_dict(),
+        "environment": environment(device),
+    }
+    for problem in problems_of_facts(facts, ()):
+        raise UserError(f"{data.name}: no checkpoint can hold what it says of itself: {problem}")
+    return facts
+
+
+def save_epoch(
+    run: Run,
+    name: str,
+    facts: dict,
+    progress: Progress,
+    model: nn.Module,
+    optimizer: Optimizer,
+    scaler: torch.amp.GradScaler,
+    partial: dict | None = None,
+) -> None:
+    """Write `last.pth` or `best.pth` into the run folder; last.pth with what a resume needs.
+
+    `partial`: what is done of the epoch under way.
+    """
+    content = facts | {"epoch": progress.epoch, "progress": progress.as_dict(), "model": model.state_dict()}
+    if name == "last":
+        content |= {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}
+        content |= {"partial": partial, "version": checkpoint.VERSION} if partial else {}
+    if run.main:
+        checkpoint.save(run.place(f"{name}.pth"), content)
+
+
+def log_epoch(run: Run, progress: Progress, epochs: int, seconds_left: float) -> None:
+    """Write metrics.csv and a line an epoch."""
+    run.write_rows("metrics.csv", progress.rows)
+    run.log(epoch_line(progress.rows[-1], epochs, seconds_left))
+
+
+def epoch_line(row: dict, epochs: int, seconds_left: float) -> str:
+    """A row of metrics.csv for people: accuracies in percent, without the parts that were not scored."""
+    parts = [f"epoch {row['epoch']}/{epochs}", f"lr {row['lr']:.3g}", f"loss {row['train_loss']:.4f}"]
+    unscored = [part for part in ("val", "test") if row.get(f"{part}_overall", 0) is None]
+    hidden = ("epoch", "step", "lr", "train_loss", *epoch_columns(unscored))
+    parts += [f"{key} {percent(value)}" for key, value in row.items() if key not in hidden]
+    return ", ".join([*parts, eta(seconds_left)])
+
+
+def eta(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds), 60)
+    return f"eta {minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
+
+
+def load_chosen(run: Run, select: str, progress: Progress, model: nn.Module, network: str) -> int:
+    """Put the weights of the selected epoch into `model`; returns that epoch."""
+    if select == "last":
+        return progress.epoch
+    best = checkpoint.read(run.folder / "best.pth")
+    checkpoint.load_weights(model, best, network)
+    return best.facts["epoch"]
+
+
+def check_place(
+    path: Path, config: Config, data: LongTailedData, epochs: int, method: str | None = None
+) -> None:
+    """Ask for --overwrite before anything is trained where `publish` would put a lesser model into a place.
+
+    Lesser: trained on other images, or for fewer epochs by the same method.
+
+    Raises:
+        UserError: it would, and the user has not said so.
+    """
+    if config.overwrite or not path.is_file():
+        return
+    try:
+        old = checkpoint.read(path).facts
+    except UserError:  # of no use to anybody
+        return
+    changed = compared(old, data.train)[0] if "train_digest" in old else None
+    before = old.get("progress", {}).get("epoch", old.get("args", {}).get("epochs"))
+    longer = type(before) is int and before > epochs and old.get("method") == method
+    if changed or longer:
+        what = f"other images ({changed})" if changed else f"{before} epochs, this run has {epochs}"
+        raise UserError(
+            f"{path} holds a model of {what}: give a --ckpt_dir of its own, or --overwrite, which keeps the "
+            "older one under a number"
+        )
+
+
+def publish(run: Run, path: Path, content: dict, figures: dict, selected_on: str) -> dict:
+    """Leave the final model where the next step looks for it; returns what the summary says of it.
+
+    Another model that is in its place is kept beside it, under a number.
+    """
+    if not run.main:
+        return {}
+    scores = {name: value for name, value in figures.items() if name != "classes"}
+    run.place("summary.json")  # a run whose folder was taken from it publishes nothing
+    content = checkpoint.with_identity(content | {"metrics": scores, "selected_on": selected_on})
+    kept = _keep(path, content["identity"])
+    place = f"{path}, in place of an older one, kept as {kept}" if kept else path
+    digest = checkpoint.save(path, content)
+    run.log(f"model of epoch {content['epoch']} (selected on {selected_on}) left at {place}")
+    return {
+        "epoch": content["epoch"],
+        "checkpoint": str(path),
+        "digest": digest,
+        "identity": content["identity"],
+    }
+
+
+def _keep(path: Path, identity: str) -> Path | None:
+    """Give the model at `path` another name as well; None: there is none, or it is the very model."""
+    if not path.is_file():
+        return None
+    try:
+        if checkpoint.read(path).identity == identity:
+            return None
+    except UserError:
+        pass  # it is damaged, but the user's
+    for number in count(1):
+        kept = path.with_suffix(f".{number}.pth")
+        try:
+            os.link(path.resolve(), kept)
+        except FileExistsError:
+            if not kept.exists() or not kept.samefile(path):  # else a run was killed behind this line
+                continue
+        except OSError:  # no links on this file system
+            write_atomically(kept, lambda handle: handle.write(path.read_bytes()))
+        return kept
+
+
+def finish(run: Run, figures: dict, selected_on: str, facts: dict, label: str = "") -> None:
+    """Write summary.json, print the figures, and end with the result line."""
+    scores = {name: value for name, value in figures.items() if name != "classes"}
+    run.write_json("summary.json", {"test": scores, "selected_on": selected_on} | facts)
+    warn_of_lost(run, figures, label)
+    run.log(
+        f"test balanced accuracy {percent(figures['balanced'])}, top-5 {percent(figures['top5'])}, "
+        f"calibration error {percent(figures['calibration_error'])}"
+    )
+    for title, reading in product(("LoMa", "RSD"), READINGS):
+        groups = figures[f"{title.lower()}_{reading}"].items()
+        shares = (f"{group} {'-' if value is None else format(value, '.2f')}" for group, value in groups)
+        run.log(f"{title} ({reading}): {', '.join(shares)}")
+    if selected_on == "test":
+        run.log(
+            "note: the epoch was chosen on the test set, as in the published protocol: an optimistic figure"
+        )
+    run.result(result_line(figures, selected_on, label=label))
+
+
+def warn_of_lost(run: Run, figures: dict, label: str = "") -> None:
+    """Warn where images have no prediction."""
+    if lost := figures.get("without_prediction"):
+        run.warn(lost_images(lost, label))
+
+
+def from_where(source: checkpoint.Checkpoint | Pack) -> str:
+    """Which file was taken, for the log."""
+    if isinstance(source, Pack):
+        return f"feature pack {source.path} (sha256 {source.digest[:12]})"
+    made = source.facts
+    what = (
+        f"{made['stage']} {made['network']}, epoch {made['epoch']}"
+        if made
+        else "foreign weights without facts"
+    )
+    return "; ".join([f"checkpoint {source.path} ({what}; sha256 {source.digest[:12]})", *source.notes])
+
+
+def _commit() -> str | None:
+    """The commit of this code, None outside a git checkout."""
+    try:
+        found = subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=5,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None

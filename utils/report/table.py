@@ -1,0 +1,237 @@
+"""The heads of a run side by side: one row a method and setting, paired tests, the rows of the csv files.
+
+Accuracies are fractions in the csv files and percent in what people read.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from statistics import fmean, stdev
+
+from scipy.stats import binomtest
+from torch import Tensor
+
+from datasets import LongTailedData
+from utils.base.errors import printable
+from utils.heads.outcome import Outcome
+from utils.heads.plan import HeadPlan
+from utils.heads.stack import HeadRun
+from utils.metrics.accuracy import GROUPS, percent
+
+_SHARES = ("overall", *GROUPS, "balanced", "calibration_error")
+REFERENCES = ("ce", "los")
+# columns in which less is better
+_LOW = ("calibration_error", "loma_spread", "rsd")
+# how a table says what chose
+SELECTIONS = {
+    "last": "the last epoch of every head; nothing was selected",
+    "val": "epoch and setting of each method chosen on validation images that the backbone never saw",
+    "test": "epoch and setting chosen on the test images themselves (published protocol): optimistic",
+}
+CHOSEN_EPOCH = "epoch=7/20: the seventh of 20 epochs was chosen, of the first seed"
+
+
+def mcnemar(predicted: Tensor, other: Tensor, targets: Tensor) -> float:
+    """Two-sided p of the exact McNemar test: are the images that only one of the two gets right balanced?
+
+    Predicted classes [N] of both on the same images with `targets` [N]. Source: McNemar 1947.
+    """
+    right, other_right = predicted == targets, other == targets
+    ours, theirs = int((right & ~other_right).sum()), int((~right & other_right).sum())
+    return float(binomtest(ours, ours + theirs).pvalue) if ours + theirs else 1.0
+
+
+def label_of(plan: HeadPlan, plans: Sequence[HeadPlan]) -> str:
+    """What tells a head from the others of the run, as name=value: method, what is swept, seed."""
+    same = [other for other in plans if other.method is plan.method]
+    settings = [dict(word.split("=") for word in other.setting.split()) for other in same]
+    own = dict(word.split("=") for word in plan.setting.split())
+    words = [f"method={plan.method.name}"]
+    words += [f"{name}={value}" for name, value in own.items() if any(o.get(name) != value for o in settings)]
+    if len({other.seed for other in same}) > 1:
+        words.append(f"seed={plan.seed}")
+    return " ".join(words)
+
+
+def table_rows(
+    outcomes: Sequence[Outcome], failed: Sequence[HeadRun], targets: Tensor, facts: dict
+) -> list[dict]:
+    """A row a method and setting, means and deviations over seeds; stage 1 first, then by overall accuracy.
+
+    The tests against `ce` and `los` compare the first seeds on the same images, with targets [N]. `facts`
+    (budget, selected_on) stand in every row. Failed heads come last, with the reason.
+    """
+    groups: dict[tuple, list[Outcome]] = {}
+    for one in outcomes:
+        groups.setdefault((one.run.plan.method.name, one.run.plan.setting), []).append(one)
+    references = {name: next((g for (m, _), g in groups.items() if m == name), None) for name in REFERENCES}
+    rows = [_row(group, references, targets) | facts for group in groups.values()]
+    rows.sort(key=lambda row: (row["method"] != "stage1", -row["overall"]))
+    return rows + [
+        {"method": run.plan.method.name, "setting": run.plan.setting, "n": 0, "failed": run.failure} | facts
+        for run in failed
+    ]
+
+
+def _row(group: list[Outcome], references: dict[str, list[Outcome] | None], targets: Tensor) -> dict:
+    first, figures = group[0], [one.figures for one in group]
+    plan = first.run.plan
+    row = {"method": plan.method.name, "setting": plan.setting, "n": len(group), "epochs": plan.epochs}
+    lr = first.run.lr if plan.method.trained else None
+    row |= {"lr": lr, "chosen_epoch": first.run.chosen_epoch}
+    for name in _SHARES:
+        row |= _mean_and_std(name, [figure[name] for figure in figures])
+    for prefix, sources in (("", figures), ("train_", [one.train_groups for one in group])):
+        for reading in ("per_sample", "per_class"):
+            suffix = "" if reading == "per_sample" else "_per_class"
+            for metric in ("loma", "rsd"):
+                groups = [source[f"{metric}_{reading}"] for source in sources]
+                for part in ("all", "spread", *GROUPS):
+                    values = [values[part] for values in groups]
+                    name = f"{prefix}{metric}{suffix}" + ("" if part == "all" else f"_{part}")
+                    row[name] = None if None in values else fmean(values)
+    for name, reference in references.items():
+        if reference is not None and reference is not group:
+            row[f"minus_{name}"] = row["overall"] - fmean(one.figures["overall"] for one in reference)
+            row[f"p_{name}"] = mcnemar(first.predicted, reference[0].predicted, targets)
+    learned = sum(p.numel() for p in first.run.head.parameters()) if plan.method.trained else 0
+    return row | {"learned": learned, "seconds": fmean(one.run.seconds for one in group), "failed": None}
+
+
+def _mean_and_std(name: str, values: list[float | None]) -> dict:
+    if None in values:
+        return {name: None, f"{name}_std": None}
+    return {name: fmean(values), f"{name}_std": stdev(values) if len(values) > 1 else None}
+
+
+def per_class_rows(outcomes: Sequence[Outcome], data: LongTailedData) -> list[dict]:
+    """A row a head and class: accuracy, LoMa and RSD on test, and LoMa and RSD on the training images."""
+    rows = []
+    for one in outcomes:
+        plan = one.run.plan
+        columns = one.figures["classes"] | {f"train_{name}": v for name, v in one.train_classes.items()}
+        classes = zip(data.class_names, data.class_counts, data.groups, strict=True)
+        for k, (name, count, group) in enumerate(classes):
+            head = {"method": plan.method.name, "setting": plan.setting, "seed": plan.seed}
+            row = head | {"class": k, "name": name, "train_images": count, "group": group}
+            rows.append(row | {column: values[k] for column, values in columns.items()})
+    return rows
+
+
+def head_rows(runs: Sequence[HeadRun]) -> list[dict]:
+    """A row a head and epoch, for metrics.csv."""
+    return [
+        {"method": run.plan.method.name, "setting": run.plan.setting, "seed": run.plan.seed} | row
+        for run in runs
+        for row in run.progress.rows
+    ]
+
+
+def search_rows(runs: Sequence[HeadRun], chosen: Sequence[HeadRun]) -> list[dict]:
+    """A row a head that was up for selection: its score on the selecting images, and whether it was taken."""
+    return [
+        {
+            **{"method": run.plan.method.name, "setting": run.plan.setting, "seed": run.plan.seed},
+            **{"score": run.progress.best_score, "epoch": run.progress.best_epoch},
+            **{"chosen": run in chosen, "failed": run.failure},
+        }
+        for run in runs
+    ]
+
+
+def _percent(name: str) -> Callable[[dict], str]:
+    def cell(row: dict) -> str:
+        deviation = row.get(f"{name}_std")
+        return percent(row.get(name)) + ("" if deviation is None else f" ± {percent(deviation)}")
+
+    return cell
+
+
+def _spread(name: str) -> Callable[[dict], str]:
+    return lambda row: "-" if row.get(name) is None else f"{row[name]:.2f} ({row[f'{name}_spread'] or 0:.2f})"
+
+
+def _difference(name: str) -> Callable[[dict], str]:
+    def cell(row: dict) -> str:
+        value = row.get(f"minus_{name}")
+        return "-" if value is None else f"{100 * value:+.2f} (p {row[f'p_{name}']:.2g})"
+
+    return cell
+
+
+def _setting(row: dict) -> str:
+    short = row["setting"].replace("finetune_", "") or "-"
+    if row["selected_on"] != "last" and row.get("chosen_epoch"):
+        # a setting tells for how long a head was trained, not after which epoch it was taken
+        short = re.sub(r"\bepoch=(\d+)", rf"epoch={row['chosen_epoch']:.0f}/\1", short)
+    return f"{short} failed: {row['failed']}" if row.get("failed") else short
+
+
+# title -> the cell of a row, and the figure that says which row is best
+_COLUMNS: dict[str, tuple[Callable[[dict], str], str | None]] = {
+    "method": (lambda row: row["method"], None),
+    "n": (lambda row: str(row["n"]), None),
+    **{name: (_percent(name), name) for name in ("overall", *GROUPS, "balanced")},
+    "ECE": (_percent("calibration_error"), "calibration_error"),
+    "LoMa (spread)": (_spread("loma"), "loma_spread"),
+    "RSD (spread)": (_spread("rsd"), "rsd"),
+    "to ce": (_difference("ce"), None),
+    "to los": (_difference("los"), None),
+    "learned": (lambda row: f"{row['learned']:,}" if row["n"] else "-", None),
+    "seconds": (lambda row: f"{row['seconds']:.1f}" if row["n"] else "-", None),
+    "setting": (_setting, None),
+}
+
+
+def cells(rows: Sequence[dict]) -> list[list[str]]:
+    """The table as text, a header first; the best of each column is marked with a star."""
+    lines = [list(_COLUMNS)]
+    for row in rows:
+        lines.append([])
+        for cell, key in _COLUMNS.values():
+            values = [other[key] for other in rows if key and other.get(key) is not None]
+            best = (min if key in _LOW else max)(values, default=None) if len(values) > 1 else None
+            lines[-1].append(cell(row) + ("*" if best is not None and row.get(key) == best else ""))
+    return lines
+
+
+def markdown(rows: Sequence[dict]) -> str:
+    """The table for people who read Markdown."""
+    return markdown_lines(cells(rows))
+
+
+def markdown_lines(lines: Sequence[Sequence[str]]) -> str:
+    """Cells as a Markdown table, the first line its header."""
+    header, *lines = lines
+    lines = [header, ["---"] * len(header), *lines]
+    return "\n".join(f"| {' | '.join(map(printable, line))} |" for line in lines)
+
+
+def aligned(rows: Sequence[dict]) -> list[str]:
+    """The lines of the table for the terminal: words to the left, figures to the right."""
+    lines = cells(rows)
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    left = {0, len(widths) - 1}
+    return [
+        "  ".join(
+            cell.ljust(width) if place in left else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    ]
+
+
+def caption(facts: dict, outcomes: Sequence[Outcome], num_test: int) -> str:
+    """How to read the table: what selected, which budget, what the deviations and the tests are over."""
+    chosen = SELECTIONS[facts["selected_on"]]
+    epochs = {"source": "as in each method's source", "equal": "the same for all"}[facts["budget"]]
+    seeds = len({one.run.plan.seed for one in outcomes})
+    lines = [
+        f"Selection: {chosen}. Epochs: {epochs}. * best of its column.",
+        f"Accuracy and calibration error in percent of {num_test:,} test images; LoMa and RSD per_sample, "
+        "mean over classes (spread: their deviation); p: exact McNemar test of the first seeds, same images.",
+    ]
+    if facts["selected_on"] != "last":
+        lines.append(f"{CHOSEN_EPOCH}; search.csv has those of all seeds.")
+    if seeds > 1:
+        lines.append(f"± over {seeds} seeds of stage 2 on one representation: its own spread is left out.")
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""Grids of runs: `python -m utils.reproduce`."""

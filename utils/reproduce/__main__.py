@@ -1,0 +1,250 @@
+"""Run a declared grid of both stages, go on where it was cut off, and write RESULTS.md from the run folders.
+
+    python -m utils.reproduce --grid thin|paper|FILE [--out output] [--jobs N] [--device cuda] [--list]
+
+Below OUT/reproduce each cell of the grid has a folder of its own. What is done is skipped. A cell that fails
+is named, the others go on, and the status is 1. SIGTERM and SIGINT are passed on: the runs save, and the same
+command goes on. So they do where this process is killed.
+"""
+
+import os
+import subprocess
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+from progress.bar import Bar
+
+from utils.base.errors import UserError, complain, exit_cleanly, say
+from utils.base.files import open_regular
+from utils.base.signals import Signals, Stopped
+from utils.report.summary import eta
+from utils.reproduce.cell import CellRuns, Stage1, epochs_done, same_training_images
+from utils.reproduce.grid import read_grid
+from utils.reproduce.results import NOT_RUN, render, rows_of, write_tables
+from utils.run.checkpoint import write_atomically
+from utils.run.folder import check_writable, stage_folder
+from utils.run.lock import FolderLock
+from utils.settings.parse import STAGE1, STAGE2, Parser
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+# a stage 2 counts as so many epochs of stage 1: its passes need no gradients
+STAGE2_UNITS = 10
+POLL_SECONDS = 0.2
+# becomes the command behind the number of this process, whose end Linux then tells it by SIGTERM
+_TIED = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+os.getppid() == int(sys.argv[1]) or sys.exit(143)
+os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
+"""
+
+
+class Runner(Signals):
+    """Runs what is missing of the cells, `jobs` of them at once; a signal is passed on to what runs.
+
+    The runs hold the `lock` too: while one of them has not ended, nobody else may begin.
+    """
+
+    def __init__(self, cells: Sequence[CellRuns], jobs: int, words: Sequence[str], lock: FolderLock) -> None:
+        super().__init__()
+        self.lock = lock
+        self.cells, self.jobs, self.words = cells, jobs, [*words, "--quiet"]
+        self.children: set[subprocess.Popen] = set()
+        self.epochs: dict[str, int] = {}  # cell -> epochs that its stage 1 still has before it
+        self.watched: dict[Path, int] = {}  # folder of a stage 1 under way -> epochs when it began
+        self.failed: list[str] = []
+        self.finished, self.to_go = 0, ""
+
+    def _hear(self, number: int) -> None:
+        for child in list(self.children):
+            with suppress(OSError):
+                child.send_signal(number)
+
+    def run(self) -> None:
+        """Raises Stopped where a signal has come; the runs have then saved."""
+        units = sum(self._cost(runs) for runs in self.cells)
+        started, drawn = time.monotonic(), 0
+        bar = Bar("grid", max=max(1, units), hide_cursor=False)
+        with ThreadPoolExecutor(self.jobs) as pool:
+            cells: list[Future] = [pool.submit(self._cell, runs) for runs in self.cells]
+            while not all(cell.done() for cell in cells):
+                time.sleep(POLL_SECONDS)
+                done = self.finished + sum(self._passed(*one) for one in list(self.watched.items()))
+                left = (time.monotonic() - started) / max(1, done) * (units - done)
+                self.to_go = f"{done} of {units} epochs, {eta(left) if done else 'eta unknown'}"
+                bar.suffix = self.to_go
+                if sys.stderr is not None and sys.stderr.isatty():
+                    bar.next(max(0, done - drawn))
+                    drawn = max(drawn, done)
+        for cell in cells:
+            cell.result()
+        if self.asked:
+            complain("stopped by a signal: the runs have saved, the same command goes on")
+            raise Stopped(self.asked)
+
+    def _cost(self, runs: CellRuns) -> int:
+        """What is left to do of a cell, in epochs of stage 1."""
+        stage1 = runs.stage1(same_training_images)
+        left = 0
+        if not stage1:
+            config = runs.stage1_config()
+            left = max(0, config.epochs - epochs_done(stage_folder(config, "stage1")))
+        self.epochs[runs.cell.name] = left
+        missing = [select for select in runs.cell.selections if not (stage1 and runs.stage2(select, stage1))]
+        return left + STAGE2_UNITS * len(missing)
+
+    def _passed(self, folder: Path, before: int) -> int:
+        return max(0, epochs_done(folder) - before)
+
+    def _cell(self, runs: CellRuns) -> None:
+        """Stage 1 of a cell, then the stage 2 of each selection; what is done is skipped."""
+        try:
+            stage1 = runs.stage1(same_training_images) or self._stage1(runs)
+            for select in runs.cell.selections:
+                if stage1 is None or self.asked:
+                    return
+                if not runs.stage2(select, stage1):
+                    words = [*runs.stage2_words(select, stage1), "--resume", "auto"]
+                    self._call(runs, runs.cell.label(select), STAGE2, words)
+                    self.finished += STAGE2_UNITS
+        except (UserError, OSError) as error:
+            self._fail(runs, str(error))
+
+    def _stage1(self, runs: CellRuns) -> Stage1 | None:
+        if self.asked:
+            return None
+        known = runs.adopt()
+        folder = stage_folder(runs.stage1_config(), "stage1")
+        self.watched[folder] = epochs_done(folder)
+        done = self._call(runs, "stage1", STAGE1, [*runs.stage1_words(), "--resume", str(known or "auto")])
+        del self.watched[folder]
+        self.finished += self.epochs[runs.cell.name]
+        return runs.stage1(same_training_images) if done else None
+
+    def _call(self, runs: CellRuns, label: str, script: str, words: Sequence[str]) -> bool:
+        """One run in a process of its own, which prints to a log in the cell's folder. Is it at its end?"""
+        runs.place.mkdir(parents=True, exist_ok=True)
+        log, name = runs.place / f"{label}.log", f"{runs.cell.name} {label}"
+        environment = dict(os.environ)
+        if self.jobs > 1:
+            environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // self.jobs)))
+        complain(f"{name}: begins")
+        started = time.monotonic()
+        tied = ["-c", _TIED, str(os.getpid())] if sys.platform == "linux" else []
+        command = [sys.executable, *tied, str(ROOT / script), *words, *self.words]
+        with open_regular(log, "ab") as out:
+            options = {"stdout": out, "stderr": out, "env": environment}
+            child = subprocess.Popen(command, pass_fds=(self.lock.fileno(),), **options)
+        self.children.add(child)
+        if self.asked:  # the signal came in between
+            child.terminate()
+        status = child.wait()
+        self.children.discard(child)
+        seconds = time.monotonic() - started
+        with open_regular(runs.place / f"{label}.seconds", "ab") as out:
+            out.write(f"{seconds:.1f}\n".encode())
+        if status and not self.asked:
+            lines = log.read_text(encoding="utf-8", errors="replace").splitlines() or [""]
+            self._fail(runs, f"{label} ended with status {status}: {lines[-1]} (see {log})")
+        elif not status:
+            complain(f"{name}: done in {eta(seconds).removeprefix('eta ')}; the grid: {self.to_go}")
+        return status == 0
+
+    def _fail(self, runs: CellRuns, why: str) -> None:
+        self.failed.append(f"{runs.cell.name}: {why}")
+        complain(f"failed: {self.failed[-1]}")
+
+
+def report(cells: Sequence[CellRuns], results: Path) -> str:
+    """Write results/*.csv of the cells and RESULTS.md of all csv files there; returns a line about it.
+
+    Raises:
+        UserError: there is no run at all (released results in a clone are not to be lost), a run folder is
+            not what a run leaves, protocols would mix, or a file cannot be written.
+    """
+    rows = []
+    for runs in cells:
+        stage1 = runs.stage1(lambda model, config: True)
+        for select in runs.cell.selections:
+            rows += rows_of(runs, select, stage1, runs.stage2(select, stage1) if stage1 else None)
+    if all(row["status"] == NOT_RUN for row in rows):
+        raise UserError(
+            f"no run of this grid is here: {results / 'results'} and RESULTS.md are left as they are"
+        )
+    written = write_tables(rows, results / "results")
+    text = render(sorted((results / "results").glob("*.csv"))).encode()
+    write_atomically(results / "RESULTS.md", lambda handle: handle.write(text))
+    missing = sum(row["status"] == NOT_RUN for row in rows)
+    return (
+        f"{results / 'RESULTS.md'} and {len(written)} table(s): {len(rows)} rows, {missing} of them {NOT_RUN}"
+    )
+
+
+def survey(cells: Sequence[CellRuns]) -> list[str]:
+    """A line a run: is it done, and of a stage 1 where it comes from."""
+    lines = []
+    for runs in cells:
+        stage1 = runs.stage1(lambda model, config: True)
+        lines.append(f"{runs.cell.name} stage1: {f'done, {stage1.source}' if stage1 else NOT_RUN}")
+        for select in runs.cell.selections:
+            done = stage1 and runs.stage2(select, stage1)
+            lines.append(f"{runs.cell.name} {runs.cell.label(select)}: {'done' if done else NOT_RUN}")
+    return lines
+
+
+def _parser() -> Parser:
+    parser = Parser("python -m utils.reproduce", description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("--grid", required=True, help="thin, paper, or a TOML file (see utils/grid.py)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("output"), help="the run folders lie in OUT/reproduce"
+    )
+    parser.add_argument(
+        "--results", type=Path, default=Path("."), help="where RESULTS.md and results/ are left"
+    )
+    parser.add_argument("--data_dir", type=Path, help="folder with the data files, where it is not data")
+    parser.add_argument("--jobs", type=int, default=1, help="cells at once; on one GPU they share it")
+    parser.add_argument("--device", default="auto", help="for all runs: auto, cpu, cuda, cuda:N or mps")
+    parser.add_argument("--list", action="store_true", help="print what is done and what is not, and end")
+    parser.add_argument(
+        "--report_only", action="store_true", help="write the results of what is there, and end"
+    )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    asked = _parser().parse_args(argv)
+    if asked.jobs < 1:
+        raise UserError(f"--jobs must be 1 or more, got {asked.jobs}")
+    cells = [CellRuns(cell, asked.out) for cell in read_grid(asked.grid, asked.data_dir)]
+    if asked.list:
+        say(*survey(cells))
+        return
+    check_writable(asked.results / "results")
+    failed = [] if asked.report_only else _run(cells, asked)
+    for line in failed:
+        complain(f"failed: {line}")
+    say(report(cells, asked.results))
+    if failed:
+        sys.exit(1)
+
+
+def _run(cells: Sequence[CellRuns], asked: Namespace) -> list[str]:
+    """Run what is missing; returns a line a failure."""
+    place = asked.out / "reproduce"
+    check_writable(place)
+    place.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as held:
+        lock = FolderLock(place, "or take another --out; --list tells what is done")
+        held.callback(lock.release)
+        runner = held.enter_context(Runner(cells, asked.jobs, ["--device", asked.device], lock))
+        runner.run()
+    return runner.failed
+
+
+if __name__ == "__main__":
+    exit_cleanly(main)

@@ -1,0 +1,396 @@
+"""Checkpoints: one safe file of weights and plain data, written atomically, with its digest inside.
+
+Readers never unpickle code. Foreign files (bare or nested state dicts, safetensors, prefixes of wrappers,
+another name for the last layer) are read as weights without facts.
+"""
+
+import os
+import re
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from models import NETWORKS, THIN_NETWORKS, build_model, check_network, head_from_state, network_label
+from models.pretrained import (
+    differences,
+    first_not_finite,
+    first_of_other_kind,
+    load_state,
+    with_own_names,
+    without_bias,
+)
+from utils.base.digest import changes, content_digest, same_bits
+from utils.base.errors import NoMemoryError, UserError
+from utils.base.files import open_regular, require_file, write_atomically
+from utils.base.safe_load import load_plain
+from utils.run.facts import PACK_FORMAT, problems
+from utils.settings.checks import FIXED_BY_CHECKPOINT, INHERITED
+from utils.settings.commands import command, option, said
+from utils.settings.config import Config
+from utils.settings.table import ARGUMENTS
+
+FORMAT = "label-over-smoothing checkpoint"
+# 2: saved within an epoch, which a reader of version 1 would take for its end
+WHOLE, VERSION = 1, 2
+# what a command that makes a checkpoint says always; groups of arguments, and others, where they are given
+_BASIC = ("dataset", "imb_ratio", "network")
+_SHARED = ("data", "images on disk", "model")
+_ALSO_SHARED = ("features", "ckpt_dir", "out", "device", "gpu")
+RELEASED = Path(__file__).resolve().parent.parent.parent / "checkpoints" / "released"
+_STATE_KEYS = ("state_dict", "model", "model_state_dict", "model_state", "net", "weights", "state_dict_best")
+# backbone and classifier apart: in the public code of Decoupling (Kang et al. 2020), and in that of MiSLAS
+_PARTS = (
+    *(("feat_model", "classifier"), ("state_dict_model", "state_dict_classifier")),
+    *((name, "classifier") for name in ("backbone", "encoder", "model")),
+)
+_SCALES = "state_dict_lws_model"  # of MiSLAS: a factor on each logit
+_LEGACY = b"l\xfc\x9cF\xf9 j\xa8P\x19."  # how the first pickle of torch's format of before 2020 ends
+# what is often taken for a file of weights: how it begins, what the line says
+_OTHERS = (
+    (rb"version https://git-lfs", "is a Git-LFS pointer in place of the file: fetch that by `git lfs pull`"),
+    (rb"\s*<(!doctype|html|\?xml)", "is a web page, not a file of weights: download the file itself"),
+    (rb"\x1f\x8b", "is compressed by gzip: unpack it, and name the file of weights that comes out"),
+    (rb".{257}ustar", "is a tar archive: unpack it, and name the file of weights inside"),
+    (
+        rb"\x89HDF",
+        "is an HDF5 file, not one of PyTorch: save the weights by torch.save(model.state_dict(), ...)",
+    ),
+    (
+        rb"\x80[\x02-\x05](?!.{0,20}" + re.escape(_LEGACY) + rb")",
+        "is a plain pickle, and may run code: not "
+        "read; save the weights by torch.save(model.state_dict(), ...)",
+    ),
+)
+_IDENTITY = ("model", "head", "head_state", "train_digest", "seed", *FIXED_BY_CHECKPOINT, *INHERITED)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A file that was read: where from, its digest, the weights, and its facts (empty for a foreign file).
+
+    `notes` say for the log what of a foreign file was taken, and what was assumed.
+    """
+
+    path: Path
+    digest: str
+    state: dict[str, Tensor]
+    facts: dict
+    notes: list[str] = field(default_factory=list)
+
+    @cached_property
+    def identity(self) -> str:
+        """What later steps know a model by: of a published one its weights, data and recipe, else the digest.
+
+        That covers the words of the run too, and so is another where a finished run is resumed once more.
+        """
+        return _identity(self.facts | {"model": self.state}) if "identity" in self.facts else self.digest
+
+    @property
+    def known(self) -> dict:
+        """What a later step must not contradict, or takes over."""
+        return {name: self.facts[name] for name in FIXED_BY_CHECKPOINT + INHERITED if name in self.facts}
+
+
+def save(path: Path, content: dict) -> str:
+    """Write `content` (tensors and plain data) with its digest, atomically. Returns the digest.
+
+    The new file is read back, every bit, before it takes the place of an older one.
+
+    Raises:
+        UserError: it cannot be written, or does not read back as it was; an older file is then untouched.
+    """
+    versions, digest = changes(content), content_digest(content)
+
+    def check(written: Path) -> None:
+        try:
+            found = load_plain(written, mapped=True)
+            same = same_bits(content | {"digest": digest}, found) and changes(content) == versions
+        except NoMemoryError:
+            raise
+        except UserError:
+            same = False
+        if not same:
+            raise UserError(f"{path} does not read back as it was written: look after the disk")
+
+    write_atomically(path, lambda handle: torch.save(content | {"digest": digest}, handle), check)
+    return digest
+
+
+def with_identity(content: dict) -> dict:
+    """The content of a file that later steps start from, with what tells the model from others."""
+    return content | {"identity": _identity(content)}
+
+
+def _identity(content: dict) -> str:
+    return content_digest({name: content[name] for name in _IDENTITY if name in content})
+
+
+def read(path: Path) -> Checkpoint:
+    """Read a checkpoint of ours or a foreign file of weights.
+
+    Raises:
+        UserError: missing, truncated or altered, holds Python objects, declares too much, holds no weights.
+    """
+    content = _load_safetensors(path)
+    content = load_plain(path) if content is None else content
+    if isinstance(content, dict) and content.get("format") == FORMAT:
+        return _own(path, content)
+    state, notes = _foreign_state(content)
+    if state is None:
+        raise UserError(f"{path} {notes[0]}")
+    if not state:
+        names = ", ".join(map(repr, list(content)[:5])) if isinstance(content, dict) else "no names"
+        raise UserError(
+            f"{path} holds no weights by name: expected a checkpoint of this project or a state_dict, found "
+            f"a {type(content).__name__} with {names:.200}"
+        )
+    return Checkpoint(path, content_digest(state), state, {}, notes)
+
+
+def _load_safetensors(path: Path) -> dict[str, Tensor] | None:
+    """The weights of a safetensors file; None: it is another file.
+
+    Raises:
+        UserError: no readable file, or one of those that are often taken for weights: says what it is.
+    """
+    require_file(path)
+    try:
+        with open_regular(path) as handle:
+            head = handle.read(1 << 16)
+            for begins, says in _OTHERS:
+                if re.match(begins, head, re.DOTALL | re.IGNORECASE):
+                    raise UserError(f"{path} {says}")
+            if head[8:9] != b"{":
+                return None
+            if PACK_FORMAT.encode() in head:
+                raise UserError(f"{path} is a feature pack: stage 2 and evaluate take it by --features")
+            return safetensors.torch.load(head + handle.read())
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    except SafetensorError as error:
+        raise UserError(f"{path} is damaged or no file of weights: {error}") from error
+
+
+def _own(path: Path, content: dict) -> Checkpoint:
+    version = content.get("version")
+    if type(version) is int and version > VERSION:
+        raise UserError(f"{path} has format version {version}, this code reads up to {VERSION}: update it")
+    if type(version) is not int or version < 1:
+        raise UserError(
+            f"{path} is damaged: there is no format version {version!r:.40}; restore or remake it"
+        )
+    stored = content.pop("digest", None)
+    try:
+        found = content_digest(content)
+    except TypeError as error:
+        raise UserError(f"{path} is damaged: {error}; restore or remake it") from error
+    if found != stored:
+        raise UserError(
+            f"{path} is damaged: its content does not match the digest inside; restore or remake it"
+        )
+    for problem in problems(content):
+        raise UserError(f"{path} was not written by this project's code: {problem}")
+    return Checkpoint(path, stored, content.pop("model"), content)
+
+
+def _foreign_state(content: object) -> tuple[dict[str, Tensor] | None, list[str]]:
+    """The weights in a foreign file, and notes on which they are where there are several.
+
+    Empty where there are none; None where they alone do not give the logits, and the note says why.
+    """
+    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
+        return {}, []
+    inside = {name: _foreign_state(value) for name, value in content.items() if isinstance(value, dict)}
+    inside = {name: found for name, found in inside.items() if found[0] or found[0] is None}
+    for backbone, last in _PARTS:
+        if not (backbone in inside and last in inside):
+            continue
+        if _SCALES in inside:
+            return None, [
+                f"holds a factor on each logit ({_SCALES}), which no linear classifier has: save it with "
+                "weight and bias of the classifier times their factors"
+            ]
+        layer = {name if "." in name else f"fc.{name}": v for name, v in (inside[last][0] or {}).items()}
+        return (inside[backbone][0] or {}) | layer, []
+    weights = {name: value for name, value in content.items() if isinstance(value, Tensor)}
+    own = any(value.ndim for value in weights.values())
+    chosen = next((name for name in _STATE_KEYS if name in inside), None)
+    chosen = chosen or next(iter(inside if not own else []), None)
+    if chosen is None:
+        return weights if own else {}, []
+    others = ", ".join(repr(name) for name in inside if name != chosen)
+    state, notes = inside[chosen]
+    return state, notes + ([f"its weights are those under {chosen!r}, left out: {others}"] if others else [])
+
+
+def load_weights(model: nn.Module, checkpoint: Checkpoint, network: str) -> None:
+    """Load strictly into `model`, a `network`; a last layer of another name is renamed to `fc`.
+
+    A file whose head is not linear has none, or one that `load_head` replaces: the head's size stands for it.
+
+    Raises:
+        UserError: names or shapes differ, or a weight is not finite: says which and what to do.
+    """
+    weight = checkpoint.facts.get("head_state", {}).get("weight")
+    absent = {}
+    if weight is not None and weight.ndim == 2:
+        absent = {"fc.weight": weight, "fc.bias": weight.new_zeros(len(weight))}
+    own, state = model.state_dict(), with_own_names(model, absent | checkpoint.state)
+    if not checkpoint.facts and without_bias(state, own):
+        state["fc.bias"] = torch.zeros_like(own["fc.bias"])
+        checkpoint.notes.append("its classifier has no bias, zeros are taken")
+    wanted = {name: tuple(value.shape) for name, value in own.items()}
+    found = {name: tuple(value.shape) for name, value in state.items()}
+    if wanted != found:
+        raise UserError(_explain_mismatch(checkpoint, network, wanted, found))
+    if other := first_of_other_kind(own, state):
+        raise UserError(f"{checkpoint.path}: {other}")
+    if broken := first_not_finite(state):
+        raise UserError(f"{checkpoint.path}: {broken} holds values that are not finite; the run had diverged")
+    load_state(model, state)
+
+
+def load_head(model: nn.Module, checkpoint: Checkpoint) -> None:
+    """Put a head that is not linear, if the file holds one, in the place of `model.fc`.
+
+    Raises:
+        UserError: the head's kind or weights are not what this code knows.
+    """
+    head = checkpoint.facts.get("head", {"kind": "linear"})
+    if head["kind"] == "linear":
+        return
+    state = checkpoint.facts.get("head_state", {})
+    try:
+        model.fc = head_from_state(head["kind"], state, **head["options"]).to(model.fc.weight)
+    except (ValueError, TypeError) as error:  # an option of the wrong type
+        raise UserError(f"{checkpoint.path}: {error}") from error
+    if not all(value.isfinite().all() for value in state.values()):
+        raise UserError(f"{checkpoint.path}: its {head['kind']} head holds values that are not finite")
+
+
+def _explain_mismatch(checkpoint: Checkpoint, network: str, wanted: dict, found: dict) -> str:
+    path, (theirs, ours) = checkpoint.path, (shapes.get("fc.weight", ()) for shapes in (found, wanted))
+    if _backbone(wanted) == _backbone(found):
+        if len(theirs) == 2 and theirs[1] == ours[1] and theirs[0] != ours[0]:
+            return (
+                f"{path} is a {network} with {theirs[0]} classes, {ours[0]} are needed: "
+                "is it a checkpoint of another data set?"
+            )
+        if theirs == ours[::-1] and "fc.bias" not in found:
+            return (
+                f"{path} is a {network} with a cosine classifier [{theirs[0]} features, {theirs[1]} "
+                "classes], whose logits no linear layer gives: --pretrained starts stage 1 from its backbone"
+            )
+        return f"{path} has the backbone of a {network}, not its classifier: {differences(wanted, found)}"
+    fitting = _fitting_network(checkpoint.state)
+    advice = f"its weights fit --network {fitting}" if fitting else "no ResNet here has such weights"
+    return f"{path} is not a {network}: {differences(wanted, found)}; {advice}"
+
+
+def _backbone(shapes: dict[str, tuple]) -> dict[str, tuple]:
+    return {name: shape for name, shape in shapes.items() if not name.startswith("fc.")}
+
+
+def _fitting_network(state: dict[str, Tensor]) -> str | None:
+    """The ResNet here whose backbone has these names and shapes, as arguments; None: none has."""
+    first = next((value for name, value in state.items() if f".{name}".endswith(".conv1.weight")), None)
+    if first is None or first.ndim != 4:
+        return None
+    stem = "imagenet" if first.shape[-1] == 7 else "small"
+    for name in NETWORKS:
+        model = _skeleton(name, first.shape[1], stem)
+        shapes = [
+            _backbone({key: tuple(value.shape) for key, value in some.items()})
+            for some in (model.state_dict(), with_own_names(model, state))
+        ]
+        if shapes[0] == shapes[1]:
+            return name if name in THIN_NETWORKS else f"{name} --stem {stem}"
+    return None
+
+
+@cache
+def _skeleton(name: str, in_channels: int, stem: str) -> nn.Module:
+    """A network without numbers: names and shapes alone."""
+    with torch.device("meta"):
+        return build_model(name, 1, in_channels, stem)
+
+
+def published_path(
+    root: Path | str,
+    data_name: str,
+    imb_ratio: float | None,
+    network: str,
+    stage: str,
+    source: Path | str | None = None,
+) -> Path:
+    """Where a stage leaves its final model for the next; without a ratio, without a folder of it.
+
+    Raises:
+        UserError: a folder is in its place, or `source`, the file that the stage starts from.
+    """
+    folder = Path(root) / data_name
+    folder = folder if imb_ratio is None else folder / f"IR={imb_ratio:g}"
+    path = folder / f"{network_label(network)}_{stage}.pth"
+    if path.is_dir():
+        raise UserError(f"{path} is a folder, a checkpoint has its place there: move it away")
+    if source is not None and path.exists() and os.path.exists(source) and path.samefile(source):
+        raise UserError(f"{source} lies where this run leaves its own model: give another --ckpt_dir")
+    return path
+
+
+def find_published(config: Config, network: str, stage: str) -> Path:
+    """The user's own file for the data of `config`, else the released one.
+
+    Raises:
+        UserError: neither exists; names the place, the command that makes it, and a file of another network.
+    """
+    places = [
+        published_path(folder, config.place_name, config.imb_ratio, network, stage)
+        for folder in (config.ckpt_dir, RELEASED)
+    ]
+    for place in places:
+        if place.is_file():
+            return place
+    others = sorted(
+        {
+            _network_of(p, p.name.removesuffix(f"_{stage}.pth"))
+            for place in places
+            for p in place.parent.glob(f"*_{stage}.pth")
+            if not p.name.endswith(f"features_{stage}.pth")
+        }
+    )
+    hint = f"; there is one for --network {' or '.join(others)}" if others else ""
+    raise UserError(
+        f"no {stage} checkpoint at {places[0]}: make it with `{_making(config, f'main_{stage}.py')}`, or "
+        f"name one with --pretrained_pth{hint}"
+    )
+
+
+def _making(config: Config, script: str) -> str:
+    """The command that makes the checkpoint which a run of `config` lacks: of the same data, in its place."""
+    basic = {} if config.features else {name: getattr(config, name) for name in _BASIC}
+    words = [word for name, value in basic.items() if value is not None for word in option(name, value)]
+    names = {argument.name for argument in ARGUMENTS if argument.group in _SHARED} | set(_ALSO_SHARED)
+    return command(script, *words, *said(config, script, names - basic.keys()))
+
+
+def _network_of(path: Path, label: str) -> str:
+    """The network of a published file, which may be module:function; `label` where the file does not say."""
+    try:
+        name = read(path).facts.get("network", label)
+        check_network(name)
+    except (UserError, ValueError):
+        return label
+    return name
+
+
+def require_stage(checkpoint: Checkpoint, stage: str) -> None:
+    """Refuse a file of ours that is of another stage."""
+    made = checkpoint.facts.get("stage", stage)
+    if made != stage:
+        raise UserError(f"{checkpoint.path} is a {made} checkpoint, --cur_stage {stage} needs one of {stage}")

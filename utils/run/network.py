@@ -1,0 +1,153 @@
+"""The network of a run: built, started from a file of weights, and tried on an empty image."""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from datasets import FILE_DATASETS, LongTailedData
+from datasets.types import CHANNELS, FileSet, FileViews, ViewSpec, evenly
+from models import build_model, load_pretrained
+from models.own import untouched
+from utils.base.errors import UserError, about, is_out_of_memory, reason
+from utils.run import checkpoint
+from utils.run.checkpoint import Checkpoint, read
+from utils.settings.config import Config
+from utils.settings.data import file_views
+
+
+def build_network(config: Config, num_classes: int, in_channels: int = 3) -> nn.Module:
+    """The network of a configuration, at its initialisation; a classifier without bias gets one, of zeros.
+
+    Raises:
+        UserError: there is no such network, or it cannot be built.
+    """
+    try:
+        model = build_model(config.network, num_classes, in_channels, config.stem)
+    except ValueError as error:
+        raise UserError(f"--network: {error}") from error
+    if model.fc.bias is None:  # the heads of stage 2 have one
+        model.fc.bias = nn.Parameter(torch.zeros(num_classes))
+    return model
+
+
+def start_pretrained(model: nn.Module, config: Config, data: LongTailedData) -> str:
+    """Put the weights of --pretrained into all of `model` but its classifier; returns a line for the log.
+
+    Raises:
+        UserError: the file is broken, of another network, or was trained on images of this test set.
+    """
+    with about("--pretrained"):
+        source = read(Path(config.pretrained))
+    check_apart(source, data)
+    try:
+        load_pretrained(model, source.state, config.network)
+    except ValueError as error:
+        raise UserError(f"--pretrained {source.path}: {error}") from error
+    note_channels(source, data.views)
+    line = f"started from {source.path} (sha256 {source.digest[:12]}), the classifier afresh"
+    return "; ".join([line, *source.notes])
+
+
+def check_apart(source: Checkpoint, data: LongTailedData) -> None:
+    """Raise a UserError where the model of `source` was trained on images of this test set.
+
+    Images are told by their paths below --data_dir, unless those whose bytes were noted in training all have
+    others now. Under other names a tenth must be met by their bytes, without those that are training images
+    here too: many data sets hold some image twice.
+    """
+    facts, test, met = source.facts, data.test, (0, "")
+    trained_on = [facts[name] for name in ("train_files", "stage1_files") if name in facts]
+    if not trained_on and facts.get("train_digest") == test.digest():
+        met = (len(test), "")
+    for files in trained_on if isinstance(test, FileSet) else ():
+        names, noted = files["names"], files["bytes"]
+        sampled = torch.isin(test.names, names[evenly(len(noted), len(names))]).nonzero().flatten()
+        named = int(torch.isin(test.names, names).sum())
+        now = test.bytes_of(test.sampled)
+        alike = torch.isin(now, noted)
+        if alike.any():
+            alike &= ~torch.isin(now, data.train.bytes_of(data.train.sampled))
+        if named and (not len(sampled) or torch.isin(test.bytes_of(sampled), noted).any()):
+            met = max(met, (named, ""))
+        elif (count := int(alike.sum())) * len(names) * 10 > len(now) * len(noted):
+            met = max(met, (count, " or more, by their bytes,"))
+    if met[0]:
+        raise UserError(
+            f"{source.path} was trained on {met[0]:,}{met[1]} of the {len(test):,} test images of "
+            f"{data.name}, figures on them tell nothing: name a model of this split by --pretrained_pth, or "
+            "train one with main_stage1.py"
+        )
+
+
+def note_channels(source: Checkpoint, views: ViewSpec | FileViews) -> None:
+    """Weights without facts do not say on what images they were trained: note what is taken for granted."""
+    if not source.facts:
+        mean, std = (" ".join(f"{value:g}" for value in values) for values in (views.mean, views.std))
+        other = "; --normalise names another" if len(views.mean) == 3 else ""
+        source.notes.append(f"assumed: trained on channels of mean {mean} and deviation {std}{other}")
+
+
+def try_network(model: nn.Module, config: Config, data: LongTailedData, rows: int | None = None) -> None:
+    """Run `model` on an empty image of the size of `data`, and where it trains on batches of `rows` at least.
+
+    Nothing of it is left: neither batch-norm statistics nor random state.
+
+    Raises:
+        UserError: the network cannot take these images, or so few at a time.
+    """
+    files = isinstance(data.views, FileViews)
+    size = data.views.size if files else data.train.images.shape[-1]
+    try_forward(model, config, data.in_channels, size, "another --image_size or " * files, rows)
+
+
+def try_forward(
+    model: nn.Module, config: Config, channels: int, size: int, resize: str = "", rows: int | None = None
+) -> None:
+    """`try_network` for images [`channels`, `size`, `size`]; `resize` goes before the advice.
+
+    Raises:
+        UserError: as `try_network`.
+    """
+    evaluated = f"takes no images of {size} x {size} pixels (%s): take {resize}another --network"
+    trained = (
+        "cannot train on one image at a time (%s), as it would have to here: take another --batch_size, or a "
+        "smaller --accum"
+    )
+    tries = [(1, False, evaluated)]
+    if rows is not None:
+        tries.append((rows, True, trained if rows == 1 else evaluated))
+    for number, training, told in tries:
+        images = torch.zeros(number, channels, size, size, device=next(model.parameters()).device)
+        try:
+            with untouched(model, training):
+                model(images)
+        except (RuntimeError, ValueError, AssertionError) as error:
+            if is_out_of_memory(error):
+                raise
+            raise UserError(f"--network {config.network} {told % reason(error)}") from error
+
+
+def network_for_files(config: Config, source: Checkpoint) -> tuple[nn.Module, FileViews, list[str]]:
+    """The network of a checkpoint for image files of no data set: it, their views, the class names.
+
+    Raises:
+        UserError: the checkpoint does not say how many classes it has, or is not made for colour images.
+    """
+    if config.dataset == "digits_lt":
+        raise UserError("--predict reads colour images, digits_lt has grey ones of 8 x 8 pixels")
+    if config.num_class is None:
+        raise UserError(f"how many classes {source.path} has is not known: say --num_class")
+    tensors = [*source.state.values(), *source.facts.get("head_state", {}).values()]
+    if config.num_class > max(len(value) for value in tensors if value.ndim):
+        raise UserError(f"{source.path} has no layer with {config.num_class} outputs, one a class")
+    names = source.facts.get("class_names") or [str(k) for k in range(config.num_class)]
+    if config.dataset in FILE_DATASETS:
+        views = file_views(config)
+    else:  # CIFAR: what is not 32 x 32 is resized
+        mean, std = CHANNELS[config.normalise or "cifar"]
+        views = FileViews(mean, std, size=32, resize=32, augment="pad_crop", mirror_test=True)
+    model = build_network(config, config.num_class)
+    checkpoint.load_weights(model, source, config.network)
+    note_channels(source, views)
+    return model, views, names

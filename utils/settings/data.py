@@ -1,0 +1,78 @@
+"""The data of a run as its arguments say: which set, how its images are looked at, which parts score."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+import torch
+
+from datasets import FILE_DATASETS, LongTailedData, build_data
+from datasets.images.open import Images, open_images
+from datasets.types import CHANNELS, FileViews
+from utils.base.errors import UserError, raise_problem
+from utils.settings.checks import LISTS
+from utils.settings.config import Config
+
+
+def load_data(config: Config, report: Callable[[str], None] = raise_problem) -> LongTailedData:
+    """The data set of a resolved configuration; no validation images where the script has no use for them.
+
+    Raises:
+        UserError: see `datasets.build_data`; validation images must exist where they select or are asked for.
+    """
+    options = {"subset_seed": config.subset_seed, "val_source": "none"}
+    if "val_source" in config:
+        asked = config.source("val_source") == "given" and config.val_source != "none"
+        options["val_source"] = config.val_source
+        options["val_fraction"] = config.val_fraction
+        options["val_required"] = asked or ("select" in config and config.select == "val")
+    if config.dataset in FILE_DATASETS:
+        options |= {name: getattr(config, name) for name in ("split_dir", *LISTS, "allow_partial")}
+        options |= {"views": file_views(config) if "augment" in config else None, "report": report}
+    if "shots" in config:
+        options["shots"] = tuple(config.shots)
+    data = build_data(config.dataset, config.data_dir, config.imb_ratio, **options)
+    if "data_digest" in config and config.data_digest == "full":
+        parts = {name: getattr(data, name) for name in ("train", "val", "test")}
+        data = replace(data, **{name: part and replace(part, full=True) for name, part in parts.items()})
+    if config.num_class not in (None, data.num_classes):
+        raise UserError(f"--num_class {config.num_class}, but {data.name} has {data.num_classes} classes")
+    if config.dataset.startswith("cifar") and "normalise" in config and config.normalise:
+        mean, std = CHANNELS[config.normalise]
+        data = replace(data, views=replace(data.views, mean=mean, std=std))
+    return data
+
+
+def file_views(config: Config) -> FileViews:
+    """How image files are looked at, as the arguments say; at test the usual margin of 256 to 224 pixels."""
+    mean, std = CHANNELS[config.normalise]
+    return FileViews(
+        mean,
+        std,
+        size=config.image_size,
+        resize=round(config.image_size * 256 / 224),
+        augment=config.augment,
+        padding=config.image_size // 8 if config.augment == "pad_crop" else 0,
+        jitter=config.jitter,
+        mirror=not config.no_flip,
+        mirror_test=config.tta,
+    )
+
+
+def mirror_at_test(data: LongTailedData, config: Config) -> bool:
+    """Are logits averaged over the image and its mirror image?"""
+    return data.views.mirror_test and not config.no_tta
+
+
+def open_parts(data: LongTailedData, device: torch.device, workers: int = 0) -> dict[str, Images]:
+    """The parts that exist, by name: train, val, test."""
+    parts = {"train": data.train, "val": data.val, "test": data.test}
+    return {
+        name: open_images(part, data.views, device, workers)
+        for name, part in parts.items()
+        if part is not None
+    }
+
+
+def scored_parts(parts: Iterable[str], select: str) -> list[str]:
+    """Of the parts that exist, those scored after every epoch: validation, and test only where it selects."""
+    return [name for name in parts if name == "val" or (name == "test" and select == "test")]

@@ -1,0 +1,170 @@
+"""The table of stage-2 methods: what each learns, from which start, on which sampler, with which settings.
+
+A method is one entry here: a head of `models`, a loss of `losses`, and its source's hyper-parameters.
+"""
+
+import difflib
+import inspect
+from dataclasses import dataclass, field
+
+from losses import LOSSES
+from models import HEADS
+from utils.base.errors import UserError
+
+# candidates of --select val where the user names none: learning rates around the method's own
+LR_FACTORS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+TAUS = tuple(round(0.1 * step, 1) for step in range(21))
+PATHS = (0.25, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0)
+RHOS = (0.6, 0.9, 1.2)
+EQUAL_EPOCHS = 20
+TRAINING = ("finetune_lr", "finetune_epoch", "finetune_wd")
+# options by which the user sets a method, beside those of the training itself
+OPTIONS = (
+    *("label_smooth", "path", "tau", "rho", "beta", "gamma", "max_margin", "scale"),
+    *("alpha", "lam", "eps_head", "eps_tail", "max_norm"),
+)
+
+
+@dataclass(frozen=True)
+class Method:
+    """`epochs` 0: nothing is trained; None: the preset's. `lr` None: the preset's; else at batch `per_batch`.
+
+    `options` are those that a user may set, with the source's values (None: the run's own). `candidates` are
+    tried under --select val beside the run's own value. `fixed` are options of the head that make the method
+    what it is.
+    """
+
+    name: str
+    what: str
+    source: str
+    learns: str = "classifier"
+    start: str = "stage 1"
+    head: str = "linear"
+    loss: str | None = None
+    sampler: str = "natural"
+    epochs: int | None = 0
+    lr: float | None = None
+    per_batch: int = 64
+    wd: float | None = None
+    options: dict = field(default_factory=dict)
+    candidates: dict = field(default_factory=dict)
+    fixed: dict = field(default_factory=dict)
+
+    @property
+    def trained(self) -> bool:
+        return self.epochs != 0
+
+    def takes(self, option: str) -> bool:
+        return option in self.options or (self.trained and option in TRAINING)
+
+    def head_options(self, options: dict) -> dict:
+        known = inspect.signature(HEADS[self.head]).parameters
+        return self.fixed | {name: value for name, value in options.items() if name in known}
+
+    def loss_options(self, options: dict) -> dict:
+        known = inspect.signature(LOSSES[self.loss]).parameters
+        return {name: value for name, value in options.items() if name in known}
+
+
+_KANG = "Kang et al. 2020"
+_LIKE_KANG = {"sampler": "balanced", "lr": 0.2, "per_batch": 512}  # cosine, as everywhere here
+# where a source trains whole networks, epochs and lr are ours; lr chosen on validation (ResNet-32, ratio 100)
+
+# fmt: off
+_TABLE = (
+    Method("stage1", "the stage-1 classifier, unchanged", "-", learns="nothing"),
+    Method("ce", "cross-entropy: the control for more epochs", "LOS with δ = 0",
+           loss="ce", epochs=None, options={"path": None}),
+    Method("los", "label over-smoothing", "Sun et al. 2025; published for ResNet-34",
+           loss="los", epochs=None, options={"label_smooth": None, "path": None},
+           candidates={"label_smooth": (0.5, 0.9)}),
+    Method("los_step", "one full-batch step of LOS in closed form", "ours, from LOS to first order",
+           learns="nothing", head="los_step", options={"path": 5.0}, candidates={"path": PATHS}),
+    Method("crt", "classifier re-training", f"{_KANG}; all published",
+           start="fresh", fixed={"fresh": True}, loss="ce", epochs=10, **_LIKE_KANG),
+    Method("lws", "learnable weight scaling", f"{_KANG}; all published",
+           learns="K scales", head="lws", loss="ce", epochs=5, **_LIKE_KANG),
+    Method("tau_norm", "rows divided by their norm to the τ, no bias", _KANG,
+           learns="nothing", head="tau_norm", options={"tau": 1.0}, candidates={"tau": TAUS}),
+    Method("ncm", "nearest class mean, cosine", _KANG, learns="nothing", start="features", head="ncm"),
+    Method("cb", "class-balanced weights", "Cui et al. 2019; epochs, lr ours",
+           loss="cb", epochs=20, lr=0.003, options={"beta": 0.9999}),
+    Method("focal", "focal loss", "Lin et al. 2017; epochs, lr ours",
+           loss="focal", epochs=20, lr=0.01, options={"gamma": 1.0}, candidates={"gamma": (0.5, 1.0, 2.0)}),
+    Method("ldam", "margins by frequency, cosine classifier", "Cao et al. 2019; epochs, lr ours",
+           head="ldam", loss="ldam", epochs=20, lr=1e-5, options={"max_margin": 0.5, "scale": 30.0}),
+    Method("bsce", "Balanced Softmax", "Ren et al. 2020; epochs, lr ours",
+           loss="bsce", epochs=20, lr=0.01, options={"tau": 1.0}),
+    Method("la", "logit adjustment after training", "Menon et al. 2021",
+           learns="nothing", head="la", options={"tau": 1.0}, candidates={"tau": TAUS}),
+    Method("lade", "label distribution disentangling", "Hong et al. 2021; epochs, lr ours",
+           loss="lade", epochs=20, lr=0.003, options={"alpha": 0.1, "lam": 0.01}),
+    Method("disalign", "confidence-aware alignment", "Zhang et al. 2021; epochs published, lr ours",
+           learns="K scales, K shifts, confidence", head="disalign", loss="power", epochs=10, lr=0.01,
+           options={"rho": 1.2}, candidates={"rho": RHOS}),
+    Method("marc", "margin calibration", "Wang et al. 2022; lr published (batch taken as 64), epochs ours",
+           learns="K scales, K shifts", head="marc", loss="power", epochs=10, lr=0.05,
+           options={"rho": 1.2}, candidates={"rho": RHOS}),
+    Method("wb", "weight balancing: decay, MaxNorm", "Alshammari et al. 2022; published (second-hand)",
+           loss="wb", epochs=10, lr=0.01, wd=0.1, options={"beta": 0.9999, "max_norm": 0.1},
+           candidates={"finetune_wd": (0.001, 0.01)}),
+    Method("label_aware", "smoothing by frequency, MiSLAS",
+           "Zhong et al. 2021; ε of ratio 100 and epochs published, lr ours",
+           learns="classifier, K scales", head="lws", fixed={"whole": True}, loss="label_aware",
+           sampler="balanced", epochs=10, lr=0.003, options={"eps_head": 0.4, "eps_tail": 0.1}),
+    Method("etf", "fixed equiangular prototypes", "Yang et al. 2022; epochs, lr ours",
+           learns="D x K map", start="fresh", head="etf", loss="ce", epochs=20, lr=0.01,
+           options={"scale": 30.0}),
+)
+# fmt: on
+METHODS = {method.name: method for method in _TABLE}
+
+
+def chosen_methods(text: str) -> list[Method]:
+    """The methods that `--method` names; `all` puts the control rows first.
+
+    Raises:
+        UserError: an unknown name; suggests the nearest.
+    """
+    names = list(METHODS) if text == "all" else _names(text)
+    for name in names:
+        if name in ("all", "list"):
+            raise UserError(f"--method {name} stands alone, without other names")
+        if name not in METHODS:
+            near = difflib.get_close_matches(name.lower(), METHODS, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(METHODS)}, all, list"
+            raise UserError(f"--method has no {name!r}, {hint}")
+    return [METHODS[name] for name in names]
+
+
+def lead_method(text: str) -> str:
+    """The method whose head is published: the first named, `los` under `all`."""
+    return "los" if text == "all" else _names(text)[0]
+
+
+def _names(text: str) -> list[str]:
+    return list(dict.fromkeys(name.strip() for name in text.split(",")))
+
+
+def listing() -> str:
+    """The table of `--method list`."""
+    header = ("method", "what it is", "learns", "start", "sampler", "loss", "epochs", "lr @ batch", "options")
+    rows = [header, *(_cells(method) for method in METHODS.values())]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    sources = [f"  {method.name:<{widths[0]}}  {method.source}" for method in METHODS.values()]
+    return "\n".join([*(line.rstrip() for line in lines), "", "sources", *sources])
+
+
+def _cells(method: Method) -> tuple[str, ...]:
+    options = " ".join(
+        f"{name}={'preset' if value is None else value}" for name, value in method.options.items()
+    )
+    budget = ("-", "-")
+    if method.trained:
+        lr = "preset" if method.lr is None else f"{method.lr:g} @ {method.per_batch}"
+        budget = ("preset" if method.epochs is None else str(method.epochs), lr)
+    sampler = method.sampler if method.trained else "-"
+    wd = f" finetune_wd={method.wd:g}" if method.wd else ""
+    head = (method.name, method.what, method.learns, method.start, sampler, method.loss or "-")
+    return (*head, *budget, (options + wd).strip() or "-")

@@ -1,0 +1,121 @@
+"""Reading a command line: what the user gave, by name, and nothing else."""
+
+import argparse
+import difflib
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from utils.base.errors import UserError, say
+from utils.settings.commands import command
+from utils.settings.methods import METHODS
+from utils.settings.table import ALL, ARGUMENTS, CHECK, EVALUATE, STAGE1, STAGE2
+
+__all__ = ["ALL", "ARGUMENTS", "CHECK", "EVALUATE", "STAGE1", "STAGE2", "Parser", "parse"]
+
+
+_OF_STAGE_2 = {"epochs": "finetune_epoch", "lr": "finetune_lr", "wd": "finetune_wd"}
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose complaint is a UserError, whose help nobody need read to its end, and ~ the user's home.
+
+    A shell expands the home itself in `--out ~/x`, but not in `--out=~/x`.
+    """
+
+    def __init__(self, *args: object, **options: object) -> None:
+        super().__init__(*args, **options)
+        self.register("type", Path, _expanded)
+
+    def _print_message(self, message: str, file: object = None) -> None:
+        say(*message.splitlines())
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see `{_help(self.prog)}`)")
+
+
+def _help(program: str) -> str:
+    return command(*program.removeprefix("python -m ").split(), "--help")
+
+
+def _expanded(text: str) -> Path:
+    path = os.path.expanduser(text)
+    if path == text and text.startswith("~"):
+        raise ValueError(f"there is no user of {text}")
+    return Path(path)
+
+
+def _several(kind: type) -> Callable[[str], object]:
+    """A value, or where there are commas, the list of values."""
+
+    def convert(text: str) -> object:
+        values = [kind(word) for word in text.split(",")]
+        return values if len(values) > 1 else values[0]
+
+    convert.__name__ = kind.__name__
+    return convert
+
+
+def parse(script: str, description: str, argv: Sequence[str] | None = None) -> dict:
+    """What the user gave, by name; an argument that was not given is absent.
+
+    Raises:
+        UserError: an unknown argument, one of another script, or a value of the wrong type.
+    """
+    parser = Parser(
+        prog=script,
+        description=description,
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+        epilog="Defaults depend on the data set and network and are printed at the start of a run.",
+    )
+    groups = {}
+    for argument in ARGUMENTS:
+        if script not in argument.scripts:
+            continue
+        group = groups.setdefault(argument.group, parser.add_argument_group(argument.group))
+        options = {"help": argument.help.replace("%", "%%")}
+        if argument.kind is bool:
+            options["action"] = "store_true"
+        else:
+            options |= {
+                "type": _several(argument.kind) if argument.sweep else argument.kind,
+                "choices": argument.choices,
+                "metavar": argument.kind.__name__.upper() + (",..." if argument.sweep else ""),
+            }
+        if argument.choices:
+            del options["metavar"]
+        group.add_argument(f"--{argument.name}", **options)
+    given, unknown = parser.parse_known_args(_joined(sys.argv[1:] if argv is None else argv))
+    if unknown:
+        raise UserError(_explain_unknown(script, unknown[0]))
+    return vars(given)
+
+
+def _joined(argv: Sequence[str]) -> list[str]:
+    """An option and the negative number behind it as one word: argparse takes -1e-4 for an option."""
+    words: list[str] = []
+    for word in argv:
+        if re.match(r"-(\d|\.\d|inf|nan)", word) and words and re.fullmatch(r"--\w+", words[-1]):
+            words[-1] += f"={word}"
+        else:
+            words.append(word)
+    return words
+
+
+def _explain_unknown(script: str, word: str) -> str:
+    name = word.removeprefix("--").partition("=")[0]
+    elsewhere = [argument for argument in ARGUMENTS if argument.name == name]
+    if word.startswith("--") and elsewhere:
+        there, own = " and ".join(elsewhere[0].scripts), _OF_STAGE_2.get(name)
+        hint = f": its own is --{own}" if own and script == STAGE2 else ""
+        return f"--{name} is an argument of {there}, {script} has no use for it{hint}"
+    here = [argument.name for argument in ARGUMENTS if script in argument.scripts]
+    close = difflib.get_close_matches(name.lower(), here, n=1)
+    if not close and script == STAGE2:  # --losss: the loss is a method's
+        close = [f"method {method}" for method in difflib.get_close_matches(name.lower(), METHODS, n=1)]
+    hint = f", did you mean --{close[0]}?" if close else f" (see `{_help(script)}`)"
+    return f"unknown argument {word}{hint}"
