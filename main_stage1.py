@@ -16,7 +16,6 @@ import torch
 
 from losses import build_loss
 from models import THIN_NETWORKS
-from utils import metrics
 from utils.base import distributed
 from utils.base.errors import exit_cleanly
 from utils.base.seeding import epoch_order
@@ -27,6 +26,7 @@ from utils.engine.mixup import Mixup
 from utils.engine.precision import loss_scaler, speed_up
 from utils.engine.step import TrainStep
 from utils.engine.steps import Steps
+from utils.metrics.accuracy import epoch_columns, epoch_figures
 from utils.report import summary
 from utils.report.resume import AUTO_FOUND_NONE, read_resume, words_to_resume
 from utils.run import checkpoint
@@ -148,7 +148,7 @@ def train(argv: Sequence[str] | None, held: ExitStack) -> None:
 
     def evaluate() -> dict:
         classes = {name: scoring.predict_classes(model, images[name], mirror, world) for name in scored}
-        return metrics.epoch_figures(classes, labels, data.class_counts, data.shots)
+        return epoch_figures(classes, labels, data.class_counts, data.shots)
 
     def save(name: str, partial: dict | None = None) -> None:
         summary.save_epoch(run, name, facts, progress, model, optimizer, scaler, partial)
@@ -168,7 +168,7 @@ def train(argv: Sequence[str] | None, held: ExitStack) -> None:
         save=save,
         log=tell,
         eval_every=config.eval_every,
-        columns=metrics.epoch_columns(scored),
+        columns=epoch_columns(scored),
     )
 
     # ---- report
