@@ -21,10 +21,9 @@ from utils.base.signals import Signals
 from utils.engine.device import pick_device
 from utils.features.frozen import make_pack
 from utils.features.source import backbone_note, find_source, images_note, load_frozen, packed_name, represent
-from utils.heads.crew import Crew
 from utils.heads.outcome import choose, outcome
 from utils.heads.plan import plan_heads
-from utils.heads.stack import start_heads, train_heads
+from utils.heads.stack import all_epochs, start_heads, train_epoch
 from utils.packs.pack import Pack, require_unchanged, write_pack
 from utils.report import head_report, summary
 from utils.report.resume import AUTO_FOUND_NONE, own_words, read_resume, words_to_resume
@@ -116,9 +115,11 @@ def retrain(argv: Sequence[str] | None, held: ExitStack) -> None:
 
     # ---- loop
     watcher = head_report.Watcher(keeper, heads, kept, model, lead, source)
-    # saves within an epoch need all heads here
-    crew = Crew(1 if config.save_every else torch.get_num_threads(), lambda: signals.asked)
-    train_heads(heads, frozen, scored, watcher.after_epoch, keeper.after_step, crew)
+    # saves within an epoch need all heads in one place
+    workers = 1 if config.save_every else torch.get_num_threads()
+    for epoch in all_epochs(heads):
+        if train_epoch(heads, epoch, scored, keeper.after_step, workers, lambda: signals.asked):
+            watcher.after_epoch(epoch + 1)
     watcher.end()
 
     # ---- report

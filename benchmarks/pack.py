@@ -23,8 +23,9 @@ from losses import build_loss
 from utils.base.seeding import epoch_order
 from utils.engine.loop import cosine_lr
 from utils.features.frozen import pack_representation
+from utils.heads.head import HeadRun
 from utils.heads.plan import plan_heads
-from utils.heads.stack import HeadRun, start_heads
+from utils.heads.stack import start_heads
 from utils.packs.pack import Pack, read_pack
 from utils.run.checkpoint import RELEASED
 from utils.settings.config import Config, resolve

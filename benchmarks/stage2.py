@@ -31,8 +31,9 @@ from utils.engine.loop import cosine_lr
 from utils.engine.scoring import EVAL_BATCH
 from utils.features.frozen import Representation, StoredViews
 from utils.features.views import FIRST_VIEW, FeatureViews, TrainFeatures, eval_features, head_logits
+from utils.heads.head import HeadRun
 from utils.heads.plan import plan_heads
-from utils.heads.stack import HeadRun, threads_for
+from utils.heads.stack import threads_for
 from utils.settings.config import Config, resolve
 from utils.settings.parse import STAGE2
 

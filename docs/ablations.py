@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from utils.heads.crew import Crew
 
 from docs import ablation_pictures, ablation_tables
 from docs.ablation_statements import statement_rows
@@ -27,10 +28,10 @@ from utils.engine.scoring import score
 from utils.features.frozen import Representation, pack_data, pack_representation
 from utils.features.source import backbone_note
 from utils.features.views import logit_batches
-from utils.heads.crew import Crew
+from utils.heads.head import HeadRun
 from utils.heads.outcome import outcome
 from utils.heads.plan import plan_heads
-from utils.heads.stack import HeadRun, start_heads, train_heads
+from utils.heads.stack import start_heads, train_heads
 from utils.metrics.accuracy import GROUPS, READINGS, Scores
 from utils.packs.pack import read_pack
 from utils.report.table import mcnemar, table_rows

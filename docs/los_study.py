@@ -21,8 +21,8 @@ from utils.base.errors import UserError, exit_cleanly
 from utils.engine.loop import cosine_lr
 from utils.features.frozen import Representation, pack_representation
 from utils.features.views import logit_batches
+from utils.heads.head import HeadRun
 from utils.heads.plan import HeadPlan
-from utils.heads.stack import HeadRun
 from utils.metrics.accuracy import GROUPS, Scores, logits_magnitude, shot_accuracy
 from utils.packs.pack import read_pack
 from utils.run.checkpoint import RELEASED

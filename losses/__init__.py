@@ -73,7 +73,8 @@ def build_loss(name: str, class_counts: Sequence[int] | None = None, **options: 
     """
     if name not in LOSSES:
         raise ValueError(f"unknown loss {name!r}, known: {', '.join(LOSSES)}")
-    parameters = dict(inspect.signature(LOSSES[name]).parameters)
+    found = inspect.signature(LOSSES[name]).parameters.values()
+    parameters = {one.name: one for one in found if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)}
     counted = parameters.pop("class_counts", None) is not None
     if counted and class_counts is None:
         raise ValueError(f"loss {name!r} needs class_counts, the number of training images of each class")

@@ -16,19 +16,21 @@ class FocalLoss(nn.Module):
         ValueError: γ is negative.
     """
 
+    stacks = True
+
     def __init__(self, gamma: float = 1.0) -> None:
         super().__init__()
         self.gamma = check_not_negative("gamma", gamma)
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """logits [N, K], targets int64 [N] -> mean loss over the batch, a scalar."""
-        true = targets[:, None]
-        others = logits.scatter(1, true, float("-inf")).logsumexp(1)
-        margin = logits.gather(1, true).squeeze(1) - others
+        """logits [..., N, K], targets int64 [..., N] -> mean loss over the batch, [...]."""
+        true = targets.unsqueeze(-1)
+        others = logits.scatter(-1, true, float("-inf")).logsumexp(-1)
+        margin = logits.gather(-1, true).squeeze(-1) - others
         # p = sigmoid(margin). Staying in logs keeps 1 - p from rounding to 0, where for γ < 1 the power has
         # an infinite slope and the gradient would be NaN.
         log_p, log_not_p = F.logsigmoid(margin), F.logsigmoid(-margin)
-        return -((self.gamma * log_not_p).exp() * log_p).mean()
+        return -((self.gamma * log_not_p).exp() * log_p).mean(-1)
 
     def extra_repr(self) -> str:
         return f"gamma={self.gamma:g}"

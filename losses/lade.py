@@ -25,6 +25,8 @@ class LADE(nn.Module):
         ValueError: a class has no image, or α or λ is negative.
     """
 
+    stacks = True
+
     def __init__(self, class_counts: Sequence[int] | Tensor, alpha: float = 0.1, lam: float = 0.01) -> None:
         super().__init__()
         self.alpha = check_not_negative("alpha", alpha)
@@ -33,14 +35,15 @@ class LADE(nn.Module):
         self.register_buffer("log_prior", prior.to(torch.get_default_dtype()), persistent=False)
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """logits [N, K], targets int64 [N] -> mean loss over the batch, a scalar."""
-        size, num_classes = logits.shape
+        """logits [..., N, K], targets int64 [..., N] -> mean loss over the batch, [...]."""
+        size, num_classes = logits.shape[-2:]
         onehot = F.one_hot(targets, num_classes)
-        own = (onehot * logits).sum(0) / onehot.sum(0).clamp(min=1)  # z̄ [K]
+        own = (onehot * logits).sum(-2) / onehot.sum(-2).clamp(min=1)  # z̄ [K]
         shifted = logits - self.log_prior - math.log(num_classes)
-        level = shifted.logsumexp(0) - math.log(size)  # m [K]
-        bound = (self.log_prior.exp() * (level - own + self.lam * level.square())).sum()
-        return F.cross_entropy(logits + self.log_prior, targets) + self.alpha * bound
+        level = shifted.logsumexp(-2) - math.log(size)  # m [K]
+        bound = (self.log_prior.exp() * (level - own + self.lam * level.square())).sum(-1)
+        log_p = (logits + self.log_prior).log_softmax(-1)
+        return -log_p.gather(-1, targets.unsqueeze(-1)).mean((-2, -1)) + self.alpha * bound
 
     def extra_repr(self) -> str:
         return f"alpha={self.alpha:g}, lam={self.lam:g}"

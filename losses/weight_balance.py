@@ -24,22 +24,24 @@ class WeightBalancing(nn.Module):
         ValueError: a class has no image, or β is not in [0, 1).
     """
 
+    stacks = True
+
     def __init__(self, class_counts: Sequence[int] | Tensor, beta: float = 0.9999) -> None:
         super().__init__()
         weights = effective_number_weights(class_counts, beta)
         self.register_buffer("weights", weights.to(torch.get_default_dtype()), persistent=False)
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """logits [N, K], targets int64 [N] -> weighted loss averaged over N x K, a scalar."""
-        log_p = logits.log_softmax(1)
+        """logits [..., N, K], targets int64 [..., N] -> weighted loss averaged over N x K, [...]."""
+        log_p = logits.log_softmax(-1)
         # Only the largest probability can be above 1/2 and so round to 1: its log(1 - p) is summed from the
         # others' probabilities. Below 1/2, log1p is exact.
-        top = log_p.argmax(1, keepdim=True)
-        others = log_p.scatter(1, top, float("-inf"))
-        log_not_p = torch.log1p(-others.exp()).scatter(1, top, others.logsumexp(1, keepdim=True))
-        true = F.one_hot(targets, logits.shape[1]).bool()
-        each = torch.where(true, log_p, log_not_p).mean(1)
-        return -(self.weights[targets] * each).mean()
+        top = log_p.argmax(-1, keepdim=True)
+        others = log_p.scatter(-1, top, float("-inf"))
+        log_not_p = torch.log1p(-others.exp()).scatter(-1, top, others.logsumexp(-1, keepdim=True))
+        true = F.one_hot(targets, logits.shape[-1]).bool()
+        each = torch.where(true, log_p, log_not_p).mean(-1)
+        return -(self.weights[targets] * each).mean(-1)
 
 
 @torch.no_grad()

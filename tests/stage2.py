@@ -10,8 +10,9 @@ from tests.helpers import TrainedDigits
 from utils.features.frozen import Representation
 from utils.features.source import find_source, load_frozen, represent
 from utils.features.views import unwatched
+from utils.heads.head import HeadRun
 from utils.heads.plan import HeadPlan, plan_heads
-from utils.heads.stack import HeadRun, start_heads, train_heads
+from utils.heads.stack import all_epochs, start_heads, train_epoch
 from utils.run import checkpoint
 from utils.settings.config import Config, resolve
 from utils.settings.data import scored_parts
@@ -47,7 +48,8 @@ def trained(config: Config, frozen: Representation, plans: Sequence[HeadPlan] | 
     scored = scored_parts(frozen.labels, config.select)
     plans = plan_heads(config)[0] if plans is None else list(plans)
     heads = start_heads(plans, frozen, scored, config)
-    train_heads(heads, frozen, scored, lambda epoch: None)
+    for epoch in all_epochs(heads):
+        train_epoch(heads, epoch, scored)
     return heads
 
 

@@ -17,9 +17,10 @@ from tests.helpers import (
 from tests.stage2 import frozen_features, read_table, result_lines, same_state, settle, trained
 from utils.engine.loop import cosine_lr
 from utils.features.frozen import Representation
+from utils.heads.head import HeadRun
 from utils.heads.outcome import outcome
 from utils.heads.plan import plan_heads
-from utils.heads.stack import HeadRun, balanced_order, start_heads
+from utils.heads.stack import Stack, balanced_order, run_epoch, start_heads
 from utils.run import checkpoint
 from utils.run.checkpoint import Checkpoint
 from utils.settings.methods import METHODS
@@ -133,8 +134,9 @@ def test_a_class_with_a_single_image_is_drawn_as_often_as_a_large_one():
 def test_methods_that_ask_for_balanced_sampling_get_it_and_the_others_see_each_image_once(digits, frozen):
     for name in TRAINED:
         config = settle(digits, "--method", name)
-        order = HeadRun(plan_heads(config)[0][-1], frozen, config)._order(0)
-        once = torch.equal(order.sort().values, torch.arange(305))
+        stack = Stack([HeadRun(plan_heads(config)[0][-1], frozen, config)])
+        seen = torch.cat([features[0] for features, _ in stack.batches(0, skip=0)])
+        once = len(seen) == 305 and len(seen.unique(dim=0)) == len(frozen.train.of_epoch(0).unique(dim=0))
         assert once == (METHODS[name].sampler == "natural")
 
 
@@ -208,11 +210,10 @@ def test_the_rows_of_wb_stay_within_their_limit_after_every_epoch_and_all_of_it_
     limit = float(norms.min() + 0.1 * (norms.max() - norms.min()))
     assert max_norm_limit(frozen.fc.weight, 0.1) == pytest.approx(limit) and (norms > limit).sum() > 2
     for epoch in range(4):
-        head.run_epoch(epoch, [])
+        run_epoch([head], epoch, [])
         after = head.head.weight.norm(dim=1)
         assert after.max() <= limit * (1 + 1e-6) and after.min() > 0 and not head.failed
-    [group] = head.optimizer.param_groups
-    assert group["weight_decay"] == 0.1 and len(group["params"]) == 2
+    assert head.plan.wd == 0.1 and head.momentum.keys() == {"weight", "bias"}
 
 
 def test_losses_and_priors_count_the_images_that_train_and_shot_groups_those_of_the_data_set(digits):
@@ -259,11 +260,11 @@ def test_an_epoch_that_is_cut_off_counts_in_the_seconds_of_its_head(digits, froz
 
     def after_step() -> None:
         saved.append(los.state()["seconds"])
-        if los.partial.step == 3:
+        if los.step == 3:
             raise SystemExit(143)
 
     with pytest.raises(SystemExit):
-        los.run_epoch(0, ["val"], after_step)
+        run_epoch([los], 0, ["val"], after_step)
     assert len(saved) == 3 and 0 < saved[0] < saved[1] < saved[2] < los.seconds
 
 

@@ -8,8 +8,8 @@ from datasets import build_data
 from models import build_model
 from tests.helpers import last_line, read_metrics, read_summary, run_evaluate, run_folder, run_stage2
 from tests.stage2 import frozen_features, published, read_table, result_lines, settle, trained
+from utils.heads.head import HeadRun
 from utils.heads.outcome import choose, outcome
-from utils.heads.stack import HeadRun
 from utils.run import checkpoint
 from utils.settings.methods import METHODS
 

@@ -6,10 +6,9 @@ Shapes: N batch, D feature, K classes.
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.heads.linear import copy_stage1
+from models.heads.linear import affine, copy_stage1
 from utils.base.ranges import check_not_negative
 
 _TINY = 1e-12
@@ -19,6 +18,7 @@ class StageOneHead(nn.Module):
     """Base of the heads that correct the fixed stage-1 classifier, kept in `weight` [K, D], `bias` [K]."""
 
     needs: tuple[str, ...] = ()
+    stacks = True
 
     def __init__(self, in_features: int, num_classes: int) -> None:
         super().__init__()
@@ -31,8 +31,8 @@ class StageOneHead(nn.Module):
         copy_stage1(self, fc)
 
     def stage1_logits(self, features: Tensor) -> Tensor:
-        """features [N, D] -> z [N, K]."""
-        return F.linear(features, self.weight, self.bias)
+        """features [..., N, D] -> z [..., N, K]."""
+        return affine(features, self.weight, self.bias)
 
 
 class ScaledLinear(StageOneHead):
@@ -50,8 +50,8 @@ class ScaledLinear(StageOneHead):
         self.scale = nn.Parameter(torch.ones(num_classes))
 
     def forward(self, features: Tensor) -> Tensor:
-        """features [N, D] -> logits [N, K]."""
-        return self.scale * self.stage1_logits(features)
+        """features [..., N, D] -> logits [..., N, K]."""
+        return self.scale.unsqueeze(-2) * self.stage1_logits(features)
 
     def folded(self) -> tuple[Tensor, Tensor]:
         return self.scale[:, None] * self.weight, self.scale * self.bias
@@ -69,8 +69,9 @@ class Marc(StageOneHead):
         self.shift = nn.Parameter(torch.zeros(num_classes))
 
     def forward(self, features: Tensor) -> Tensor:
-        """features [N, D] -> logits [N, K]."""
-        return self.scale * self.stage1_logits(features) + self.shift * self.weight.norm(dim=1)
+        """features [..., N, D] -> logits [..., N, K]."""
+        shift = self.shift * self.weight.norm(dim=-1)
+        return self.scale.unsqueeze(-2) * self.stage1_logits(features) + shift.unsqueeze(-2)
 
     def folded(self) -> tuple[Tensor, Tensor]:
         bias = self.scale * self.bias + self.shift * self.weight.norm(dim=1)
@@ -94,10 +95,11 @@ class DisAlign(StageOneHead):
         self.confidence_bias = nn.Parameter(torch.zeros(1))
 
     def forward(self, features: Tensor) -> Tensor:
-        """features [N, D] -> logits [N, K]."""
-        score = F.linear(features, self.confidence_weight[None], self.confidence_bias)  # [N, 1]
-        confidence = score.sigmoid()
-        return (1 + confidence * self.scale) * self.stage1_logits(features) + confidence * self.shift
+        """features [..., N, D] -> logits [..., N, K]."""
+        score = (features * self.confidence_weight.unsqueeze(-2)).sum(dim=-1) + self.confidence_bias
+        confidence = score.sigmoid().unsqueeze(-1)  # [..., N, 1]
+        factor = 1 + confidence * self.scale.unsqueeze(-2)
+        return factor * self.stage1_logits(features) + confidence * self.shift.unsqueeze(-2)
 
 
 class PriorAdjusted(StageOneHead):
@@ -129,8 +131,8 @@ class PriorAdjusted(StageOneHead):
         self.adjustment.copy_(self.tau * (counts / counts.sum()).log())
 
     def forward(self, features: Tensor) -> Tensor:
-        """features [N, D] -> logits [N, K]."""
-        return self.stage1_logits(features) - self.adjustment
+        """features [..., N, D] -> logits [..., N, K]."""
+        return self.stage1_logits(features) - self.adjustment.unsqueeze(-2)
 
     def folded(self) -> tuple[Tensor, Tensor]:
         return self.weight, self.bias - self.adjustment
@@ -146,6 +148,7 @@ class TauNorm(nn.Module):
     """
 
     needs = ()
+    stacks = True
 
     def __init__(self, in_features: int, num_classes: int, tau: float = 1.0) -> None:
         super().__init__()
@@ -159,8 +162,8 @@ class TauNorm(nn.Module):
         self.weight.copy_(rows / rows.norm(dim=1, keepdim=True).clamp_min(_TINY) ** self.tau)
 
     def forward(self, features: Tensor) -> Tensor:
-        """features [N, D] -> logits [N, K]."""
-        return F.linear(features, self.weight)
+        """features [..., N, D] -> logits [..., N, K]."""
+        return affine(features, self.weight)
 
     def folded(self) -> tuple[Tensor, Tensor]:
         return self.weight, self.weight.new_zeros(len(self.weight))

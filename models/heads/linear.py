@@ -25,6 +25,16 @@ from models.heads.means import check_training_set, class_means
 from utils.base.ranges import check_above_zero, check_not_negative
 
 
+def affine(features: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """features [N, D], weight [K, D], bias [K] -> [N, K]; of H heads each has one dimension [H] more.
+
+    One product for all heads, in which the bits of each do not depend on how many they are.
+    """
+    if weight.ndim == 2:
+        return F.linear(features, weight, bias)
+    return features.bmm(weight.mT) if bias is None else torch.baddbmm(bias.unsqueeze(1), features, weight.mT)
+
+
 class Linear(nn.Linear):
     """logit_k = w_k x + b_k, both learned.
 
@@ -32,9 +42,15 @@ class Linear(nn.Linear):
     the given generator (cRT: Kang et al. 2020, "Decoupling Representation and Classifier").
     """
 
+    stacks = True
+
     def __init__(self, in_features: int, num_classes: int, fresh: bool = False) -> None:
         super().__init__(in_features, num_classes)
         self.needs = ("generator",) if fresh else ()
+
+    def forward(self, features: Tensor) -> Tensor:
+        """features [..., N, D] -> logits [..., N, K]."""
+        return affine(features, self.weight, self.bias)
 
     def reset_parameters(self) -> None:
         """Zeros: the values come from `start` or a checkpoint."""
@@ -96,6 +112,7 @@ class CosineLinear(nn.Module):
         ValueError: the scale is not a positive number.
     """
 
+    stacks = True
     needs = ()
 
     def __init__(self, in_features: int, num_classes: int, scale: float = 30.0) -> None:
@@ -109,8 +126,8 @@ class CosineLinear(nn.Module):
         self.weight.copy_(F.normalize(fc.weight, dim=1))
 
     def forward(self, features: Tensor) -> Tensor:
-        """features [N, D] -> logits [N, K] in [-scale, scale]; 0 where the feature or the row is zero."""
-        return self.scale * F.linear(F.normalize(features, dim=1), F.normalize(self.weight, dim=1))
+        """features [..., N, D] -> logits [..., N, K] in [-scale, scale]; 0 where feature or row is zero."""
+        return self.scale * affine(F.normalize(features, dim=-1), F.normalize(self.weight, dim=-1))
 
 
 class EtfHead(nn.Module):
@@ -126,6 +143,7 @@ class EtfHead(nn.Module):
         ValueError: fewer than 2 classes, or a scale that is not a positive number.
     """
 
+    stacks = True
     needs = ("generator",)
 
     def __init__(self, in_features: int, num_classes: int, scale: float = 30.0) -> None:
@@ -141,11 +159,11 @@ class EtfHead(nn.Module):
         self.weight.copy_(_drawn_weight(self.weight, generator))
 
     def forward(self, features: Tensor) -> Tensor:
-        """features [N, D] -> logits [N, K] in [-scale, scale]; 0 for a feature that is mapped to zero."""
-        num_classes = len(self.weight)
-        mapped = F.normalize(F.linear(features, self.weight), dim=1)
+        """features [..., N, D] -> logits [..., N, K] in [-scale, scale]; 0 for one that is mapped to zero."""
+        num_classes = self.weight.shape[-2]
+        mapped = F.normalize(affine(features, self.weight), dim=-1)
         length = math.sqrt(num_classes / (num_classes - 1))
-        return self.scale * length * (mapped - mapped.mean(dim=1, keepdim=True))
+        return self.scale * length * (mapped - mapped.mean(dim=-1, keepdim=True))
 
 
 def copy_stage1(head: nn.Module, fc: nn.Linear) -> None:

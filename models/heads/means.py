@@ -62,6 +62,7 @@ class NearestMean(nn.Module):
     """
 
     needs = ("features", "labels")
+    stacks = True
 
     def __init__(self, in_features: int, num_classes: int) -> None:
         super().__init__()
@@ -82,5 +83,5 @@ class NearestMean(nn.Module):
         self.weight.copy_(F.normalize(_class_sums(features, labels, num_classes, centre), dim=1))
 
     def forward(self, features: Tensor) -> Tensor:
-        """features [N, D] -> cosines [N, K]; 0 for a feature that is the centre itself."""
-        return F.linear(F.normalize(features - self.centre, dim=1), self.weight)
+        """features [..., N, D] -> cosines [..., N, K]; 0 for a feature that is the centre itself."""
+        return F.normalize(features - self.centre.unsqueeze(-2), dim=-1) @ self.weight.mT

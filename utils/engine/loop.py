@@ -178,14 +178,15 @@ class Progress:
     def as_dict(self) -> dict:
         return asdict(self)
 
-    def record(self, row: dict, scored_on: str | None, keep_best: Callable[[], None]) -> None:
-        """Take in a finished epoch; call `keep_best` where it is the best so far, the first of equals."""
+    def record(self, row: dict, scored_on: str | None) -> bool:
+        """Take in a finished epoch; is it the best so far, the first of equals?"""
         self.epoch = row["epoch"]
         self.rows.append(row)
         score = row[scored_on] if scored_on else None
-        if score is not None and (self.best_score is None or score > self.best_score):
+        best = score is not None and (self.best_score is None or score > self.best_score)
+        if best:
             self.best_epoch, self.best_score = row["epoch"], score
-            keep_best()
+        return best
 
 
 def fit(
@@ -222,6 +223,7 @@ def fit(
             ) from error
         evaluated = (epoch + 1) % eval_every == 0 or epoch + 1 == epochs
         row |= evaluate() if evaluated else dict.fromkeys(columns)
-        progress.record(row, scored_on, keep_best=lambda: save("best"))
+        if progress.record(row, scored_on):
+            save("best")
         save("last")
         log((time.monotonic() - started) / (epoch + 1 - first) * (epochs - epoch - 1))

@@ -1,35 +1,270 @@
-"""Many heads over one representation: every head trains by itself, over features that are computed once.
+"""Heads side by side: many classifiers over the same frozen features, trained as one stack of tensors.
 
-A head's bits depend on its plan and the features alone: it owns its order, its start and its optimiser.
+A step of H heads is one product [H, B, D] x [H, D, K], one loss over [H, B, K] and one update, with a
+learning rate for each head. What a head becomes depends on its plan and the features, not on its neighbours.
 
-Shapes: N images, D feature, K classes, V views.
+Shapes: N images, H heads, B batch, D feature, K classes, V views.
 """
 
-import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 
 import torch
 from torch import Tensor
 
-from losses import build_loss, max_norm_, max_norm_limit
-from models import build_head
-from models.heads.los_path import los_path_lr
-from utils.base.distributed import ALONE
-from utils.base.errors import UserError, is_out_of_memory, reason
+from losses.closed_form import StackedLoss, stacks
+from models.heads.linear import Linear
+from utils.base.errors import UserError
 from utils.base.seeding import epoch_order, generator_for
-from utils.engine import loop
+from utils.engine.loop import cosine_lr, score_column
 from utils.features.frozen import Representation
-from utils.features.views import logit_batches
-from utils.heads.crew import Crew
+from utils.features.views import SCORE_LOGITS, SCORE_ROWS
+from utils.heads.head import DIVERGED, HeadRun, attempted, learned
 from utils.heads.plan import HeadPlan
 from utils.metrics.accuracy import epoch_figures, predictions
 from utils.settings.config import Config
 
-# heads of at most this many weights train on one CPU thread: their steps are too small to share out
+# of weights, momentum, gradients and logits of a stack; what is more are several stacks. On a CPU they so lie
+# in the cache of a core.
+STACK_BYTES = {"cpu": 2**22, "other": 2**30}
+# a stack of heads of at most this many weights trains on one CPU thread: its steps are too small to share out
 ONE_THREAD_WEIGHTS = 2**18
-_NO_CREW = Crew(1)
+
+
+def start_heads(
+    plans: Sequence[HeadPlan], frozen: Representation, scored: Sequence[str], config: Config
+) -> list[HeadRun]:
+    """A head a plan, at its start. Features that all share are computed first, on no head's clock."""
+    if not frozen.drifting:
+        frozen.train.plain()
+        for name in ("test", *scored):
+            frozen.part(name)
+    return [HeadRun(plan, frozen, config) for plan in plans]
+
+
+def all_epochs(heads: Sequence[HeadRun]) -> range:
+    """The epochs of the head that has most; heads without training are scored in the first."""
+    return range(max([1, *(head.plan.epochs for head in heads)]))
+
+
+def train_epoch(
+    heads: Sequence[HeadRun],
+    epoch: int,
+    scored: Sequence[str] = (),
+    after_step: Callable[[], None] = lambda: None,
+    workers: int = 1,
+    asked: Callable[[], object] = lambda: False,
+) -> bool:
+    """Train every head that lacks epoch `epoch` (0: the first) for it and score it; was there one?
+
+    `scored` are the parts that are scored. Of `workers` threads each takes a stack at a time: then
+    `after_step()` is called once for all their steps, and they end after the step in which `asked()` turns
+    true; else after every step of a stack.
+
+    Raises:
+        UserError: no head is left.
+    """
+    todo = [head for head in heads if head.lacks(epoch)]
+    if not todo:
+        return False
+    frozen = todo[0].frozen
+    if not frozen.drifting:
+        frozen.train.of_epoch(epoch)  # on no head's clock
+    with threads_for(frozen) as small:
+        stacks = list(stacks_of(todo))
+        if small and workers > 1 and len(stacks) > 1:
+            _share_out(stacks, epoch, scored, workers, asked)
+            after_step()
+        else:
+            for stack in stacks:
+                run_epoch(stack, epoch, scored, after_step)
+    named = [head for head in heads if head.plan.named]
+    if all(head.failed for head in named):
+        raise UserError(nothing_left(named))
+    return True
+
+
+class _Halted(BaseException):
+    """The step is done in which a signal has come."""
+
+
+def _share_out(
+    stacks: list[list[HeadRun]], epoch: int, scored: Sequence[str], workers: int, asked: Callable[[], object]
+) -> None:
+    def after_step() -> None:
+        if asked():
+            raise _Halted
+
+    with ThreadPoolExecutor(workers) as pool:
+        work = [pool.submit(run_epoch, stack, epoch, scored, after_step) for stack in stacks]
+        for done in work:
+            with suppress(_Halted):
+                done.result()
+
+
+def stacks_of(heads: Sequence[HeadRun]) -> Iterator[list[HeadRun]]:
+    """Heads that take their steps together; those that cannot be stacked, and more than fit, stand apart."""
+    kinds: dict[tuple, list[HeadRun]] = {}
+    for head in heads:
+        kinds.setdefault(head.kind, []).append(head)
+    for kind in kinds.values():
+        first, size = kind[0].head, 1
+        if getattr(first, "stacks", False) and (kind[0].loss_fn is None or stacks(kind[0].loss_fn)):
+            numbers = 3 * first.weight.numel() + 4 * kind[0].config.batch_size * len(first.weight)
+            limit = STACK_BYTES["cpu" if first.weight.device.type == "cpu" else "other"]
+            size = max(1, limit // (numbers * first.weight.element_size()))
+        yield from (kind[start : start + size] for start in range(0, len(kind), size))
+
+
+def run_epoch(
+    heads: list[HeadRun], epoch: int, scored: Sequence[str], after_step: Callable[[], None] = lambda: None
+) -> None:
+    """Train a stack for the next epoch, or the rest of it, and score it; a head that diverges has failed."""
+    with attempted(heads):
+        stack = Stack(heads)
+        if heads[0].plan.method.trained:
+            stack.train(epoch, after_step)
+        rows = [head.end_steps(epoch) for head in heads]
+        for head, row, scores in zip(heads, rows, stack.scores(scored), strict=True):
+            if scores is None:
+                head.failure = head.failure or DIVERGED.format("logits are")
+            if not head.failed:
+                head.record(row, scores, score_column(head.select, "val" in scored))
+
+
+class Stack:
+    """H heads of one kind as one module with tensors [H, ...], into which those of each head become views.
+
+    What a step does to the stack so is done to the heads, which can be saved at any time. A head that does
+    not say `stacks = True` stands alone and is called with features [B, D].
+    """
+
+    def __init__(self, heads: list[HeadRun]) -> None:
+        first = heads[0]
+        self.heads, self.frozen, self.config = heads, first.frozen, first.config
+        self.alone = not getattr(first.head, "stacks", False)
+        self.module = first.head if self.alone else deepcopy(first.head)
+        if not self.alone:
+            own = [head.head.state_dict(keep_vars=True) for head in heads]
+            for name, tensor in self.module.state_dict(keep_vars=True).items():
+                tensor.data = _side_by_side([tensors[name] for tensors in own])
+
+    def logits(self, features: Tensor) -> Tensor:
+        """features [H, B, D] -> [H, B, K]."""
+        return self.module(features[0])[None] if self.alone else self.module(features)
+
+    def train(self, epoch: int, after_step: Callable[[], None]) -> None:
+        """The steps of an epoch that the heads still lack: SGD with momentum, as torch's, of all at once."""
+        heads, config = self.heads, self.config
+        loss_fn = StackedLoss([head.loss_fn for head in heads], self.frozen.fc.weight)
+        weights = learned(self.module)
+        momenta = {name: self._joined([head.momentum[name] for head in heads]) for name in weights}
+        lr = [cosine_lr(head.lr, epoch, head.plan.epochs) for head in heads]
+        lr = {name: self._of_heads(lr, weight) for name, weight in weights.items()}
+        wd = [head.plan.wd for head in heads]
+        wd = {name: self._of_heads(wd, weight) for name, weight in weights.items()} if any(wd) else {}
+        loss_sum = _side_by_side([head.loss_sum for head in heads])
+        hit_sum = _side_by_side([head.hit_sum for head in heads])
+        for features, labels in self.batches(epoch, skip=heads[0].step):
+            loss, hits, gradients = self._gradients(features, labels, weights, loss_fn)
+            with torch.no_grad():
+                for name, weight in weights.items():
+                    gradient, momentum = gradients[name], momenta[name]
+                    if wd:
+                        gradient = gradient + wd[name] * weight
+                    torch.add(gradient, momentum, alpha=config.momentum, out=momentum)
+                    way = gradient.add(momentum, alpha=config.momentum) if config.nesterov else momentum
+                    weight.addcmul_(way, lr[name], value=-1)
+                loss_sum += loss * labels.shape[1]
+                hit_sum += hits
+            for head in heads:
+                head.step, head.images = head.step + 1, head.images + labels.shape[1]
+            after_step()
+
+    def _gradients(
+        self, features: Tensor, labels: Tensor, weights: dict[str, Tensor], loss_fn: StackedLoss
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Mean loss [H], hits [H] and the gradient of each head's own loss in its `weights`, by name."""
+        if type(self.module) is Linear:  # in closed form: no graph is built
+            with torch.no_grad():
+                loss, hits, slope = loss_fn(self.logits(features), labels)
+                return loss, hits, {"weight": slope.mT @ features, "bias": slope.sum(dim=1)}
+        logits = self.logits(features)
+        loss, hits, slope = loss_fn(logits.detach(), labels)
+        gradients = torch.autograd.grad(logits, list(weights.values()), slope)
+        return loss, hits, dict(zip(weights, gradients, strict=True))
+
+    def batches(self, epoch: int, skip: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Features [H, B, D] and labels [H, B] of the steps of an epoch; heads of one seed see the same."""
+        heads, train, size = self.heads, self.frozen.train, self.config.batch_size
+        seeds = list(dict.fromkeys(head.plan.seed for head in heads))
+        sampler = heads[0].plan.method.sampler
+        orders = torch.stack([_order(sampler, seed, epoch, self.frozen) for seed in seeds])[:, skip * size :]
+        if self.frozen.drifting:  # one head, whose batches move the backbone
+            yield from ((x[None], y[None]) for x, y in train.batches(orders[0], size, epoch))
+            return
+        view = train.of_epoch(epoch)
+        own = torch.tensor([seeds.index(head.plan.seed) for head in heads], device=train.labels.device)
+        for index in orders.to(view.device).split(size, dim=1):
+            features, labels = view[index].to(train.labels.device).float(), train.labels[index]
+            if len(seeds) == 1:
+                yield features.expand(len(heads), -1, -1), labels.expand(len(heads), -1)
+            else:
+                yield features[own], labels[own]
+
+    def _joined(self, tensors: list[Tensor]) -> Tensor:
+        return tensors[0] if self.alone else _side_by_side(tensors)
+
+    def _of_heads(self, values: list[float], like: Tensor) -> Tensor:
+        """A number for each head, to be multiplied with tensors like [H, ...]."""
+        numbers = torch.tensor(values).to(like)
+        return numbers[0] if self.alone else numbers.view(-1, *[1] * (like.ndim - 1))
+
+    @torch.no_grad()
+    def scores(self, scored: Sequence[str]) -> list[dict | None]:
+        """The columns of metrics.csv for the scored parts, of each head; None: its logits are not finite."""
+        frozen = self.frozen
+        predicted = {name: self._predictions(frozen.part(name)) for name in scored}
+        return [
+            None
+            if any((classes[place] < 0).any() for classes in predicted.values())
+            else epoch_figures(
+                {name: classes[place] for name, classes in predicted.items()},
+                frozen.labels,
+                frozen.class_counts,
+                frozen.shots,
+            )
+            for place in range(len(self.heads))
+        ]
+
+    def _predictions(self, features: Tensor) -> Tensor:
+        """features [V, N, D] -> classes int64 [H, N], of the mean logits over the views."""
+        count, (views, images, _) = len(self.heads), features.shape
+        rows = max(1, min(SCORE_ROWS, SCORE_LOGITS // (count * self.frozen.num_classes)))
+        parts = []
+        for start in range(0, images, rows):
+            part = features[:, start : start + rows].flatten(0, 1).float()
+            logits = self.logits(part.expand(count, -1, -1)).unflatten(1, (views, -1)).mean(dim=1)
+            parts.append(predictions(logits.flatten(0, 1)).unflatten(0, (count, -1)))
+        return torch.cat(parts, dim=1)
+
+
+def _side_by_side(tensors: list[Tensor]) -> Tensor:
+    """Tensors of one shape [...] stacked to [H, ...]; each becomes a view of its part."""
+    whole = torch.stack([tensor.detach() for tensor in tensors])
+    for tensor, part in zip(tensors, whole, strict=True):
+        tensor.data = part
+    return whole
+
+
+def _order(sampler: str, seed: int, epoch: int, frozen: Representation) -> Tensor:
+    """The order in which an epoch visits the training images, int64 [N]."""
+    labels = frozen.train.labels
+    if sampler == "balanced":
+        return balanced_order(seed, epoch, labels, frozen.num_classes)
+    return epoch_order(seed, epoch, len(labels))
 
 
 def balanced_order(seed: int, epoch: int, labels: Tensor, num_classes: int) -> Tensor:
@@ -46,185 +281,11 @@ def balanced_order(seed: int, epoch: int, labels: Tensor, num_classes: int) -> T
     return by_class[first[drawn] + place.long()]
 
 
-class HeadRun:
-    """One head on its way: its loss and optimiser, how far it is, and why it ended where it failed."""
-
-    def __init__(self, plan: HeadPlan, frozen: Representation, config: Config) -> None:
-        self.plan, self.frozen, self.batch_size = plan, frozen, config.batch_size
-        self.select = config.select
-        self.progress, self.best_state, self.best_backbone = loop.Progress(), None, None
-        self.partial, self.failure = loop.Partial(), None
-        self.lr, self.head = plan.lr, None
-        self._spent, self._working_since = 0.0, None
-        self._attempt(lambda: self._start(config))
-
-    @property
-    def seconds(self) -> float:
-        """What the head has taken so far, of work under way too: it is saved within an epoch."""
-        under_way = 0.0 if self._working_since is None else time.perf_counter() - self._working_since
-        return self._spent + under_way
-
-    def _attempt(self, work: Callable[[], None]) -> None:
-        """Do it, on this head's clock; what lies in its numbers, setting or memory ends this head alone.
-
-        Anything else is a mistake in the code of a head or loss and goes on its way with its traceback.
-        """
-        self._working_since = time.perf_counter()
-        try:
-            work()
-        except loop.DivergedError as error:
-            self.failure = f"{error}: training stopped; try a lower learning rate"
-        except Exception as error:
-            if not (isinstance(error, UserError) or is_out_of_memory(error)):
-                raise
-            self.failure = reason(error)
-        finally:
-            self._spent, self._working_since = self.seconds, None
-
-    def _start(self, config: Config) -> None:
-        plan, method, frozen = self.plan, self.plan.method, self.frozen
-        options = dict(plan.options)
-        path = options.pop("path", None)
-        if method.head == "los_step":
-            options["strength"] = path * frozen.strength_of_path
-        elif path is not None:
-            self.lr = self._path_lr(path, config)
-        needs_features = method.head in ("los_step", "ncm")
-        self.head = build_head(
-            method.head,
-            frozen.fc,
-            frozen.train_counts,
-            generator_for(plan.seed, f"head {method.name}"),
-            frozen.train.plain() if needs_features else None,
-            frozen.train.labels if needs_features else None,
-            **method.head_options(options),
-        )
-        if not method.trained:
-            return
-        self.loss_fn = build_loss(method.loss, frozen.train_counts, **method.loss_options(options))
-        self.loss_fn.to(frozen.fc.weight.device)
-        share = options.get("max_norm")
-        self.limit = None if share is None else max_norm_limit(self.head.weight, share)
-        self.optimizer = loop.sgd(self.head.parameters(), self.lr, config.momentum, plan.wd, config.nesterov)
-
-    def _path_lr(self, path: float, config: Config) -> float:
-        """The learning rate at which los drops by `path` to first order; the control takes it over."""
-        own = self.plan.options.get("label_smooth")
-        delta = _first(config.label_smooth) if own is None else own
-        epochs = range(self.plan.epochs)
-        schedule_sum = self.steps * sum(loop.cosine_lr(1.0, epoch, self.plan.epochs) for epoch in epochs)
-        return los_path_lr(path * self.frozen.strength_of_path, delta, schedule_sum, config.momentum)
-
-    @property
-    def steps(self) -> int:
-        """Optimiser steps an epoch."""
-        return -(-len(self.frozen.train.labels) // self.batch_size) if self.plan.method.trained else 0
-
-    @property
-    def failed(self) -> bool:
-        return self.failure is not None
-
-    def lacks(self, epoch: int) -> bool:
-        """Has the head this epoch (0: the first) still to come?"""
-        return not self.failed and len(self.progress.rows) == epoch < max(self.plan.epochs, 1)
-
-    def run_epoch(
-        self, epoch: int, scored: Iterable[str], after_step: Callable[[], None] = lambda: None
-    ) -> None:
-        """Train the next epoch, or the rest of it, and score; untrained heads score only."""
-        self._attempt(lambda: self._run_epoch(epoch, list(scored), after_step))
-
-    def _run_epoch(self, epoch: int, scored: list[str], after_step: Callable[[], None]) -> None:
-        plan = self.plan
-        if plan.method.trained:
-            lr = loop.cosine_lr(self.lr, epoch, plan.epochs)
-            row = {"epoch": epoch + 1, "step": (epoch + 1) * self.steps, "lr": lr}
-            order = self._order(epoch)[self.partial.step * self.batch_size :]
-            batches = self.frozen.train.batches(order, self.batch_size, epoch)
-            row |= loop.train_epoch(
-                *(self.head, batches, self.loss_fn, self.optimizer, lr),
-                partial=self.partial,
-                after_step=after_step,
-            )
-            if self.limit is not None:
-                max_norm_(self.head.weight.data, self.limit)
-            if not all(weight.isfinite().all() for weight in self.head.parameters()):
-                raise loop.DivergedError(f"the weights are not finite after epoch {epoch + 1}")
-        else:
-            row = {"epoch": 0, "step": 0, "lr": None, "train_loss": None, "train_accuracy": None}
-        row |= self._score(scored)
-        self.progress.record(row, loop.score_column(self.select, "val" in scored), self._keep_best)
-        self.partial = loop.Partial()
-
-    def _order(self, epoch: int) -> Tensor:
-        labels, seed = self.frozen.train.labels, self.plan.seed
-        if self.plan.method.sampler == "balanced":
-            return balanced_order(seed, epoch, labels, self.frozen.num_classes)
-        return epoch_order(seed, epoch, len(labels))
-
-    def _score(self, scored: list[str]) -> dict:
-        """The columns of metrics.csv for the parts that are scored after every epoch."""
-        predicted = {
-            name: torch.cat([predictions(z) for z in logit_batches(self.head, self.frozen.part(name))])
-            for name in scored
-        }
-        if any((classes < 0).any() for classes in predicted.values()):
-            raise loop.DivergedError("the logits are not finite")
-        return epoch_figures(predicted, self.frozen.labels, self.frozen.class_counts, self.frozen.shots)
-
-    def _keep_best(self) -> None:
-        self.best_state = deepcopy(self.head.state_dict())
-        if self.frozen.drifting:
-            self.best_backbone = deepcopy(self.frozen.train.model.state_dict())
-
-    def load_chosen(self) -> None:
-        """Put the selected epoch into the head."""
-        if self.select != "last" and self.best_state is not None:
-            self.head.load_state_dict(self.best_state)
-            if self.frozen.drifting:
-                self.frozen.train.model.load_state_dict(self.best_backbone)
-
-    @property
-    def chosen_epoch(self) -> int:
-        return (self.progress.best_epoch if self.select != "last" else None) or self.progress.epoch
-
-    def state(self) -> dict:
-        """How far the head is: plain data and tensors, for a checkpoint."""
-        state = self.plan.name | {"progress": self.progress.as_dict(), "seconds": self.seconds}
-        if self.failed:  # its weights may be of no use
-            return state | {"failure": self.failure}
-        state["weights"] = dict(self.head.state_dict())
-        for name in ("best_state", "best_backbone"):
-            if getattr(self, name) is not None:
-                state[name] = dict(getattr(self, name))
-        if self.plan.method.trained:
-            state["optimizer"] = self.optimizer.state_dict()
-        return state | ({"partial": self.partial.as_dict(ALONE)} if self.partial.step else {})
-
-    def restore(self, state: dict) -> None:
-        """Be where `state` says; the plan must be that of the head which it is from.
-
-        Raises:
-            ValueError, RuntimeError: it is not the state of such a head.
-        """
-        self.progress, self._spent = loop.Progress(**state["progress"]), state["seconds"]
-        self.failure = self.failure or state.get("failure")
-        if self.failed:
-            return
-        self.head.load_state_dict(state["weights"])
-        self.best_state, self.best_backbone = state.get("best_state"), state.get("best_backbone")
-        if self.plan.method.trained:
-            loop.load_optimizer(self.optimizer, state["optimizer"])
-        device = self.frozen.fc.weight.device
-        stored = state.get("partial")
-        self.partial = loop.Partial.of(stored, ALONE, device) if stored else loop.Partial()
-
-
 @contextmanager
 def threads_for(frozen: Representation) -> Iterator[bool]:
-    """One CPU thread for small heads: faster, and the same bits whatever the number of threads. Is it so?"""
-    before = torch.get_num_threads()
-    small = frozen.fc.weight.numel() <= ONE_THREAD_WEIGHTS and not frozen.drifting
+    """One CPU thread for a step of small heads, which is faster. Is it so?"""
+    before, weight = torch.get_num_threads(), frozen.fc.weight
+    small = weight.device.type == "cpu" and weight.numel() <= ONE_THREAD_WEIGHTS and not frozen.drifting
     if small:
         torch.set_num_threads(1)
     try:
@@ -233,55 +294,7 @@ def threads_for(frozen: Representation) -> Iterator[bool]:
         torch.set_num_threads(before)
 
 
-def start_heads(
-    plans: list[HeadPlan], frozen: Representation, scored: list[str], config: Config
-) -> list[HeadRun]:
-    """A head a plan, at its start. Features that all share are computed first, on no head's clock."""
-    if not frozen.drifting:
-        frozen.train.plain()
-        for name in ("test", *scored):
-            frozen.part(name)
-    return [HeadRun(plan, frozen, config) for plan in plans]
-
-
-def _first(value: float | list[float]) -> float:
-    return value[0] if isinstance(value, list) else value
-
-
-def train_heads(
-    heads: list[HeadRun],
-    frozen: Representation,
-    scored: list[str],
-    after_epoch: Callable[[int], None] = lambda epoch: None,
-    after_step: Callable[[], None] = lambda: None,
-    crew: Crew = _NO_CREW,
-) -> None:
-    """Every epoch that a head lacks, epoch by epoch, so that the features of a view are needed once.
-
-    `after_epoch(epoch)` is told the epochs done, `after_step()` every step of a head, or that the `crew` is
-    done with all of them.
-
-    Raises:
-        UserError: no head is left.
-    """
-    for epoch in range(max([1, *(head.plan.epochs for head in heads)])):
-        todo = [head for head in heads if head.lacks(epoch)]
-        if todo and not frozen.drifting:
-            frozen.train.of_epoch(epoch)  # on no head's clock
-        with threads_for(frozen) as small:
-            if small and crew.suits(todo):
-                crew.run_epoch(todo, epoch, scored)
-                after_step()
-            else:
-                for head in todo:
-                    head.run_epoch(epoch, scored, after_step)
-        if all(head.failed for head in heads if head.plan.named):
-            raise UserError(nothing_left([head for head in heads if head.plan.named]))
-        if todo:
-            after_epoch(epoch + 1)
-
-
-def nothing_left(heads: list[HeadRun]) -> str:
+def nothing_left(heads: Sequence[HeadRun]) -> str:
     """The line with which a run ends whose heads have all failed."""
     first = next(head for head in heads if head.failed)
     who = "" if len(heads) == 1 else f"no method is left of {len(heads)} heads; {first.plan.method.name}: "

@@ -10,9 +10,9 @@ from datasets import LongTailedData
 from losses import logit_gap
 from models import head_from_state
 from utils.base.digest import file_digest
+from utils.heads.head import HeadRun, head_options
 from utils.heads.outcome import Outcome, best_so_far
 from utils.heads.plan import HeadPlan
-from utils.heads.stack import HeadRun
 from utils.metrics.accuracy import result_line
 from utils.packs.pack import Pack, require_unchanged
 from utils.report import summary, table
@@ -72,7 +72,7 @@ def head_content(model: nn.Module, run: HeadRun, best: bool = False) -> dict:
         last = {f"fc.{name}": value for name, value in state.items()}
         content = {"head": {"kind": "linear"}, "model": backbone | last}
     else:
-        options = method.head_options(run.plan.options)
+        options = head_options(method, run.plan.options)
         content = {"head": {"kind": method.head, "options": options}, "head_state": dict(state)}
         head = head_from_state(method.head, state, **options)
         last = dict(zip(_LAST, head.folded(), strict=True)) if hasattr(head, "folded") else {}
@@ -111,9 +111,9 @@ class Watcher:
 
     def where(self) -> str:
         """How far the heads are."""
-        under_way = [head for head in self.heads if head.partial.step]
+        under_way = [head for head in self.heads if head.step]
         name = under_way[0].plan.method.name if under_way else None
-        step = f"step {under_way[0].partial.step} of {name} in epoch {self.epoch + 1}" if under_way else None
+        step = f"step {under_way[0].step} of {name} in epoch {self.epoch + 1}" if under_way else None
         return step or f"epoch {self.epoch}"
 
     def save(self) -> None:
@@ -124,7 +124,7 @@ class Watcher:
         """
         require_unchanged(self.source)
         lead, model = self.lead, self.model
-        partial = any(head.partial.step for head in self.heads)
+        partial = any(head.step for head in self.heads)
         content = not_begun(model) if lead.failed else head_content(model, lead)
         content |= {"heads": [head.state() for head in self.heads]}
         content |= {"version": checkpoint.VERSION if partial else checkpoint.WHOLE}

@@ -17,8 +17,8 @@ from utils.base.files import read_json, require_file
 from utils.engine.device import environment
 from utils.engine.loop import Partial, Progress, load_optimizer
 from utils.features.source import find_source
+from utils.heads.head import HeadRun
 from utils.heads.plan import HeadPlan
-from utils.heads.stack import HeadRun
 from utils.packs.pack import Pack
 from utils.run import checkpoint
 from utils.run.checkpoint import Checkpoint

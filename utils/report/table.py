@@ -12,9 +12,9 @@ from torch import Tensor
 
 from datasets import LongTailedData
 from utils.base.errors import printable
+from utils.heads.head import HeadRun
 from utils.heads.outcome import Outcome
 from utils.heads.plan import HeadPlan
-from utils.heads.stack import HeadRun
 from utils.metrics.accuracy import GROUPS, percent
 
 _SHARES = ("overall", *GROUPS, "balanced", "calibration_error")

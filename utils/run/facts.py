@@ -158,8 +158,9 @@ _head_state = _record(
     {
         "failure": _is(str),
         **dict.fromkeys(("weights", "best_state", "best_backbone"), _tensors),
-        "optimizer": _optimizer,
-        "partial": _partial,
+        "momentum": _tensors,
+        **dict.fromkeys(("step", "images"), _whole(0)),
+        **dict.fromkeys(("loss_sum", "hit_sum"), _is(Tensor)),
     },
 )
 

@@ -4,11 +4,8 @@ A method is one entry here: a head of `models`, a loss of `losses`, and its sour
 """
 
 import difflib
-import inspect
 from dataclasses import dataclass, field
 
-from losses import LOSSES
-from models import HEADS
 from utils.base.errors import UserError
 
 # candidates of --select val where the user names none: learning rates around the method's own
@@ -56,14 +53,6 @@ class Method:
 
     def takes(self, option: str) -> bool:
         return option in self.options or (self.trained and option in TRAINING)
-
-    def head_options(self, options: dict) -> dict:
-        known = inspect.signature(HEADS[self.head]).parameters
-        return self.fixed | {name: value for name, value in options.items() if name in known}
-
-    def loss_options(self, options: dict) -> dict:
-        known = inspect.signature(LOSSES[self.loss]).parameters
-        return {name: value for name, value in options.items() if name in known}
 
 
 _KANG = "Kang et al. 2020"

@@ -1,0 +1,112 @@
+"""The gradient that most losses here share, in closed form: what a stack of heads is trained with.
+
+Cross-entropy, LOS, Balanced Softmax, LDAM, label-aware smoothing and class weights are one loss,
+
+    L = Σ_i w_{y_i} [-(1 - ε_{y_i}) log p_{i,y_i} - ε_{y_i}/K Σ_k log p_ik] / Σ_i w_{y_i},
+    p_i = softmax(z_i + s - m_{y_i} onehot(y_i)),
+
+with a smoothing ε, a weight w, a shift s and a margin m for each class. Its slope in z_i is
+w_{y_i} / Σ w times p_i minus the smoothed label. Any other loss goes through torch's own differentiation.
+
+Shapes: H heads, B batch, K classes.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from losses.balanced_softmax import BalancedSoftmax
+from losses.label_aware import LabelAwareSmoothing
+from losses.label_over_smooth import LabelOverSmooth
+from losses.ldam import LDAM
+from losses.reweighted import WeightedCrossEntropy
+
+# kind of loss -> what it has of each class: smoothing, weight, shift, margin; a number counts for them all
+_VECTORS = {
+    nn.CrossEntropyLoss: lambda loss: (None, None, None, None),
+    LabelOverSmooth: lambda loss: (loss.label_smooth, None, None, None),
+    LabelAwareSmoothing: lambda loss: (loss.eps, None, None, None),
+    WeightedCrossEntropy: lambda loss: (None, loss.weights, None, None),
+    BalancedSoftmax: lambda loss: (None, None, loss.shift, None),
+    LDAM: lambda loss: (None, None, None, loss.margins),
+}
+
+
+def stacks(loss: nn.Module) -> bool:
+    """Can heads with this loss be trained side by side? A loss of other files says so by `stacks = True`."""
+    return type(loss) in _VECTORS or getattr(loss, "stacks", False)
+
+
+def has_closed_form(loss: nn.Module) -> bool:
+    """Does it, so that heads whose losses differ in their options go into one stack?"""
+    return type(loss) in _VECTORS
+
+
+class StackedLoss:
+    """The losses of H heads, one kind, as one: loss and hits of each head, and the slope in its logits.
+
+    Called with logits [H, B, K] and targets int64 [H, B], it gives mean loss [H], hits [H] and slope
+    [H, B, K], the gradient of each head's own loss. A hit is an image whose true class no other beats.
+    """
+
+    def __init__(self, losses: Sequence[nn.Module], like: Tensor) -> None:
+        self.losses = losses
+        if has_closed_form(losses[0]):
+            vectors = zip(*(_VECTORS[type(loss)](loss) for loss in losses), strict=True)
+            self.smoothing, self.weight, self.shift, self.margin = (
+                _side_by_side(values, like) for values in vectors
+            )
+
+    @torch.no_grad()
+    def __call__(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        true = targets.unsqueeze(-1)
+        hits = (logits.gather(-1, true).squeeze(-1) >= logits.amax(dim=-1)).sum(dim=-1)
+        closed = has_closed_form(self.losses[0])
+        loss, slope = self._closed_form(logits, true) if closed else self._differentiated(logits, targets)
+        return loss, hits, slope
+
+    def _closed_form(self, logits: Tensor, true: Tensor) -> tuple[Tensor, Tensor]:
+        size, num_classes = logits.shape[1:]
+        if self.shift is not None:
+            logits = logits + self.shift.unsqueeze(-2)
+        if self.margin is not None:
+            logits = logits.scatter_add(-1, true, -_of(self.margin, true))
+        log_p = logits.log_softmax(dim=-1)
+        losses = log_p.gather(-1, true)
+        smoothing = 0.0
+        if self.smoothing is not None:
+            smoothing = _of(self.smoothing, true)  # [H, B, 1]
+            losses = torch.lerp(losses, log_p.mean(dim=-1, keepdim=True), smoothing)
+        weight = torch.full_like(losses, 1 / size)
+        if self.weight is not None:
+            weight = _of(self.weight, true)
+            weight = weight / weight.sum(dim=1, keepdim=True)
+        slope = log_p.exp_()
+        if self.smoothing is not None:
+            slope -= smoothing / num_classes
+        slope.scatter_add_(-1, true, smoothing - torch.ones_like(losses))
+        return -(weight * losses).sum(dim=(1, 2)), slope.mul_(weight)
+
+    def _differentiated(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            one, leaf = self.losses[0], logits.detach().requires_grad_()
+            loss = one(leaf, targets) if stacks(one) else one(leaf[0], targets[0])
+            (slope,) = torch.autograd.grad(loss.sum(), leaf)
+        return loss.detach().reshape(len(logits)), slope
+
+
+def _side_by_side(values: Sequence[float | Tensor | None], like: Tensor) -> Tensor | None:
+    """What each head has of each class: [H, K], or [H, 1] where all classes have the same."""
+    if values[0] is None:
+        return None
+    return torch.stack(
+        [torch.as_tensor(value, dtype=like.dtype, device=like.device).reshape(-1) for value in values]
+    )
+
+
+def _of(vectors: Tensor, true: Tensor) -> Tensor:
+    """vectors [H, K] or [H, 1] at the true classes [H, B, 1] -> [H, B, 1]."""
+    if vectors.shape[1] == 1:
+        return vectors.unsqueeze(1).expand(true.shape)
+    return vectors.gather(1, true.squeeze(-1)).unsqueeze(-1)

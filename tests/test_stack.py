@@ -1,0 +1,243 @@
+"""Heads trained as one stack: the numbers of each alone, whatever stands beside it or ends a run."""
+
+import os
+import signal
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import losses
+import main_stage2
+import models
+from losses import build_loss
+from losses.closed_form import StackedLoss, has_closed_form
+from tests.helpers import call, files_below, run_folder, run_stage2
+from tests.stage2 import frozen_features, left_behind, result_lines, same_state, settle, trained
+from utils.base.seeding import epoch_order
+from utils.base.signals import Stopped
+from utils.engine.loop import cosine_lr
+from utils.heads import stack
+from utils.heads.head import HeadRun
+from utils.heads.plan import plan_heads
+from utils.heads.stack import all_epochs, run_epoch, stacks_of, start_heads, train_epoch
+
+SIX = ("--method", "los,crt,ncm,marc,wb,lws", "--seeds", "0,1", "--finetune_epoch", "4")
+SWEEP = ("--method", "los", "--label_smooth", "0.3,0.6,0.9", "--finetune_lr", "0.001,0.01,0.1")
+COUNTS = [40, 20, 10, 5, 1]
+
+
+@pytest.fixture(scope="module")
+def frozen(digits):
+    return frozen_features(digits, "--views", "0")
+
+
+@pytest.mark.parametrize("name", losses.LOSSES)
+def test_the_slopes_of_a_stack_are_the_gradients_of_each_loss_alone(name):
+    draws = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(3, 7, 5, generator=draws, dtype=torch.float64)
+    targets = torch.randint(5, (3, 7), generator=draws)
+    options = [{"label_smooth": delta} for delta in (0.0, 0.5, 0.98)] if name == "los" else [{}] * 3
+    if name == "bsce":
+        options = [{"tau": tau} for tau in (0.0, 0.5, 2.0)]
+    each = [build_loss(name, COUNTS, **words).double() for words in options]
+    loss, hits, slope = StackedLoss(each, logits)(logits, targets)
+    for h, one in enumerate(each):
+        leaf = logits[h].clone().requires_grad_()
+        own = one(leaf, targets[h])
+        own.backward()
+        torch.testing.assert_close(slope[h], leaf.grad, rtol=1e-10, atol=1e-12)
+        assert float(loss[h]) == pytest.approx(float(own.detach()), rel=1e-12)
+    assert hits.tolist() == (logits.argmax(dim=-1) == targets).sum(dim=-1).tolist()
+
+
+def test_losses_without_a_closed_form_are_those_that_no_class_vectors_describe():
+    without = {
+        name for name in losses.LOSSES if not has_closed_form(build_loss(name, COUNTS, **_needed(name)))
+    }
+    assert without == {"focal", "lade", "wb"}
+
+
+def _needed(name: str) -> dict:
+    return {"label_smooth": 0.9} if name == "los" else {}
+
+
+def test_a_stack_of_los_is_what_torch_trains_one_head_after_another(digits, frozen):
+    config = settle(digits, *SWEEP, "--finetune_epoch", "3", "--nesterov", "--finetune_wd", "0.01")
+    for run in trained(config, frozen)[1:]:
+        head = nn.Linear(64, 10)
+        head.load_state_dict(frozen.fc.state_dict())
+        optimizer = torch.optim.SGD(head.parameters(), 1.0, momentum=0.9, weight_decay=0.01, nesterov=True)
+        for epoch in range(3):
+            optimizer.param_groups[0]["lr"] = cosine_lr(run.plan.lr, epoch, 3)
+            for index in epoch_order(run.plan.seed, epoch, 305).split(64):
+                logits = head(frozen.train.plain()[index])
+                delta = run.plan.options["label_smooth"]
+                F.cross_entropy(logits, frozen.train.labels[index], label_smoothing=delta).backward()
+                optimizer.step()
+                optimizer.zero_grad()
+        way = (head.weight - frozen.fc.weight).norm()
+        assert (head.weight - run.head.weight).norm() < 1e-5 * way
+
+
+def test_settings_and_seeds_of_a_method_go_into_one_stack_and_methods_into_their_own(digits, frozen):
+    config = settle(digits, *SWEEP, "--seeds", "0,1", "--method", "los,crt,focal", "--gamma", "1,2")
+    heads = [HeadRun(plan, frozen, config) for plan in plan_heads(config)[0][1:]]
+    sizes = [(group[0].plan.method.name, len(group)) for group in stacks_of(heads)]
+    assert sizes == [("los", 18), ("crt", 6), ("focal", 6), ("focal", 6)]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_heads_have_the_same_bits_however_they_are_cut_into_stacks(digits, frozen, monkeypatch, size):
+    config = settle(digits, *SWEEP, "--finetune_epoch", "2", "--seeds", "0,1")
+    together = trained(config, frozen)
+    numbers = 3 * frozen.fc.weight.numel() + 4 * 64 * 10
+    monkeypatch.setitem(stack.STACK_BYTES, "cpu", 4 * numbers * size)
+    cut = [HeadRun(head.plan, frozen, config) for head in together]
+    assert max(map(len, stacks_of(cut))) == size
+    cut = trained(config, frozen)
+    assert all(same_state(*pair) for pair in zip(together, cut, strict=True))
+    assert [head.progress for head in together] == [head.progress for head in cut]
+
+
+class PlainHead(nn.Module):
+    """A head as a user writes it, for features [N, D] alone."""
+
+    def __init__(self, in_features: int, num_classes: int) -> None:
+        super().__init__()
+        self.needs = ()
+        self.weight = nn.Parameter(torch.zeros(num_classes, in_features))
+
+    @torch.no_grad()
+    def start(self, fc: nn.Linear) -> None:
+        self.weight.copy_(fc.weight)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        assert features.ndim == 2
+        return F.linear(features, self.weight)
+
+
+class PlainLoss(nn.Module):
+    def forward(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        assert logits.ndim == 2
+        return F.cross_entropy(logits, targets)
+
+
+@pytest.mark.parametrize("what", ["head", "loss"])
+def test_a_head_or_loss_that_is_not_made_for_stacks_is_trained_alone(digits, frozen, monkeypatch, what):
+    name = {"head": "etf", "loss": "focal"}[what]
+    monkeypatch.setitem(models.HEADS, "etf", PlainHead)
+    monkeypatch.setitem(losses.LOSSES, "focal", PlainLoss)
+    config = settle(digits, "--method", name, "--seeds", "0,1", "--finetune_epoch", "2")
+    heads = trained(config, frozen)[1:]
+    assert [len(group) for group in stacks_of(HeadRun(head.plan, frozen, config) for head in heads)] == [1, 1]
+    assert not any(head.failed for head in heads) and not same_state(*heads)
+
+
+@pytest.mark.parametrize("words", [SIX, (*SIX, "--select", "val"), (*SIX, "--views", "2")])
+def test_two_threads_train_the_heads_of_one_to_the_bit(digits, tmp_path, monkeypatch, words):
+    words = (*words, "--pretrained_pth", digits.stage1)
+    two, one = tmp_path / "two", tmp_path / "one"
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "get_num_threads", lambda: 2)
+        said = run_stage2(two, *words)
+    assert result_lines(run_stage2(one, *words)) == result_lines(said)
+    assert left_behind(run_folder(two, "stage2"), two) == left_behind(run_folder(one, "stage2"), one)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_head_that_diverges_in_a_stack_ends_alone(digits, frozen, workers):
+    config = settle(digits, "--method", "los,crt", "--finetune_lr", "0.001,1e38", "--finetune_epoch", "3")
+    heads = start_heads(plan_heads(config)[0], frozen, ["val"], config)
+    for epoch in all_epochs(heads):
+        train_epoch(heads, epoch, ["val"], workers=workers)
+    assert [head.failed for head in heads] == [False, False, True, False, True]
+    assert all("loss is" in head.failure for head in heads if head.failed)
+    assert [head.progress.epoch for head in heads] == [0, 3, 0, 3, 0]
+    alone = trained(
+        settle(digits, "--method", "los", "--finetune_lr", "0.001", "--finetune_epoch", "3"), frozen
+    )
+    assert same_state(alone[1], heads[1])
+
+
+class Mistaken(nn.Module):
+    """A loss with a mistake in its code: it takes the logits to be of another shape."""
+
+    def forward(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return logits.view(3, -1).mean()
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_mistake_in_the_code_of_a_loss_keeps_its_traceback_and_ends_the_run(
+    digits, tmp_path, monkeypatch, threads
+):
+    monkeypatch.setitem(losses.LOSSES, "focal", Mistaken)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    words = ("--method", "los,focal", "--finetune_epoch", "2", "--seed", "0", "--views", "0")
+    with pytest.raises(RuntimeError, match="shape") as raised:
+        run_stage2(tmp_path, *words, "--pretrained_pth", digits.stage1)
+    assert "return logits.view(3, -1).mean()" in str(raised.traceback[-1].statement)
+    assert not (tmp_path / "ckpt").exists()
+
+
+def test_a_head_whose_setting_is_refused_or_that_runs_out_of_memory_ends_alone(digits, tmp_path, monkeypatch):
+    class Hungry(nn.Module):
+        def forward(self, logits, targets):
+            return torch.empty(2**58, dtype=torch.float64).sum()
+
+    monkeypatch.setitem(losses.LOSSES, "bsce", Hungry)
+    words = ("--method", "los,ce,bsce", "--label_smooth", "0.5,0", "--path", "2", "--finetune_epoch", "2")
+    text = run_stage2(tmp_path, *words, "--seed", "0", "--pretrained_pth", digits.stage1)
+    assert "--path has no meaning at δ = 0" in text and "can't allocate memory" in text
+    assert [line["method"] for line in result_lines(text)] == ["ce", "los"]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("step", [1, 12, 40])
+def test_a_signal_ends_all_stacks_after_their_step_and_a_resume_to_the_same_bits(
+    digits, tmp_path, monkeypatch, step, threads
+):
+    words = (*SIX, "--pretrained_pth", digits.stage1)
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    run_stage2(whole, *words)
+    real, calls = StackedLoss.__call__, []
+
+    def counted(self, *args):
+        calls.append(None)
+        if len(calls) == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(self, *args)
+
+    with monkeypatch.context() as patch, pytest.raises(Stopped) as caught:
+        patch.setattr(StackedLoss, "__call__", counted)
+        patch.setattr(torch, "get_num_threads", lambda: threads)
+        run_stage2(cut, *words)
+    assert caught.value.code == 143
+    folder = run_folder(cut, "stage2")
+    said = (folder / "log.txt").read_text().splitlines()[-1]
+    assert said.startswith("stopped by a signal after ")
+    assert not any(path.name.endswith("_stage2.pth") for path in files_below(cut))
+    call(main_stage2.main, *said.partition("main_stage2.py ")[2].split())
+    assert left_behind(folder, cut) == left_behind(run_folder(whole, "stage2"), whole)
+
+
+def test_an_epoch_cut_off_within_a_stack_goes_on_to_the_same_bits(digits, frozen):
+    config = settle(digits, *SWEEP, "--finetune_epoch", "2")
+    plans = plan_heads(config)[0][1:]
+
+    def stop() -> None:
+        if cut[0].step == 3:
+            raise SystemExit
+
+    whole, cut = ([HeadRun(plan, frozen, config) for plan in plans] for _ in range(2))
+    run_epoch(whole, 0, ["val"])
+    with pytest.raises(SystemExit):
+        run_epoch(cut, 0, ["val"], stop)
+    resumed = [HeadRun(plan, frozen, config) for plan in plans]
+    for head, state in zip(resumed, [head.state() for head in cut], strict=True):
+        head.restore(state)
+    run_epoch(resumed[4:], 0, ["val"])
+    run_epoch(resumed[:4], 0, ["val"])
+    assert all(same_state(*pair) for pair in zip(whole, resumed, strict=True))
+    assert [head.progress for head in whole] == [head.progress for head in resumed]

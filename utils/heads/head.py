@@ -1,0 +1,219 @@
+"""One head on its way: how it starts, how far it is, why it ended where it failed, and how it is saved.
+
+Shapes: D feature, K classes.
+"""
+
+import inspect
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+
+import torch
+from torch import Tensor, nn
+
+from losses import LOSSES, build_loss, max_norm_, max_norm_limit
+from losses.closed_form import has_closed_form
+from models import HEADS, build_head
+from models.heads.los_path import los_path_lr
+from utils.base.errors import UserError, is_out_of_memory, reason
+from utils.base.seeding import generator_for
+from utils.engine.loop import Progress, cosine_lr
+from utils.features.frozen import Representation
+from utils.heads.plan import HeadPlan
+from utils.settings.config import Config
+from utils.settings.methods import Method
+
+DIVERGED = "the {} not finite: training stopped; try a lower learning rate"
+
+
+class HeadRun:
+    """A head of a run; while it is trained its tensors are views into those of a stack.
+
+    `head` is the module, `momentum` that of each tensor it learns. Of the epoch under way `step` steps with
+    `images` are done; `loss_sum` and `hit_sum`, both [], are over these.
+    """
+
+    def __init__(self, plan: HeadPlan, frozen: Representation, config: Config) -> None:
+        self.plan, self.frozen, self.config, self.select = plan, frozen, config, config.select
+        self.progress, self.best_state, self.best_backbone = Progress(), None, None
+        self.lr, self.failure, self.momentum = plan.lr, None, {}
+        self.head, self.loss_fn, self.limit = None, None, None
+        self._spent, self._since, self._beside = 0.0, None, 1
+        self._begin_epoch()
+        with attempted([self]):
+            self._start()
+
+    def _start(self) -> None:
+        plan, method, frozen = self.plan, self.plan.method, self.frozen
+        options = dict(plan.options)
+        path = options.pop("path", None)
+        if method.head == "los_step":
+            options["strength"] = path * frozen.strength_of_path
+        elif path is not None:
+            self.lr = self._path_lr(path)
+        needs_features = method.head in ("los_step", "ncm")
+        self.head = build_head(
+            method.head,
+            frozen.fc,
+            frozen.train_counts,
+            generator_for(plan.seed, f"head {method.name}"),
+            frozen.train.plain() if needs_features else None,
+            frozen.train.labels if needs_features else None,
+            **head_options(method, options),
+        )
+        if not method.trained:
+            return
+        self.loss_fn = build_loss(method.loss, frozen.train_counts, **_fitting(LOSSES[method.loss], options))
+        self.loss_fn.to(frozen.fc.weight.device)
+        share = options.get("max_norm")
+        self.limit = None if share is None else max_norm_limit(self.head.weight, share)
+        self.momentum = {name: torch.zeros_like(tensor) for name, tensor in learned(self.head).items()}
+
+    def _begin_epoch(self) -> None:
+        self.step, self.images = 0, 0
+        self.loss_sum, self.hit_sum = self.frozen.fc.weight.new_zeros(2).unbind()
+
+    def _path_lr(self, path: float) -> float:
+        """The learning rate at which los drops by `path` to first order; the control takes it over."""
+        deltas = self.config.label_smooth
+        own = self.plan.options.get("label_smooth")
+        delta = own if own is not None else deltas[0] if isinstance(deltas, list) else deltas
+        schedule = sum(cosine_lr(1.0, epoch, self.plan.epochs) for epoch in range(self.plan.epochs))
+        strength = path * self.frozen.strength_of_path
+        return los_path_lr(strength, delta, self.steps * schedule, self.config.momentum)
+
+    @property
+    def kind(self) -> tuple:
+        """Heads of one kind can take their steps together, whatever their learning rates and seeds.
+
+        So can heads whose losses differ in their options alone, where the gradient has a closed form.
+        """
+        method, options = self.plan.method, self.plan.options
+        own = head_options(method, options)
+        if method.trained and not has_closed_form(self.loss_fn):
+            own |= _fitting(LOSSES[method.loss], options)
+        return method.name, tuple(own.items()), self.step
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps an epoch."""
+        images = len(self.frozen.train.labels) if self.plan.method.trained else 0
+        return -(-images // self.config.batch_size)
+
+    @property
+    def failed(self) -> bool:
+        return self.failure is not None
+
+    @property
+    def seconds(self) -> float:
+        """Its share of the time so far, of work under way too: a head is saved within an epoch."""
+        under_way = 0.0 if self._since is None else (time.perf_counter() - self._since) / self._beside
+        return self._spent + under_way
+
+    def lacks(self, epoch: int) -> bool:
+        """Has the head this epoch (0: the first) still to come?"""
+        return not self.failed and len(self.progress.rows) == epoch < max(self.plan.epochs, 1)
+
+    def end_steps(self, epoch: int) -> dict:
+        """After the last step of an epoch: what its steps have summed, as a row; here a head diverges."""
+        if not self.plan.method.trained:
+            return {"epoch": 0, "step": 0, "lr": None, "train_loss": None, "train_accuracy": None}
+        if self.limit is not None:
+            max_norm_(self.head.weight.data, self.limit)
+        loss, hits = float(self.loss_sum), float(self.hit_sum)
+        if not math.isfinite(loss):
+            self.failure = DIVERGED.format("loss is")
+        elif not all(tensor.isfinite().all() for tensor in self.head.parameters()):
+            self.failure = DIVERGED.format(f"weights after epoch {epoch + 1} are")
+        lr = cosine_lr(self.lr, epoch, self.plan.epochs)
+        row = {"epoch": epoch + 1, "step": (epoch + 1) * self.steps, "lr": lr}
+        return row | {"train_loss": loss / self.images, "train_accuracy": hits / self.images}
+
+    def record(self, row: dict, scores: dict, scored_on: str | None) -> None:
+        """Take in a finished epoch with its scores; the best one so far is kept."""
+        self._begin_epoch()
+        if self.progress.record(row | scores, scored_on):
+            self.best_state = deepcopy(self.head.state_dict())
+            if self.frozen.drifting:
+                self.best_backbone = deepcopy(self.frozen.train.model.state_dict())
+
+    def load_chosen(self) -> None:
+        """Put the selected epoch into the head."""
+        if self.select != "last" and self.best_state is not None:
+            self.head.load_state_dict(self.best_state)
+            if self.frozen.drifting:
+                self.frozen.train.model.load_state_dict(self.best_backbone)
+
+    @property
+    def chosen_epoch(self) -> int:
+        return (self.progress.best_epoch if self.select != "last" else None) or self.progress.epoch
+
+    def state(self) -> dict:
+        """How far the head is: plain data and tensors of its own, for a checkpoint."""
+        state = self.plan.name | {"progress": self.progress.as_dict(), "seconds": self.seconds}
+        if self.failed:  # its weights may be of no use
+            return state | {"failure": self.failure}
+        state |= {"weights": dict(self.head.state_dict()), "momentum": self.momentum}
+        for name in ("best_state", "best_backbone"):
+            if getattr(self, name) is not None:
+                state[name] = dict(getattr(self, name))
+        names = ("step", "images", "loss_sum", "hit_sum") if self.step else ()
+        return deepcopy(state | {name: getattr(self, name) for name in names})
+
+    def restore(self, state: dict) -> None:
+        """Be where `state` says; the plan must be that of the head which it is from.
+
+        Raises:
+            ValueError, RuntimeError: it is not the state of such a head.
+        """
+        self.progress, self._spent = Progress(**state["progress"]), state["seconds"]
+        self.failure = self.failure or state.get("failure")
+        if self.failed:
+            return
+        self.head.load_state_dict(state["weights"])
+        self.best_state, self.best_backbone = state.get("best_state"), state.get("best_backbone")
+        for name, tensor in self.momentum.items():
+            kept = state["momentum"][name]
+            if kept.shape != tensor.shape or not kept.isfinite().all():
+                raise ValueError(f"its momentum does not fit weights {list(tensor.shape)}")
+            tensor.copy_(kept)
+        self.step, self.images = state.get("step", 0), state.get("images", 0)
+        for name in ("loss_sum", "hit_sum"):
+            getattr(self, name).copy_(state.get(name, torch.zeros(())))
+
+
+def learned(head: nn.Module) -> dict[str, Tensor]:
+    """What a head learns, by name."""
+    return {name: tensor for name, tensor in head.named_parameters() if tensor.requires_grad}
+
+
+def head_options(method: Method, options: dict) -> dict:
+    """Those of a method's options that its head has, and what makes the head the method's."""
+    return method.fixed | _fitting(HEADS[method.head], options)
+
+
+def _fitting(kind: Callable, options: dict) -> dict:
+    known = inspect.signature(kind).parameters
+    return {name: value for name, value in options.items() if name in known}
+
+
+@contextmanager
+def attempted(heads: Sequence[HeadRun]) -> Iterator[None]:
+    """Work of these heads together, on their clocks; what lies in numbers, setting or memory ends them alone.
+
+    Anything else is a mistake in the code of a head or loss and goes on its way with its traceback.
+    """
+    for head in heads:
+        head._since, head._beside = time.perf_counter(), len(heads)
+    try:
+        yield
+    except Exception as error:
+        if not (isinstance(error, UserError) or is_out_of_memory(error)):
+            raise
+        for head in heads:
+            head.failure = head.failure or reason(error)
+    finally:
+        for head in heads:
+            head._spent, head._since = head.seconds, None
