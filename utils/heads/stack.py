@@ -201,13 +201,14 @@ class Stack:
         heads, train, size = self.heads, self.frozen.train, self.config.batch_size
         seeds = list(dict.fromkeys(head.plan.seed for head in heads))
         sampler = heads[0].plan.method.sampler
-        orders = torch.stack([_order(sampler, seed, epoch, self.frozen) for seed in seeds])[:, skip * size :]
+        orders = torch.stack([_order(sampler, seed, epoch, self.frozen) for seed in seeds])
         if self.frozen.drifting:  # one head, whose batches move the backbone
-            yield from ((x[None], y[None]) for x, y in train.batches(orders[0], size, epoch))
+            yield from ((x[None], y[None]) for x, y in train.batches(orders[0, skip * size :], size, epoch))
             return
         view = train.of_epoch(epoch)
         own = torch.tensor([seeds.index(head.plan.seed) for head in heads], device=train.labels.device)
-        for index in orders.to(view.device).split(size, dim=1):
+        for start in range(skip * size, orders.shape[1], size):
+            index = orders[:, start : start + size].to(view.device)
             features, labels = view[index].to(train.labels.device).float(), train.labels[index]
             if len(seeds) == 1:
                 yield features.expand(len(heads), -1, -1), labels.expand(len(heads), -1)
