@@ -4,6 +4,7 @@ import json
 import os
 import secrets
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
@@ -17,21 +18,18 @@ from utils.settings.table import STAGE1, STAGE2, arguments_of
 DEFAULT_DATASET = "cifar100_lt"
 
 
+@dataclass(frozen=True)
 class Config:
     """Read-only settings of one run, by name: `config.lr`. `source(name)` tells where a value came from."""
 
-    def __init__(self, values: dict, sources: dict) -> None:
-        object.__setattr__(self, "_values", values)
-        object.__setattr__(self, "_sources", sources)
+    _values: dict
+    _sources: dict
 
     def __getattr__(self, name: str) -> object:
         try:
             return object.__getattribute__(self, "_values")[name]
         except KeyError:
             raise AttributeError(f"this run has no setting {name!r}") from None
-
-    def __setattr__(self, name: str, value: object) -> None:
-        raise AttributeError("a configuration is fixed once it is resolved")
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._values)
