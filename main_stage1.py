@@ -32,7 +32,7 @@ from utils.engine.mixup import Mixup
 from utils.engine.precision import loss_scaler, speed_up
 from utils.engine.step import TrainStep
 from utils.engine.steps import Steps
-from utils.metrics import accuracy as metrics
+from utils.metrics.accuracy import epoch_columns, epoch_figures
 from utils.report import summary
 from utils.report.resume import AUTO_FOUND_NONE, read_resume, words_to_resume
 from utils.run import checkpoint
@@ -153,7 +153,7 @@ def train(argv: Sequence[str] | None, held: ExitStack) -> None:
 
     def evaluate() -> dict:
         classes = {name: scoring.predict_classes(model, images[name], mirror, world) for name in scored}
-        return metrics.epoch_figures(classes, labels, data.class_counts, data.shots)
+        return epoch_figures(classes, labels, data.class_counts, data.shots)
 
     def save(name: str, partial: dict | None = None) -> None:
         summary.save_epoch(run, name, facts, progress, model, optimizer, scaler, partial)
@@ -173,7 +173,7 @@ def train(argv: Sequence[str] | None, held: ExitStack) -> None:
         save=save,
         log=tell,
         eval_every=config.eval_every,
-        columns=metrics.epoch_columns(scored),
+        columns=epoch_columns(scored),
     )
 
     # ---- report

@@ -94,10 +94,10 @@ def resolve(script: str, given: dict, known: dict | None = None) -> Config:
         values["workers"], sources["workers"] = default_workers(), "from the cores"
     if sources.get("warmup_epochs") == "preset":
         values["warmup_epochs"] = min(values["warmup_epochs"], values["epochs"] - 1)
+    if "seed" in values and values["seed"] is None and not values.get("seeds"):
+        values["seed"], sources["seed"] = secrets.randbelow(2**31), "drawn"
     if "seeds" in values:
         _settle_seeds(values, sources)
-    elif "seed" in values and values["seed"] is None:
-        values["seed"], sources["seed"] = _drawn_seed(), "drawn"
     if script in (STAGE1, STAGE2):
         values["cur_stage"] = "stage1" if script == STAGE1 else "stage2"
     return Config(values, sources)
@@ -112,7 +112,7 @@ def _scale_rates(values: dict, sources: dict, preset: dict) -> None:
     if values.get("batch_size", usual) == usual:
         return
     for name in ("lr", "finetune_lr"):
-        if sources.get(name) == "preset" and values[name] is not None and values["batch_size"] > 0:
+        if sources.get(name) == "preset" and values[name] is not None:
             values[name] *= values["batch_size"] / usual
             sources[name] = f"preset, times batch size / {usual}"
 
@@ -124,20 +124,13 @@ def default_workers() -> int:
     return max(1, min(16, cores // sharing - 1))
 
 
-def _drawn_seed() -> int:
-    """A fresh seed for a run that was given none."""
-    return secrets.randbelow(2**31)
-
-
 def _settle_seeds(values: dict, sources: dict) -> None:
     """Fill `seed` or `seeds` from whichever of the two was given; `seeds` becomes a list."""
-    if values["seeds"] is not None:
+    if values["seeds"] is None:
+        values["seeds"], sources["seeds"] = [values["seed"]], "from --seed"
+    else:
         values["seeds"] = _several(values["seeds"])
         values["seed"], sources["seed"] = values["seeds"][0], "from --seeds"
-        return
-    if values["seed"] is None:
-        values["seed"], sources["seed"] = _drawn_seed(), "drawn"
-    values["seeds"], sources["seeds"] = [values["seed"]], "from --seed"
 
 
 def _settle_label_smooth(given: dict, values: dict, sources: dict, settled: bool) -> None:
@@ -148,10 +141,10 @@ def _settle_label_smooth(given: dict, values: dict, sources: dict, settled: bool
     if "logit_gap" not in given and values["label_smooth"] is not None:
         return
     gaps, num_class = values["logit_gap"], values["num_class"]
-    if num_class is None and not settled:
-        return
     if num_class is None:
-        raise UserError("a logit gap needs the number of classes, unknown here: say --num_class")
+        if settled:
+            raise UserError("a logit gap needs the number of classes, unknown here: say --num_class")
+        return
     deltas = [label_smooth_for_gap(gap, num_class) for gap in _several(gaps)]
     if 0.0 in deltas:
         raise UserError(
