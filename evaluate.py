@@ -11,6 +11,12 @@ Without a file it takes what the stage left behind, else a released checkpoint, 
 from collections.abc import Sequence
 from pathlib import Path
 
+from utils.settings.start import answer_early, asked_for
+from utils.settings.table import EVALUATE
+
+if __name__ == "__main__":  # what needs no run is answered before torch is loaded, which takes seconds
+    answer_early(EVALUATE, __doc__)
+
 import torch
 
 from datasets.images.on_disk import FileImages
@@ -18,7 +24,7 @@ from datasets.images.open import images_below
 from datasets.listed.own import passed_over
 from utils.base import distributed
 from utils.base.distributed import World
-from utils.base.errors import UserError, exit_cleanly
+from utils.base.errors import exit_cleanly
 from utils.engine import scoring
 from utils.engine.device import LAYOUT, pick_device
 from utils.engine.precision import speed_up
@@ -33,16 +39,11 @@ from utils.run.folder import Run
 from utils.run.network import network_for_files, try_forward
 from utils.settings.config import Config, resolve
 from utils.settings.data import mirror_at_test, open_parts
-from utils.settings.parse import EVALUATE, parse
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     # ---- config
-    given = parse(EVALUATE, __doc__.splitlines()[0], argv)
-    if "cur_stage" not in given and "pretrained_pth" not in given:
-        raise UserError(
-            "say what to evaluate: --cur_stage stage1, --cur_stage stage2, or --pretrained_pth FILE"
-        )
+    given = asked_for(EVALUATE, __doc__, argv)
     source = find_source(EVALUATE, given, given.get("cur_stage"))
     world = distributed.join()
     config = resolve(EVALUATE, given, source.known)

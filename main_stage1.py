@@ -12,6 +12,12 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from itertools import islice
 
+from utils.settings.start import answer_early, asked_for
+from utils.settings.table import STAGE1
+
+if __name__ == "__main__":  # what needs no run is answered before torch is loaded, which takes seconds
+    answer_early(STAGE1, __doc__)
+
 import torch
 
 from losses import build_loss
@@ -35,7 +41,6 @@ from utils.run.network import build_network, start_pretrained, try_network
 from utils.run.saver import Keeper
 from utils.settings.config import resolve
 from utils.settings.data import load_data, mirror_at_test, open_parts, scored_parts
-from utils.settings.parse import STAGE1, parse
 
 LONG_RUN_SECONDS = 2 * 3600
 
@@ -48,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def train(argv: Sequence[str] | None, held: ExitStack) -> None:
     """The whole stage; what it holds while it runs, the run folder, is given back by `held`."""
     # ---- config
-    given = parse(STAGE1, __doc__.splitlines()[0], argv)
+    given = asked_for(STAGE1, __doc__, argv)
     world = distributed.join()
     resumed = read_resume(STAGE1, given, world, held)
     config = world.agree(resolve(STAGE1, given, resumed.config if resumed else None))

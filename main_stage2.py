@@ -12,11 +12,17 @@ the processes share the features' extraction, and the first one trains the heads
 from collections.abc import Sequence
 from contextlib import ExitStack
 
+from utils.settings.start import answer_early, asked_for
+from utils.settings.table import STAGE2
+
+if __name__ == "__main__":  # what needs no run is answered before torch is loaded, which takes seconds
+    answer_early(STAGE2, __doc__)
+
 import torch
 
 from utils.base import distributed
 from utils.base.distributed import ALONE
-from utils.base.errors import exit_cleanly, say
+from utils.base.errors import exit_cleanly
 from utils.base.signals import Signals
 from utils.engine.device import pick_device
 from utils.features.frozen import make_pack
@@ -33,8 +39,7 @@ from utils.run.folder import Run
 from utils.run.saver import Keeper
 from utils.settings.config import resolve
 from utils.settings.data import scored_parts
-from utils.settings.methods import lead_method, listing
-from utils.settings.parse import STAGE2, parse
+from utils.settings.methods import lead_method
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -45,10 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def retrain(argv: Sequence[str] | None, held: ExitStack) -> None:
     """The whole stage; what it holds while it runs, the run folder, is given back by `held`."""
     # ---- config
-    given = parse(STAGE2, __doc__.splitlines()[0], argv)
-    if given.get("method") == "list":
-        say(*listing().splitlines())
-        return
+    given = asked_for(STAGE2, __doc__, argv)
     world = distributed.join()
     resumed = read_resume(STAGE2, given, world, held)
     words = resumed.given if resumed else given

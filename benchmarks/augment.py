@@ -16,9 +16,9 @@ from benchmarks.table import Findings, each, row
 from datasets import LongTailedData
 from datasets.images.in_memory import DeviceImages
 from utils.base.seeding import epoch_order
-from utils.settings.presets import CIFAR100_LT
+from utils.settings.presets import PRESETS
 
-BATCH_SIZE = CIFAR100_LT["batch_size"]
+BATCH_SIZE = PRESETS["cifar100_lt"]["batch_size"]
 IMAGES, IMAGES_QUICK, TARGET, TOLERANCE = 2048, 64, 20.0, 1e-5
 
 

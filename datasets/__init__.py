@@ -1,140 +1,27 @@
 """Long-tailed data sets by name. A data set is one file and one line in `DATASETS`."""
 
-import hashlib
-import os
-import re
-from contextlib import suppress
-from dataclasses import replace
-from functools import partial
-from pathlib import Path
+from utils.base.lazy import Registry, face
 
-from datasets.cifar_lt import build_cifar_lt
-from datasets.digits_lt import build_digits_lt
-from datasets.listed.imagenet_places import build_imagenet_lt, build_places_lt
-from datasets.listed.inaturalist import build_inaturalist18
-from datasets.listed.own import build_folder, build_list, find_list
-from datasets.listed.parts import as_seen
-from datasets.long_tail import long_tail_counts, shot_groups
-from datasets.types import CHANNELS, FileSet, FileViews, ImageSet, LongTailedData, ViewSpec
-from utils.base.errors import UserError
-from utils.base.files import open_regular
-
-__all__ = [
-    "DATASETS",
-    "FILE_DATASETS",
-    "OWN_DATASETS",
-    "FileSet",
-    "FileViews",
-    "ImageSet",
-    "LongTailedData",
-    "ViewSpec",
-    "build_data",
-    "data_name",
-    "long_tail_counts",
-    "place_name",
-    "shot_groups",
-]
-
-DATASETS = {
-    "cifar100_lt": partial(build_cifar_lt, "cifar100_lt"),
-    "cifar10_lt": partial(build_cifar_lt, "cifar10_lt"),
-    "digits_lt": lambda data_dir, **options: build_digits_lt(**options),
-    "imagenet_lt": build_imagenet_lt,
-    "places_lt": build_places_lt,
-    "inaturalist18": build_inaturalist18,
-    "folder": build_folder,
-    "list": build_list,
-}
+DATASETS = Registry(
+    {
+        "cifar100_lt": "datasets.cifar_lt:build_cifar100_lt",
+        "cifar10_lt": "datasets.cifar_lt:build_cifar10_lt",
+        "digits_lt": "datasets.digits_lt:build_digits_lt",
+        "imagenet_lt": "datasets.listed.imagenet_places:build_imagenet_lt",
+        "places_lt": "datasets.listed.imagenet_places:build_places_lt",
+        "inaturalist18": "datasets.listed.inaturalist:build_inaturalist18",
+        "folder": "datasets.listed.own:build_folder",
+        "list": "datasets.listed.own:build_list",
+    }
+)
 PUBLISHED_DATASETS = ("imagenet_lt", "places_lt", "inaturalist18")
 OWN_DATASETS = ("folder", "list")  # a user's own images
 FILE_DATASETS = (*PUBLISHED_DATASETS, *OWN_DATASETS)  # read from disk as they go
-DEFAULT_RATIO = 100  # of the sets that are cut out of a balanced one
-_PATHS = ("split_dir", "train_list", "val_list", "test_list")
-# options of some data sets alone; None and False stand for "not given" and go with all
-_TAKERS = {
-    "views": FILE_DATASETS,
-    "report": FILE_DATASETS,
-    "split_dir": PUBLISHED_DATASETS,
-    "allow_partial": PUBLISHED_DATASETS,
-    "train_list": ("list",),
-    "val_list": ("list",),
-    "test_list": ("list",),
-}
-
-
-def build_data(
-    name: str,
-    data_dir: str | Path = "data",
-    imb_ratio: float | None = None,
-    shots: tuple[int, int] | None = None,
-    **options: object,
-) -> LongTailedData:
-    """Build the data set `name`; `shots` are the limits of its shot groups (None: the usual ones).
-
-    `options` are those of `datasets.split.split_long_tailed`, and for data sets of files those of their
-    builders: `views` (None: as ImageNet's), `report`, `split_dir` and `allow_partial`, or the three lists.
-    An `imb_ratio` of None leaves the counts of files as they are, and is 100 for the sets in memory.
-
-    Raises:
-        UserError: an unknown name, a ratio out of range, an option of another data set, missing or broken
-        files.
-    """
-    if name not in DATASETS:
-        raise UserError(f"unknown data set {name!r}, known: {', '.join(DATASETS)}")
-    options = _taken(name, options)
-    if name in FILE_DATASETS:
-        options["views"] = options.get("views") or FileViews(*CHANNELS["imagenet"])
-    elif imb_ratio is None:
-        imb_ratio = DEFAULT_RATIO
-    data = DATASETS[name](data_dir=Path(data_dir), imb_ratio=imb_ratio, **options)
-    if options.get("val_required"):
-        classes = len(data.val.labels.unique())
-        if classes < 2:
-            raise UserError(
-                f"--val_source {data.val_source} gives validation images of {classes} class(es), 2 or more "
-                "are needed: take another --val_source, or --val_source none with --select last"
-            )
-    if shots is None:
-        shots = data.shots
-    if not 0 <= shots[0] <= shots[1]:
-        raise UserError(f"--shots must be two counts, the smaller first, got {shots[0]} and {shots[1]}")
-    return replace(data, name=data_name(name, data_dir), shots=tuple(shots))
-
-
-def _taken(name: str, options: dict) -> dict:
-    """The options without those that are not for this data set."""
-    taken = dict(options)
-    for option, takers in _TAKERS.items():
-        value = taken.get(option)
-        if name in takers:
-            if value is not None and option in _PATHS:
-                taken[option] = Path(value)
-            continue
-        taken.pop(option, None)
-        if value and option not in ("views", "report"):
-            raise UserError(f"--{option} goes with --dataset {' or '.join(takers)}, not with {name}")
-    return taken
-
-
-def data_name(dataset: str, data_dir: str | Path) -> str:
-    """The name for folders and files; of a user's own images it holds that of their folder."""
-    if dataset not in OWN_DATASETS:
-        return dataset
-    folder = re.sub(r"[^\w.-]", "_", as_seen(os.path.basename(os.path.abspath(data_dir))))
-    return f"{dataset}_{folder}"
-
-
-def place_name(dataset: str, data_dir: str | Path, train_list: str | Path | None = None) -> str:
-    """The folder in which models of a data set lie: `data_name`, of a user's own images with a digest.
-
-    The digest is of where the images lie, and of the training list's lines: two folders of one base name, two
-    lists and two folds have places of their own. Without the list that `list` needs there is none.
-    """
-    name = data_name(dataset, data_dir)
-    if dataset not in OWN_DATASETS or (dataset == "list" and train_list is None):
-        return name
-    state = hashlib.sha256(os.fsencode(os.path.realpath(data_dir)))
-    if train_list is not None:
-        with suppress(OSError), open_regular(find_list(Path(train_list), Path(data_dir))) as lines:
-            state.update(hashlib.file_digest(lines, "sha256").digest())
-    return f"{name}-{state.hexdigest()[:8]}"
+__getattr__, __all__ = face(
+    __name__,
+    {
+        "build": "build_data data_name place_name",
+        "long_tail": "long_tail_counts shot_groups",
+        "types": "FileSet FileViews ImageSet LongTailedData ViewSpec",
+    },
+)

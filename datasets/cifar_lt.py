@@ -1,5 +1,6 @@
 """CIFAR100-LT and CIFAR10-LT: the first n_k training images of each class, the whole balanced test set."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -60,3 +61,7 @@ def build_cifar_lt(name: str, data_dir: Path, imb_ratio: float, **split_options:
 
 def _has_black(images: np.ndarray) -> bool:
     return bool((images.reshape(len(images), -1).max(axis=1) == 0).any())
+
+
+build_cifar100_lt = partial(build_cifar_lt, "cifar100_lt")
+build_cifar10_lt = partial(build_cifar_lt, "cifar10_lt")

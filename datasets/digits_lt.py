@@ -1,5 +1,7 @@
 """Digits-LT: scikit-learn's 1,797 handwritten digits (8x8, grey), made long-tailed. Nothing is downloaded."""
 
+from pathlib import Path
+
 import numpy as np
 
 from datasets.long_tail import long_tail_counts
@@ -12,10 +14,10 @@ TEST_PER_CLASS = 50
 VIEWS = ViewSpec(mean=(0.3,), std=(0.37,), padding=1, mirror=False)
 
 
-def build_digits_lt(imb_ratio: float, **split_options: object) -> LongTailedData:
+def build_digits_lt(data_dir: Path | None, imb_ratio: float, **split_options: object) -> LongTailedData:
     """110 images of class 0 down to 110 / imb_ratio of class 9; test: the last 50 images of each class.
 
-    `split_options` are those of `split_long_tailed`.
+    They come with scikit-learn, whatever `data_dir`. `split_options` are those of `split_long_tailed`.
 
     Raises:
         UserError: a ratio out of range, or validation images that cannot be had.

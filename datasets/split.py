@@ -7,8 +7,6 @@ import numpy as np
 from datasets.long_tail import held_out_mask, keep_indices, long_tail_counts, unused_indices
 from utils.base.errors import UserError
 
-VAL_SOURCES = ("own", "unused", "heldout", "none")
-
 
 @dataclass(frozen=True)
 class Split:

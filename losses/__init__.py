@@ -2,69 +2,47 @@
 
 import difflib
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from torch import nn
+from utils.base.lazy import Registry, face
 
-from losses.balanced_softmax import BalancedSoftmax, logit_adjustment
-from losses.focal import FocalLoss
-from losses.label_aware import LabelAwareSmoothing
-from losses.label_over_smooth import LabelOverSmooth, label_smooth_for_gap, logit_gap, smooth_labels
-from losses.lade import LADE
-from losses.ldam import LDAM
-from losses.reweighted import (
-    WeightedCrossEntropy,
-    class_balanced,
-    effective_number_weights,
-    inverse_power,
-    inverse_power_weights,
-)
-from losses.weight_balance import WeightBalancing, max_norm_, max_norm_limit
-
-__all__ = [
-    "LADE",
-    "LDAM",
-    "LOSSES",
-    "BalancedSoftmax",
-    "FocalLoss",
-    "LabelAwareSmoothing",
-    "LabelOverSmooth",
-    "WeightBalancing",
-    "WeightedCrossEntropy",
-    "build_loss",
-    "class_balanced",
-    "effective_number_weights",
-    "inverse_power",
-    "inverse_power_weights",
-    "label_smooth_for_gap",
-    "logit_adjustment",
-    "logit_gap",
-    "max_norm_",
-    "max_norm_limit",
-    "smooth_labels",
-]
-
-
-def _cross_entropy() -> nn.Module:
-    return nn.CrossEntropyLoss()
-
+if TYPE_CHECKING:
+    from torch import nn
 
 # A builder's parameters are the loss's options; one named class_counts says that the loss needs them.
-LOSSES: dict[str, Callable[..., nn.Module]] = {
-    "ce": _cross_entropy,
-    "los": LabelOverSmooth,
-    "focal": FocalLoss,
-    "cb": class_balanced,
-    "power": inverse_power,
-    "bsce": BalancedSoftmax,
-    "ldam": LDAM,
-    "lade": LADE,
-    "label_aware": LabelAwareSmoothing,
-    "wb": WeightBalancing,
-}
+LOSSES = Registry(
+    {
+        "ce": "losses.reweighted:cross_entropy",
+        "los": "losses.label_over_smooth:LabelOverSmooth",
+        "focal": "losses.focal:FocalLoss",
+        "cb": "losses.reweighted:class_balanced",
+        "power": "losses.reweighted:inverse_power",
+        "bsce": "losses.balanced_softmax:BalancedSoftmax",
+        "ldam": "losses.ldam:LDAM",
+        "lade": "losses.lade:LADE",
+        "label_aware": "losses.label_aware:LabelAwareSmoothing",
+        "wb": "losses.weight_balance:WeightBalancing",
+    }
+)
+__getattr__, __all__ = face(
+    __name__,
+    {
+        "balanced_softmax": "BalancedSoftmax logit_adjustment",
+        "focal": "FocalLoss",
+        "gaps": "label_smooth_for_gap logit_gap",
+        "label_aware": "LabelAwareSmoothing",
+        "label_over_smooth": "LabelOverSmooth smooth_labels",
+        "lade": "LADE",
+        "ldam": "LDAM",
+        "reweighted": "WeightedCrossEntropy class_balanced effective_number_weights inverse_power "
+        "inverse_power_weights",
+        "weight_balance": "WeightBalancing max_norm_ max_norm_limit",
+    },
+)
 
 
-def build_loss(name: str, class_counts: Sequence[int] | None = None, **options: float) -> nn.Module:
+def build_loss(name: str, class_counts: Sequence[int] | None = None, **options: float) -> "nn.Module":
     """A module with `loss(logits [N, K], targets [N])` -> scalar. Losses that need no counts ignore them.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Cross-entropy with a weight for each class, and the two families of weights.
+"""Cross-entropy, plain or with a weight for each class, and the two families of weights.
 
 Shapes: N batch, K classes; n_c images of class c, π_c its share.
 """
@@ -61,6 +61,11 @@ class WeightedCrossEntropy(nn.Module):
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
         """logits [N, K], targets int64 [N] -> weighted mean loss over the batch, a scalar."""
         return F.cross_entropy(logits, targets, weight=self.weights.to(logits.dtype))
+
+
+def cross_entropy() -> nn.CrossEntropyLoss:
+    """Plain cross-entropy, without options."""
+    return nn.CrossEntropyLoss()
 
 
 def class_balanced(class_counts: Sequence[int] | Tensor, beta: float = 0.9999) -> WeightedCrossEntropy:

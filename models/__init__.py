@@ -1,79 +1,62 @@
-"""Networks and classifier heads by name: each is one function or class and one line in its table.
+"""Networks and classifier heads by name, in plain tables that load no torch.
 
 Contract of a network: `model.forward_features(x)` gives pooled features [N, D], `model.fc` is the classifier,
 and `model(x) == model.fc(model.forward_features(x))`. Of a head: `head(features [N, D])` gives logits [N, K].
 """
 
 import difflib
-import inspect
 import re
-from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
 
-import torch
-from torch import Tensor, nn
+from utils.base.lazy import Registry, face
 
-from models.adapt import torchvision_names, torchvision_network
-from models.heads.corrections import DisAlign, Marc, PriorAdjusted, ScaledLinear, TauNorm
-from models.heads.linear import CosineLinear, EtfHead, Linear, LosStep
-from models.heads.means import NearestMean
-from models.own import own_network
-from models.pretrained import load_pretrained
-from models.resnet_cifar import THIN_BLOCKS, ThinResNet, WideResNet
-from models.resnet_imagenet import RESNETS, ImageNetResNet
-
-__all__ = [
-    "HEADS",
-    "NETWORKS",
-    "STEMS",
-    "THIN_NETWORKS",
-    "build_head",
-    "build_model",
-    "check_network",
-    "head_from_state",
-    "load_pretrained",
-    "network_label",
-]
-
+# ResNets of torchvision's widths: its block, blocks a stage; where not 1 and 64, groups and channels a group.
+# torchvision has no resnet10, resnext101_32x4d and resnext152_32x4d: there are published long-tailed figures
+# or weights of them.
+RESNETS = {
+    "resnet10": ("BasicBlock", (1, 1, 1, 1)),
+    "resnet18": ("BasicBlock", (2, 2, 2, 2)),
+    "resnet34": ("BasicBlock", (3, 4, 6, 3)),
+    "resnet50": ("Bottleneck", (3, 4, 6, 3)),
+    "resnet101": ("Bottleneck", (3, 4, 23, 3)),
+    "resnet152": ("Bottleneck", (3, 8, 36, 3)),
+    "resnext50_32x4d": ("Bottleneck", (3, 4, 6, 3), 32, 4),
+    "resnext101_32x4d": ("Bottleneck", (3, 4, 23, 3), 32, 4),
+    "resnext101_32x8d": ("Bottleneck", (3, 4, 23, 3), 32, 8),
+    "resnext101_64x4d": ("Bottleneck", (3, 4, 23, 3), 64, 4),
+    "resnext152_32x4d": ("Bottleneck", (3, 8, 36, 3), 32, 4),
+    "wide_resnet50_2": ("Bottleneck", (3, 4, 6, 3), 1, 128),
+    "wide_resnet101_2": ("Bottleneck", (3, 4, 23, 3), 1, 128),
+}
+THIN_BLOCKS = {"resnet8": 1, "resnet20": 3, "resnet32": 5, "resnet44": 7, "resnet56": 9}  # blocks a stage
 THIN_NETWORKS = tuple(THIN_BLOCKS)
 NETWORKS = (*RESNETS, *THIN_NETWORKS)
-STEMS = {"small": WideResNet, "imagenet": ImageNetResNet}
-HEADS = {
-    "linear": Linear,
-    "lws": ScaledLinear,
-    "tau_norm": TauNorm,
-    "ncm": NearestMean,
-    "ldam": CosineLinear,
-    "etf": EtfHead,
-    "marc": Marc,
-    "disalign": DisAlign,
-    "la": PriorAdjusted,
-    "los_step": LosStep,
-}
+HEADS = Registry(
+    {
+        "linear": "models.heads.linear:Linear",
+        "lws": "models.heads.corrections:ScaledLinear",
+        "tau_norm": "models.heads.corrections:TauNorm",
+        "ncm": "models.heads.means:NearestMean",
+        "ldam": "models.heads.linear:CosineLinear",
+        "etf": "models.heads.linear:EtfHead",
+        "marc": "models.heads.corrections:Marc",
+        "disalign": "models.heads.corrections:DisAlign",
+        "la": "models.heads.corrections:PriorAdjusted",
+        "los_step": "models.heads.linear:LosStep",
+    }
+)
+__getattr__, __all__ = face(
+    __name__, {"build": "build_head build_model head_from_state", "pretrained": "load_pretrained"}
+)
 
 
-def build_model(name: str, num_classes: int, in_channels: int = 3, stem: str = "small") -> nn.Module:
-    """The network `name` with `num_classes` outputs, initialised from torch's global random state.
-
-    `name` is one of NETWORKS, another classification network of torchvision, or a user's own,
-    `module:function`. `stem` says how the ResNets of torchvision's widths begin: "small" with a 3x3
-    convolution that keeps the resolution, "imagenet" as torchvision's; it has no meaning for the others.
-
-    Raises:
-        ValueError: the name or the stem is unknown, the network cannot have `in_channels`, cannot be adapted
-            to the contract, or a user's own fails.
-    """
-    check_network(name)
-    if stem not in STEMS:
-        raise ValueError(f"unknown stem {stem!r}, known: {', '.join(STEMS)}")
-    if name in THIN_BLOCKS:
-        return ThinResNet(THIN_BLOCKS[name], num_classes, in_channels)
-    if name in RESNETS:
-        return STEMS[stem](**RESNETS[name], num_classes=num_classes, in_channels=in_channels)
-    if in_channels != 3:
-        raise ValueError(
-            f"network {name} takes images of 3 channels, not {in_channels}: take {', '.join(THIN_NETWORKS)}"
-        )
-    return own_network(name, num_classes) if ":" in name else torchvision_network(name, num_classes)
+def torchvision_names() -> list[str]:
+    """The names of torchvision's classification networks, as its files register them: to load it is slow."""
+    [folder] = find_spec("torchvision").submodule_search_locations
+    texts = [path.read_text(encoding="utf-8") for path in sorted(Path(folder, "models").glob("*.py"))]
+    registered = r"^@register_model\(.*\)\n(?:@.*\n)*def (\w+)"
+    return sorted(name for text in texts for name in re.findall(registered, text, re.MULTILINE))
 
 
 def check_network(name: str) -> None:
@@ -103,64 +86,3 @@ def check_network(name: str) -> None:
 def network_label(name: str) -> str:
     """The name of a network as part of a file's name: my.nets:small_cnn gives my_nets_small_cnn."""
     return re.sub(r"[^\w-]", "_", name)
-
-
-def build_head(
-    kind: str,
-    fc: nn.Linear,
-    class_counts: Sequence[int] | None = None,
-    generator: torch.Generator | None = None,
-    features: Tensor | None = None,
-    labels: Tensor | None = None,
-    **options: float,
-) -> nn.Module:
-    """The head `kind` at its start, with the sizes, type and device of the stage-1 classifier `fc`.
-
-    `fc` is copied, never changed. What a kind does not need is ignored: `class_counts` [K] is for la,
-    `generator` for etf and for linear with fresh=True, `features` [N, D] (float16 or memory-mapped too) and
-    `labels` [N] of the training images are for ncm and los_step. Options: `fresh` of linear, `tau` of la and
-    tau_norm, `scale` of etf, `strength` of los_step.
-
-    Raises:
-        ValueError: the kind or an option is unknown, an option is out of range, or what it needs is missing.
-    """
-    head = _empty_head(kind, fc.in_features, fc.out_features, options).to(fc.weight)
-    given = {"class_counts": class_counts, "generator": generator, "features": features, "labels": labels}
-    missing = [name for name in head.needs if given[name] is None]
-    if missing:
-        raise ValueError(f"head {kind!r} needs {' and '.join(missing)}")
-    head.start(fc, **{name: given[name] for name in head.needs})
-    return head
-
-
-def head_from_state(kind: str, state: Mapping[str, Tensor], **options: float) -> nn.Module:
-    """The head whose `state_dict()` this is, without its stage-1 classifier; `state` is copied.
-
-    Raises:
-        ValueError: the kind or an option is unknown, or names or shapes do not fit the kind: says which.
-    """
-    weight = state.get("weight")
-    if weight is None or weight.ndim != 2:
-        raise ValueError(f"not the weights of a head {kind!r}: no matrix `weight` [K, D]")
-    head = _empty_head(kind, weight.shape[1], weight.shape[0], options).to(weight)
-    wanted = {name: value.shape for name, value in head.state_dict().items()}
-    found = {name: value.shape for name, value in state.items()}
-    wrong = sorted(name for name in wanted | found if wanted.get(name) != found.get(name))
-    if wrong:
-        raise ValueError(
-            f"not the weights of a head {kind!r}: {', '.join(wrong)} missing, unknown or misshapen"
-        )
-    head.load_state_dict(state, strict=True)
-    return head
-
-
-def _empty_head(kind: str, in_features: int, num_classes: int, options: Mapping[str, float]) -> nn.Module:
-    if kind not in HEADS:
-        raise ValueError(f"unknown head {kind!r}, known: {', '.join(HEADS)}")
-    known = list(inspect.signature(HEADS[kind]).parameters)[2:]
-    unknown = [name for name in options if name not in known]
-    if unknown:
-        raise ValueError(
-            f"unknown option {unknown[0]!r} of head {kind!r}, known: {', '.join(known) or 'none'}"
-        )
-    return HEADS[kind](in_features, num_classes, **options)

@@ -32,11 +32,6 @@ class Adapted(nn.Module):
         return self.fc(self.forward_features(x))
 
 
-def torchvision_names() -> list[str]:
-    """The names of torchvision's classification networks."""
-    return tv.list_models(module=tv)
-
-
 def torchvision_network(name: str, num_classes: int) -> Adapted:
     """torchvision's network `name`, without weights, with K = `num_classes` outputs.
 

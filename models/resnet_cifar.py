@@ -10,8 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import resnet as tv
 
-THIN_BLOCKS = {"resnet8": 1, "resnet20": 3, "resnet32": 5, "resnet44": 7, "resnet56": 9}
-
 
 class WideResNet(tv.ResNet):
     """torchvision's ResNet with a 3x3 stride-1 `conv1` and no max-pool: widths 64..512.

@@ -10,24 +10,6 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import resnet as tv
 
-# block, blocks a stage, and where not 1 and 64: groups, channels a group. torchvision has no resnet10,
-# resnext101_32x4d and resnext152_32x4d: there are published long-tailed figures or weights of them.
-RESNETS = {
-    "resnet10": {"block": tv.BasicBlock, "layers": (1, 1, 1, 1)},
-    "resnet18": {"block": tv.BasicBlock, "layers": (2, 2, 2, 2)},
-    "resnet34": {"block": tv.BasicBlock, "layers": (3, 4, 6, 3)},
-    "resnet50": {"block": tv.Bottleneck, "layers": (3, 4, 6, 3)},
-    "resnet101": {"block": tv.Bottleneck, "layers": (3, 4, 23, 3)},
-    "resnet152": {"block": tv.Bottleneck, "layers": (3, 8, 36, 3)},
-    "resnext50_32x4d": {"block": tv.Bottleneck, "layers": (3, 4, 6, 3), "groups": 32, "width_per_group": 4},
-    "resnext101_32x4d": {"block": tv.Bottleneck, "layers": (3, 4, 23, 3), "groups": 32, "width_per_group": 4},
-    "resnext101_32x8d": {"block": tv.Bottleneck, "layers": (3, 4, 23, 3), "groups": 32, "width_per_group": 8},
-    "resnext101_64x4d": {"block": tv.Bottleneck, "layers": (3, 4, 23, 3), "groups": 64, "width_per_group": 4},
-    "resnext152_32x4d": {"block": tv.Bottleneck, "layers": (3, 8, 36, 3), "groups": 32, "width_per_group": 4},
-    "wide_resnet50_2": {"block": tv.Bottleneck, "layers": (3, 4, 6, 3), "width_per_group": 128},
-    "wide_resnet101_2": {"block": tv.Bottleneck, "layers": (3, 4, 23, 3), "width_per_group": 128},
-}
-
 
 class ImageNetResNet(tv.ResNet):
     """torchvision's ResNet as it is: a 7x7 stride-2 `conv1`, a max-pool, widths 64..512.

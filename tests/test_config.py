@@ -9,8 +9,10 @@ from datasets import to_folder
 from tests.helpers import call, places
 from utils.base.errors import UserError
 from utils.reproduce.grid import read_grid
+from utils.settings.checks import check_ranges
 from utils.settings.config import resolve
 from utils.settings.parse import ALL, ARGUMENTS, CHECK, STAGE1, STAGE2, parse
+from utils.settings.presets import PRESETS, preset_for
 
 PUBLIC_NAMES = {
     *("data_dir", "dataset", "num_class", "imb_ratio", "network", "epochs", "batch_size", "cur_stage", "lr"),
@@ -52,6 +54,23 @@ def test_a_checkpoints_facts_win_over_the_preset_and_the_users_word_over_what_ma
 
 def test_a_preset_for_warm_up_gives_way_to_a_short_run():
     assert settle(STAGE1, "--network resnet32 --epochs 1").warmup_epochs == 0
+
+
+def test_a_logit_gap_says_the_same_as_its_delta():
+    config = settle(STAGE2, "--dataset digits_lt --logit_gap 0.7472144018302211")
+    assert config.label_smooth == pytest.approx(0.9) and config.source("label_smooth") == "from --logit_gap"
+    deltas = settle(STAGE2, "--logit_gap 1,2").label_smooth
+    assert deltas == settle(STAGE2, "--logit_gap 2,1").label_smooth[::-1]
+
+
+@pytest.mark.parametrize("network", [None, "resnet32"])
+@pytest.mark.parametrize("dataset", [*PRESETS, "a pack of one's own"])
+def test_every_default_is_one_that_the_user_could_give(dataset, network):
+    preset = preset_for(dataset, network)
+    check_ranges(preset)
+    for argument in ARGUMENTS:
+        value = preset[argument.name]
+        assert not argument.choices or value in (None, *argument.choices, dataset)
 
 
 def test_a_resolved_configuration_cannot_be_changed():

@@ -10,7 +10,7 @@ import torch
 
 from datasets import build_data, to_folder
 from datasets.images.decode import read_image
-from docs import scale
+from docs import arguments, scale
 from losses import label_smooth_for_gap
 from tests.helpers import PROGRAMS, call, commands, last_line, refusal
 from utils.settings.parse import parse
@@ -61,6 +61,10 @@ def test_the_table_of_gaps_is_the_one_that_is_computed():
 
 def test_the_table_of_costs_is_the_one_that_is_computed():
     assert "\n".join(scale.rows()) in scale.PAGE.read_text(encoding="utf-8")
+
+
+def test_the_page_of_arguments_is_the_one_that_the_table_gives():
+    assert arguments.PAGE.read_text(encoding="utf-8") == arguments.page(), "run python -m docs.arguments"
 
 
 def test_a_set_in_memory_is_written_as_a_folder_of_the_same_pixels(tmp_path):

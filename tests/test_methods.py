@@ -13,7 +13,7 @@ import main_stage2
 from losses import LOSSES
 from models import HEADS, build_head
 from tests.heads import COUNTS, D, K, seeded, training_set
-from tests.helpers import call, files_below, places, refusal, run_folder, run_stage2
+from tests.helpers import files_below, places, refusal, run_folder, run_stage2
 from utils.heads.plan import HeadPlan, plan_heads
 from utils.settings.commands import ROOT
 from utils.settings.config import resolve
@@ -132,9 +132,12 @@ def test_what_an_entry_says_of_its_start_and_of_what_it_learns_is_so(method):
 # ---- words of the command line
 
 
-def test_the_list_names_every_method_with_its_source_and_reads_nothing(tmp_path):
+def test_the_list_names_every_method_with_its_source_and_reads_nothing(tmp_path, capsys):
     absent = tmp_path / "absent"
-    text = call(main_stage2.main, "--method", "list", *places(tmp_path), "--pretrained_pth", absent)
+    with pytest.raises(SystemExit) as ended:
+        main_stage2.main(["--method", "list", *places(tmp_path), "--pretrained_pth", str(absent)])
+    text = capsys.readouterr().out
+    assert ended.value.code == 0
     table, sources = text.split("\nsources\n")
     assert [line.split()[0] for line in table.strip().splitlines()[1:]] == list(METHODS)
     assert [line.split(maxsplit=1) for line in sources.strip().splitlines()] == [

@@ -14,12 +14,12 @@ import pytest
 import evaluate
 import main_stage1
 import main_stage2
+from datasets import data_name
 from tests.file_trees import list_tree
 from tests.helpers import PROGRAMS, call, refusal, stopped_at_step
 from utils.features.__main__ import main as features_main
 from utils.run import checkpoint
 from utils.settings.commands import ROOT, command
-from utils.settings.config import data_name
 
 ODD = "it's a $HOME of `my own`"  # a folder's name that a shell takes apart
 SMALL = ("--epochs", "1", "--seed", "0")

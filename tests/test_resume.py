@@ -143,13 +143,6 @@ def test_another_configuration_or_other_images_are_refused_with_the_difference_u
     assert read_metrics(folder)["lr"].tolist()[1:] == pytest.approx([0.05, 0.025], rel=1)
 
 
-@pytest.mark.parametrize("every", ["0", "x", "-1", "5s", "m"])
-def test_an_interval_that_is_none_is_refused(tmp_path, every):
-    message = refusal(main_stage1.main, "--dataset", "digits_lt", "--save_every", every, *places(tmp_path))
-    assert message == f"--save_every takes a number of steps, or of minutes as 10m, got {every}"
-    assert not any(tmp_path.iterdir())
-
-
 @pytest.mark.parametrize(("every", "saves"), [("1", 6), ("4", 1), ("7", 0), (None, 0), ("1m", 0)])
 def test_a_run_saves_every_so_many_steps(every, saves):
     saved = []

@@ -50,9 +50,12 @@ RANGES = [
     (STAGE2, "finetune_wd", "-1", NOT_NEGATIVE),
     (STAGE2, "seeds", "1,-1", NOT_NEGATIVE),
     (STAGE2, "seeds", "1,1", "names a value twice"),
-    (STAGE2, "label_smooth", "1", r"must be below 1, got 1: at 1 every label is 1/K"),
-    (STAGE2, "label_smooth", "1.2", "above 1 the true class would be the least likely"),
-    (STAGE2, "label_smooth", "-0.1 0.9,-1", r"must be in \[0, 1\), got"),
+    (
+        STAGE2,
+        "label_smooth",
+        "1 1.2 -0.1 0.9,-1",
+        r"must be at least 0 and below 1 \(at 1 every label is 1/K",
+    ),
     (STAGE2, "label_smooth", "nan", NOT_FINITE),
     (STAGE2, "label_smooth", "0.9,0.9", "names a value twice"),
     (STAGE2, "logit_gap", "0 -1", "must be above 0, got"),
@@ -70,7 +73,7 @@ RANGES = [
     (STAGE1, "gpu", "-1", NOT_NEGATIVE),
     (EVALUATE, "cur_stage stage1 --gpu", "-1", NOT_NEGATIVE),
     (STAGE1, DIGITS + "--gpu", "257 977", r"--device cuda:\d+, but torch .* try --device cpu"),
-    (STAGE1, "save_every", "0 -1 1.5 10s m 010", "takes a number of steps, or of minutes as 10m, got"),
+    (STAGE1, "save_every", "0 -1 1.5 10s m 010", "must be a number of steps, or of minutes as 10m, got"),
 ]
 # script, words, what the line says
 ODD = [

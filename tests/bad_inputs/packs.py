@@ -11,8 +11,7 @@ from tests.bad_inputs import PACK, Kitchen, Make, Row
 from tests.bad_inputs.checkpoints import NO_FILE, Call, damaged, flipped, huge, not_permitted
 from tests.test_packs import tiny, write_raw
 from utils.run.facts import PACK_FORMAT
-from utils.settings.checks import NOT_WITH_PACK
-from utils.settings.table import ARGUMENTS, EVALUATE, STAGE2
+from utils.settings.table import ARGUMENTS, EVALUATE, NOT_WITH_PACK, STAGE2
 
 READERS = {
     "stage 2": (STAGE2, "--features {bad}"),
@@ -175,8 +174,6 @@ def _rows() -> list[Row]:
         value = {int: " 8", float: " 0.5", bool: ""}.get(argument.kind, " {root}/x")
         value = f" {argument.choices[0]}" if argument.choices else value
         says = f"--features holds the features already: --{name} has no use beside it"
-        if name == "val_fraction":  # it has none without --val_source either
-            says = "--val_fraction has a meaning with --val_source heldout only"
         for script, stage in ((STAGE2, ""), (EVALUATE, " --cur_stage stage1")):
             if script in argument.scripts:
                 rows.append(

@@ -5,7 +5,6 @@
 Without torchrun a run is a world of one process, and nothing here does anything.
 """
 
-import os
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from utils.base.errors import UserError
+from utils.base.torchrun import number_of
 
 # a process that waits longer for another one gives up; reading a slow disk must fit in
 TIMEOUT = timedelta(minutes=30)
@@ -76,21 +76,6 @@ class World:
 
 
 ALONE = World()
-
-
-def number_of(name: str) -> int:
-    """What torchrun says of its processes in a variable of the environment; without torchrun 1, of sizes.
-
-    Raises:
-        UserError: it says nothing that is a number.
-    """
-    given = os.environ.get(name, "1" if name.endswith("WORLD_SIZE") else "")
-    if not given.isdecimal() or (name.endswith("WORLD_SIZE") and not int(given)):
-        raise UserError(
-            f"{name} is {repr(given)[:40] if given else 'not set'}: let torchrun start several processes; "
-            "for one, unset WORLD_SIZE"
-        )
-    return int(given)
 
 
 def join() -> World:

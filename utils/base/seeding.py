@@ -1,14 +1,8 @@
 """Randomness as a function of (seed, purpose, counters), not of a stream that a resume must replay."""
 
 import hashlib
-import secrets
 
 import torch
-
-
-def draw_seed() -> int:
-    """A fresh seed for a run that was given none."""
-    return secrets.randbelow(2**31)
 
 
 def number_for(seed: int, purpose: str, *counters: int) -> int:

@@ -7,8 +7,9 @@ import numpy as np
 import torch
 import torchvision
 
-from utils.base.distributed import ALONE, World, number_of
+from utils.base.distributed import ALONE, World
 from utils.base.errors import UserError
+from utils.base.torchrun import number_of
 
 # how networks and images lie in memory: a fixed choice, since it decides the last bits
 LAYOUT = torch.channels_last

@@ -16,9 +16,9 @@ from datasets.types import ImageSet, LongTailedData
 from models.heads.los_path import path_strength
 from utils.features.views import FeatureViews
 from utils.packs.pack import Pack, narrowed
-from utils.settings.checks import FIXED_BY_CHECKPOINT, INHERITED
 from utils.settings.config import Config
 from utils.settings.presets import NOTES
+from utils.settings.table import FIXED_BY_CHECKPOINT, INHERITED
 
 
 class Representation:

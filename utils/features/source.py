@@ -29,7 +29,7 @@ from utils.run.network import build_network, check_apart, note_channels, try_net
 from utils.settings.checks import check_known
 from utils.settings.config import Config, resolve
 from utils.settings.data import load_data, mirror_at_test, open_parts
-from utils.settings.parse import ARGUMENTS, CHECK, EVALUATE
+from utils.settings.table import CHECK, arguments_of
 
 
 def backbone_note(source: Checkpoint | Pack, data: LongTailedData, select: str) -> str | None:
@@ -83,7 +83,7 @@ def _same_data_elsewhere(given: dict, config: Config, stage: str) -> Path | None
     found = [folder / below for folder in folders if (folder / below).is_file()]
     if "predict" in given:  # nothing is known of its images' parts
         return found[0] if len(found) == 1 else None
-    words = [argument.name for argument in ARGUMENTS if CHECK in argument.scripts]
+    words = [argument.name for argument in arguments_of(CHECK)]
     for path in found:
         try:
             source = read(path)
@@ -105,8 +105,6 @@ def find_source(script: str, given: dict, stage: str | None) -> Checkpoint | Pac
     """
     path = given.get("pretrained_pth")
     if "features" in given:
-        if path is not None and script != EVALUATE:
-            raise UserError("--features holds its stage-1 classifier: leave --pretrained_pth out")
         with about("--features"):
             pack = read_pack(given["features"])
         check_known(pack.path, pack.known, given, is_pack=True)

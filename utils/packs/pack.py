@@ -23,8 +23,8 @@ from utils.base.digest import content_digest
 from utils.base.errors import NoMemoryError, UserError, is_out_of_memory
 from utils.base.files import json_text, open_regular, require_file, write_atomically
 from utils.run.facts import PACK_FORMAT, problems_of_facts
-from utils.settings.checks import FIXED_BY_CHECKPOINT, INHERITED
 from utils.settings.presets import PRESETS
+from utils.settings.table import FIXED_BY_CHECKPOINT, INHERITED
 
 VERSION = 1
 OWN = "features"  # as its preset: features that a user brought

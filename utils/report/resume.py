@@ -28,18 +28,9 @@ from utils.run.lock import FolderLock
 from utils.settings.checks import check_known
 from utils.settings.commands import command, said
 from utils.settings.config import Config, resolve
-from utils.settings.parse import ARGUMENTS, STAGE1
 from utils.settings.presets import made_alike, preset_for
+from utils.settings.table import ARGUMENTS, FREE, RUNNING, STAGE1
 
-# how a run goes on and what it runs on may change, and where its files lie; what it computes may not
-_RUNNING = (
-    *("resume", "force_resume", "overwrite", "save_every", "data_digest", "out", "ckpt_dir"),
-    *("device", "gpu", "quiet", "workers"),
-)
-FREE = (
-    *(*_RUNNING, "data_dir", "split_dir", "train_list", "val_list", "test_list"),
-    *("pretrained", "pretrained_pth", "features", "save_features"),
-)
 _UNFIXED = (*FREE, "cur_stage", "pack_dtype")
 # of these what the user said is said again: last.pth may not choose them, or is not asked for them
 _AGAIN = set(FREE) - {"resume", "force_resume", "pretrained"}
@@ -318,7 +309,7 @@ def _newest_unfinished(script: str, given: dict) -> Path | None:
     words = {name: value for name, value in given.items() if name != "resume"}
     source = None if script == STAGE1 else find_source(script, words, "stage1")
     config = resolve(script, words, source.known if source else None)
-    free = _RUNNING if {"seed", "seeds"} & set(given) else (*_RUNNING, "seed", "seeds")
+    free = RUNNING if {"seed", "seeds"} & set(given) else (*RUNNING, "seed", "seeds")
     wanted = {name: value for name, value in config.as_dict().items() if name not in free}
     folders = [folder for folder in stage_folder(config, config.cur_stage).glob("*") if folder.is_dir()]
     for folder in sorted(folders, key=lambda folder: folder.stat().st_mtime_ns, reverse=True):

@@ -24,9 +24,9 @@ from utils.packs.pack import Pack
 from utils.run import checkpoint
 from utils.run.facts import compared, problems_of_facts
 from utils.run.folder import Run
-from utils.settings.checks import ON_DISK
 from utils.settings.config import Config, describe
 from utils.settings.presets import NOTES
+from utils.settings.table import ON_DISK
 
 _BARS = "▁▂▃▄▅▆▇█"
 _COLUMNS = 50

@@ -15,7 +15,6 @@ from utils.base.errors import UserError, reason
 from utils.base.files import open_regular, read_json, read_text
 from utils.packs.pack import Pack, read_pack
 from utils.plots.tables import SCORES, STDS
-from utils.report.resume import FREE
 from utils.reproduce.grid import Cell
 from utils.run.checkpoint import RELEASED, Checkpoint, published_path, read
 from utils.run.facts import compared
@@ -23,8 +22,9 @@ from utils.run.folder import stage_folder
 from utils.settings.checks import check_against
 from utils.settings.config import Config, resolve
 from utils.settings.data import load_data
-from utils.settings.parse import STAGE1, STAGE2, parse
+from utils.settings.parse import parse
 from utils.settings.presets import made_alike
+from utils.settings.table import FREE, STAGE1, STAGE2
 
 RUNNING = RELEASED.parent / "running"
 # what may differ between a run and the grid that asks for it: how it runs; weights to start from may not

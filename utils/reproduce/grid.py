@@ -30,10 +30,11 @@ from utils.base.errors import UserError, reason
 from utils.base.files import open_regular
 from utils.heads.plan import plan_heads
 from utils.packs.pack import read_pack
-from utils.settings.checks import FIXED_BY_CHECKPOINT, INHERITED, check_against
+from utils.settings.checks import check_against
 from utils.settings.config import Config, resolve
 from utils.settings.methods import chosen_methods
-from utils.settings.parse import STAGE1, STAGE2, parse
+from utils.settings.parse import parse
+from utils.settings.table import FIXED_BY_CHECKPOINT, INHERITED, STAGE1, STAGE2, Mark, marked
 
 GRIDS = Path(__file__).resolve().parent / "grids"
 # key -> may it be a list, the kinds of one value
@@ -51,23 +52,6 @@ _KEYS = {
     "select": (True, (str,)),
 }
 _NEEDED = ("seeds", "methods", "stage2_seeds", "select", "views")
-# what a cell says by a key of its own, or the runner for all
-_OWN = (
-    "dataset",
-    "network",
-    "imb_ratio",
-    "seed",
-    "seeds",
-    "method",
-    "select",
-    "views",
-    "pretrained_pth",
-    "features",
-)
-_RUNNERS = (
-    *("cur_stage", "out", "ckpt_dir", "resume", "force_resume", "overwrite", "device", "gpu", "quiet"),
-    "data_dir",
-)
 
 
 @dataclass(frozen=True)
@@ -236,10 +220,10 @@ def _check(cell: Cell) -> None:
         words = shlex.split(text)
         if {"-h", "--help"} & set(words):
             raise UserError(f"{key} may not ask for help")
-        taken = [name for name in parse(script, "", words) if name in (*_OWN, *_RUNNERS)]
-        if taken:
-            who = "a key of the grid" if taken[0] in _OWN else "the runner"
-            raise UserError(f"{key} may not say --{taken[0]}: that is for {who}")
+        for name in parse(script, "", words):
+            for mark, who in ((Mark.CELL, "a key of the grid"), (Mark.RUNNER, "the runner")):
+                if name in marked(mark):
+                    raise UserError(f"{key} may not say --{name}: that is for {who}")
     known = cell.known
     if known is None:
         config = cell.config()

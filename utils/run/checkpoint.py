@@ -29,18 +29,14 @@ from utils.base.errors import NoMemoryError, UserError
 from utils.base.files import open_regular, require_file, write_atomically
 from utils.base.safe_load import load_plain
 from utils.run.facts import PACK_FORMAT, problems
-from utils.settings.checks import FIXED_BY_CHECKPOINT, INHERITED
 from utils.settings.commands import command, option, said
 from utils.settings.config import Config
-from utils.settings.table import ARGUMENTS
+from utils.settings.table import FIXED_BY_CHECKPOINT, INHERITED, SHARED
 
 FORMAT = "label-over-smoothing checkpoint"
 # 2: saved within an epoch, which a reader of version 1 would take for its end
 WHOLE, VERSION = 1, 2
-# what a command that makes a checkpoint says always; groups of arguments, and others, where they are given
-_BASIC = ("dataset", "imb_ratio", "network")
-_SHARED = ("data", "images on disk", "model")
-_ALSO_SHARED = ("features", "ckpt_dir", "out", "device", "gpu")
+_BASIC = ("dataset", "imb_ratio", "network")  # what a command that makes a checkpoint says always
 RELEASED = Path(__file__).resolve().parent.parent.parent / "checkpoints" / "released"
 _STATE_KEYS = ("state_dict", "model", "model_state_dict", "model_state", "net", "weights", "state_dict_best")
 # backbone and classifier apart: in the public code of Decoupling (Kang et al. 2020), and in that of MiSLAS
@@ -375,8 +371,7 @@ def _making(config: Config, script: str) -> str:
     """The command that makes the checkpoint which a run of `config` lacks: of the same data, in its place."""
     basic = {} if config.features else {name: getattr(config, name) for name in _BASIC}
     words = [word for name, value in basic.items() if value is not None for word in option(name, value)]
-    names = {argument.name for argument in ARGUMENTS if argument.group in _SHARED} | set(_ALSO_SHARED)
-    return command(script, *words, *said(config, script, names - basic.keys()))
+    return command(script, *words, *said(config, script, set(SHARED) - basic.keys()))
 
 
 def _network_of(path: Path, label: str) -> str:

@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from datasets import FILE_DATASETS, LongTailedData
-from datasets.types import CHANNELS, FileSet, FileViews, ViewSpec, evenly
+from datasets.names import CHANNELS
+from datasets.types import FileSet, FileViews, ViewSpec, evenly
 from models import build_model, load_pretrained
 from models.own import untouched
 from utils.base.errors import UserError, about, is_out_of_memory, reason

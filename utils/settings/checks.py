@@ -9,70 +9,80 @@ import re
 from pathlib import Path
 
 from datasets import FILE_DATASETS
-from datasets.images.decode import ENDINGS
 from models import check_network as network_exists
 from utils.base.errors import UserError
 from utils.base.files import check_output
-from utils.settings.table import ARGUMENTS, STAGE1, STAGE2
-
-# what a checkpoint was made with: a later step must not contradict the first, and takes over the second
-FIXED_BY_CHECKPOINT = ("dataset", "imb_ratio", "network", "num_class", "subset_seed", "stem")
-ON_DISK = ("image_size", "augment", "jitter", "no_flip", "normalise", "tta")
-INHERITED = ("val_source", "val_fraction", "shots", *ON_DISK)
-LISTS = ("train_list", "val_list", "test_list")
-_FILES = ("split_dir", *LISTS, "allow_partial", "data_digest", *ON_DISK)
-NOT_WITH_PACK = (
-    *("data_dir", "workers", "views", "bn_mode", "val_source", "val_fraction", "save_features"),
-    *("subset_seed", "no_tta", "amp", "compile", "predict", *_FILES),
+from utils.settings.methods import METHODS, OPTIONS, TRAINING, chosen_methods
+from utils.settings.table import (
+    ARGUMENTS,
+    EVALUATE,
+    FIXED_BY_CHECKPOINT,
+    LISTS,
+    NOT_WITH_PACK,
+    OF_FILES,
+    STAGE1,
+    STAGE2,
+    Argument,
 )
 
-MOST_WORKERS, LARGEST_SIDE = 1024, 4096
-LARGEST_NUMBER, LARGEST_SEED = 2**31 - 1, 2**63 - 1
 PACK_NAME = r"\w[\w.-]*"
 # output -> what an earlier one holds, and within how many bytes from its beginning
 OUTPUTS = {"save_features": (b"label-over-smoothing feature pack", 1 << 22), "predictions": (b"image,", 6)}
+_STAGES = {STAGE1: "stage1", STAGE2: "stage2"}
 _KINDS = {int: (int,), float: (int, float), str: (str,), bool: (bool,), Path: (str,)}
-_SEEDS = ("seed", "seeds", "subset_seed")
-# name -> (test, what it must be)
-_RANGES = {
-    "num_class": (lambda v: v >= 2, "2 or more"),
-    "epochs": (lambda v: v >= 1, "1 or more"),
-    "finetune_epoch": (lambda v: v >= 1, "1 or more"),
-    "batch_size": (lambda v: v >= 1, "1 or more"),
-    "lr": (lambda v: v > 0, "above 0"),
-    "finetune_lr": (lambda v: v > 0, "above 0"),
-    "wd": (lambda v: v >= 0, "0 or more"),
-    "finetune_wd": (lambda v: v >= 0, "0 or more"),
-    "momentum": (lambda v: 0 <= v < 1, "at least 0 and below 1"),
-    "warmup_epochs": (lambda v: v >= 0, "0 or more"),
-    "accum": (lambda v: v >= 1, "1 or more"),
-    "mixup": (lambda v: v >= 0, "0 or more"),
-    "eval_every": (lambda v: v >= 1, "1 or more"),
-    "image_size": (lambda v: 8 <= v <= LARGEST_SIDE, f"8 to {LARGEST_SIDE}"),
-    "jitter": (lambda v: 0 <= v < 1, "at least 0 and below 1"),
-    "shots": (lambda v: v >= 1, "1 or more"),
-    "views": (lambda v: v >= 0, "0 or more"),
-    "workers": (lambda v: 0 <= v <= MOST_WORKERS, f"0 to {MOST_WORKERS}"),
-    "gpu": (lambda v: v >= 0, "0 or more"),
-    "seed": (lambda v: v >= 0, "0 or more"),
-    "subset_seed": (lambda v: v >= 0, "0 or more"),
-    "imb_ratio": (lambda v: v >= 1, "a number of 1 or more"),
-    "val_fraction": (lambda v: 0 < v < 1, "between 0 and 1"),
-    "seeds": (lambda v: v >= 0, "0 or more"),
-    "path": (lambda v: v > 0, "above 0"),
-    "scale": (lambda v: v > 0, "above 0"),
-    **dict.fromkeys(("tau", "rho", "gamma", "max_margin", "alpha", "lam"), (lambda v: v >= 0, "0 or more")),
-    **dict.fromkeys(("beta", "eps_head", "eps_tail"), (lambda v: 0 <= v < 1, "at least 0 and below 1")),
-    "max_norm": (lambda v: 0 <= v <= 1, "between 0 and 1"),
+_ARGUMENTS = {argument.name: argument for argument in ARGUMENTS}
+_AT_ODDS = {
+    ("path", "finetune_lr"): "both set the learning rate",
+    ("label_smooth", "logit_gap"): "say the same thing",
+    ("seed", "seeds"): "say the same thing",
+    ("tta", "no_tta"): "contradict each other",
+    ("tta", "no_flip"): "contradict each other",
 }
+_PHOTOGRAPHS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif")
 
 
-def check_network(values: dict, sources: dict) -> None:
-    if sources.get("network") == "given":
+def check_given(script: str, given: dict) -> None:
+    """What is wrong with the user's words whatever a checkpoint or pack says."""
+    check_ranges(given)
+    _check_shots(given)
+    if "network" in given:
         try:
-            network_exists(values["network"])
+            network_exists(given["network"])
         except ValueError as error:
             raise UserError(f"--network: {error}") from error
+    for pair, why in _AT_ODDS.items():
+        if given.keys() >= set(pair):
+            raise UserError(f"--{pair[0]} and --{pair[1]} {why}: give one of them")
+    own_stage = _STAGES.get(script)
+    if own_stage and given.get("cur_stage", own_stage) != own_stage:
+        raise UserError(f"--cur_stage {given['cur_stage']} contradicts {script}, which runs {own_stage}")
+    if script == EVALUATE and not given.keys() & {"cur_stage", "pretrained_pth"}:
+        raise UserError(
+            "say what to evaluate: --cur_stage stage1, --cur_stage stage2, or --pretrained_pth FILE"
+        )
+    gpu, device = given.get("gpu"), given.get("device", "auto")
+    if gpu is not None and device not in ("auto", "cuda", f"cuda:{gpu}"):
+        raise UserError(f"--gpu {gpu} contradicts --device {device}: give one of them")
+    if given.get("force_resume") and "resume" not in given:
+        raise UserError("--force_resume has a meaning with --resume only")
+    if "features" in given:
+        idle = [name for name in NOT_WITH_PACK if name in given]
+        if idle:
+            raise UserError(f"--features holds the features already: --{idle[0]} has no use beside it")
+        if "pretrained_pth" in given and script == STAGE2:
+            raise UserError("--features holds its stage-1 classifier: leave --pretrained_pth out")
+    if "resume" not in given:  # the method may be the run's
+        _check_options(given)
+
+
+def _check_options(given: dict) -> None:
+    """Every option is one of a method that is to be trained."""
+    methods = chosen_methods(given.get("method", _ARGUMENTS["method"].default))
+    for name in given:
+        option = "label_smooth" if name == "logit_gap" else name
+        if option in (*TRAINING, *OPTIONS) and not any(method.takes(option) for method in methods):
+            users = ", ".join(method.name for method in METHODS.values() if method.takes(option))
+            raise UserError(f"--{name}: no method of this run has it, it is for {users}")
 
 
 def check_known(path: Path, known: dict, given: dict, is_pack: bool = False) -> None:
@@ -81,20 +91,12 @@ def check_known(path: Path, known: dict, given: dict, is_pack: bool = False) -> 
     Raises:
         UserError: it does not; names the file.
     """
-    for argument in ARGUMENTS:
-        name, value = argument.name, known.get(argument.name)
-        if value is None:
-            continue
-        several = value if argument.sweep and isinstance(value, list) else [value]
-        if any(type(one) not in _KINDS[argument.kind] for one in several):
-            raise UserError(f"{path} is of no use: its {name} is {value!r:.60}")
-        own = is_pack and name == "dataset"  # a pack may have any name that a folder can have
-        wrong = own and not re.fullmatch(PACK_NAME, value)
-        if wrong or (argument.choices and value not in argument.choices and not own):
-            raise UserError(f"{path} is of no use: there is no {name} {value!r:.60}")
     try:
+        for name, value in known.items():
+            if name in _ARGUMENTS and value is not None:
+                _check_stored(_ARGUMENTS[name], value, own=is_pack and name == "dataset")
         _check_shots(known)
-        check_ranges({argument.name: known.get(argument.name) for argument in ARGUMENTS})
+        check_ranges({name: value for name, value in known.items() if name in _ARGUMENTS})
         if known.get("network") is not None and not is_pack:
             network_exists(known["network"])
     except (UserError, ValueError) as error:
@@ -104,6 +106,16 @@ def check_known(path: Path, known: dict, given: dict, is_pack: bool = False) -> 
             f"{path} was made with --network {known['network']}, code of its own that no file may choose to "
             "run: say --network yourself"
         )
+
+
+def _check_stored(argument: Argument, value: object, own: bool) -> None:
+    """The kind of a value; a pack may have any name that a folder can have (`own`)."""
+    several = value if argument.sweep and isinstance(value, list) else [value]
+    if any(type(one) not in _KINDS[argument.kind] for one in several):
+        raise UserError(f"its {argument.name} is {value!r:.60}")
+    known = re.fullmatch(PACK_NAME, value) if own else not argument.choices or value in argument.choices
+    if not known:
+        raise UserError(f"there is no {argument.name} {value!r:.60}")
 
 
 def check_against(known: dict, given: dict) -> None:
@@ -116,36 +128,25 @@ def check_against(known: dict, given: dict) -> None:
 
 
 def check_ranges(values: dict) -> None:
+    """Every value is finite, within the range of its argument, and no number that nothing could count."""
     for name, several in values.items():
+        allowed, most = _ARGUMENTS[name].allowed, _ARGUMENTS[name].most
         for value in several if isinstance(several, list) else [several]:
             if isinstance(value, float) and not math.isfinite(value):
                 raise UserError(f"--{name} must be a finite number, got {value}")
-            if name in _RANGES and value is not None and not _RANGES[name][0](value):
-                raise UserError(f"--{name} must be {_RANGES[name][1]}, got {value}")
-            largest = LARGEST_SEED if name in _SEEDS else LARGEST_NUMBER
-            if isinstance(value, int) and value > largest:
-                raise UserError(f"--{name} must be at most {largest}, got {value}")
+            if allowed and value is not None and not allowed.holds(value):
+                raise UserError(f"--{name} must be {allowed.words}, got {value}")
+            if isinstance(value, int) and value > most:
+                raise UserError(f"--{name} must be at most {most}, got {value}")
         if isinstance(several, list) and len(set(several)) < len(several) and name != "shots":
             raise UserError(f"--{name} names a value twice: {', '.join(map(str, several))}")
 
 
-def check_pairs(script: str, given: dict, known: dict, values: dict, preset: dict) -> None:
-    if values.get("allow_partial"):
-        preset["num_class"] = None
-        values["num_class"] = given.get("num_class", known.get("num_class"))
-    if preset["num_class"] is not None and values["num_class"] != preset["num_class"]:
-        raise UserError(
-            f"--num_class {values['num_class']}, but {values['dataset']} has {preset['num_class']} classes"
-        )
-    if given.get("gpu") is not None and given.get("device", "auto") not in (
-        "auto",
-        "cuda",
-        f"cuda:{given['gpu']}",
-    ):
-        raise UserError(f"--gpu {given['gpu']} contradicts --device {given['device']}: give one of them")
-    own_stage = {STAGE1: "stage1", STAGE2: "stage2"}.get(script)
-    if own_stage and given.get("cur_stage", own_stage) != own_stage:
-        raise UserError(f"--cur_stage {given['cur_stage']} contradicts {script}, which runs {own_stage}")
+def check_settled(given: dict, values: dict, num_class: int | None) -> None:
+    """What is wrong with the values of a run; `num_class` is the data set's own, if it has one."""
+    dataset = values["dataset"]
+    if num_class is not None and values["num_class"] != num_class:
+        raise UserError(f"--num_class {values['num_class']}, but {dataset} has {num_class} classes")
     if given.get("warmup_epochs", -1) >= values.get("epochs", math.inf):
         raise UserError(
             f"--warmup_epochs {values['warmup_epochs']} must be below --epochs {values['epochs']}"
@@ -154,18 +155,16 @@ def check_pairs(script: str, given: dict, known: dict, values: dict, preset: dic
         raise UserError("--nesterov needs a --momentum above 0")
     if "val_fraction" in given and values.get("val_source") != "heldout":
         raise UserError("--val_fraction has a meaning with --val_source heldout only")
-    if values.get("bn_mode") == "train" and given.get("views") is None:
-        values["views"] = None
     if values.get("bn_mode") == "train" and values["views"] is not None:
         raise UserError("--bn_mode train recomputes the features at every step: --views cannot cache them")
-    if "path" in given and "finetune_lr" in given:
-        raise UserError("--path and --finetune_lr both set the learning rate: give one of them")
-    _ask_for_folder(given, values["dataset"])
-    _check_resuming(given, values)
+    if values.get("bn_mode") == "train" and "save_features" in given:
+        raise UserError("--save_features needs frozen features, --bn_mode train lets them drift")
+    on_disk = dataset in FILE_DATASETS or os.environ.get("WORLD_SIZE", "1") != "1"
+    if "pack_dtype" in given and "save_features" not in given and not on_disk:
+        raise UserError("--pack_dtype is for --save_features: name a file, or leave it out")
+    _ask_for_folder(given, dataset)
     _check_targets(given, values)
-    _check_shots(values)
-    _check_pack(given, values)
-    _check_files(given, values)
+    _check_files(given, dataset)
     if values.get("select") == "val" and values["val_source"] == "none":
         ways = "this pack holds none" if "features" in given else "take --val_source own, unused or heldout"
         raise UserError(f"--select val needs validation images: {ways}")
@@ -177,7 +176,7 @@ def _ask_for_folder(given: dict, dataset: str) -> None:
     if place is None or "dataset" in given or not dataset.startswith("cifar") or any(place.glob("cifar-*")):
         return
     names = (path.name.lower() for depth in ("*", "*/*") for path in place.glob(depth))
-    if (place / "train").is_dir() or any(name.endswith((*ENDINGS, ".heic", ".heif")) for name in names):
+    if (place / "train").is_dir() or any(name.endswith(_PHOTOGRAPHS) for name in names):
         raise UserError(
             f"--data_dir {place} holds images, no CIFAR: was --dataset folder meant? (else say --dataset "
             f"{dataset} as well)"
@@ -186,25 +185,16 @@ def _ask_for_folder(given: dict, dataset: str) -> None:
 
 def _check_targets(given: dict, values: dict) -> None:
     """What is to be written at the end must not turn out to be a folder then, or to take an input's place."""
-    for name in ("save_features", "predictions"):
+    for name, mark in OUTPUTS.items():
         if name in given:
-            check_output(name, given[name], *OUTPUTS[name])
+            check_output(name, given[name], *mark)
     if values["dataset"] != "folder":
         return
     images = {os.path.realpath(Path(values["data_dir"]) / part) for part in ("train", "val", "test")}
-    for name in ("out", "ckpt_dir", "save_features", "predictions"):
+    for name in ("out", "ckpt_dir", *OUTPUTS):
         place = Path(os.path.realpath(given.get(name, "")))
         if name in given and images & {str(place), *map(str, place.parents)}:
             raise UserError(f"--{name} {given[name]} lies among the images of --data_dir: name another place")
-
-
-def _check_resuming(given: dict, values: dict) -> None:
-    if not re.fullmatch(r"[1-9]\d*m?", values.get("save_every") or "1"):
-        raise UserError(
-            f"--save_every takes a number of steps, or of minutes as 10m, got {values['save_every']}"
-        )
-    if given.get("force_resume") and "resume" not in given:
-        raise UserError("--force_resume has a meaning with --resume only")
 
 
 def _check_shots(values: dict) -> None:
@@ -213,12 +203,11 @@ def _check_shots(values: dict) -> None:
         raise UserError(f"--shots takes two limits LOW,HIGH as in 20,100, got {shots}")
 
 
-def _check_files(given: dict, values: dict) -> None:
+def _check_files(given: dict, dataset: str) -> None:
     """What speaks of images on disk has no meaning for a set in memory, and lists are for one of them."""
-    dataset = values["dataset"]
     if dataset not in FILE_DATASETS and "predict" not in given:
         takes = ("normalise",) if dataset.startswith("cifar") else ()
-        idle = [name for name in _FILES if name in given and name not in takes]
+        idle = [name for name in OF_FILES if name in given and name not in takes]
         if idle:
             raise UserError(f"--{idle[0]} is for images on disk, {dataset} has no use for it")
     lists = [name for name in LISTS if name in given]
@@ -227,19 +216,3 @@ def _check_files(given: dict, values: dict) -> None:
     images = not {"predict", "features"} & given.keys()
     if dataset == "list" and images and {"train_list", "test_list"} - set(lists):
         raise UserError("--dataset list needs --train_list FILE and --test_list FILE (lines `path label`)")
-    for one, other in (("tta", "no_tta"), ("tta", "no_flip")):
-        if one in given and other in given:
-            raise UserError(f"--{one} and --{other} contradict each other: give one of them")
-
-
-def _check_pack(given: dict, values: dict) -> None:
-    """A feature pack holds the images' features, so what makes or reads images has no meaning beside it."""
-    if "features" in given:
-        idle = [name for name in NOT_WITH_PACK if name in given]
-        if idle:
-            raise UserError(f"--features holds the features already: --{idle[0]} has no use beside it")
-    on_disk = values["dataset"] in FILE_DATASETS or os.environ.get("WORLD_SIZE", "1") != "1"
-    if "pack_dtype" in given and "save_features" not in given and not on_disk:
-        raise UserError("--pack_dtype is for --save_features: name a file, or leave it out")
-    if "save_features" in given and values["bn_mode"] == "train":
-        raise UserError("--save_features needs frozen features, --bn_mode train lets them drift")

@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils.settings.table import ARGUMENTS
+from utils.settings.table import arguments_of
 
 if TYPE_CHECKING:
     from utils.settings.config import Config
@@ -30,9 +30,9 @@ def command(program: str, *words: object, processes: int = 1) -> str:
 def said(config: "Config", script: str, names: Iterable[str]) -> list[str]:
     """What the user gave of the settings `names` of a configuration, as words of a command of `script`."""
     words = []
-    for argument in ARGUMENTS:
+    for argument in arguments_of(script):
         name = argument.name
-        if name in names and script in argument.scripts and name in config and config.source(name) == "given":
+        if name in names and name in config and config.source(name) == "given":
             words += option(name, getattr(config, name))
     return words
 

@@ -2,36 +2,34 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-from datasets import data_name, place_name
-from losses.label_over_smooth import check_label_smooth, label_smooth_for_gap
-from utils.base.distributed import number_of
+import datasets
+from losses.gaps import label_smooth_for_gap
 from utils.base.errors import UserError
-from utils.base.seeding import draw_seed
-from utils.settings.checks import check_against, check_network, check_pairs, check_ranges
-from utils.settings.parse import ARGUMENTS, EVALUATE, STAGE1
+from utils.base.torchrun import number_of
+from utils.settings.checks import check_against, check_given, check_ranges, check_settled
 from utils.settings.presets import preset_for
+from utils.settings.table import STAGE1, STAGE2, arguments_of
 
 DEFAULT_DATASET = "cifar100_lt"
 
 
+@dataclass(frozen=True)
 class Config:
     """Read-only settings of one run, by name: `config.lr`. `source(name)` tells where a value came from."""
 
-    def __init__(self, values: dict, sources: dict) -> None:
-        object.__setattr__(self, "_values", values)
-        object.__setattr__(self, "_sources", sources)
+    _values: dict
+    _sources: dict
 
     def __getattr__(self, name: str) -> object:
         try:
             return object.__getattribute__(self, "_values")[name]
         except KeyError:
             raise AttributeError(f"this run has no setting {name!r}") from None
-
-    def __setattr__(self, name: str, value: object) -> None:
-        raise AttributeError("a configuration is fixed once it is resolved")
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._values)
@@ -42,12 +40,16 @@ class Config:
     @property
     def data_name(self) -> str:
         """The data set's name in paths: of a user's own images with their folder's."""
-        return data_name(self.dataset, self.data_dir) if self._of_images else self.dataset
+        if not self._of_images:
+            return self.dataset
+        return datasets.data_name(self.dataset, self.data_dir)
 
     @property
     def place_name(self) -> str:
         """The name of the folder in which its models are left and looked for."""
-        return place_name(self.dataset, self.data_dir, self.train_list) if self._of_images else self.dataset
+        if not self._of_images:
+            return self.dataset
+        return datasets.place_name(self.dataset, self.data_dir, self.train_list)
 
     @property
     def _of_images(self) -> bool:
@@ -67,30 +69,25 @@ def resolve(script: str, given: dict, known: dict | None = None) -> Config:
     Raises:
         UserError: a value out of range, arguments that contradict each other, the script or the checkpoint.
     """
+    check_given(script, given)
     if "imb_ratio" in given and known and known.get("imb_ratio", 1) is None:
         raise UserError("--imb_ratio has no meaning here: the checkpoint or pack has class counts of its own")
     settled = known is not None
     known = {name: value for name, value in (known or {}).items() if value is not None}
     check_against(known, given)
-    dataset = given.get("dataset", known.get("dataset", DEFAULT_DATASET))
-    preset = preset_for(dataset, given.get("network", known.get("network")), known.get("preset"))
-    values, sources = {}, {}
-    for name in (argument.name for argument in ARGUMENTS if script in argument.scripts):
-        origin, label = next(
-            (origin, label)
-            for origin, label in (
-                (given, "given"),
-                (known, "checkpoint"),
-                (preset, "preset"),
-                ({name: None}, "preset"),
-            )
-            if name in origin
-        )
-        values[name], sources[name] = origin[name], label
+    said = known | given
+    dataset = said.get("dataset", DEFAULT_DATASET)
+    preset = preset_for(dataset, said.get("network"), known.get("preset"))
+    if said.get("allow_partial"):
+        preset["num_class"] = None  # the classes are those that are there
+    if said.get("bn_mode") == "train":
+        preset["views"] = None
+    names = [argument.name for argument in arguments_of(script)]
+    origins = {"given": given, "checkpoint": known, "preset": preset}
+    sources = {name: next(label for label, origin in origins.items() if name in origin) for name in names}
+    values = {name: origins[label][name] for name, label in sources.items()}
     _scale_rates(values, sources, preset)
-    check_ranges(values)
-    check_network(values, sources)
-    check_pairs(script, given, known, values, preset)
+    check_settled(given, values, preset["num_class"])
     if "label_smooth" in values:
         _settle_label_smooth(given, values, sources, settled)
     if values.get("workers", 0) is None:
@@ -98,10 +95,10 @@ def resolve(script: str, given: dict, known: dict | None = None) -> Config:
     if sources.get("warmup_epochs") == "preset":
         values["warmup_epochs"] = min(values["warmup_epochs"], values["epochs"] - 1)
     if "seed" in values and values["seed"] is None and not values.get("seeds"):
-        values["seed"], sources["seed"] = draw_seed(), "drawn"
+        values["seed"], sources["seed"] = secrets.randbelow(2**31), "drawn"
     if "seeds" in values:
-        _settle_seeds(given, values, sources)
-    if script != EVALUATE:
+        _settle_seeds(values, sources)
+    if script in (STAGE1, STAGE2):
         values["cur_stage"] = "stage1" if script == STAGE1 else "stage2"
     return Config(values, sources)
 
@@ -115,7 +112,7 @@ def _scale_rates(values: dict, sources: dict, preset: dict) -> None:
     if values.get("batch_size", usual) == usual:
         return
     for name in ("lr", "finetune_lr"):
-        if sources.get(name) == "preset" and values[name] is not None and values["batch_size"] > 0:
+        if sources.get(name) == "preset" and values[name] is not None:
             values[name] *= values["batch_size"] / usual
             sources[name] = f"preset, times batch size / {usual}"
 
@@ -127,51 +124,41 @@ def default_workers() -> int:
     return max(1, min(16, cores // sharing - 1))
 
 
-def _settle_seeds(given: dict, values: dict, sources: dict) -> None:
+def _settle_seeds(values: dict, sources: dict) -> None:
     """Fill `seed` or `seeds` from whichever of the two was given; `seeds` becomes a list."""
-    if "seed" in given and "seeds" in given:
-        raise UserError("--seed and --seeds say the same thing: give one of them")
-    seeds = values["seeds"]
-    if seeds is None:
+    if values["seeds"] is None:
         values["seeds"], sources["seeds"] = [values["seed"]], "from --seed"
-        return
-    values["seeds"] = seeds if isinstance(seeds, list) else [seeds]
-    values["seed"], sources["seed"] = values["seeds"][0], "from --seeds"
+    else:
+        values["seeds"] = _several(values["seeds"])
+        values["seed"], sources["seed"] = values["seeds"][0], "from --seeds"
 
 
 def _settle_label_smooth(given: dict, values: dict, sources: dict, settled: bool) -> None:
-    """Fill `label_smooth` from whichever of δ and the gap was given, or is the preset.
+    """Fill `label_smooth` from the gap, where that was given or is the preset.
 
     Not `settled`: the checkpoint that may know the number of classes has still to be found.
     """
-    if "label_smooth" in given and "logit_gap" in given:
-        raise UserError("--label_smooth and --logit_gap say the same thing: give one of them")
-    try:
-        if "logit_gap" in given or values["label_smooth"] is None:
-            if values["num_class"] is None and not settled:
-                return
-            if values["num_class"] is None:
-                raise UserError("a logit gap needs the number of classes, unknown here: say --num_class")
-            values["label_smooth"] = _each(
-                values["logit_gap"], lambda gap: label_smooth_for_gap(gap, values["num_class"])
-            )
-            deltas = values["label_smooth"]
-            if 0.0 in (deltas if isinstance(deltas, list) else [deltas]):
-                raise UserError(
-                    f"--logit_gap {values['logit_gap']} is beyond all numbers, δ would be 0: that is "
-                    "cross-entropy, --label_smooth 0"
-                )
-            sources["label_smooth"] = "from --logit_gap" if "logit_gap" in given else "preset"
-        _each(values["label_smooth"], check_label_smooth)
-        several = values["label_smooth"] if isinstance(values["label_smooth"], list) else []
-        if len(set(several)) < len(several):
-            raise UserError(f"--logit_gap names values that are the same δ: {values['logit_gap']}")
-    except ValueError as error:
-        raise UserError(f"--{error}") from error
+    if "logit_gap" not in given and values["label_smooth"] is not None:
+        return
+    gaps, num_class = values["logit_gap"], values["num_class"]
+    if num_class is None:
+        if settled:
+            raise UserError("a logit gap needs the number of classes, unknown here: say --num_class")
+        return
+    deltas = [label_smooth_for_gap(gap, num_class) for gap in _several(gaps)]
+    if 0.0 in deltas:
+        raise UserError(
+            f"--logit_gap {gaps} is beyond all numbers, δ would be 0: that is cross-entropy, --label_smooth 0"
+        )
+    if len(set(deltas)) < len(deltas):
+        raise UserError(f"--logit_gap names values that are the same δ: {gaps}")
+    values["label_smooth"] = deltas if isinstance(gaps, list) else deltas[0]
+    sources["label_smooth"] = "from --logit_gap" if "logit_gap" in given else "preset"
+    check_ranges({"label_smooth": values["label_smooth"]})
 
 
-def _each(value: float | list[float], change: Callable[[float], float]) -> float | list[float]:
-    return [change(one) for one in value] if isinstance(value, list) else change(value)
+def _several(value: object) -> list:
+    return value if isinstance(value, list) else [value]
 
 
 def describe(config: Config) -> list[str]:

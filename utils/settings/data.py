@@ -7,10 +7,11 @@ import torch
 
 from datasets import FILE_DATASETS, LongTailedData, build_data
 from datasets.images.open import Images, open_images
-from datasets.types import CHANNELS, FileViews
+from datasets.names import CHANNELS
+from datasets.types import FileViews
 from utils.base.errors import UserError, raise_problem
-from utils.settings.checks import LISTS
 from utils.settings.config import Config
+from utils.settings.table import LISTS
 
 
 def load_data(config: Config, report: Callable[[str], None] = raise_problem) -> LongTailedData:

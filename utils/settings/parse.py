@@ -6,16 +6,17 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import NoReturn
 
 from utils.base.errors import UserError, say
 from utils.settings.commands import command
 from utils.settings.methods import METHODS
-from utils.settings.table import ALL, ARGUMENTS, CHECK, EVALUATE, STAGE1, STAGE2
+from utils.settings.table import ALL, ARGUMENTS, CHECK, EVALUATE, STAGE1, STAGE2, Argument, arguments_of
 
 __all__ = ["ALL", "ARGUMENTS", "CHECK", "EVALUATE", "STAGE1", "STAGE2", "Parser", "parse"]
-
 
 _OF_STAGE_2 = {"epochs": "finetune_epoch", "lr": "finetune_lr", "wd": "finetune_wd"}
 
@@ -72,27 +73,26 @@ def parse(script: str, description: str, argv: Sequence[str] | None = None) -> d
         argument_default=argparse.SUPPRESS,
         epilog="Defaults depend on the data set and network and are printed at the start of a run.",
     )
-    groups = {}
-    for argument in ARGUMENTS:
-        if script not in argument.scripts:
-            continue
-        group = groups.setdefault(argument.group, parser.add_argument_group(argument.group))
-        options = {"help": argument.help.replace("%", "%%")}
-        if argument.kind is bool:
-            options["action"] = "store_true"
-        else:
-            options |= {
-                "type": _several(argument.kind) if argument.sweep else argument.kind,
-                "choices": argument.choices,
-                "metavar": argument.kind.__name__.upper() + (",..." if argument.sweep else ""),
-            }
-        if argument.choices:
-            del options["metavar"]
-        group.add_argument(f"--{argument.name}", **options)
+    for name, arguments in groupby(arguments_of(script), attrgetter("group")):
+        group = parser.add_argument_group(name)
+        for argument in arguments:
+            group.add_argument(f"--{argument.name}", **_taken(argument))
     given, unknown = parser.parse_known_args(_joined(sys.argv[1:] if argv is None else argv))
     if unknown:
         raise UserError(_explain_unknown(script, unknown[0]))
     return vars(given)
+
+
+def _taken(argument: Argument) -> dict:
+    """How argparse is to take an argument's value."""
+    help = argument.help.replace("%", "%%")
+    if argument.kind is bool:
+        return {"help": help, "action": "store_true"}
+    kind = _several(argument.kind) if argument.sweep else argument.kind
+    if argument.choices:
+        return {"help": help, "type": kind, "choices": argument.choices}
+    metavar = argument.kind.__name__.upper() + (",..." if argument.sweep else "")
+    return {"help": help, "type": kind, "metavar": metavar}
 
 
 def _joined(argv: Sequence[str]) -> list[str]:
@@ -113,7 +113,7 @@ def _explain_unknown(script: str, word: str) -> str:
         there, own = " and ".join(elsewhere[0].scripts), _OF_STAGE_2.get(name)
         hint = f": its own is --{own}" if own and script == STAGE2 else ""
         return f"--{name} is an argument of {there}, {script} has no use for it{hint}"
-    here = [argument.name for argument in ARGUMENTS if script in argument.scripts]
+    here = [argument.name for argument in arguments_of(script)]
     close = difflib.get_close_matches(name.lower(), here, n=1)
     if not close and script == STAGE2:  # --losss: the loss is a method's
         close = [f"method {method}" for method in difflib.get_close_matches(name.lower(), METHODS, n=1)]

@@ -1,164 +1,59 @@
 """Defaults per data set, one readable table. What a user gives always wins over them."""
 
 from models import THIN_NETWORKS
+from utils.settings.table import ARGUMENTS
 
-# CIFAR100-LT: the published recipe of LOS (ResNet-34)
-CIFAR100_LT = {
-    "num_class": 100,
-    "imb_ratio": 100.0,
-    "network": "resnet34",
-    "val_source": "unused",
-    "batch_size": 64,
-    "momentum": 0.9,
-    "epochs": 200,
-    "lr": 0.01,
-    "warmup_epochs": 0,
-    "wd": 5e-3,
-    "finetune_epoch": 20,
-    "finetune_lr": 5e-4,
-    "finetune_wd": 0.0,
-    "label_smooth": 0.98,
+# Where they are from, column by column:
+# cifar100_lt   the published recipe of LOS (ResNet-34)
+# cifar10_lt    not published; CIFAR100-LT's, with the δ that gives 10 classes the same logit gap (1.11)
+# digits_lt     ours, seconds on a CPU; chosen on the unused images
+# the others    LOS's own settings are UNKNOWN. Stage 1 is the Decoupling protocol (Kang et al. 2020), which
+#               the field shares; of places_lt ours, after the usual ResNet-152 that starts from ImageNet's
+#               weights; of a user's own images (folder) ours. Stage 2 is ours, for any number of classes and
+#               any size of the features: by the logit gap, and the path, a length in logits.
+# fmt: off
+_SETS = ("cifar100_lt", "cifar10_lt", "digits_lt", "imagenet_lt", "places_lt", "inaturalist18", "folder")
+_TABLE = {
+    "num_class":      (100, 10, 10, 1000, 365, 8142, None),
+    "imb_ratio":      (100.0, 100.0, 50.0, None, None, None, None),
+    "network":        ("resnet34", "resnet34", "resnet8", "resnet50", "resnet152", "resnet50", "resnet50"),
+    "stem":           ("small", "small", "small", "imagenet", "imagenet", "imagenet", "imagenet"),
+    "val_source":     ("unused", "unused", "unused", "own", "own", "none", "own"),
+    "data_digest":    (None, None, None, "sample", "sample", "sample", "sample"),
+    "image_size":     (None, None, None, 224, 224, 224, 224),
+    "augment":        (None, None, None, "resized_crop", "resized_crop", "resized_crop", "resized_crop"),
+    "jitter":         (None, None, None, 0.4, 0.4, 0.0, 0.0),
+    "normalise":      (None, None, None, "imagenet", "imagenet", "inaturalist", "imagenet"),
+    "workers":        (0, 0, 0, None, None, None, None),  # None: by the number of cores
+    "batch_size":     (64, 64, 64, 512, 256, 512, 256),
+    "momentum":       (0.9, 0.9, 0.9, 0.9, 0.9, 0.9, 0.9),
+    "epochs":         (200, 200, 120, 90, 30, 90, 90),
+    "lr":             (0.01, 0.01, 0.1, 0.2, 0.01, 0.2, 0.1),
+    "warmup_epochs":  (0, 0, 2, 0, 0, 0, 0),
+    "wd":             (5e-3, 5e-3, 2e-3, 5e-4, 5e-4, 1e-4, 5e-4),
+    "views":          (None, None, None, 2, 2, 2, 2),
+    "finetune_epoch": (20, 20, 20, 10, 10, 30, 10),
+    "finetune_lr":    (5e-4, 5e-4, 1e-3, None, None, None, None),
+    "finetune_wd":    (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0),
+    "label_smooth":   (0.98, 0.83, 0.9, None, None, None, None),
+    "logit_gap":      (None, None, None, 1.11, 1.11, 1.11, 1.11),
+    "path":           (None, None, None, 5.0, 5.0, 5.0, 5.0),
 }
-
-# LOS's own settings on the large sets are UNKNOWN. Stage 1: the Decoupling protocol (Kang et al. 2020), which
-# the field shares. Stage 2: ours, by the logit gap, which serves any K, and the path, a length in logits.
-IMAGENET_LT = {
-    "num_class": 1000,
-    "imb_ratio": None,
-    "network": "resnet50",
-    "stem": "imagenet",
-    "val_source": "own",
-    "data_digest": "sample",
-    "image_size": 224,
-    "augment": "resized_crop",
-    "jitter": 0.4,
-    "normalise": "imagenet",
-    "batch_size": 512,
-    "momentum": 0.9,
-    "epochs": 90,
-    "lr": 0.2,
-    "warmup_epochs": 0,
-    "wd": 5e-4,
-    "finetune_epoch": 10,
-    "finetune_lr": None,
-    "finetune_wd": 0.0,
-    "label_smooth": None,
-    "logit_gap": 1.11,
-    "path": 5.0,
-    "views": 2,
-    "workers": None,  # by the number of cores
-}
-
-PRESETS = {
-    "cifar100_lt": CIFAR100_LT,
-    # not published: CIFAR100-LT's, with the δ that gives 10 classes the same logit gap (1.11)
-    "cifar10_lt": CIFAR100_LT | {"num_class": 10, "label_smooth": 0.83},
-    # ours: seconds on a CPU; chosen on the unused images
-    "digits_lt": CIFAR100_LT
-    | {
-        "num_class": 10,
-        "imb_ratio": 50.0,
-        "network": "resnet8",
-        "epochs": 120,
-        "lr": 0.1,
-        "warmup_epochs": 2,
-        "wd": 2e-3,
-        "finetune_lr": 1e-3,
-        "label_smooth": 0.9,
-    },
-    "imagenet_lt": IMAGENET_LT,
-    "inaturalist18": IMAGENET_LT
-    | {
-        "num_class": 8142,
-        "val_source": "none",
-        "jitter": 0.0,
-        "normalise": "inaturalist",
-        "wd": 1e-4,
-        "finetune_epoch": 30,
-    },
-    # ours after the usual ResNet-152 that starts from ImageNet weights (--pretrained)
-    "places_lt": IMAGENET_LT
-    | {"num_class": 365, "network": "resnet152", "batch_size": 256, "epochs": 30, "lr": 0.01},
-    # ours, for a user's own images
-    "folder": IMAGENET_LT | {"num_class": None, "jitter": 0.0, "batch_size": 256, "lr": 0.1},
-}
+# fmt: on
+PRESETS = {name: {row: values[k] for row, values in _TABLE.items()} for k, name in enumerate(_SETS)}
 PRESETS["list"] = PRESETS["folder"]
+# ours, for a feature pack of the user's own
+_SCALE_FREE = ("num_class", "imb_ratio", "finetune_lr", "label_smooth", "logit_gap", "path")
+OWN_FEATURES = PRESETS["cifar100_lt"] | {name: PRESETS["folder"][name] for name in _SCALE_FREE}
+OWN_FEATURES |= {"network": "features", "val_source": "none"}
+# ours, for ResNet-20/32/44/56 on CIFAR: the usual recipe of these networks, shortened
+THIN_ON_CIFAR = {"epochs": 60, "lr": 0.1, "warmup_epochs": 2, "wd": 1e-3, "finetune_lr": 1e-4}
 
 _UNKNOWN = "LOS's own settings on this set are UNKNOWN: stage 2 takes a logit gap and a path of ours"
 NOTES = {
     "imagenet_lt": f"preset of stage 1: the Decoupling protocol (Kang et al. 2020); {_UNKNOWN}",
     "inaturalist18": f"preset of stage 1: the Decoupling protocol (Kang et al. 2020); {_UNKNOWN}",
     "places_lt": f"preset of stage 1: ours, meant to start from ImageNet weights by --pretrained; {_UNKNOWN}",
-}
-
-# ours, for a feature pack of the user's own: stage 2 by scale-free settings, whatever K and the feature norms
-OWN_FEATURES = CIFAR100_LT | {
-    "num_class": None,
-    "imb_ratio": None,
-    "network": "features",
-    "val_source": "none",
-    "label_smooth": None,
-    "logit_gap": 1.11,
-    "finetune_lr": None,
-    "path": 5.0,
-}
-
-# ours, for ResNet-20/32/44/56 on CIFAR: the usual recipe of these networks, shortened
-THIN_ON_CIFAR = {"epochs": 60, "lr": 0.1, "warmup_epochs": 2, "wd": 1e-3, "finetune_lr": 1e-4}
-
-COMMON = {
-    "data_dir": "data",
-    "split_dir": None,
-    "train_list": None,
-    "val_list": None,
-    "test_list": None,
-    "allow_partial": False,
-    "subset_seed": None,
-    "shots": [20, 100],
-    "data_digest": None,
-    "image_size": None,
-    "augment": None,
-    "jitter": None,
-    "no_flip": False,
-    "normalise": None,
-    "stem": "small",
-    "pretrained": None,
-    "val_fraction": 0.1,
-    "workers": 0,
-    "pretrained_pth": None,
-    "accum": 1,
-    "mixup": 0.0,
-    "nesterov": False,
-    "method": "los",
-    "budget": "source",
-    "seeds": None,
-    "logit_gap": None,
-    "path": None,
-    "features": None,
-    "save_features": None,
-    "pack_dtype": "fp16",
-    "views": None,
-    "bn_mode": "eval",
-    "select": "last",
-    "no_tta": False,
-    "tta": False,
-    "predictions": None,
-    "predict": None,
-    "amp": "off",
-    "compile": False,
-    "sync_bn": False,
-    "cuda_graphs": False,
-    "eval_every": 1,
-    "out": "output",
-    "ckpt_dir": "checkpoints",
-    "resume": None,
-    "force_resume": False,
-    "overwrite": False,
-    "save_every": None,
-    "seed": None,
-    "device": "auto",
-    "gpu": None,
-    "quiet": False,
 }
 
 
@@ -168,7 +63,8 @@ def preset_for(dataset: str, network: str | None = None, kind: str | None = None
     `kind`: the data set whose defaults they are, where `dataset` is but the name that a pack's maker chose.
     """
     kind = dataset if kind is None else kind
-    preset = COMMON | {"dataset": dataset} | PRESETS.get(kind, OWN_FEATURES)
+    common = {argument.name: argument.default for argument in ARGUMENTS}
+    preset = common | {"dataset": dataset} | PRESETS.get(kind, OWN_FEATURES)
     if kind in ("cifar100_lt", "cifar10_lt") and network in THIN_NETWORKS:
         preset |= THIN_ON_CIFAR
     return preset

@@ -1,419 +1,295 @@
-"""The command line as one table: name, type, meaning, scripts that take it. Defaults live in presets.py."""
+"""Every argument in one row: all lists of arguments, their help, ranges and page are derived from here.
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+Defaults that depend on the data set are in presets.py.
+"""
+
+from dataclasses import dataclass, replace
+from enum import Enum
 from pathlib import Path
 
 from datasets import DATASETS
-from datasets.split import VAL_SOURCES
-from datasets.types import AUGMENTS, CHANNELS
+from datasets.names import AUGMENTS, CHANNELS, VAL_SOURCES
 from models import NETWORKS
+from utils.settings.ranges import (
+    ABOVE_ZERO,
+    BELOW_ONE,
+    NOT_NEGATIVE,
+    ONE_OR_MORE,
+    SHARE,
+    Range,
+    within,
+    written,
+)
 
 STAGE1, STAGE2, EVALUATE = "main_stage1.py", "main_stage2.py", "evaluate.py"
 CHECK = "datasets.check"
 ALL = (STAGE1, STAGE2, EVALUATE)
 DATA = (*ALL, CHECK)
 TRAIN = (STAGE1, STAGE2)
+LARGEST_NUMBER, LARGEST_SEED = 2**31 - 1, 2**63 - 1
+LARGEST_SIDE, MOST_WORKERS = 4096, 1024
+
+
+class Mark(Enum):
+    """What sets an argument apart from others; the value is what docs/arguments.md says of those marked."""
+
+    FIXED = "A checkpoint or pack was made with one value, and a later step must not contradict it"
+    INHERITED = "A later step takes the value of the checkpoint over where nothing is given"
+    VIEW = "They say how image files are looked at, and are inherited as well"
+    FILES = "They have a meaning for images on disk only"
+    LIST = "They name the lists of `--dataset list`"
+    NOT_WITH_PACK = "They have no meaning beside `--features`; nor have those of images on disk"
+    RUNNING = "They may change where a run goes on"
+    PLACE = "They name a place, which may be another where a run goes on; so do the lists"
+    SHARED = "A printed command that makes a missing checkpoint repeats them where they were given"
+    CELL = "A grid of `utils.reproduce` says them by keys of its own"
+    RUNNER = "The runner of a grid says them"
 
 
 @dataclass(frozen=True)
 class Argument:
+    """`default` is that of all presets, None where it is not set or each has its own. `allowed` is the range
+    of each value, `most` the largest of whole numbers. `sweep`: several values with commas between.
+    """
+
     name: str
     kind: type
-    help: str
-    group: str
-    scripts: tuple[str, ...] = ALL
-    choices: Sequence[str] | None = None
-    sweep: bool = False  # several values with commas between
+    scripts: tuple[str, ...]
+    default: object = None
+    help: str = ""
+    allowed: Range | None = None
+    most: int = LARGEST_NUMBER
+    choices: tuple[str, ...] | None = None
+    sweep: bool = False
+    marks: frozenset[Mark] | set[Mark] = frozenset()
+    group: str = ""
 
 
-ARGUMENTS = [
-    Argument(
-        "dataset",
-        str,
-        "which data set; your own images: folder (a sub-folder a class) or list (text files)",
-        "data",
-        DATA,
-        choices=tuple(DATASETS),
+_ONE, _TWO = (STAGE1,), (STAGE2,)
+_DELTA = Range(
+    BELOW_ONE.holds,
+    "at least 0 and below 1 (at 1 every label is 1/K, above it the true class would be the least likely)",
+)
+# group of --help -> its arguments
+# fmt: off
+_GROUPS = {
+    "data": (
+        Argument("dataset", str, DATA, choices=tuple(DATASETS), marks={Mark.FIXED, Mark.CELL},
+            help="which data set; your own images: folder (a sub-folder a class) or list (text files)"),
+        Argument("data_dir", Path, DATA, "data", marks={Mark.NOT_WITH_PACK, Mark.PLACE, Mark.RUNNER},
+            help="folder with the data files; CIFAR is downloaded there where missing"),
+        Argument("split_dir", Path, DATA, marks={Mark.FILES, Mark.PLACE},
+            help="folder of the split lists or annotations, if not --data_dir"),
+        *(Argument(f"{part}_list", Path, DATA, marks={Mark.LIST},
+            help=f"list of the {meaning} images, lines `path label`; for --dataset list")
+          for part, meaning in (("train", "training"), ("val", "validation"), ("test", "test"))),
+        Argument("allow_partial", bool, DATA, False, marks={Mark.FILES},
+            help="go on with a named data set whose totals are not its own"),
+        Argument("imb_ratio", float, DATA, allowed=Range(lambda v: v >= 1, "a number of 1 or more"),
+            marks={Mark.FIXED, Mark.CELL},
+            help="images of the most frequent class per image of the rarest, 1 or more; your own images: "
+                 "made long-tailed so, else as they are"),
+        Argument("num_class", int, DATA, allowed=Range(lambda v: v >= 2, "2 or more"), marks={Mark.FIXED},
+            help="number of classes; must be the data set's own"),
+        Argument("subset_seed", int, DATA, allowed=NOT_NEGATIVE, most=LARGEST_SEED,
+            marks={Mark.FIXED, Mark.NOT_WITH_PACK},
+            help="draw the kept images with this seed instead of the first of each class"),
+        Argument("shots", int, ALL, [20, 100], allowed=ONE_OR_MORE, sweep=True, marks={Mark.INHERITED},
+            help="limits LOW,HIGH of the shot groups: few below LOW training images, many above HIGH; "
+                 "20,100"),
+        Argument("val_source", str, (*TRAIN, CHECK), choices=VAL_SOURCES,
+            marks={Mark.INHERITED, Mark.NOT_WITH_PACK},
+            help="validation images: own (the data set's list or folder), unused (left out by the long-"
+                 "tailed set, up to 20 a class), heldout (taken from it before stage 1), none"),
+        Argument("val_fraction", float, (*TRAIN, CHECK), 0.1,
+            allowed=Range(lambda v: 0 < v < 1, "between 0 and 1"),
+            marks={Mark.INHERITED, Mark.NOT_WITH_PACK},
+            help="share of each class held out, with --val_source heldout"),
+        Argument("workers", int, DATA, 0, allowed=within(0, MOST_WORKERS),
+            marks={Mark.NOT_WITH_PACK, Mark.RUNNING},
+            help="loader processes of images on disk, for each process; sets that live on the device need "
+                 "none"),
     ),
-    Argument(
-        "data_dir",
-        Path,
-        "folder with the data files; CIFAR is downloaded there where missing",
-        "data",
-        DATA,
+    "images on disk": (
+        Argument("data_digest", str, TRAIN, choices=("sample", "full"), marks={Mark.FILES, Mark.RUNNING},
+            help="what is compared where a run goes on or starts from a model of the same images: sample "
+                 "(names, sizes, times, bytes of 1,024 files), or full (all bytes)"),
+        Argument("image_size", int, ALL, allowed=within(8, LARGEST_SIDE), marks={Mark.VIEW},
+            help="pixels of a side that the network sees"),
+        Argument("augment", str, ALL, choices=AUGMENTS, marks={Mark.VIEW},
+            help="training view: resized_crop (of 8 to 100 % of the area), pad_crop (resize, pad, crop: "
+                 "for small images), plain"),
+        Argument("jitter", float, ALL, allowed=BELOW_ONE, marks={Mark.VIEW},
+            help="strength of the colour jitter, 0 to below 1"),
+        Argument("no_flip", bool, ALL, False, marks={Mark.VIEW}, help="no mirror images in training"),
+        Argument("normalise", str, ALL, choices=tuple(CHANNELS), marks={Mark.VIEW},
+            help="channel mean and deviation of which set; for CIFAR too, whose own is the default there"),
     ),
-    Argument("split_dir", Path, "folder of the split lists or annotations, if not --data_dir", "data", DATA),
-    *(
-        Argument(
-            f"{part}_list",
-            Path,
-            f"list of the {meaning} images, lines `path label`; for --dataset list",
-            "data",
-            DATA,
-        )
-        for part, meaning in (("train", "training"), ("val", "validation"), ("test", "test"))
+    "model": (
+        Argument("network", str, ALL, marks={Mark.FIXED, Mark.CELL},
+            help=f"{', '.join(NETWORKS)}, any classification model of torchvision by its name, or "
+                 "module:function of your own"),
+        Argument("stem", str, ALL, "small", choices=("small", "imagenet"), marks={Mark.FIXED},
+            help="first layers of resnet18, 34, 50, ...: small (3x3, for images up to about 64 pixels) or "
+                 "imagenet (7x7 with stride 2, max-pool)"),
+        Argument("pretrained", Path, _ONE, marks={Mark.PLACE},
+            help="start stage 1 from the weights of this file, all but the classifier"),
+        Argument("pretrained_pth", Path, (STAGE2, EVALUATE), marks={Mark.PLACE, Mark.CELL},
+            help="checkpoint to start from or to evaluate; default: the one that the stage before left "
+                 "behind"),
     ),
-    Argument("allow_partial", bool, "go on with a named data set whose totals are not its own", "data", DATA),
-    Argument(
-        "imb_ratio",
-        float,
-        "images of the most frequent class per image of the rarest, 1 or more; your own images: made "
-        "long-tailed so, else as they are",
-        "data",
-        DATA,
+    "optimisation": (
+        Argument("epochs", int, _ONE, allowed=ONE_OR_MORE, help="stage-1 epochs"),
+        Argument("batch_size", int, TRAIN, allowed=ONE_OR_MORE,
+            help="images a step, over all processes; a preset's learning rate is scaled with it"),
+        Argument("accum", int, _ONE, 1, allowed=ONE_OR_MORE,
+            help="parts in which a process takes its share of a step"),
+        Argument("lr", float, _ONE, allowed=ABOVE_ZERO,
+            help="stage-1 learning rate at its peak; cosine to 0, a value an epoch"),
+        Argument("warmup_epochs", int, _ONE, allowed=NOT_NEGATIVE,
+            help="epochs over which the learning rate rises linearly"),
+        Argument("momentum", float, TRAIN, allowed=BELOW_ONE, help="SGD momentum, 0 to below 1"),
+        Argument("wd", float, _ONE, allowed=NOT_NEGATIVE, help="stage-1 weight decay, on all parameters"),
+        Argument("nesterov", bool, TRAIN, False, help="Nesterov momentum"),
+        Argument("mixup", float, _ONE, 0.0, allowed=NOT_NEGATIVE,
+            help="α above 0: train on mixtures of two images, in shares λ and 1 - λ, λ ~ Beta(α, α) for "
+                 "each batch; train_accuracy then counts hits of the label with the larger share; 0: off"),
+        Argument("finetune_epoch", int, _TWO, allowed=ONE_OR_MORE, sweep=True, help="stage-2 epochs"),
+        Argument("finetune_lr", float, _TWO, allowed=ABOVE_ZERO, sweep=True,
+            help="stage-2 learning rate; cosine to 0, a value an epoch"),
+        Argument("finetune_wd", float, _TWO, allowed=NOT_NEGATIVE, sweep=True,
+            help="stage-2 weight decay, on the classifier"),
     ),
-    Argument("num_class", int, "number of classes; must be the data set's own", "data", DATA),
-    Argument(
-        "subset_seed",
-        int,
-        "draw the kept images with this seed instead of the first of each class",
-        "data",
-        DATA,
+    "re-training methods": (
+        Argument("method", str, _TWO, "los", marks={Mark.CELL},
+            help="how the classifier is re-trained: names with commas between, all, or list (prints them "
+                 "and ends)"),
+        Argument("budget", str, _TWO, "source", choices=("source", "equal"),
+            help="epochs of each method: its source's, or 20 for all (equal); --finetune_epoch wins over "
+                 "both"),
+        Argument("seeds", int, _TWO, allowed=NOT_NEGATIVE, sweep=True, most=LARGEST_SEED, marks={Mark.CELL},
+            help="several seeds of stage 2, with commas between, as further heads over the same features"),
     ),
-    Argument(
-        "shots",
-        int,
-        "limits LOW,HIGH of the shot groups: few below LOW training images, many above HIGH; 20,100",
-        "data",
-        sweep=True,
+    "label over-smoothing": (
+        Argument("label_smooth", float, _TWO, allowed=_DELTA, sweep=True,
+            help="δ of the over-smoothed label (1 - δ) onehot + δ/K, 0 to below 1; 0 is cross-entropy, the"
+                 " control"),
+        Argument("logit_gap", float, _TWO, allowed=ABOVE_ZERO, sweep=True,
+            help="instead of δ: gap g between the true and the other logits at the optimum, the same for "
+                 "any K: δ = K / (K - 1 + e^g); g = 1.11 is δ = .98 at K = 100, .998 at 1000, .99975 at "
+                 "8142"),
+        Argument("path", float, _TWO, allowed=ABOVE_ZERO, sweep=True,
+            help="los, ce: in place of a learning rate, the logit drop of the most frequent class that LOS"
+                 " makes to first order; los_step: the drop itself"),
     ),
-    Argument(
-        "val_source",
-        str,
-        "validation images: own (the data set's list or folder), unused (left out by the long-tailed set, "
-        "up to 20 a class), heldout (taken from it before stage 1), none",
-        "data",
-        (*TRAIN, CHECK),
-        choices=VAL_SOURCES,
-    ),
-    Argument(
-        "val_fraction",
-        float,
-        "share of each class held out, with --val_source heldout",
-        "data",
-        (*TRAIN, CHECK),
-    ),
-    Argument(
-        "workers",
-        int,
-        "loader processes of images on disk, for each process; sets that live on the device need none",
-        "data",
-        DATA,
-    ),
-    Argument(
-        "data_digest",
-        str,
-        "what is compared where a run goes on or starts from a model of the same images: sample (names, "
-        "sizes, times, bytes of 1,024 files), or full (all bytes)",
-        "images on disk",
-        TRAIN,
-        choices=("sample", "full"),
-    ),
-    Argument("image_size", int, "pixels of a side that the network sees", "images on disk"),
-    Argument(
-        "augment",
-        str,
-        "training view: resized_crop (of 8 to 100 % of the area), pad_crop (resize, pad, crop: for "
-        "small images), plain",
-        "images on disk",
-        choices=AUGMENTS,
-    ),
-    Argument("jitter", float, "strength of the colour jitter, 0 to below 1", "images on disk"),
-    Argument("no_flip", bool, "no mirror images in training", "images on disk"),
-    Argument(
-        "normalise",
-        str,
-        "channel mean and deviation of which set; for CIFAR too, whose own is the default there",
-        "images on disk",
-        choices=tuple(CHANNELS),
-    ),
-    Argument(
-        "network",
-        str,
-        f"{', '.join(NETWORKS)}, any classification model of torchvision by its name, or module:function of "
-        "your own",
-        "model",
-    ),
-    Argument(
-        "stem",
-        str,
-        "first layers of resnet18, 34, 50, ...: small (3x3, for images up to about 64 pixels) or imagenet "
-        "(7x7 with stride 2, max-pool)",
-        "model",
-        choices=("small", "imagenet"),
-    ),
-    Argument(
-        "pretrained",
-        Path,
-        "start stage 1 from the weights of this file, all but the classifier",
-        "model",
-        (STAGE1,),
-    ),
-    Argument(
-        "pretrained_pth",
-        Path,
-        "checkpoint to start from or to evaluate; default: the one that the stage before left behind",
-        "model",
-        (STAGE2, EVALUATE),
-    ),
-    Argument("epochs", int, "stage-1 epochs", "optimisation", (STAGE1,)),
-    Argument(
-        "batch_size",
-        int,
-        "images a step, over all processes; a preset's learning rate is scaled with it",
-        "optimisation",
-        TRAIN,
-    ),
-    Argument("accum", int, "parts in which a process takes its share of a step", "optimisation", (STAGE1,)),
-    Argument(
-        "lr",
-        float,
-        "stage-1 learning rate at its peak; cosine to 0, a value an epoch",
-        "optimisation",
-        (STAGE1,),
-    ),
-    Argument(
-        "warmup_epochs", int, "epochs over which the learning rate rises linearly", "optimisation", (STAGE1,)
-    ),
-    Argument("momentum", float, "SGD momentum, 0 to below 1", "optimisation", TRAIN),
-    Argument("wd", float, "stage-1 weight decay, on all parameters", "optimisation", (STAGE1,)),
-    Argument("nesterov", bool, "Nesterov momentum", "optimisation", TRAIN),
-    Argument(
-        "mixup",
-        float,
-        "α above 0: train on mixtures of two images, in shares λ and 1 - λ, λ ~ Beta(α, α) for each batch; "
-        "train_accuracy then counts hits of the label with the larger share; 0: off",
-        "optimisation",
-        (STAGE1,),
-    ),
-    Argument("finetune_epoch", int, "stage-2 epochs", "optimisation", (STAGE2,), sweep=True),
-    Argument(
-        "finetune_lr",
-        float,
-        "stage-2 learning rate; cosine to 0, a value an epoch",
-        "optimisation",
-        (STAGE2,),
-        sweep=True,
-    ),
-    Argument(
-        "finetune_wd", float, "stage-2 weight decay, on the classifier", "optimisation", (STAGE2,), sweep=True
-    ),
-    Argument(
-        "method",
-        str,
-        "how the classifier is re-trained: names with commas between, all, or list (prints them and ends)",
-        "re-training methods",
-        (STAGE2,),
-    ),
-    Argument(
-        "budget",
-        str,
-        "epochs of each method: its source's, or 20 for all (equal); --finetune_epoch wins over both",
-        "re-training methods",
-        (STAGE2,),
-        choices=("source", "equal"),
-    ),
-    Argument(
-        "seeds",
-        int,
-        "several seeds of stage 2, with commas between, as further heads over the same features",
-        "re-training methods",
-        (STAGE2,),
-        sweep=True,
-    ),
-    Argument(
-        "label_smooth",
-        float,
-        "δ of the over-smoothed label (1 - δ) onehot + δ/K, 0 to below 1; 0 is cross-entropy, the control",
-        "label over-smoothing",
-        (STAGE2,),
-        sweep=True,
-    ),
-    Argument(
-        "logit_gap",
-        float,
-        "instead of δ: gap g between the true and the other logits at the optimum, the same for any K: "
-        "δ = K / (K - 1 + e^g); g = 1.11 is δ = .98 at K = 100, .998 at 1000, .99975 at 8142",
-        "label over-smoothing",
-        (STAGE2,),
-        sweep=True,
-    ),
-    Argument(
-        "path",
-        float,
-        "los, ce: in place of a learning rate, the logit drop of the most frequent class that LOS makes to "
-        "first order; los_step: the drop itself",
-        "label over-smoothing",
-        (STAGE2,),
-        sweep=True,
-    ),
-    *(
-        Argument(name, float, meaning, "options of methods (commas make a sweep)", (STAGE2,), sweep=True)
-        for name, meaning in (
-            ("tau", "tau_norm: power of the row norms; la, bsce: weight of the log frequencies; 0 or more"),
-            ("rho", "disalign, marc: class weights go with frequency to the -ρ, 0 or more"),
-            ("beta", "cb, wb: β of the effective number of images, 0 to below 1"),
-            ("gamma", "focal: γ of (1 - p)^γ, 0 or more"),
-            ("max_margin", "ldam: margin of the rarest class, 0 or more"),
-            ("scale", "ldam, etf: factor on the cosines, above 0"),
-            ("alpha", "lade: weight of the regulariser, 0 or more"),
-            ("lam", "lade: weight of its square, 0 or more"),
-            ("eps_head", "label_aware: smoothing of the most frequent class, 0 to below 1"),
-            ("eps_tail", "label_aware: smoothing of the rarest class, 0 to below 1"),
-            ("max_norm", "wb: row norms may reach the least plus this share of their range, 0 to 1"),
+    "options of methods (commas make a sweep)": tuple(
+        Argument(name, float, _TWO, allowed=allowed, sweep=True, help=help)
+        for name, allowed, help in (
+            ("tau", NOT_NEGATIVE,
+                "tau_norm: power of the row norms; la, bsce: weight of the log frequencies; 0 or more"),
+            ("rho", NOT_NEGATIVE, "disalign, marc: class weights go with frequency to the -ρ, 0 or more"),
+            ("beta", BELOW_ONE, "cb, wb: β of the effective number of images, 0 to below 1"),
+            ("gamma", NOT_NEGATIVE, "focal: γ of (1 - p)^γ, 0 or more"),
+            ("max_margin", NOT_NEGATIVE, "ldam: margin of the rarest class, 0 or more"),
+            ("scale", ABOVE_ZERO, "ldam, etf: factor on the cosines, above 0"),
+            ("alpha", NOT_NEGATIVE, "lade: weight of the regulariser, 0 or more"),
+            ("lam", NOT_NEGATIVE, "lade: weight of its square, 0 or more"),
+            ("eps_head", BELOW_ONE, "label_aware: smoothing of the most frequent class, 0 to below 1"),
+            ("eps_tail", BELOW_ONE, "label_aware: smoothing of the rarest class, 0 to below 1"),
+            ("max_norm", SHARE, "wb: row norms may reach the least plus this share of their range, 0 to 1"),
         )
     ),
-    Argument(
-        "features",
-        Path,
-        "feature pack to take instead of images: stage 2 or `python -m utils.features pack` makes one",
-        "frozen features",
-        (STAGE2, EVALUATE),
+    "frozen features": (
+        Argument("features", Path, (STAGE2, EVALUATE), marks={Mark.PLACE, Mark.SHARED, Mark.CELL},
+            help="feature pack to take instead of images: stage 2 or `python -m utils.features pack` makes"
+                 " one"),
+        Argument("save_features", Path, _TWO, marks={Mark.NOT_WITH_PACK, Mark.PLACE},
+            help="write the frozen features, labels and stage-1 classifier to this pack (the cached views,"
+                 " else the plain images)"),
+        Argument("pack_dtype", str, _TWO, "fp16", choices=("fp16", "fp32"),
+            help="number type of --save_features, and of features that a run keeps on disk"),
+        Argument("views", int, _TWO, allowed=NOT_NEGATIVE, marks={Mark.NOT_WITH_PACK, Mark.CELL},
+            help="augmented views of the training set to compute once and reuse in turn; 0: the plain "
+                 "images; default: a fresh view every epoch"),
+        Argument("bn_mode", str, _TWO, "eval", choices=("eval", "train"), marks={Mark.NOT_WITH_PACK},
+            help="eval: batch-norm frozen with the backbone; train: its statistics drift, as in the public"
+                 " code"),
     ),
-    Argument(
-        "save_features",
-        Path,
-        "write the frozen features, labels and stage-1 classifier to this pack (the cached views, else the "
-        "plain images)",
-        "frozen features",
-        (STAGE2,),
+    "selection and report": (
+        Argument("select", str, TRAIN, "last", choices=("last", "val", "test"), marks={Mark.CELL},
+            help="what chooses the epoch and among a method's settings: last (nothing), val (validation "
+                 "images), test (published protocol, optimistic)"),
+        Argument("eval_every", int, _ONE, 1, allowed=ONE_OR_MORE,
+            help="score the validation (or test) part after every N-th epoch only, and after the last"),
+        Argument("no_tta", bool, ALL, False, marks={Mark.NOT_WITH_PACK},
+            help="evaluate the image alone, without averaging in its mirror image"),
+        Argument("tta", bool, ALL, False, marks={Mark.VIEW},
+            help="average in the mirror image at test where the data set's protocol does not"),
+        Argument("predictions", Path, (EVALUATE,),
+            help="write a csv file with a row a test image: label, predicted class, confidence"),
+        Argument("predict", Path, (EVALUATE,), marks={Mark.NOT_WITH_PACK},
+            help="in place of the test set: predict every image below this folder, labels unknown, into "
+                 "--predictions (default: predictions.csv in the run folder)"),
     ),
-    Argument(
-        "pack_dtype",
-        str,
-        "number type of --save_features, and of features that a run keeps on disk",
-        "frozen features",
-        (STAGE2,),
-        choices=("fp16", "fp32"),
+    "run": (
+        Argument("cur_stage", str, ALL, choices=("stage1", "stage2"), marks={Mark.RUNNER},
+            help="stage of the run, or of the checkpoint to evaluate"),
+        Argument("out", Path, ALL, "output", marks={Mark.RUNNING, Mark.SHARED, Mark.RUNNER},
+            help="folder for the run folders"),
+        Argument("ckpt_dir", Path, ALL, "checkpoints", marks={Mark.RUNNING, Mark.SHARED, Mark.RUNNER},
+            help="folder where a stage leaves its checkpoint for the next"),
+        Argument("resume", Path, TRAIN, marks={Mark.RUNNING, Mark.RUNNER},
+            help="last.pth or run folder of a run that was cut off: go on in its folder; auto: the newest "
+                 "unfinished run of this very configuration, else a fresh one"),
+        Argument("overwrite", bool, TRAIN, False, marks={Mark.RUNNING, Mark.RUNNER},
+            help="leave the model in the place of one of other data or of more epochs, which is kept under"
+                 " a number"),
+        Argument("force_resume", bool, TRAIN, False, marks={Mark.RUNNING, Mark.RUNNER},
+            help="resume under another configuration or other images"),
+        Argument("save_every", str, TRAIN,
+            allowed=written(r"[1-9]\d*m?", "a number of steps, or of minutes as 10m"), marks={Mark.RUNNING},
+            help="save within the epochs too: a number of steps, or of minutes as 10m"),
+        Argument("seed", int, TRAIN, allowed=NOT_NEGATIVE, most=LARGEST_SEED, marks={Mark.CELL},
+            help="seed of initialisation, order and augmentation; drawn and recorded where not given"),
+        Argument("device", str, ALL, "auto", marks={Mark.RUNNING, Mark.SHARED, Mark.RUNNER},
+            help="auto, cpu, cuda, cuda:N or mps"),
+        Argument("deterministic", bool, ALL,
+            help="the same bits from run to run on CUDA too, at some speed; a network that cannot is "
+                 "refused (the CPU repeats its bits anyway)"),
+        Argument("amp", str, ALL, "off", choices=("off", "bf16", "fp16"), marks={Mark.NOT_WITH_PACK},
+            help="mixed precision of the backbone; fp16 needs CUDA; off is torch's default (there TF32 "
+                 "convolutions)"),
+        Argument("compile", bool, ALL, False, marks={Mark.NOT_WITH_PACK},
+            help="torch.compile the backbone for full batches; the log says whether it pays"),
+        Argument("sync_bn", bool, _ONE, False, help="batch-norm statistics over all processes (CUDA)"),
+        Argument("cuda_graphs", bool, _ONE, False,
+            help="record a training step once and replay it on a CUDA device, for less work of the host"),
+        Argument("gpu", int, ALL, allowed=NOT_NEGATIVE, marks={Mark.RUNNING, Mark.SHARED, Mark.RUNNER},
+            help="number of the CUDA device, short for --device cuda:N"),
+        Argument("quiet", bool, ALL, False, marks={Mark.RUNNING, Mark.RUNNER},
+            help="print the result line only; log.txt keeps the rest"),
     ),
-    Argument(
-        "views",
-        int,
-        "augmented views of the training set to compute once and reuse in turn; 0: the plain images; "
-        "default: a fresh view every epoch",
-        "frozen features",
-        (STAGE2,),
-    ),
-    Argument(
-        "bn_mode",
-        str,
-        "eval: batch-norm frozen with the backbone; train: its statistics drift, as in the public code",
-        "frozen features",
-        (STAGE2,),
-        choices=("eval", "train"),
-    ),
-    Argument(
-        "select",
-        str,
-        "what chooses the epoch and among a method's settings: last (nothing), val (validation images), test "
-        "(published protocol, optimistic)",
-        "selection and report",
-        TRAIN,
-        choices=("last", "val", "test"),
-    ),
-    Argument(
-        "eval_every",
-        int,
-        "score the validation (or test) part after every N-th epoch only, and after the last",
-        "selection and report",
-        (STAGE1,),
-    ),
-    Argument(
-        "no_tta",
-        bool,
-        "evaluate the image alone, without averaging in its mirror image",
-        "selection and report",
-    ),
-    Argument(
-        "tta",
-        bool,
-        "average in the mirror image at test where the data set's protocol does not",
-        "selection and report",
-    ),
-    Argument(
-        "predictions",
-        Path,
-        "write a csv file with a row a test image: label, predicted class, confidence",
-        "selection and report",
-        (EVALUATE,),
-    ),
-    Argument(
-        "predict",
-        Path,
-        "in place of the test set: predict every image below this folder, labels unknown, into --predictions "
-        "(default: predictions.csv in the run folder)",
-        "selection and report",
-        (EVALUATE,),
-    ),
-    Argument(
-        "cur_stage",
-        str,
-        "stage of the run, or of the checkpoint to evaluate",
-        "run",
-        choices=("stage1", "stage2"),
-    ),
-    Argument("out", Path, "folder for the run folders", "run"),
-    Argument("ckpt_dir", Path, "folder where a stage leaves its checkpoint for the next", "run"),
-    Argument(
-        "resume",
-        Path,
-        "last.pth or run folder of a run that was cut off: go on in its folder; auto: the newest unfinished "
-        "run of this very configuration, else a fresh one",
-        "run",
-        TRAIN,
-    ),
-    Argument(
-        "overwrite",
-        bool,
-        "leave the model in the place of one of other data or of more epochs, which is kept under a number",
-        "run",
-        TRAIN,
-    ),
-    Argument("force_resume", bool, "resume under another configuration or other images", "run", TRAIN),
-    Argument(
-        "save_every",
-        str,
-        "save within the epochs too: a number of steps, or of minutes as 10m",
-        "run",
-        TRAIN,
-    ),
-    Argument(
-        "seed",
-        int,
-        "seed of initialisation, order and augmentation; drawn and recorded where not given",
-        "run",
-        TRAIN,
-    ),
-    Argument("device", str, "auto, cpu, cuda, cuda:N or mps", "run"),
-    Argument(
-        "deterministic",
-        bool,
-        "the same bits from run to run on CUDA too, at some speed; a network that cannot is refused (the CPU "
-        "repeats its bits anyway)",
-        "run",
-    ),
-    Argument(
-        "amp",
-        str,
-        "mixed precision of the backbone; fp16 needs CUDA; off is torch's default (there TF32 convolutions)",
-        "run",
-        choices=("off", "bf16", "fp16"),
-    ),
-    Argument(
-        "compile",
-        bool,
-        "torch.compile the backbone for full batches; the log says whether it pays",
-        "run",
-    ),
-    Argument("sync_bn", bool, "batch-norm statistics over all processes (CUDA)", "run", (STAGE1,)),
-    Argument(
-        "cuda_graphs",
-        bool,
-        "record a training step once and replay it on a CUDA device, for less work of the host",
-        "run",
-        (STAGE1,),
-    ),
-    Argument("gpu", int, "number of the CUDA device, short for --device cuda:N", "run"),
-    Argument("quiet", bool, "print the result line only; log.txt keeps the rest", "run"),
-]
+}
+# fmt: on
+_OF_THE_MODEL = ("data", "images on disk", "model")
+ARGUMENTS = tuple(replace(row, group=group) for group, rows in _GROUPS.items() for row in rows)
+
+
+def arguments_of(script: str) -> list[Argument]:
+    return [argument for argument in ARGUMENTS if script in argument.scripts]
+
+
+def marked(*marks: Mark) -> tuple[str, ...]:
+    """The names of the arguments that have one of these marks."""
+    return tuple(argument.name for argument in ARGUMENTS if argument.marks.intersection(marks))
+
+
+FIXED_BY_CHECKPOINT = marked(Mark.FIXED)
+ON_DISK = marked(Mark.VIEW)
+INHERITED = marked(Mark.INHERITED, Mark.VIEW)
+LISTS = marked(Mark.LIST)
+OF_FILES = marked(Mark.FILES, Mark.VIEW, Mark.LIST)
+NOT_WITH_PACK = (*marked(Mark.NOT_WITH_PACK), *OF_FILES)
+SHARED = tuple(row.name for row in ARGUMENTS if row.group in _OF_THE_MODEL or Mark.SHARED in row.marks)
+RUNNING = marked(Mark.RUNNING)
+FREE = marked(Mark.RUNNING, Mark.PLACE, Mark.LIST)  # what may change where a run goes on

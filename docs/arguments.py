@@ -1,0 +1,68 @@
+"""Write docs/arguments.md, the page of all arguments, from their table: `python -m docs.arguments`."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from utils.base.files import write_atomically
+from utils.settings.presets import PRESETS, preset_for
+from utils.settings.table import ARGUMENTS, CHECK, DATA, EVALUATE, STAGE1, STAGE2, Argument, Mark, marked
+
+PAGE = Path(__file__).with_suffix(".md")
+_INTRO = """# All arguments
+
+`python -m docs.arguments` writes this page from utils/settings/table.py and utils/settings/presets.py.
+
+What you give wins over the checkpoint or pack that a step starts from, which wins over the default of the
+data set. A run prints every value that it ended up with, and where that came from. An argument that a script
+has no use for is an error.
+"""
+_SCRIPTS = {STAGE1: "stage 1", STAGE2: "stage 2", EVALUATE: "evaluate", CHECK: "check"}
+_KINDS = {bool: "switch", Path: "path", str: "text", int: "whole number", float: "number"}
+_BY_DATA = list(PRESETS["cifar100_lt"])
+_DEFAULTS = {name: preset_for(name) for name in PRESETS if name != "list"}
+_THIN = preset_for("cifar100_lt", "resnet32") | {"network": "resnet32"}
+_DEFAULTS |= {"CIFAR, thin": _THIN, "own features": preset_for("")}
+
+
+def page() -> str:
+    """The page as it should be."""
+    lines = [_INTRO]
+    for group in dict.fromkeys(argument.group for argument in ARGUMENTS):
+        rows = [_row(argument) for argument in ARGUMENTS if argument.group == group]
+        lines += [f"## {group[0].upper()}{group[1:]}", ""]
+        lines += [*_table(("argument", "takes", "default", "scripts", "meaning"), rows), ""]
+    lines += [
+        "## Defaults by data set",
+        "",
+        "`list` has those of `folder`. An empty field is not set, but for ",
+    ]
+    lines[-1] += "`--workers`: then a process takes its share of the cores, less one."
+    rows = [(f"`--{name}`", *(_shown(own[name]) for own in _DEFAULTS.values())) for name in _BY_DATA]
+    lines += ["", *_table(("argument", *_DEFAULTS), rows), "", "## What sets some arguments apart", ""]
+    lines += [f"- {mark.value}: {', '.join(f'`--{name}`' for name in marked(mark))}." for mark in Mark]
+    return "\n".join(lines) + "\n"
+
+
+def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> list[str]:
+    return [f"| {' | '.join(row)} |" for row in (head, ("---",) * len(head), *rows)]
+
+
+def _row(argument: Argument) -> tuple[str, ...]:
+    takes = ", ".join(f"`{choice}`" for choice in argument.choices or ()) or _KINDS[argument.kind]
+    takes += f": {argument.allowed.words}" if argument.allowed else ""
+    takes += "; several with commas" if argument.sweep else ""
+    default = "by data set" if argument.name in _BY_DATA else _shown(argument.default)
+    scripts = "all" if argument.scripts == DATA else ", ".join(map(_SCRIPTS.get, argument.scripts))
+    return f"`--{argument.name}`", takes, default, scripts, argument.help
+
+
+def _shown(value: object) -> str:
+    if value is None or value is False:
+        return "" if value is None else "off"
+    if isinstance(value, list):
+        return ",".join(map(str, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+if __name__ == "__main__":
+    write_atomically(PAGE, lambda handle: handle.write(page().encode()))

@@ -1,0 +1,103 @@
+"""Networks and heads made from their names: the tables of names are in models/__init__.py."""
+
+import inspect
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import resnet
+
+from models import HEADS, RESNETS, THIN_BLOCKS, THIN_NETWORKS, check_network
+from models.adapt import torchvision_network
+from models.own import own_network
+from models.resnet_cifar import ThinResNet, WideResNet
+from models.resnet_imagenet import ImageNetResNet
+
+STEMS = {"small": WideResNet, "imagenet": ImageNetResNet}
+
+
+def build_model(name: str, num_classes: int, in_channels: int = 3, stem: str = "small") -> nn.Module:
+    """The network `name` with `num_classes` outputs, initialised from torch's global random state.
+
+    `name` is one of NETWORKS, another classification network of torchvision, or a user's own,
+    `module:function`. `stem` says how the ResNets of torchvision's widths begin: "small" with a 3x3
+    convolution that keeps the resolution, "imagenet" as torchvision's; it has no meaning for the others.
+
+    Raises:
+        ValueError: the name or the stem is unknown, the network cannot have `in_channels`, cannot be adapted
+            to the contract, or a user's own fails.
+    """
+    check_network(name)
+    if stem not in STEMS:
+        raise ValueError(f"unknown stem {stem!r}, known: {', '.join(STEMS)}")
+    if name in THIN_BLOCKS:
+        return ThinResNet(THIN_BLOCKS[name], num_classes, in_channels)
+    if name in RESNETS:
+        block, blocks, *widths = RESNETS[name]
+        return STEMS[stem](getattr(resnet, block), blocks, num_classes, in_channels, *widths)
+    if in_channels != 3:
+        raise ValueError(
+            f"network {name} takes images of 3 channels, not {in_channels}: take {', '.join(THIN_NETWORKS)}"
+        )
+    return own_network(name, num_classes) if ":" in name else torchvision_network(name, num_classes)
+
+
+def build_head(
+    kind: str,
+    fc: nn.Linear,
+    class_counts: Sequence[int] | None = None,
+    generator: torch.Generator | None = None,
+    features: Tensor | None = None,
+    labels: Tensor | None = None,
+    **options: float,
+) -> nn.Module:
+    """The head `kind` at its start, with the sizes, type and device of the stage-1 classifier `fc`.
+
+    `fc` is copied, never changed. What a kind does not need is ignored: `class_counts` [K] is for la,
+    `generator` for etf and for linear with fresh=True, `features` [N, D] (float16 or memory-mapped too) and
+    `labels` [N] of the training images are for ncm and los_step. Options: `fresh` of linear, `tau` of la and
+    tau_norm, `scale` of etf, `strength` of los_step.
+
+    Raises:
+        ValueError: the kind or an option is unknown, an option is out of range, or what it needs is missing.
+    """
+    head = _empty_head(kind, fc.in_features, fc.out_features, options).to(fc.weight)
+    given = {"class_counts": class_counts, "generator": generator, "features": features, "labels": labels}
+    missing = [name for name in head.needs if given[name] is None]
+    if missing:
+        raise ValueError(f"head {kind!r} needs {' and '.join(missing)}")
+    head.start(fc, **{name: given[name] for name in head.needs})
+    return head
+
+
+def head_from_state(kind: str, state: Mapping[str, Tensor], **options: float) -> nn.Module:
+    """The head whose `state_dict()` this is, without its stage-1 classifier; `state` is copied.
+
+    Raises:
+        ValueError: the kind or an option is unknown, or names or shapes do not fit the kind: says which.
+    """
+    weight = state.get("weight")
+    if weight is None or weight.ndim != 2:
+        raise ValueError(f"not the weights of a head {kind!r}: no matrix `weight` [K, D]")
+    head = _empty_head(kind, weight.shape[1], weight.shape[0], options).to(weight)
+    wanted = {name: value.shape for name, value in head.state_dict().items()}
+    found = {name: value.shape for name, value in state.items()}
+    wrong = sorted(name for name in wanted | found if wanted.get(name) != found.get(name))
+    if wrong:
+        raise ValueError(
+            f"not the weights of a head {kind!r}: {', '.join(wrong)} missing, unknown or misshapen"
+        )
+    head.load_state_dict(state, strict=True)
+    return head
+
+
+def _empty_head(kind: str, in_features: int, num_classes: int, options: Mapping[str, float]) -> nn.Module:
+    if kind not in HEADS:
+        raise ValueError(f"unknown head {kind!r}, known: {', '.join(HEADS)}")
+    known = list(inspect.signature(HEADS[kind]).parameters)[2:]
+    unknown = [name for name in options if name not in known]
+    if unknown:
+        raise ValueError(
+            f"unknown option {unknown[0]!r} of head {kind!r}, known: {', '.join(known) or 'none'}"
+        )
+    return HEADS[kind](in_features, num_classes, **options)
