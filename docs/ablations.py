@@ -46,9 +46,8 @@ ENDING = "_features.safetensors"
 
 
 def released_packs(folder: Path = RELEASED) -> list[Path]:
-    """The packs below a folder, also those that lie there in parts alone (NAME.part0, ...)."""
-    found = {path.with_name(path.name.removesuffix(".part0")) for path in folder.rglob(f"*{ENDING}*")}
-    return sorted(path for path in found if path.name.endswith(ENDING))
+    """The packs below a folder."""
+    return sorted(folder.rglob(f"*{ENDING}"))
 
 
 class Bench:

@@ -132,8 +132,8 @@ def test_an_unknown_pack_is_one_line_and_status_2(tmp_path, capsys):
     assert capsys.readouterr().err == f"error: {tmp_path / 'nowhere'} does not exist\n"
 
 
-def test_released_packs_are_found_whole_or_in_parts(tmp_path):
-    names = ["a/x_features.safetensors", "b/y_features.safetensors.part0", "b/y_features.safetensors.part1"]
+def test_released_packs_are_found_by_their_names(tmp_path):
+    names = ["a/x_features.safetensors", "b/y_features.safetensors"]
     for name in [*names, "b/z_stage1.pth", "a/x_features.safetensors.bak"]:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()

@@ -274,17 +274,3 @@ def test_a_write_that_fails_leaves_the_old_pack_and_no_remains(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert same(read_pack(path), tiny()) and len(list(tmp_path.iterdir())) == 1
-
-
-def test_a_pack_in_parts_is_read_without_a_file_being_written_beside_them(tmp_path):
-    whole, path = tmp_path / "whole", tmp_path / "pack"
-    write_pack(whole, tiny())
-    content = whole.read_bytes()
-    for number, start in enumerate(range(0, len(content), 300)):
-        path.with_name(f"pack.part{number}").write_bytes(content[start : start + 300])
-    listed = sorted(tmp_path.iterdir())
-    assert same(read_pack(path), read_pack(whole)) and sorted(tmp_path.iterdir()) == listed
-    path.with_name("pack.part1").unlink()
-    with pytest.raises(UserError, match="damaged or not a feature pack"):
-        read_pack(path)
-    assert not path.exists()

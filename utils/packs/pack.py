@@ -6,8 +6,6 @@ The format is safetensors: numbers behind a JSON header, memory-mapped when read
 import json
 import math
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +19,7 @@ from torch import Tensor
 
 from utils.base.digest import content_digest
 from utils.base.errors import NoMemoryError, UserError, is_out_of_memory
-from utils.base.files import json_text, open_regular, require_file, write_atomically
+from utils.base.files import json_text, require_file, write_atomically
 from utils.run.facts import PACK_FORMAT, problems_of_facts
 from utils.settings.checks import FIXED_BY_CHECKPOINT, INHERITED
 from utils.settings.presets import PRESETS
@@ -127,19 +125,13 @@ def _stored(value: Tensor) -> Tensor:
 def read_pack(path: Path) -> Pack:
     """Read a pack; its features stay on disk and are mapped into memory (see `require_unchanged`).
 
-    Where there is none but its parts lie there, PATH.part0, PATH.part1, ..., they are put together in a
-    temporary file, which is gone as soon as nothing is mapped from it.
-
     Raises:
-        UserError: missing, truncated, altered, of a later version, not a pack, or see `check`; or a pack in
-            parts cannot be put together.
+        UserError: missing, truncated, altered, of a later version, not a pack, or see `check`.
     """
-    parts = [] if os.path.exists(path) else _parts(path)
-    if not parts:
-        require_file(path)
+    require_file(path)
     try:
         status = _status(path)
-        header, tensors = _open_parts(path, parts) if parts else _open(path)
+        header, tensors = _open(path)
         if content_digest({"facts": header["facts"]} | tensors) != header["digest"]:
             raise UserError(f"{path} is damaged: its content does not match the digest inside; remake it")
         facts = json.loads(header["facts"])
@@ -177,9 +169,12 @@ def require_unchanged(source: object) -> None:
 
 
 def _status(path: Path) -> tuple:
-    """What tells a pack's file, or its parts, from others without reading them."""
-    found = map(os.stat, [path] if path.exists() else _parts(path))
-    return tuple((one.st_dev, one.st_ino, one.st_size, one.st_mtime_ns) for one in found)
+    """What tells a file from others without reading it; nothing of one that is gone."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return ()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _open(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
@@ -215,24 +210,6 @@ def _utf8_name(path: Path, handle: BinaryIO) -> str:
         if not os.path.exists(name):
             raise UserError(f"{path} has a name that is no UTF-8, which packs need here: rename it") from None
         return name
-
-
-def _parts(path: Path) -> list[Path]:
-    """The parts of a pack that lie beside where it would be, as a repository keeps a large one."""
-    parts = []
-    while os.path.isfile(part := f"{path}.part{len(parts)}"):
-        parts.append(Path(part))
-    return parts
-
-
-def _open_parts(path: Path, parts: list[Path]) -> tuple[dict[str, str], dict[str, Tensor]]:
-    with tempfile.TemporaryDirectory() as folder:
-        whole = Path(folder) / path.name
-        with open(whole, "wb") as handle:
-            for part in parts:
-                with open_regular(part) as stored:
-                    shutil.copyfileobj(stored, handle)
-        return _open(whole)
 
 
 def check(pack: Pack) -> None:
