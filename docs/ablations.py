@@ -25,7 +25,7 @@ from utils.base.errors import UserError, exit_cleanly
 from utils.base.files import write_atomically
 from utils.engine.scoring import score
 from utils.features.frozen import Representation, pack_data, pack_representation
-from utils.features.source import backbone_note
+from utils.features.source import PackSource
 from utils.features.views import logit_batches
 from utils.heads.crew import Crew
 from utils.heads.outcome import outcome
@@ -61,7 +61,7 @@ class Bench:
         self.pack, self.name, self._crew = read_pack(path), "", crew
         if self.pack.val is None:
             raise UserError(f"{path} holds no validation images, and the test images choose nothing here")
-        backbone_note(self.pack, pack_data(self.pack), select="val")
+        PackSource(self.pack).saw(pack_data(self.pack), select="val")
         self.config = self._config({})
         data = replace(pack_data(self.pack), shots=tuple(self.config.shots))
         self.frozen: Representation = pack_representation(self.pack, torch.device("cpu"), data)

@@ -395,7 +395,7 @@ def during(where: str, act, patch: pytest.MonkeyPatch) -> None:
     module, name = {
         "step": (torch.optim.SGD, "step"),
         "scores": (main_stage2, "outcome"),
-        "evaluate": (evaluate.engine, "score"),
+        "evaluate": (evaluate.scoring, "score"),
     }[where]
     real, done = getattr(module, name), []
 
@@ -447,7 +447,7 @@ def test_a_pack_that_is_cut_short_during_a_run_ends_it_in_one_line_with_status_2
         "import os, pytest\n"
         "from pathlib import Path\n"
         "from tests.test_pack_runs import on_pack\n"
-        "from utils.errors import exit_cleanly\n"
+        "from utils.base.errors import exit_cleanly\n"
         f"root, own = Path({str(tmp_path)!r}), Path({str(own)!r})\n"
         "with pytest.MonkeyPatch.context() as patch:\n"
         f"    cut = lambda: os.truncate(own, {left})\n"

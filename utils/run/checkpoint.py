@@ -7,7 +7,7 @@ another name for the last layer) are read as weights without facts.
 import os
 import re
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 
 import safetensors.torch
@@ -28,7 +28,7 @@ from utils.base.digest import changes, content_digest, same_bits
 from utils.base.errors import NoMemoryError, UserError
 from utils.base.files import open_regular, require_file, write_atomically
 from utils.base.safe_load import load_plain
-from utils.run.facts import PACK_FORMAT, problems
+from utils.run.facts import CHECKPOINT, PACK_FORMAT, problems
 from utils.settings.checks import FIXED_BY_CHECKPOINT, INHERITED
 from utils.settings.commands import command, option, said
 from utils.settings.config import Config
@@ -37,11 +37,8 @@ from utils.settings.table import ARGUMENTS
 FORMAT = "label-over-smoothing checkpoint"
 # 2: saved within an epoch, which a reader of version 1 would take for its end
 WHOLE, VERSION = 1, 2
-# what a command that makes a checkpoint says always; groups of arguments, and others, where they are given
-_BASIC = ("dataset", "imb_ratio", "network")
-_SHARED = ("data", "images on disk", "model")
-_ALSO_SHARED = ("features", "ckpt_dir", "out", "device", "gpu")
 RELEASED = Path(__file__).resolve().parent.parent.parent / "checkpoints" / "released"
+_IDENTITY = ("model", "head", "head_state", "train_digest", "seed", *FIXED_BY_CHECKPOINT, *INHERITED)
 _STATE_KEYS = ("state_dict", "model", "model_state_dict", "model_state", "net", "weights", "state_dict_best")
 # backbone and classifier apart: in the public code of Decoupling (Kang et al. 2020), and in that of MiSLAS
 _PARTS = (
@@ -62,11 +59,14 @@ _OTHERS = (
     ),
     (
         rb"\x80[\x02-\x05](?!.{0,20}" + re.escape(_LEGACY) + rb")",
-        "is a plain pickle, and may run code: not "
-        "read; save the weights by torch.save(model.state_dict(), ...)",
+        "is a plain pickle, and may run code: not read; save the weights by "
+        "torch.save(model.state_dict(), ...)",
     ),
 )
-_IDENTITY = ("model", "head", "head_state", "train_digest", "seed", *FIXED_BY_CHECKPOINT, *INHERITED)
+# what a command that makes a checkpoint says always; groups of arguments, and others, where they are given
+_BASIC = ("dataset", "imb_ratio", "network")
+_SHARED = ("data", "images on disk", "model")
+_ALSO_SHARED = ("features", "ckpt_dir", "out", "device", "gpu")
 
 
 @dataclass(frozen=True)
@@ -96,20 +96,21 @@ class Checkpoint:
         return {name: self.facts[name] for name in FIXED_BY_CHECKPOINT + INHERITED if name in self.facts}
 
 
+# ---- writing
+
+
 def save(path: Path, content: dict) -> str:
-    """Write `content` (tensors and plain data) with its digest, atomically. Returns the digest.
+    """Write `content` (tensors and plain data) with its digest, which is returned.
 
-    The new file is read back, every bit, before it takes the place of an older one.
-
-    Raises:
-        UserError: it cannot be written, or does not read back as it was; an older file is then untouched.
+    The new file is read back, every bit, before it takes the place of an older one. Raises UserError where it
+    cannot be written, or does not read back as it was; an older file is then untouched.
     """
     versions, digest = changes(content), content_digest(content)
+    whole = content | {"digest": digest}
 
     def check(written: Path) -> None:
         try:
-            found = load_plain(written, mapped=True)
-            same = same_bits(content | {"digest": digest}, found) and changes(content) == versions
+            same = same_bits(whole, load_plain(written, mapped=True)) and changes(content) == versions
         except NoMemoryError:
             raise
         except UserError:
@@ -117,7 +118,7 @@ def save(path: Path, content: dict) -> str:
         if not same:
             raise UserError(f"{path} does not read back as it was written: look after the disk")
 
-    write_atomically(path, lambda handle: torch.save(content | {"digest": digest}, handle), check)
+    write_atomically(path, lambda handle: torch.save(whole, handle), check)
     return digest
 
 
@@ -130,11 +131,13 @@ def _identity(content: dict) -> str:
     return content_digest({name: content[name] for name in _IDENTITY if name in content})
 
 
+# ---- reading
+
+
 def read(path: Path) -> Checkpoint:
     """Read a checkpoint of ours or a foreign file of weights.
 
-    Raises:
-        UserError: missing, truncated or altered, holds Python objects, declares too much, holds no weights.
+    Raises UserError: missing, truncated or altered, holds Python objects, declares too much, has no weights.
     """
     content = _load_safetensors(path)
     content = load_plain(path) if content is None else content
@@ -153,11 +156,7 @@ def read(path: Path) -> Checkpoint:
 
 
 def _load_safetensors(path: Path) -> dict[str, Tensor] | None:
-    """The weights of a safetensors file; None: it is another file.
-
-    Raises:
-        UserError: no readable file, or one of those that are often taken for weights: says what it is.
-    """
+    """The weights of a safetensors file, None of others; raises UserError for what is no file of weights."""
     require_file(path)
     try:
         with open_regular(path) as handle:
@@ -180,20 +179,17 @@ def _own(path: Path, content: dict) -> Checkpoint:
     version = content.get("version")
     if type(version) is int and version > VERSION:
         raise UserError(f"{path} has format version {version}, this code reads up to {VERSION}: update it")
-    if type(version) is not int or version < 1:
-        raise UserError(
-            f"{path} is damaged: there is no format version {version!r:.40}; restore or remake it"
-        )
-    stored = content.pop("digest", None)
+    stored, damage = content.pop("digest", None), None
     try:
-        found = content_digest(content)
+        if type(version) is not int or version < 1:
+            damage = f"there is no format version {version!r:.40}"
+        elif content_digest(content) != stored:
+            damage = "its content does not match the digest inside"
     except TypeError as error:
-        raise UserError(f"{path} is damaged: {error}; restore or remake it") from error
-    if found != stored:
-        raise UserError(
-            f"{path} is damaged: its content does not match the digest inside; restore or remake it"
-        )
-    for problem in problems(content):
+        damage = str(error)
+    if damage:
+        raise UserError(f"{path} is damaged: {damage}; restore or remake it")
+    for problem in problems(content, CHECKPOINT):
         raise UserError(f"{path} was not written by this project's code: {problem}")
     return Checkpoint(path, stored, content.pop("model"), content)
 
@@ -228,13 +224,14 @@ def _foreign_state(content: object) -> tuple[dict[str, Tensor] | None, list[str]
     return state, notes + ([f"its weights are those under {chosen!r}, left out: {others}"] if others else [])
 
 
+# ---- into a network
+
+
 def load_weights(model: nn.Module, checkpoint: Checkpoint, network: str) -> None:
     """Load strictly into `model`, a `network`; a last layer of another name is renamed to `fc`.
 
     A file whose head is not linear has none, or one that `load_head` replaces: the head's size stands for it.
-
-    Raises:
-        UserError: names or shapes differ, or a weight is not finite: says which and what to do.
+    Raises UserError where names or shapes differ or a weight is not finite: says which, and what to do.
     """
     weight = checkpoint.facts.get("head_state", {}).get("weight")
     absent = {}
@@ -244,22 +241,21 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint, network: str) -> None
     if not checkpoint.facts and without_bias(state, own):
         state["fc.bias"] = torch.zeros_like(own["fc.bias"])
         checkpoint.notes.append("its classifier has no bias, zeros are taken")
-    wanted = {name: tuple(value.shape) for name, value in own.items()}
-    found = {name: tuple(value.shape) for name, value in state.items()}
+    wanted, found = _shapes(own), _shapes(state)
     if wanted != found:
-        raise UserError(_explain_mismatch(checkpoint, network, wanted, found))
-    if other := first_of_other_kind(own, state):
-        raise UserError(f"{checkpoint.path}: {other}")
-    if broken := first_not_finite(state):
-        raise UserError(f"{checkpoint.path}: {broken} holds values that are not finite; the run had diverged")
+        raise UserError(f"{checkpoint.path} {_mismatch(checkpoint.state, network, wanted, found)}")
+    problem = first_of_other_kind(own, state)
+    if problem is None and (broken := first_not_finite(state)):
+        problem = f"{broken} holds values that are not finite; the run had diverged"
+    if problem:
+        raise UserError(f"{checkpoint.path}: {problem}")
     load_state(model, state)
 
 
 def load_head(model: nn.Module, checkpoint: Checkpoint) -> None:
     """Put a head that is not linear, if the file holds one, in the place of `model.fc`.
 
-    Raises:
-        UserError: the head's kind or weights are not what this code knows.
+    Raises UserError where its kind or weights are not what this code knows.
     """
     head = checkpoint.facts.get("head", {"kind": "linear"})
     if head["kind"] == "linear":
@@ -269,31 +265,36 @@ def load_head(model: nn.Module, checkpoint: Checkpoint) -> None:
         model.fc = head_from_state(head["kind"], state, **head["options"]).to(model.fc.weight)
     except (ValueError, TypeError) as error:  # an option of the wrong type
         raise UserError(f"{checkpoint.path}: {error}") from error
-    if not all(value.isfinite().all() for value in state.values()):
+    if first_not_finite(state):
         raise UserError(f"{checkpoint.path}: its {head['kind']} head holds values that are not finite")
 
 
-def _explain_mismatch(checkpoint: Checkpoint, network: str, wanted: dict, found: dict) -> str:
-    path, (theirs, ours) = checkpoint.path, (shapes.get("fc.weight", ()) for shapes in (found, wanted))
-    if _backbone(wanted) == _backbone(found):
-        if len(theirs) == 2 and theirs[1] == ours[1] and theirs[0] != ours[0]:
-            return (
-                f"{path} is a {network} with {theirs[0]} classes, {ours[0]} are needed: "
-                "is it a checkpoint of another data set?"
-            )
-        if theirs == ours[::-1] and "fc.bias" not in found:
-            return (
-                f"{path} is a {network} with a cosine classifier [{theirs[0]} features, {theirs[1]} "
-                "classes], whose logits no linear layer gives: --pretrained starts stage 1 from its backbone"
-            )
-        return f"{path} has the backbone of a {network}, not its classifier: {differences(wanted, found)}"
-    fitting = _fitting_network(checkpoint.state)
-    advice = f"its weights fit --network {fitting}" if fitting else "no ResNet here has such weights"
-    return f"{path} is not a {network}: {differences(wanted, found)}; {advice}"
+def _shapes(state: dict[str, Tensor]) -> dict[str, tuple]:
+    return {name: tuple(value.shape) for name, value in state.items()}
 
 
 def _backbone(shapes: dict[str, tuple]) -> dict[str, tuple]:
     return {name: shape for name, shape in shapes.items() if not name.startswith("fc.")}
+
+
+def _mismatch(state: dict[str, Tensor], network: str, wanted: dict, found: dict) -> str:
+    """What the shapes `found` in a file, by the names of `network`, are in place of those `wanted`."""
+    theirs, ours = (shapes.get("fc.weight", ()) for shapes in (found, wanted))
+    if _backbone(wanted) != _backbone(found):
+        fitting = _fitting_network(state)
+        advice = f"its weights fit --network {fitting}" if fitting else "no ResNet here has such weights"
+        return f"is not a {network}: {differences(wanted, found)}; {advice}"
+    if len(theirs) == 2 and theirs[1] == ours[1] and theirs[0] != ours[0]:
+        return (
+            f"is a {network} with {theirs[0]} classes, {ours[0]} are needed: is it a checkpoint of another "
+            "data set?"
+        )
+    if theirs == ours[::-1] and "fc.bias" not in found:
+        return (
+            f"is a {network} with a cosine classifier [{theirs[0]} features, {theirs[1]} classes], whose "
+            "logits no linear layer gives: --pretrained starts stage 1 from its backbone"
+        )
+    return f"has the backbone of a {network}, not its classifier: {differences(wanted, found)}"
 
 
 def _fitting_network(state: dict[str, Tensor]) -> str | None:
@@ -303,21 +304,14 @@ def _fitting_network(state: dict[str, Tensor]) -> str | None:
         return None
     stem = "imagenet" if first.shape[-1] == 7 else "small"
     for name in NETWORKS:
-        model = _skeleton(name, first.shape[1], stem)
-        shapes = [
-            _backbone({key: tuple(value.shape) for key, value in some.items()})
-            for some in (model.state_dict(), with_own_names(model, state))
-        ]
-        if shapes[0] == shapes[1]:
+        with torch.device("meta"):  # names and shapes alone
+            model = build_model(name, 1, first.shape[1], stem)
+        if _backbone(_shapes(model.state_dict())) == _backbone(_shapes(with_own_names(model, state))):
             return name if name in THIN_NETWORKS else f"{name} --stem {stem}"
     return None
 
 
-@cache
-def _skeleton(name: str, in_channels: int, stem: str) -> nn.Module:
-    """A network without numbers: names and shapes alone."""
-    with torch.device("meta"):
-        return build_model(name, 1, in_channels, stem)
+# ---- places of published models
 
 
 def published_path(
@@ -330,8 +324,7 @@ def published_path(
 ) -> Path:
     """Where a stage leaves its final model for the next; without a ratio, without a folder of it.
 
-    Raises:
-        UserError: a folder is in its place, or `source`, the file that the stage starts from.
+    Raises UserError where a folder is in its place, or `source`, the file that the stage starts from.
     """
     folder = Path(root) / data_name
     folder = folder if imb_ratio is None else folder / f"IR={imb_ratio:g}"
@@ -343,44 +336,38 @@ def published_path(
     return path
 
 
-def find_published(config: Config, network: str, stage: str) -> Path:
-    """The user's own file for the data of `config`, else the released one.
-
-    Raises:
-        UserError: neither exists; names the place, the command that makes it, and a file of another network.
-    """
-    places = [
-        published_path(folder, config.place_name, config.imb_ratio, network, stage)
-        for folder in (config.ckpt_dir, RELEASED)
-    ]
-    for place in places:
-        if place.is_file():
-            return place
-    others = sorted(
-        {
-            _network_of(p, p.name.removesuffix(f"_{stage}.pth"))
-            for place in places
-            for p in place.parent.glob(f"*_{stage}.pth")
-            if not p.name.endswith(f"features_{stage}.pth")
-        }
-    )
-    hint = f"; there is one for --network {' or '.join(others)}" if others else ""
-    raise UserError(
-        f"no {stage} checkpoint at {places[0]}: make it with `{_making(config, f'main_{stage}.py')}`, or "
-        f"name one with --pretrained_pth{hint}"
-    )
+def find_published(config: Config, network: str, stage: str) -> Path | None:
+    """The user's own file for the data of `config`, else the released one; None: there is neither."""
+    return next((place for place in _places(config, network, stage) if place.is_file()), None)
 
 
-def _making(config: Config, script: str) -> str:
-    """The command that makes the checkpoint which a run of `config` lacks: of the same data, in its place."""
+def nothing_published(config: Config, network: str, stage: str) -> UserError:
+    """Names the place, the command that makes what is missing there, and a file of another network."""
+    places = _places(config, network, stage)
+    beside = [path for place in places for path in place.parent.glob(f"*_{stage}.pth")]
+    others = {_network_of(path, stage) for path in beside if not path.name.endswith(f"features_{stage}.pth")}
+    hint = f"; there is one for --network {' or '.join(sorted(others))}" if others else ""
     basic = {} if config.features else {name: getattr(config, name) for name in _BASIC}
     words = [word for name, value in basic.items() if value is not None for word in option(name, value)]
     names = {argument.name for argument in ARGUMENTS if argument.group in _SHARED} | set(_ALSO_SHARED)
-    return command(script, *words, *said(config, script, names - basic.keys()))
+    script = f"main_{stage}.py"
+    making = command(script, *words, *said(config, script, names - basic.keys()))
+    return UserError(
+        f"no {stage} checkpoint at {places[0]}: make it with `{making}`, or name one with "
+        f"--pretrained_pth{hint}"
+    )
 
 
-def _network_of(path: Path, label: str) -> str:
-    """The network of a published file, which may be module:function; `label` where the file does not say."""
+def _places(config: Config, network: str, stage: str) -> list[Path]:
+    return [
+        published_path(folder, config.place_name, config.imb_ratio, network, stage)
+        for folder in (config.ckpt_dir, RELEASED)
+    ]
+
+
+def _network_of(path: Path, stage: str) -> str:
+    """The network of a published file, which may be module:function; its label where the file is spoilt."""
+    label = path.name.removesuffix(f"_{stage}.pth")
     try:
         name = read(path).facts.get("network", label)
         check_network(name)
