@@ -106,6 +106,21 @@ CONTENT: dict[str, tuple[Make, str]] = {
         tensor(train_labels=torch.zeros(7).int()),
         "bad: class 1 has no training image",
     ),
+    "a classifier in fp16": (tensor(fc_weight=torch.ones(3, 5).half()), "bad: fc_weight is float16"),
+    "weights of fewer classes": (
+        tensor(fc_weight=torch.ones(2, 5)),
+        "bad: fc_weight has 2 rows, num_class is 3",
+    ),
+    "biases of more classes": (tensor(fc_bias=torch.ones(4)), "bad: fc_bias has 4 rows, num_class is 3"),
+    "another plain view": (
+        tensor(plain=torch.ones(7, 4)),
+        r"bad: plain is \[7, 4\], a view of train \[7, 5\]",
+    ),
+    "facts in a list": (
+        lambda root, kitchen: write_raw(root / "bad", tiny(), facts="[]"),
+        "bad: the facts are a list",
+    ),
+    "facts that are no JSON": (lambda root, kitchen: write_raw(root / "bad", tiny(), facts="{"), DAMAGED),
     "other counts": (raw(class_counts=[5, 1, 1]), "bad: class 0 has 4 training images, class_counts says 5"),
     "validation promised": (raw(val_source="own"), "bad: val_source is 'own': val and val_labels"),
 }
