@@ -79,33 +79,30 @@ class Backbone:
 
         def fill(name: str) -> Tensor:
             part = "train" if name == "plain" else name
-            augmented = name == "train" and views > 0
+            images, mirror = self.images[part], self.mirror and part != "train"
+            stamp, count = getattr(self.data, part).stamp, shapes[name][0]
 
-            def extract(which: Views, start: int, stop: int) -> Iterable[Tensor]:
-                if augmented:
-                    return view_batches(
-                        self.model, self.images[part], self.seed, which[0], self.watch, start, stop
-                    )
-                mirror = self.mirror and part != "train"
-                return eval_batches(self.model, self.images[part], mirror, self.watch, start, stop)
+            def augmented(which: Views, start: int, stop: int) -> Iterable[Tensor]:
+                return view_batches(self.model, images, self.seed, which[0], self.watch, start, stop)
 
-            # augmented views are a pass over the images each, an image and its mirror image come together
-            count = shapes[name][0]
-            passes = [(view, view + 1) for view in range(count)] if augmented else [(0, count)]
-            return store.fill(name, shapes[name], passes, extract, getattr(self.data, part).stamp)
+            def plain(_: Views, start: int, stop: int) -> Iterable[Tensor]:
+                return eval_batches(self.model, images, mirror, self.watch, start, stop)
+
+            if (
+                name == "train" and views
+            ):  # a pass over the images each; an image and its mirror come together
+                return store.fill(name, shapes[name], [(v, v + 1) for v in range(count)], augmented, stamp)
+            return store.fill(name, shapes[name], [(0, count)], plain, stamp)
 
         made = {name: fill(name) for name in shapes}
         for part in self.images.values():
             if isinstance(part, FileImages):
                 part.close()
         labels = self.images["train"].labels
-        device = labels.device
-        plain = made.get("plain", made["train"])[0]
+        device, plain = labels.device, made.get("plain", made["train"])[0]
         train = StoredViews(made["train"].to(device), labels, plain.to(device))
-        fc = self.model.fc
-        return Representation(
-            fc, train, lambda name: made[name].to(device), self.labels, self.data, discard=store.remove
-        )
+        seen = (self.model.fc, train, lambda name: made[name].to(device), self.labels, self.data)
+        return Representation(*seen, discard=store.remove)
 
     def _origin(self) -> dict:
         """What the features depend on."""

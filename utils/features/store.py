@@ -28,6 +28,7 @@ from utils.engine.scoring import EVAL_BATCH
 from utils.packs.pack import narrowed
 
 FORMAT = 2  # of the folder
+_DTYPES = {torch.float16: np.float16, torch.float32: np.float32}
 # images that are finished together: a batch, so that its bits do not depend on who extracts it
 BLOCK = EVAL_BATCH
 Views = tuple[int, int]  # first and behind the last view of a pass over the images
@@ -35,7 +36,6 @@ Views = tuple[int, int]  # first and behind the last view of a pass over the ima
 Extract = Callable[[Views, int, int], Iterable[Tensor]]
 # what images start..stop are like
 Stamp = Callable[[int, int], bytes]
-_DTYPES = {torch.float16: np.float16, torch.float32: np.float32}
 
 
 class FeatureStore:
