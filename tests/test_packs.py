@@ -113,7 +113,7 @@ def test_a_pack_can_be_written_over_the_one_it_is_read_from_and_its_mapping_is_p
         ),
         (
             {"train_labels": tiny().train_labels.int()},
-            r"train_labels is int32 \[7\], expected int64 \[images\]",
+            r"train_labels is int32 \[7\], expected int64 \[training images\]",
         ),
         ({"fc_bias": None}, "fc_bias is missing"),
     ],

@@ -21,9 +21,8 @@ from utils.features.views import (
     StoredViews,
     TrainFeatures,
     Watch,
-    eval_batches,
     eval_features,
-    view_batches,
+    feature_batches,
 )
 from utils.run.folder import Run
 from utils.settings.config import Config
@@ -80,19 +79,15 @@ class Backbone:
         def fill(name: str) -> Tensor:
             part = "train" if name == "plain" else name
             images, mirror = self.images[part], self.mirror and part != "train"
-            stamp, count = getattr(self.data, part).stamp, shapes[name][0]
+            augmented, count = name == "train" and views > 0, shapes[name][0]
 
-            def augmented(which: Views, start: int, stop: int) -> Iterable[Tensor]:
-                return view_batches(self.model, images, self.seed, which[0], self.watch, start, stop)
+            def extract(which: Views, start: int, stop: int) -> Iterable[Tensor]:
+                view = (self.seed, which[0]) if augmented else None
+                return feature_batches(self.model, images, view, mirror, self.watch, start, stop)
 
-            def plain(_: Views, start: int, stop: int) -> Iterable[Tensor]:
-                return eval_batches(self.model, images, mirror, self.watch, start, stop)
-
-            if (
-                name == "train" and views
-            ):  # a pass over the images each; an image and its mirror come together
-                return store.fill(name, shapes[name], [(v, v + 1) for v in range(count)], augmented, stamp)
-            return store.fill(name, shapes[name], [(0, count)], plain, stamp)
+            # augmented views are a pass over the images each, an image and its mirror image come together
+            passes = [(view, view + 1) for view in range(count)] if augmented else [(0, count)]
+            return store.fill(name, shapes[name], passes, extract, getattr(self.data, part).stamp)
 
         made = {name: fill(name) for name in shapes}
         for part in self.images.values():

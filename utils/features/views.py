@@ -26,46 +26,36 @@ def unwatched(batches: Iterable, total: int, title: str) -> Iterable:
     return batches
 
 
-def eval_features(model: nn.Module, images: Images, mirror: bool, watch: Watch = unwatched) -> Tensor:
-    """Features of the plain images [V, N, D]: V = 2 with `mirror`, else 1."""
-    return torch.cat(list(eval_batches(model, images, mirror, watch)), dim=1)
-
-
-def eval_batches(
+def feature_batches(
     model: nn.Module,
     images: Images,
-    mirror: bool,
+    view: tuple[int, int] | None = None,
+    mirror: bool = False,
     watch: Watch = unwatched,
     start: int = 0,
     stop: int | None = None,
 ) -> Iterator[Tensor]:
-    """The same of images start..stop, a batch [V, n, D] after another."""
+    """Features of images start..stop, a batch [V, n, D] after another: V = 2 with `mirror`, else 1.
+
+    `view`: the seed and number of an augmented view; None: the plain images.
+    """
     stop = len(images) if stop is None else stop
-    batches = images.batches(EVAL_BATCH, start, stop)
-    return _pass(model, watch(batches, -(-(stop - start) // EVAL_BATCH), "features"), mirror)
-
-
-def view_batches(
-    model: nn.Module,
-    images: Images,
-    seed: int,
-    view: int,
-    watch: Watch = unwatched,
-    start: int = 0,
-    stop: int | None = None,
-) -> Iterator[Tensor]:
-    """Features of augmented view `view` of images start..stop, a batch [1, n, D] after another."""
-    order = torch.arange(start, len(images) if stop is None else stop)
-    batches = images.augmented(order, EVAL_BATCH, seed, FIRST_VIEW + view)
-    return _pass(model, watch(batches, -(-len(order) // EVAL_BATCH), f"features of view {view + 1}"), False)
-
-
-def _pass(model: nn.Module, batches: Iterable, mirror: bool) -> Iterator[Tensor]:
+    if view is None:
+        batches, title = images.batches(EVAL_BATCH, start, stop), "features"
+    else:
+        order, (seed, number) = torch.arange(start, stop), view
+        batches = images.augmented(order, EVAL_BATCH, seed, FIRST_VIEW + number)
+        title = f"features of view {number + 1}"
     model.eval()
-    for inputs, _ in batches:
+    for inputs, _ in watch(batches, -(-(stop - start) // EVAL_BATCH), title):
         with torch.no_grad():
             features = forward_views(model.forward_features, inputs, mirror)
         yield features
+
+
+def eval_features(model: nn.Module, images: Images, mirror: bool, watch: Watch = unwatched) -> Tensor:
+    """Features of the plain images [V, N, D]: V = 2 with `mirror`, else 1."""
+    return torch.cat(list(feature_batches(model, images, mirror=mirror, watch=watch)), dim=1)
 
 
 @torch.no_grad()
@@ -149,7 +139,7 @@ class TrainFeatures(FeatureViews):
         if view not in self._views:
             if self.count is None:
                 self._views.clear()
-            batches = view_batches(self.model, self.images, self.seed, view, self.watch)
+            batches = feature_batches(self.model, self.images, (self.seed, view), watch=self.watch)
             self._views[view] = torch.cat(list(batches), dim=1)[0]
         return self._views[view]
 

@@ -31,17 +31,18 @@ _CHUNK = 1 << 20  # values looked at together
 _LARGEST, _SMALLEST = 1e15, 1e-10
 _KEPT = 2**-10  # of an image's largest feature; in its normal range fp16 rounds by half of it at most
 _FEATURES, _LABELS = (torch.float16, torch.float32), (torch.int64,)
-# tensor -> its axes, the types that it may have
+_OF_AN_IMAGE = "features an image"
+# tensor -> its axes, which have one size in all tensors but for views; the types that it may have
 _LAYOUT = {
-    "train": ("views, images, width", _FEATURES),
-    "train_labels": ("images", _LABELS),
-    "plain": ("images, width", _FEATURES),
-    "test": ("views, images, width", _FEATURES),
-    "test_labels": ("images", _LABELS),
-    "val": ("views, images, width", _FEATURES),
-    "val_labels": ("images", _LABELS),
-    "fc_weight": ("classes, width", (torch.float32,)),
-    "fc_bias": ("classes", (torch.float32,)),
+    "train": (("views", "training images", _OF_AN_IMAGE), _FEATURES),
+    "train_labels": (("training images",), _LABELS),
+    "plain": (("training images", _OF_AN_IMAGE), _FEATURES),
+    "test": (("views", "test images", _OF_AN_IMAGE), _FEATURES),
+    "test_labels": (("test images",), _LABELS),
+    "val": (("views", "validation images", _OF_AN_IMAGE), _FEATURES),
+    "val_labels": (("validation images",), _LABELS),
+    "fc_weight": (("classes", _OF_AN_IMAGE), (torch.float32,)),
+    "fc_bias": (("classes",), (torch.float32,)),
 }
 _OPTIONAL = ("plain", "val", "val_labels")
 
@@ -220,13 +221,7 @@ def _problems(pack: Pack) -> Iterator[str]:
     if not isinstance(pack.facts, dict):
         yield f"the facts are a {type(pack.facts).__name__}, not a dict"
     yield from problems(pack.facts, PACK)
-    for name, (axes, dtypes) in _LAYOUT.items():
-        tensor = getattr(pack, name)
-        if tensor is not None:
-            yield from _problems_of_form(name, tensor, axes, dtypes)
-        elif name not in _OPTIONAL:
-            yield f"{name} is missing"
-    yield from _problems_of_sizes(pack)
+    yield from _problems_of_shapes(pack)
     yield from _problems_of_labels(pack)
     for name in ("fc_weight", "fc_bias", "train", "plain", "test", "val"):
         size = 0.0 if getattr(pack, name) is None else _largest(getattr(pack, name))
@@ -236,29 +231,27 @@ def _problems(pack: Pack) -> Iterator[str]:
             yield f"{name} reaches {size:.0e}, whose square float32 cannot hold: scale the features"
 
 
-def _problems_of_form(name: str, tensor: Tensor, axes: str, dtypes: tuple) -> Iterator[str]:
-    found, *kinds = (str(dtype).removeprefix("torch.") for dtype in (tensor.dtype, *dtypes))
-    if tensor.ndim != len(axes.split(", ")) or tensor.dtype not in dtypes:
-        yield f"{name} is {found} {list(tensor.shape)}, expected {' or '.join(kinds)} [{axes}]"
-    if 0 in tensor.shape:
-        yield f"{name} is empty: {found} {list(tensor.shape)}"
-
-
-def _problems_of_sizes(pack: Pack) -> Iterator[str]:
+def _problems_of_shapes(pack: Pack) -> Iterator[str]:
+    sizes = {"classes": ("num_class", pack.facts["num_class"])}  # of an axis, and whose
+    for name, (axes, dtypes) in _LAYOUT.items():
+        tensor = getattr(pack, name)
+        if tensor is None:
+            if name not in _OPTIONAL:
+                yield f"{name} is missing"
+            continue
+        found, *kinds = (str(dtype).removeprefix("torch.") for dtype in (tensor.dtype, *dtypes))
+        found = f"{found} {list(tensor.shape)}"
+        if tensor.ndim != len(axes) or tensor.dtype not in dtypes:
+            yield f"{name} is {found}, expected {' or '.join(kinds)} [{', '.join(axes)}]"
+        if 0 in tensor.shape:
+            yield f"{name} is empty: {found}"
+        for axis, size in zip(axes, tensor.shape, strict=True):
+            other, known = sizes.setdefault(axis, (name, size))
+            if size != known and axis != "views":
+                yield f"{name} has {size} {axis}, {known} are those of {other}"
     source = pack.facts["val_source"]
     if (pack.val is None, pack.val_labels is None) != (source == "none",) * 2:
         yield f"val_source is {source!r}: val and val_labels go with every source but 'none'"
-    for name in ("train", "test", "val"):
-        features, labels = getattr(pack, name), getattr(pack, f"{name}_labels")
-        if features is not None and features.shape[1] != len(labels):
-            yield f"{name} holds {features.shape[1]} images, {name}_labels {len(labels)} labels"
-        if features is not None and features.shape[2] != pack.fc_weight.shape[1]:
-            yield f"{name} is {features.shape[2]} wide, fc_weight {pack.fc_weight.shape[1]}"
-    if pack.plain is not None and pack.plain.shape != pack.train.shape[1:]:
-        yield f"plain is {list(pack.plain.shape)}, a view of train {list(pack.train.shape[1:])}"
-    for name in ("fc_weight", "fc_bias"):
-        if len(getattr(pack, name)) != pack.facts["num_class"]:
-            yield f"{name} has {len(getattr(pack, name))} rows, num_class is {pack.facts['num_class']}"
 
 
 def _problems_of_labels(pack: Pack) -> Iterator[str]:
