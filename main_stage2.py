@@ -57,8 +57,7 @@ def retrain(argv: Sequence[str] | None, held: ExitStack) -> None:
     config = world.agree(resolve(STAGE2, words, source.known))
     plans, notes = plan_heads(config)
     device = pick_device(config.device, config.gpu, world, config.deterministic)
-    place = (config.ckpt_dir, config.place_name, config.imb_ratio, source.label(config.network))
-    published = published_path(*place, "stage2", source.path)
+    published = published_path(config, "stage2", source.label(config.network), source.path)
 
     # ---- seed: each head has its own, by epoch; augmented views depend on the backbone's
 

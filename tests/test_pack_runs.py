@@ -250,14 +250,6 @@ def test_own_validation_arrays_select(tmp_path):
     assert [line["selected_on"] for line in result_lines(text)] == ["val", "val"]
 
 
-def test_validation_arrays_of_one_class_do_not_select(tmp_path):
-    x, y = Arrays(tmp_path).arrays["test_x"], Arrays(tmp_path).arrays["test_y"]
-    given = Arrays(tmp_path, val_x=x[y == 3], val_y=y[y == 3])
-    given.pack("--name", "mine")
-    message = refused(tmp_path, "--features", given.out, "--select", "val")
-    assert message.startswith("--select val refused: all validation images of")
-
-
 class LargestNewTensor(TorchDispatchMode):
     """Notes the bytes of the largest tensor that an operation makes; a view of another is not new."""
 
@@ -313,20 +305,6 @@ def test_a_classifier_of_other_features_is_refused(tmp_path, digits, pack, class
         argv = ("--features", other, "--pretrained_pth", path)
         message = refusal(evaluate.main, *places(tmp_path), *argv)
         assert message == f"{path} is a classifier for other features than those of {other}"
-
-
-def test_a_classifier_of_other_own_features_is_refused(tmp_path):
-    arrays = Arrays(tmp_path).arrays
-    for name in ("one", "two"):
-        (tmp_path / name).mkdir()
-        turned = {key: arrays[key][:, ::-1] for key in ("train_x", "test_x") if name == "two"}
-        Arrays(tmp_path / name, **turned).pack("--name", "mine")
-    start = ("--features", tmp_path / "one" / "out.pack", "--method", "ce", *BUDGET)
-    call(main_stage2.main, *places(tmp_path), *start)
-    [published] = (tmp_path / "ckpt" / "mine").iterdir()
-    other = ("--features", tmp_path / "two" / "out.pack", "--pretrained_pth", published)
-    message = refusal(evaluate.main, *places(tmp_path), *other)
-    assert f"{published} is a classifier for other features" in message
 
 
 def test_a_classifier_without_a_backbone_asks_for_its_pack(tmp_path, classifier):

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,8 @@ import torch
 
 from tests.bad_inputs import PACK, Kitchen, Make, Row
 from tests.bad_inputs.checkpoints import NO_FILE, Call, damaged, flipped, huge, not_permitted
-from tests.test_packs import tiny, write_raw
+from tests.test_packs import tiny, with_val, write_raw
+from utils.packs.pack import write_pack
 from utils.run.facts import PACK_FORMAT
 from utils.settings.checks import NOT_WITH_PACK
 from utils.settings.table import ARGUMENTS, EVALUATE, STAGE2
@@ -381,6 +383,15 @@ ROWS = [
         STAGE2,
         "--features {pack} --pretrained_pth {stage1}",
         "--features holds its stage-1 classifier: leave --pretrained_pth out",
+    ),
+    Row(
+        "selection on validation images of one class",
+        STAGE2,
+        "--features {bad} --select val",
+        "--select val refused: all validation images of .*bad are of one class",
+        lambda root, kitchen: write_pack(
+            root / "bad", replace(with_val(tiny(val_clean=True)), val_labels=torch.zeros(2).long())
+        ),
     ),
     Row(
         "pack of another class count", STAGE2, "--features {pack} --num_class 7", "--num_class 7 is asked for"

@@ -302,13 +302,12 @@ def _same_data_elsewhere(given: dict, wanted: Config, stage: str) -> Path | None
     """
     if wanted.dataset not in OWN_DATASETS:
         return None
-    place, root = wanted.place_name, Path(wanted.ckpt_dir)
-    usual = published_path(root, place, wanted.imb_ratio, wanted.network, stage)
+    root, usual = Path(wanted.ckpt_dir), published_path(wanted, stage, wanted.network)
     if usual.is_file():
         return None
     folders = [root / wanted.data_name]
     folders += sorted(root.glob(f"{glob.escape(wanted.data_name)}-{'[0-9a-f]' * 8}"))
-    found = [folder / usual.relative_to(root / place) for folder in folders]
+    found = [folder / usual.relative_to(root / wanted.place_name) for folder in folders]
     found = [path for path in found if path.is_file()]
     if "predict" in given:  # nothing is known of its images' parts
         return found[0] if len(found) == 1 else None

@@ -238,7 +238,7 @@ def _of_configuration(model: Checkpoint, config: Config) -> bool:
 
 
 def _published(config: Config) -> Path:
-    return published_path(config.ckpt_dir, config.place_name, config.imb_ratio, config.network, "stage1")
+    return published_path(config, "stage1", config.network)
 
 
 def _adopted(folder: Path) -> bool:

@@ -315,19 +315,14 @@ def _fitting_network(state: dict[str, Tensor]) -> str | None:
 
 
 def published_path(
-    root: Path | str,
-    data_name: str,
-    imb_ratio: float | None,
-    network: str,
-    stage: str,
-    source: Path | str | None = None,
+    config: Config, stage: str, network: str, source: Path | str | None = None, root: Path | None = None
 ) -> Path:
-    """Where a stage leaves its final model for the next; without a ratio, without a folder of it.
+    """Where a stage leaves its final model for the next, below `root` (None: --ckpt_dir).
 
     Raises UserError where a folder is in its place, or `source`, the file that the stage starts from.
     """
-    folder = Path(root) / data_name
-    folder = folder if imb_ratio is None else folder / f"IR={imb_ratio:g}"
+    ratio = "" if config.imb_ratio is None else f"IR={config.imb_ratio:g}"
+    folder = (root or Path(config.ckpt_dir)) / config.place_name / ratio
     path = folder / f"{network_label(network)}_{stage}.pth"
     if path.is_dir():
         raise UserError(f"{path} is a folder, a checkpoint has its place there: move it away")
@@ -359,10 +354,7 @@ def nothing_published(config: Config, network: str, stage: str) -> UserError:
 
 
 def _places(config: Config, network: str, stage: str) -> list[Path]:
-    return [
-        published_path(folder, config.place_name, config.imb_ratio, network, stage)
-        for folder in (config.ckpt_dir, RELEASED)
-    ]
+    return [published_path(config, stage, network, root=root) for root in (None, RELEASED)]
 
 
 def _network_of(path: Path, stage: str) -> str:
