@@ -217,9 +217,9 @@ class PackSource(Source):
         if path is None and given["cur_stage"] == "stage1":
             return self
         network = self.label(self.config.network)
-        file = _read(given, path or checkpoint.find_published(self.config, network, "stage2"))
+        file = _read(given, path or checkpoint.find_published(self.config, "stage2", network))
         if file is None:
-            raise checkpoint.nothing_published(self.config, network, "stage2")
+            raise checkpoint.nothing_published(self.config, "stage2", network)
         if "cur_stage" in given:
             checkpoint.require_stage(file, given["cur_stage"])
         origins = (file.digest, file.identity, file.facts.get("stage1_digest"))
@@ -269,7 +269,7 @@ def find_source(script: str, given: dict, stage: str | None) -> Source:
     file = _read(given, given.get("pretrained_pth") or _left_behind(given, stage))
     if file is None:
         config = resolve(script, given)  # a wrong argument is said before a missing file
-        raise checkpoint.nothing_published(config, config.network, stage)
+        raise checkpoint.nothing_published(config, stage, config.network)
     check_known(file.path, file.known, given)
     if stage is not None:
         checkpoint.require_stage(file, stage)
@@ -290,9 +290,8 @@ def _left_behind(given: dict, stage: str) -> Path | None:
     """What `stage` left for the data that the user names, before anything else is known of them."""
     dataset = given.get("dataset", DEFAULT_DATASET)
     wanted = Config(preset_for(dataset, given.get("network")) | given, {})
-    return _same_data_elsewhere(given, wanted, stage) or checkpoint.find_published(
-        wanted, wanted.network, stage
-    )
+    found = _same_data_elsewhere(given, wanted, stage)
+    return found or checkpoint.find_published(wanted, stage, wanted.network)
 
 
 def _same_data_elsewhere(given: dict, wanted: Config, stage: str) -> Path | None:

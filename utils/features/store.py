@@ -46,7 +46,7 @@ class FeatureStore:
 
     def __init__(self, folder: Path, identity: dict, dtype: torch.dtype, world: World) -> None:
         self.folder, self.world, self.dtype = folder, world, _DTYPES[dtype]
-        self._filled: list[str] = []
+        self._filled: list[Path] = []
         identity = identity | {"dtype": str(dtype), "block": BLOCK, "format": FORMAT}
         self._note, self._text = folder / "identity.json", json.dumps(identity, indent=1, sort_keys=True)
         if world.main:
@@ -113,10 +113,10 @@ class FeatureStore:
         share = enumerate(lacking[slice(*self.world.block(len(lacking)))])
         # blocks of the same views that follow each other are one pass over the images
         for _, run in groupby(share, key=lambda one: (one[1] // blocks, one[1] - one[0])):
-            numbers = [number for _, number in run]
-            views, start, _ = place(numbers[0])
-            found = extract(views, start, place(numbers[-1])[2])
-            for number, features in zip(numbers, found, strict=True):
+            own = [number for _, number in run]
+            views, start, _ = place(own[0])
+            found = extract(views, start, place(own[-1])[2])
+            for number, features in zip(own, found, strict=True):
                 _, start, stop = place(number)
                 what = f"the backbone's output of images {start} to {stop - 1}"
                 stored = narrowed(features.cpu().numpy(), self.dtype, what, "take --pack_dtype fp32")

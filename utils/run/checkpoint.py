@@ -331,14 +331,14 @@ def published_path(
     return path
 
 
-def find_published(config: Config, network: str, stage: str) -> Path | None:
+def find_published(config: Config, stage: str, network: str) -> Path | None:
     """The user's own file for the data of `config`, else the released one; None: there is neither."""
-    return next((place for place in _places(config, network, stage) if place.is_file()), None)
+    return next((place for place in _places(config, stage, network) if place.is_file()), None)
 
 
-def nothing_published(config: Config, network: str, stage: str) -> UserError:
+def nothing_published(config: Config, stage: str, network: str) -> UserError:
     """Names the place, the command that makes what is missing there, and a file of another network."""
-    places = _places(config, network, stage)
+    places = _places(config, stage, network)
     beside = [path for place in places for path in place.parent.glob(f"*_{stage}.pth")]
     others = {_network_of(path, stage) for path in beside if not path.name.endswith(f"features_{stage}.pth")}
     hint = f"; there is one for --network {' or '.join(sorted(others))}" if others else ""
@@ -353,7 +353,7 @@ def nothing_published(config: Config, network: str, stage: str) -> UserError:
     )
 
 
-def _places(config: Config, network: str, stage: str) -> list[Path]:
+def _places(config: Config, stage: str, network: str) -> list[Path]:
     return [published_path(config, stage, network, root=root) for root in (None, RELEASED)]
 
 

@@ -102,8 +102,8 @@ def _prints(value: object) -> bool:
 
 
 def _files(value: object) -> bool:
-    tests = {**dict.fromkeys(("names", "bytes"), _prints), **dict.fromkeys(("sizes", "times"), _is(str))}
-    return _record(tests, {"all": _is(str)})(value) and 0 < len(value["bytes"]) <= len(value["names"])
+    needed = {"names": _prints, "bytes": _prints, "sizes": _is(str), "times": _is(str)}
+    return _record(needed, {"all": _is(str)})(value) and 0 < len(value["bytes"]) <= len(value["names"])
 
 
 def _head(value: object) -> bool:
@@ -143,8 +143,8 @@ def _best_is_there(state: dict) -> bool:
     best, epoch = state.get("best_state"), state["progress"]["best_epoch"]
     if best is None or epoch is None:
         return best is epoch
-    shapes = ({name: value.shape for name, value in some.items()} for some in (best, state["weights"]))
-    return next(shapes) == next(shapes)
+    one, other = ({name: value.shape for name, value in some.items()} for some in (best, state["weights"]))
+    return one == other
 
 
 _head_state = _record(
