@@ -47,20 +47,17 @@ _PARTS = (
 )
 _SCALES = "state_dict_lws_model"  # of MiSLAS: a factor on each logit
 _LEGACY = b"l\xfc\x9cF\xf9 j\xa8P\x19."  # how the first pickle of torch's format of before 2020 ends
+_AS_WEIGHTS = "save the weights by torch.save(model.state_dict(), ...)"
 # what is often taken for a file of weights: how it begins, what the line says
 _OTHERS = (
     (rb"version https://git-lfs", "is a Git-LFS pointer in place of the file: fetch that by `git lfs pull`"),
     (rb"\s*<(!doctype|html|\?xml)", "is a web page, not a file of weights: download the file itself"),
     (rb"\x1f\x8b", "is compressed by gzip: unpack it, and name the file of weights that comes out"),
     (rb".{257}ustar", "is a tar archive: unpack it, and name the file of weights inside"),
-    (
-        rb"\x89HDF",
-        "is an HDF5 file, not one of PyTorch: save the weights by torch.save(model.state_dict(), ...)",
-    ),
+    (rb"\x89HDF", f"is an HDF5 file, not one of PyTorch: {_AS_WEIGHTS}"),
     (
         rb"\x80[\x02-\x05](?!.{0,20}" + re.escape(_LEGACY) + rb")",
-        "is a plain pickle, and may run code: not read; save the weights by "
-        "torch.save(model.state_dict(), ...)",
+        f"is a plain pickle, and may run code: not read; {_AS_WEIGHTS}",
     ),
 )
 # what a command that makes a checkpoint says always; groups of arguments, and others, where they are given
@@ -143,9 +140,10 @@ def read(path: Path) -> Checkpoint:
     content = load_plain(path) if content is None else content
     if isinstance(content, dict) and content.get("format") == FORMAT:
         return _own(path, content)
-    state, notes = _foreign_state(content)
-    if state is None:
-        raise UserError(f"{path} {notes[0]}")
+    try:
+        state, notes = _foreign_state(content)
+    except ValueError as error:
+        raise UserError(f"{path} {error}") from error
     if not state:
         names = ", ".join(map(repr, list(content)[:5])) if isinstance(content, dict) else "no names"
         raise UserError(
@@ -194,25 +192,25 @@ def _own(path: Path, content: dict) -> Checkpoint:
     return Checkpoint(path, stored, content.pop("model"), content)
 
 
-def _foreign_state(content: object) -> tuple[dict[str, Tensor] | None, list[str]]:
-    """The weights in a foreign file, and notes on which they are where there are several.
+def _foreign_state(content: object) -> tuple[dict[str, Tensor], list[str]]:
+    """The weights in a foreign file, none where there are none; notes on which they are of several.
 
-    Empty where there are none; None where they alone do not give the logits, and the note says why.
+    Raises ValueError where weights alone do not give the logits.
     """
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
         return {}, []
     inside = {name: _foreign_state(value) for name, value in content.items() if isinstance(value, dict)}
-    inside = {name: found for name, found in inside.items() if found[0] or found[0] is None}
+    inside = {name: found for name, found in inside.items() if found[0]}
     for backbone, last in _PARTS:
         if not (backbone in inside and last in inside):
             continue
         if _SCALES in inside:
-            return None, [
+            raise ValueError(
                 f"holds a factor on each logit ({_SCALES}), which no linear classifier has: save it with "
                 "weight and bias of the classifier times their factors"
-            ]
-        layer = {name if "." in name else f"fc.{name}": v for name, v in (inside[last][0] or {}).items()}
-        return (inside[backbone][0] or {}) | layer, []
+            )
+        layer = {name if "." in name else f"fc.{name}": value for name, value in inside[last][0].items()}
+        return inside[backbone][0] | layer, []
     weights = {name: value for name, value in content.items() if isinstance(value, Tensor)}
     own = any(value.ndim for value in weights.values())
     chosen = next((name for name in _STATE_KEYS if name in inside), None)
@@ -347,10 +345,8 @@ def nothing_published(config: Config, stage: str, network: str) -> UserError:
     names = {argument.name for argument in ARGUMENTS if argument.group in _SHARED} | set(_ALSO_SHARED)
     script = f"main_{stage}.py"
     making = command(script, *words, *said(config, script, names - basic.keys()))
-    return UserError(
-        f"no {stage} checkpoint at {places[0]}: make it with `{making}`, or name one with "
-        f"--pretrained_pth{hint}"
-    )
+    line = f"no {stage} checkpoint at {places[0]}: make it with `{making}`, or name one with --pretrained_pth"
+    return UserError(line + hint)
 
 
 def _places(config: Config, stage: str, network: str) -> list[Path]:

@@ -112,14 +112,8 @@ def _head(value: object) -> bool:
     return _settings(value.get("options", {} if value["kind"] == "linear" else None))
 
 
-_progress = _record(
-    {
-        "epoch": _whole(0),
-        "best_epoch": _or_none(_whole(0)),
-        "best_score": _or_none(_is_number),
-        "rows": _list_of(_settings),
-    }
-)
+_best = {"best_epoch": _or_none(_whole(0)), "best_score": _or_none(_is_number)}
+_progress = _record({"epoch": _whole(0), "rows": _list_of(_settings)} | _best)
 
 
 def _optimizer(value: object) -> bool:
@@ -148,19 +142,10 @@ def _best_is_there(state: dict) -> bool:
 
 
 _head_state = _record(
-    {
-        "method": _is_text,
-        "setting": _is_text,
-        "seed": _whole(0),
-        "progress": _progress,
-        "seconds": _is_number,
-    },
-    {
-        "failure": _is(str),
-        **dict.fromkeys(("weights", "best_state", "best_backbone"), _tensors),
-        "optimizer": _optimizer,
-        "partial": _partial,
-    },
+    {"method": _is_text, "setting": _is_text, "seed": _whole(0)}
+    | {"progress": _progress, "seconds": _is_number},
+    dict.fromkeys(("weights", "best_state", "best_backbone"), _tensors)
+    | {"failure": _is(str), "optimizer": _optimizer, "partial": _partial},
 )
 
 

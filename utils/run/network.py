@@ -94,24 +94,14 @@ def try_network(model: nn.Module, config: Config, data: LongTailedData, rows: in
     """
     files = isinstance(data.views, FileViews)
     size = data.views.size if files else data.train.images.shape[-1]
-    try_forward(model, config, data.in_channels, size, files)
-    if rows is not None:
-        try_forward(model, config, data.in_channels, size, files, rows)
+    for number in [None] if rows is None else [None, rows]:
+        try_forward(model, config, data.in_channels, size, files, number)
 
 
 def try_forward(
     model: nn.Module, config: Config, channels: int, size: int, sized: bool, rows: int | None = None
 ) -> None:
     """`try_network` for `rows` images in training (None: one at test); `sized`: --image_size sets `size`."""
-    told = (
-        f"takes no images of {size} x {size} pixels (%s): take {'another --image_size or ' * sized}another "
-    )
-    told += "--network"
-    if rows == 1:
-        told = (
-            "cannot train on one image at a time (%s), as it would have to here: take another --batch_size, "
-            "or a smaller --accum"
-        )
     images = torch.zeros(rows or 1, channels, size, size, device=next(model.parameters()).device)
     try:
         with untouched(model, rows is not None):
@@ -119,7 +109,12 @@ def try_forward(
     except (RuntimeError, ValueError, AssertionError) as error:
         if is_out_of_memory(error):
             raise
-        raise UserError(f"--network {config.network} {told % reason(error)}") from error
+        why, advice = reason(error), "another --image_size or another" if sized else "another"
+        problem = f"takes no images of {size} x {size} pixels ({why}): take {advice} --network"
+        if rows == 1:
+            problem = f"cannot train on one image at a time ({why}), as it would have to here: take another "
+            problem += "--batch_size, or a smaller --accum"
+        raise UserError(f"--network {config.network} {problem}") from error
 
 
 def network_for_files(config: Config, source: Checkpoint) -> tuple[nn.Module, FileViews, list[str]]:
