@@ -59,8 +59,8 @@ def train(argv: Sequence[str] | None, held: ExitStack) -> None:
     config = world.agree(resolve(STAGE1, given, resumed.config if resumed else None))
     device = pick_device(config.device, config.gpu, world, config.deterministic)
     graphed_steps = graphs.wanted(config, device, world, resumed is not None)
-    place = (config.ckpt_dir, config.place_name, config.imb_ratio, config.network)
-    published = checkpoint.published_path(*place, "stage1", None if resumed else config.pretrained)
+    weights = None if resumed else config.pretrained
+    published = checkpoint.published_path(config, "stage1", config.network, weights)
 
     # ---- seed
     torch.manual_seed(config.seed)

@@ -26,11 +26,11 @@ from utils.base.errors import exit_cleanly
 from utils.base.signals import Signals
 from utils.engine.device import pick_device
 from utils.features.frozen import make_pack
-from utils.features.source import backbone_note, find_source, images_note, load_frozen, packed_name, represent
+from utils.features.source import find_source
 from utils.heads.outcome import choose, outcome
 from utils.heads.plan import plan_heads
 from utils.heads.stack import all_epochs, start_heads, train_epoch
-from utils.packs.pack import Pack, require_unchanged, write_pack
+from utils.packs.pack import write_pack
 from utils.report import head_report, summary
 from utils.report.resume import AUTO_FOUND_NONE, own_words, read_resume, words_to_resume
 from utils.run import checkpoint
@@ -58,23 +58,21 @@ def retrain(argv: Sequence[str] | None, held: ExitStack) -> None:
     config = world.agree(resolve(STAGE2, words, source.known))
     plans, notes = plan_heads(config)
     device = pick_device(config.device, config.gpu, world, config.deterministic)
-    network = packed_name(config.network) if isinstance(source, Pack) else config.network
-    place = (config.ckpt_dir, config.place_name, config.imb_ratio, network)
-    published = published_path(*place, "stage2", source.path)
+    published = published_path(config, "stage2", source.label(config.network), source.path)
 
     # ---- seed: each head has its own, by epoch; augmented views depend on the backbone's
 
     # ---- data and model: images and the frozen backbone, or the features of a pack
-    data, model = load_frozen(config, source, device, world)
-    seen = backbone_note(source, data, config.select)
-    notes += [*([seen] if seen else []), *images_note(source, data)]
+    data, model = source.load(config, device, world)  # in eval mode, without gradients but for the classifier
+    seen = source.saw(data, config.select)
+    notes += [*([seen] if seen else []), *source.compared_with(data)]
     lead = lead_method(config.method)
     epochs_of = [plan.epochs for plan in plans if plan.method.name == lead]
     summary.check_place(published, config, data, max(epochs_of), lead)
     if resumed:
         resumed.check_data(data)
         resumed.check_plans(plans)
-        resumed.check_source(head_report.source_facts(source))
+        resumed.check_source(source.origins())
         notes += resumed.notes(data, device)
 
     # ---- run folder
@@ -86,11 +84,11 @@ def retrain(argv: Sequence[str] | None, held: ExitStack) -> None:
     signals = held.enter_context(Signals())
     keeper = Keeper(run, STAGE2, signals, world, config.save_every, words_to_resume(config, STAGE2))
     summary.announce(run, config, data, model, device, world)
-    run.log(summary.from_where(source))
+    run.log(source.told())
     if "resume" in given:
         run.log(f"resumed {folder}" if resumed else AUTO_FOUND_NONE)
     head_report.announce(run, config, plans, notes)
-    facts = summary.model_facts(config, data, device) | head_report.source_facts(source)
+    facts = summary.model_facts(config, data, device) | source.origins()
     kept = facts | {"given": own_words(words)}
     if world.main and not resumed:
         checkpoint.save(run.place("last.pth"), kept | head_report.not_begun(model))
@@ -98,7 +96,7 @@ def retrain(argv: Sequence[str] | None, held: ExitStack) -> None:
     # ---- frozen features: a view of the training set an epoch, the parts that are scored once
     epochs = max([1, *(plan.epochs for plan in plans)])
     with keeper.ending_together():
-        frozen = represent(config, source, data, model, device, run, epochs, world, keeper.watch)
+        frozen = source.freeze(run, epochs, keeper.watch)
         distributed.leave()
     if not world.main:  # the first process has all features and trains the heads
         return
@@ -127,7 +125,7 @@ def retrain(argv: Sequence[str] | None, held: ExitStack) -> None:
     # ---- report
     chosen = choose(heads, config.select)
     outcomes = [outcome(head) for head in chosen]
-    require_unchanged(source)
+    source.check_unchanged()
     head_report.publish(run, config, published, facts, model, data, outcomes, heads)
     frozen.discard()
 

@@ -33,7 +33,7 @@ from utils.base.seeding import epoch_order
 from utils.engine.loop import sgd, train_epoch
 from utils.engine.scoring import logit_batches
 from utils.features.frozen import StoredViews
-from utils.features.views import FIRST_VIEW, view_batches
+from utils.features.views import FIRST_VIEW, feature_batches
 from utils.metrics import predictions
 from utils.settings.presets import preset_for
 
@@ -170,7 +170,7 @@ def works(network: str, data: LongTailedData, steps: int) -> dict[str, Callable[
         train_epoch(learner, batches, build_loss("ce"), optimizer, preset["lr"])
 
     def feature_pass() -> None:
-        list(view_batches(frozen, images, SEED, FIRST_VIEW, lambda batches, *_: watched(batches)))
+        list(feature_batches(frozen, images, (SEED, FIRST_VIEW), watch=lambda batches, *_: watched(batches)))
 
     def evaluation() -> None:
         for logits in logit_batches(frozen, images, mirror=True):

@@ -26,7 +26,7 @@ from utils.base.errors import UserError, exit_cleanly
 from utils.base.files import write_atomically
 from utils.engine.scoring import score
 from utils.features.frozen import Representation, pack_data, pack_representation
-from utils.features.source import backbone_note
+from utils.features.source import PackSource
 from utils.features.views import logit_batches
 from utils.heads.head import HeadRun
 from utils.heads.outcome import outcome
@@ -47,9 +47,8 @@ ENDING = "_features.safetensors"
 
 
 def released_packs(folder: Path = RELEASED) -> list[Path]:
-    """The packs below a folder, also those that lie there in parts alone (NAME.part0, ...)."""
-    found = {path.with_name(path.name.removesuffix(".part0")) for path in folder.rglob(f"*{ENDING}*")}
-    return sorted(path for path in found if path.name.endswith(ENDING))
+    """The packs below a folder."""
+    return sorted(folder.rglob(f"*{ENDING}"))
 
 
 class Bench:
@@ -63,7 +62,7 @@ class Bench:
         self.pack, self.name, self._crew = read_pack(path), "", crew
         if self.pack.val is None:
             raise UserError(f"{path} holds no validation images, and the test images choose nothing here")
-        backbone_note(self.pack, pack_data(self.pack), select="val")
+        PackSource(self.pack).saw(pack_data(self.pack), select="val")
         self.config = self._config({})
         data = replace(pack_data(self.pack), shots=tuple(self.config.shots))
         self.frozen: Representation = pack_representation(self.pack, torch.device("cpu"), data)

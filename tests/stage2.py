@@ -8,7 +8,7 @@ import torch
 
 from tests.helpers import TrainedDigits
 from utils.features.frozen import Representation
-from utils.features.source import find_source, load_frozen, represent
+from utils.features.source import find_source
 from utils.features.views import unwatched
 from utils.heads.head import HeadRun
 from utils.heads.plan import HeadPlan, plan_heads
@@ -38,9 +38,8 @@ def frozen_features(digits: TrainedDigits, *argv: object) -> Representation:
     """What the heads of a stage-2 command line see."""
     config = settle(digits, *argv)
     source = find_source(STAGE2, {"pretrained_pth": digits.stage1}, "stage1")
-    device = torch.device("cpu")
-    data, model = load_frozen(config, source, device)
-    return represent(config, source, data, model, device, SilentRun, epochs=1)
+    source.load(config, torch.device("cpu"))
+    return source.freeze(SilentRun, epochs=1)
 
 
 def trained(config: Config, frozen: Representation, plans: Sequence[HeadPlan] | None = None) -> list[HeadRun]:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from utils.heads.crew import Crew
 
 from docs import ablation_tables, ablations
 from docs.ablation_statements import STATEMENTS, statement_rows, verdict
@@ -14,7 +15,6 @@ from tests.stage2 import read_table
 from tests.test_pack_runs import save_pack
 from tests.test_packs import tiny, with_val
 from utils.base.errors import UserError, exit_cleanly
-from utils.heads.crew import Crew
 from utils.packs.pack import write_pack
 
 MEASURED = ("packs", "heads", "gains", "methods")
@@ -132,8 +132,8 @@ def test_an_unknown_pack_is_one_line_and_status_2(tmp_path, capsys):
     assert capsys.readouterr().err == f"error: {tmp_path / 'nowhere'} does not exist\n"
 
 
-def test_released_packs_are_found_whole_or_in_parts(tmp_path):
-    names = ["a/x_features.safetensors", "b/y_features.safetensors.part0", "b/y_features.safetensors.part1"]
+def test_released_packs_are_found_by_their_names(tmp_path):
+    names = ["a/x_features.safetensors", "b/y_features.safetensors"]
     for name in [*names, "b/z_stage1.pth", "a/x_features.safetensors.bak"]:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()

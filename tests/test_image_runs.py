@@ -188,8 +188,7 @@ def test_an_extraction_that_was_cut_off_is_gone_on_with(own, tmp_path, monkeypat
     finally:
         bad.write_bytes(content)
     parts = tmp_path / "pets.safetensors.parts"
-    done = {path.relative_to(parts) for path in parts.rglob("*") if ".done" in str(path.parent)}
-    assert any("test.done" in str(path) for path in done)  # what came before is there
+    assert any((parts / "test.done").read_bytes())  # what came before is there
     call(main_stage2.main, *words)
     assert not parts.exists() and read_pack(pack).train.shape[:2] == (2, sum(COUNTS))
 

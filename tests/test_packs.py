@@ -1,8 +1,6 @@
 """Feature packs: what is written comes back, mapped from disk; broken or contradictory packs are refused."""
 
 import resource
-import threading
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,11 +11,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from utils.base.errors import UserError
-from utils.packs.pack import VERSION, Pack, read_pack, write_pack
+from utils.packs.pack import Pack, read_pack, write_pack
 from utils.run.checkpoint import content_digest
-from utils.run.facts import PACK_FORMAT
 
-STATUS = Path("/proc/self/status")
 TENSORS = ("train", "train_labels", "test", "test_labels", "val", "val_labels", "fc_weight", "fc_bias")
 
 
@@ -52,14 +48,12 @@ def same(one: Pack, other: Pack) -> bool:
     )
 
 
-def write_raw(
-    path: Path, pack: Pack, without: str = "", change: Callable | None = None, **header: str
-) -> None:
+def write_raw(path: Path, pack: Pack, change: Callable | None = None, **header: str) -> None:
     """A file that holds just what is given, with a digest that fits; nothing is checked."""
     write_pack(path, pack)
     with safe_open(path, framework="pt") as file:
         known, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    tensors = {name: value.clone() for name, value in tensors.items() if name != without}
+    tensors = {name: value.clone() for name, value in tensors.items()}
     if change:
         change(tensors)
     known |= {"digest": content_digest({"facts": header.get("facts", known["facts"])} | tensors)}
@@ -110,140 +104,24 @@ def test_a_pack_can_be_written_over_the_one_it_is_read_from_and_its_mapping_is_p
     assert same(read_pack(tmp_path / "a"), pack)
 
 
-def private_growth(step: Callable[[], object]) -> float:
-    """MiB by which the process's private memory grew at most while `step` ran."""
-    seen, over = [], threading.Event()
-
-    def watch() -> None:
-        while not over.wait(0.002):
-            seen.append(int(STATUS.read_text().split("RssAnon:")[1].split()[0]) / 1024)
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    while not seen:
-        time.sleep(0.002)
-    before, _ = seen[-1], step()
-    over.set()
-    thread.join()
-    return max(seen) - before
-
-
-@pytest.mark.skipif(not STATUS.is_file(), reason="this system does not tell private memory")
-def test_features_of_200_mib_are_copied_neither_by_writing_nor_by_reading_and_checking(tmp_path):
-    pack, path = tiny(), tmp_path / "big.pack"
-    big = torch.ones(2, 4900, 5120)
-    assert private_growth(big.clone) > 150  # it would be noticed
-    facts = pack.facts | {"class_counts": [2800, 1400, 700]}
-    pack = replace(pack, train=big, train_labels=pack.train_labels.repeat(700), facts=facts)
-    pack = replace(pack, test=torch.ones(1, 4, 5120), fc_weight=torch.ones(3, 5120))
-    assert private_growth(lambda: write_pack(path, pack)) < 50
-    found = []
-    assert private_growth(lambda: found.append(read_pack(path))) < 50
-    assert found[0].train[1, 4899, 5119] == 1
-    path.unlink()
-
-
-def test_every_truncation_and_every_flipped_bit_is_noticed(tmp_path):
-    path = tmp_path / "bad.pack"
-    write_pack(path, with_val(tiny()))
-    good = path.read_bytes()
-    spoilt = [good[: len(good) * step // 40] for step in range(40)]
-    for step in range(200):
-        at, bit = len(good) * step // 200, step % 8
-        spoilt.append(good[:at] + bytes([good[at] ^ 1 << bit]) + good[at + 1 :])
-    for content in spoilt:
-        path.write_bytes(content)
-        with pytest.raises(UserError, match=r"bad\.pack") as caught:
-            read_pack(path)
-        assert "\n" not in str(caught.value)
-
-
-def test_files_that_are_no_packs_are_refused_by_what_they_are(tmp_path):
-    torch.save({"a": torch.zeros(2)}, tmp_path / "x.pth")
-    save_file({"a": torch.zeros(2)}, tmp_path / "plain.safetensors")
-    save_file({"a": torch.zeros(2)}, tmp_path / "theirs.safetensors", metadata={"format": "pt"})
-    (tmp_path / "text").write_text("hello, this is no pack")
-    reasons = {
-        "x.pth": "is a checkpoint",
-        "plain.safetensors": "not a feature pack of this project",
-        "theirs.safetensors": "not a feature pack of this project",
-        "text": "damaged or not a feature pack",
-        "absent": "does not exist",
-        ".": "is not a file",
-    }
-    for name, reason in reasons.items():
-        with pytest.raises(UserError, match=reason):
-            read_pack(tmp_path / name)
-
-
-def test_another_version_a_missing_tensor_and_a_header_without_entries_are_refused(tmp_path):
-    path = tmp_path / "a.pack"
-    write_raw(path, tiny(), version=str(VERSION + 1))
-    with pytest.raises(UserError, match=r"a\.pack has format version 2, this code reads up to 1: update"):
-        read_pack(path)
-    for name in ("train", "test_labels", "fc_bias"):
-        write_raw(path, tiny(), without=name)
-        with pytest.raises(UserError, match=rf"a\.pack has no tensor {name}"):
-            read_pack(path)
-    save_file({"train": torch.zeros(1)}, path, metadata={"format": PACK_FORMAT})
-    with pytest.raises(UserError, match="damaged"):
-        read_pack(path)
-
-
-def test_what_a_file_holds_is_checked_when_it_is_read_too(tmp_path):
-    path = tmp_path / "a.pack"
-    for facts, reason in (("[]", "facts are a list"), ("{}", "fact dataset is missing"), ("{", "damaged")):
-        write_raw(path, tiny(), facts=facts)
-        with pytest.raises(UserError, match=rf"a\.pack.*{reason}"):
-            read_pack(path)
-    write_raw(path, with_val(tiny()), without="val")
-    with pytest.raises(UserError, match=r"a\.pack: val_source is 'unused': val and val_labels"):
-        read_pack(path)
-
-
-LABELS, NARROW = tiny().train_labels, torch.ones(2, 7, 4)
-WRONG = {
-    "train is float64 [2, 7, 5], expected float16 or float32 [views, images, width]": {
-        "train": torch.ones(2, 7, 5).double()
-    },
-    "test is float32 [4, 5], expected": {"test": torch.ones(4, 5)},
-    "train_labels is int32 [7], expected int64 [images]": {"train_labels": LABELS.int()},
-    "fc_weight is float16 [3, 5], expected float32": {"fc_weight": torch.ones(3, 5).half()},
-    "test is empty": {"test": torch.ones(1, 0, 5), "test_labels": LABELS[:0]},
-    "fc_bias is missing": {"fc_bias": None},
-    "train is 4 wide, fc_weight 5": {"train": NARROW},
-    "train holds 6 images, train_labels 7 labels": {"train": torch.ones(2, 6, 5)},
-    "fc_weight has 2 rows, num_class is 3": {"fc_weight": torch.ones(2, 5)},
-    "fc_bias has 4 rows, num_class is 3": {"fc_bias": torch.ones(4)},
-    "val and val_labels go with every source but 'none'": {"val": torch.ones(1, 2, 5)},
-    "train_labels holds 3: labels must be 0 to 2": {"train_labels": LABELS + 1},
-    "test_labels holds -1": {"test_labels": torch.tensor([0, 1, 2, -1])},
-    "class 2 has no training image: labels count from 0": {"train_labels": LABELS.clamp(max=1)},
-    "class 0 has 3 training images, class_counts says 4": {
-        "train_labels": torch.tensor([0, 0, 0, 1, 1, 1, 2])
-    },
-    "train holds values that are not finite": {"train": torch.full((2, 7, 5), float("nan"))},
-    "test holds values that are not finite": {"test": torch.full((2, 4, 5), float("inf")).half()},
-    "fc_bias holds values that are not finite": {"fc_bias": torch.tensor([0, float("-inf"), 0])},
-}
-WRONG_FACTS = {
-    "the fact val_clean must be true or false, found 1": {"val_clean": 1},
-    "the fact class_names must be a list of texts, found a tuple": {"class_names": ("a", "b", "c")},
-    "the fact num_class must be a whole number of 2 to 500000, found 1": {"num_class": 1},
-    "num_class is 4": {"num_class": 4},
-    "class_names has 2 entries, num_class is 3": {"class_names": ["a", "b"]},
-    "the fact class_counts must be a list of whole numbers": {"class_counts": [4, 2, 1.0]},
-    "the fact train_views must be plain or augmented, found 'fresh'": {"train_views": "fresh"},
-    "val_source is 'own': val and val_labels go with": {"val_source": "own"},
-}
-
-
-@pytest.mark.parametrize("reason", [*WRONG, *WRONG_FACTS])
-def test_a_contradictory_pack_is_not_written(tmp_path, reason):
-    pack = replace(tiny(**WRONG_FACTS.get(reason, {})), **WRONG.get(reason, {}))
-    with pytest.raises(UserError) as caught:
-        write_pack(tmp_path / "a.pack", pack)
-    assert reason in str(caught.value) and not list(tmp_path.iterdir())
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (
+            {"facts": tiny(class_names=("a", "b", "c")).facts},
+            "class_names must be a list of texts, found a tuple",
+        ),
+        (
+            {"train_labels": tiny().train_labels.int()},
+            r"train_labels is int32 \[7\], expected int64 \[training images\]",
+        ),
+        ({"fc_bias": None}, "fc_bias is missing"),
+    ],
+)
+def test_a_contradictory_pack_is_not_written(tmp_path, change, reason):
+    with pytest.raises(UserError, match=reason):
+        write_pack(tmp_path / "a.pack", replace(tiny(), **change))
+    assert not list(tmp_path.iterdir())
 
 
 def test_held_out_images_may_be_missing_from_the_training_images_but_not_be_more(tmp_path):
@@ -274,17 +152,3 @@ def test_a_write_that_fails_leaves_the_old_pack_and_no_remains(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert same(read_pack(path), tiny()) and len(list(tmp_path.iterdir())) == 1
-
-
-def test_a_pack_in_parts_is_read_without_a_file_being_written_beside_them(tmp_path):
-    whole, path = tmp_path / "whole", tmp_path / "pack"
-    write_pack(whole, tiny())
-    content = whole.read_bytes()
-    for number, start in enumerate(range(0, len(content), 300)):
-        path.with_name(f"pack.part{number}").write_bytes(content[start : start + 300])
-    listed = sorted(tmp_path.iterdir())
-    assert same(read_pack(path), read_pack(whole)) and sorted(tmp_path.iterdir()) == listed
-    path.with_name("pack.part1").unlink()
-    with pytest.raises(UserError, match="damaged or not a feature pack"):
-        read_pack(path)
-    assert not path.exists()

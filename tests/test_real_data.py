@@ -58,7 +58,7 @@ def test_without_mirror_averaging_the_figures_differ_a_little(short_run, cifar_d
 
 def test_a_checkpoint_of_another_ratio_is_refused(short_run, cifar_dir):
     root, _, _ = short_run
-    file = checkpoint.published_path(root / "ckpt", "cifar100_lt", 100, "resnet8", "stage1")
+    file = root / "ckpt" / "cifar100_lt" / "IR=100" / "resnet8_stage1.pth"
     argv = ("--imb_ratio", "50", "--pretrained_pth", file, "--data_dir", cifar_dir, *places(root))
     assert "made with --imb_ratio 100.0" in refusal(main_stage2.main, *argv)
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,8 @@ import torch
 
 from tests.bad_inputs import PACK, Kitchen, Make, Row
 from tests.bad_inputs.checkpoints import NO_FILE, Call, damaged, flipped, huge, not_permitted
-from tests.test_packs import tiny, write_raw
+from tests.test_packs import tiny, with_val, write_raw
+from utils.packs.pack import write_pack
 from utils.run.facts import PACK_FORMAT
 from utils.settings.table import ARGUMENTS, EVALUATE, NOT_WITH_PACK, STAGE2
 
@@ -97,14 +99,38 @@ CONTENT: dict[str, tuple[Make, str]] = {
     ),
     "negative labels": (tensor(test_labels=-torch.ones(4).int()), "bad: test_labels holds -1"),
     "labels as numbers": (tensor(test_labels=torch.ones(4)), "bad: test_labels is float32"),
-    "too few rows": (tensor(train=torch.ones(2, 6, 5)), "bad: train holds 6 images, train_labels 7"),
+    "too few rows": (
+        tensor(train=torch.ones(2, 6, 5)),
+        "bad: train_labels has 7 training images, 6 are those of train",
+    ),
     "no row": (tensor(test=torch.ones(1, 0, 5), test_labels=torch.ones(0).int()), "bad: test is empty"),
-    "another width": (tensor(test=torch.ones(1, 4, 6)), "bad: test is 6 wide, fc_weight 5"),
+    "another width": (
+        tensor(test=torch.ones(1, 4, 6)),
+        "bad: test has 6 features an image, 5 are those of train",
+    ),
     "a flat array": (tensor(train=torch.ones(70)), "bad: train is float32 .70., expected"),
     "a class without images": (
         tensor(train_labels=torch.zeros(7).int()),
         "bad: class 1 has no training image",
     ),
+    "a classifier in fp16": (tensor(fc_weight=torch.ones(3, 5).half()), "bad: fc_weight is float16"),
+    "weights of fewer classes": (
+        tensor(fc_weight=torch.ones(2, 5)),
+        "bad: fc_weight has 2 classes, 3 are those of num_class",
+    ),
+    "biases of more classes": (
+        tensor(fc_bias=torch.ones(4)),
+        "bad: fc_bias has 4 classes, 3 are those of num_class",
+    ),
+    "another plain view": (
+        tensor(plain=torch.ones(7, 4)),
+        r"bad: plain has 4 features an image, 5 are those of train",
+    ),
+    "facts in a list": (
+        lambda root, kitchen: write_raw(root / "bad", tiny(), facts="[]"),
+        "bad: the facts are a list",
+    ),
+    "facts that are no JSON": (lambda root, kitchen: write_raw(root / "bad", tiny(), facts="{"), DAMAGED),
     "other counts": (raw(class_counts=[5, 1, 1]), "bad: class 0 has 4 training images, class_counts says 5"),
     "validation promised": (raw(val_source="own"), "bad: val_source is 'own': val and val_labels"),
 }
@@ -262,11 +288,11 @@ ARRAYS = [  # words, what the line says, the arrays that are changed
     ("", "train_y.npy holds no labels", {"train_y": Y[:0]}),
     ("", "test_y.npy holds negative labels", {"test_y": Y - 1}),
     ("", "test_y.npy holds negative labels", {"test_y": (Y - 1).astype(np.uint64)}),
-    ("", "train holds 4 images, train_labels 3 labels", {"train_y": Y[:3]}),
+    ("", "train_labels has 3 training images, 4 are those of train", {"train_y": Y[:3]}),
     ("", "labels reach 1099511627777, there are 4 training images", {"test_y": Y + 2**40}),
     ("", "class 1 has no training image", {"train_y": Y * 2, "test_y": Y * 2}),
     ("", "num_class must be a whole number of 2 to 500000, found 1", {"train_y": Y * 0, "test_y": Y * 0}),
-    ("", "test is 2 wide, fc_weight 3", {"test_x": X[:, :2]}),
+    ("", "test has 2 features an image, 3 are those of train", {"test_x": X[:, :2]}),
     ("", "train is empty", {"train_x": X[:, :0]}),
     ("", "train_x.npy holds values that are not finite", {"train_x": X * np.nan}),
     ("", r"train_x.npy holds values beyond 3.40282e\+38: scale them", {"train_x": X * np.float64(1e39)}),
@@ -286,7 +312,11 @@ ARRAYS = [  # words, what the line says, the arrays that are changed
     ),
     (VAL, "--val_x and --val_y go together", {"val_x": X}),
     (" --fc_bias {root}/train_y.npy", "--fc_weight and --fc_bias go together", {}),
-    (FC, "fc_weight has 3 rows, num_class is 2", {"fc_weight": np.ones((3, 3)), "fc_bias": np.ones(2)}),
+    (
+        FC,
+        "fc_weight has 3 classes, 2 are those of num_class",
+        {"fc_weight": np.ones((3, 3)), "fc_bias": np.ones(2)},
+    ),
     (
         FC,
         r"fc_weight.npy holds float32 \[1, 4, 3\], expected floats \[K, D\]",
@@ -350,6 +380,15 @@ ROWS = [
         STAGE2,
         "--features {pack} --pretrained_pth {stage1}",
         "--features holds its stage-1 classifier: leave --pretrained_pth out",
+    ),
+    Row(
+        "selection on validation images of one class",
+        STAGE2,
+        "--features {bad} --select val",
+        "--select val refused: all validation images of .*bad are of one class",
+        lambda root, kitchen: write_pack(
+            root / "bad", replace(with_val(tiny(val_clean=True)), val_labels=torch.zeros(2).long())
+        ),
     ),
     Row(
         "pack of another class count", STAGE2, "--features {pack} --num_class 7", "--num_class 7 is asked for"

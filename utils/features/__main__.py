@@ -9,11 +9,7 @@ from utils.settings.commands import command
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the subcommand `pack`.
-
-    Raises:
-        UserError: another subcommand; see also `utils.pack_arrays.main`.
-    """
+    """Run the subcommand `pack`, see `utils.packs.arrays`; raises UserError for another."""
     words = sys.argv[1:] if argv is None else list(argv)
     if words[:1] != ["pack"]:
         raise UserError(f"say what to do: pack, see `{command('utils.features', 'pack', '--help')}`")

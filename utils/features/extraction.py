@@ -1,11 +1,10 @@
-"""The frozen features of a run, put on disk once: for image files, and for several processes.
+"""What a frozen backbone sees of the images: computed as it is needed, or put on disk once.
 
 Shapes: N images, D feature, V views.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -15,98 +14,104 @@ from datasets.images.on_disk import FileImages
 from datasets.images.open import Images
 from datasets.types import FileSet
 from utils.base.distributed import World
-from utils.features.frozen import StoredViews
-from utils.features.store import Extract, FeatureStore, Views
-from utils.features.views import Watch, eval_batches, view_batches
+from utils.features.frozen import Representation
+from utils.features.store import FeatureStore, Views
+from utils.features.views import (
+    DriftingFeatures,
+    StoredViews,
+    TrainFeatures,
+    Watch,
+    eval_features,
+    feature_batches,
+)
 from utils.run.folder import Run
 from utils.settings.config import Config
 
 
 @dataclass(frozen=True)
-class Origin:
-    """What features depend on: the backbone, the images, how they are looked at."""
+class Backbone:
+    """A frozen network, known by `identity`, and the images that it sees; `seed` decides augmented views."""
 
-    backbone: str  # what its checkpoint is known by
+    identity: str
+    model: nn.Module
     data: LongTailedData
+    images: dict[str, Images]
     seed: int
     mirror: bool
+    watch: Watch
 
-    def as_dict(self) -> dict:
+    @property
+    def labels(self) -> dict[str, Tensor]:
+        """Of the parts that are scored."""
+        return {name: part.labels for name, part in self.images.items() if name != "train"}
+
+    def in_memory(self, config: Config) -> Representation:
+        """Views are drawn as the epochs go; with --bn_mode train the statistics drift meanwhile."""
+        drifting = config.bn_mode == "train"
+        kind = DriftingFeatures if drifting else TrainFeatures
+        return Representation(
+            self.model.fc,
+            kind(self.model, self.images["train"], self.seed, config.views, self.watch),
+            lambda name: eval_features(self.model, self.images[name], self.mirror, self.watch),
+            self.labels,
+            self.data,
+            drifting,
+        )
+
+    def on_disk(self, config: Config, run: Run, epochs: int, world: World) -> Representation:
+        """All views as mapped files, each process a share; `discard` removes them.
+
+        Where the user names no --views, every one of the `epochs` has its own. A run that was cut off is gone
+        on with: with --save_features by the same command, else by --resume. Raises UserError, see
+        `FeatureStore`.
+        """
+        views = epochs if config.views is None else config.views
+        pack = config.save_features
+        folder = pack.with_name(f"{pack.name}.parts") if pack else run.folder / "features"
+        half = config.pack_dtype == "fp16" and (pack or isinstance(self.data.train, FileSet))
+        dtype = torch.float16 if half else torch.float32
+        shapes = self._shapes(views)
+        listed = ", ".join(f"{name} {v} x {n:,}" for name, (v, n, _) in shapes.items())
+        gigabytes = sum(v * n * d for v, n, d in shapes.values()) * dtype.itemsize / 2**30
+        run.log(f"features as {dtype} to {folder}: {gigabytes:.2f} GiB (views x images: {listed})")
+        store = FeatureStore(folder, self._origin() | {"count": views, "amp": config.amp}, dtype, world)
+
+        def fill(name: str) -> Tensor:
+            part = "train" if name == "plain" else name
+            images, mirror = self.images[part], self.mirror and part != "train"
+            augmented, count = name == "train" and views > 0, shapes[name][0]
+
+            def extract(which: Views, start: int, stop: int) -> Iterable[Tensor]:
+                view = (self.seed, which[0]) if augmented else None
+                return feature_batches(self.model, images, view, mirror, self.watch, start, stop)
+
+            # augmented views are a pass over the images each, an image and its mirror image come together
+            passes = [(view, view + 1) for view in range(count)] if augmented else [(0, count)]
+            return store.fill(name, shapes[name], passes, extract, getattr(self.data, part).stamp)
+
+        made = {name: fill(name) for name in shapes}
+        for part in self.images.values():
+            if isinstance(part, FileImages):
+                part.close()
+        labels = self.images["train"].labels
+        device, plain = labels.device, made.get("plain", made["train"])[0]
+        train = StoredViews(made["train"].to(device), labels, plain.to(device))
+        seen = (self.model.fc, train, lambda name: made[name].to(device), self.labels, self.data)
+        return Representation(*seen, discard=store.remove)
+
+    def _origin(self) -> dict:
+        """What the features depend on."""
         parts = {"train": self.data.train, "val": self.data.val, "test": self.data.test}
         digests = {name: part.digest() for name, part in parts.items() if part is not None}
         views = repr(self.data.views)
-        return {"backbone": self.backbone, "views": views, "seed": self.seed, "mirror": self.mirror} | digests
+        return {"backbone": self.identity, "views": views, "seed": self.seed, "mirror": self.mirror} | digests
 
-
-def gathering_folder(config: Config, run: Run) -> Path:
-    """Where the features of a run are gathered, beside the pack that they become where there is one."""
-    pack = config.save_features
-    return pack.with_name(f"{pack.name}.parts") if pack else run.folder / "features"
-
-
-def extract_to_disk(
-    config: Config,
-    origin: Origin,
-    model: nn.Module,
-    images: dict[str, Images],
-    run: Run,
-    epochs: int,
-    world: World,
-    watch: Watch,
-) -> tuple[StoredViews, dict[str, Tensor], FeatureStore]:
-    """Training views, the parts that are scored [V, N, D] by name, as mapped files, and the store of these.
-
-    Where the user names no --views, every one of the `epochs` has its own. A run that was cut off is gone on
-    with: with --save_features by the same command, else by --resume.
-
-    Raises:
-        UserError: see `FeatureStore`.
-    """
-    views = epochs if config.views is None else config.views
-    half = config.pack_dtype == "fp16" and (config.save_features or isinstance(origin.data.train, FileSet))
-    dtype = torch.float16 if half else torch.float32
-    shapes = _shapes(images, views, _width(model, images["test"]), 2 if origin.mirror else 1)
-    folder = gathering_folder(config, run)
-    listed = ", ".join(f"{name} {v} x {n:,}" for name, (v, n, _) in shapes.items())
-    gigabytes = sum(v * n * d for v, n, d in shapes.values()) * dtype.itemsize / 2**30
-    run.log(f"features as {dtype} to {folder}: {gigabytes:.2f} GiB (views x images: {listed})")
-    store = FeatureStore(folder, origin.as_dict() | {"count": views, "amp": config.amp}, dtype, world)
-
-    def plain(part: str, mirror: bool) -> Extract:
-        return lambda _, start, stop: eval_batches(model, images[part], mirror, watch, start, stop)
-
-    def augmented(which: Views, start: int, stop: int) -> Iterator[Tensor]:
-        return view_batches(model, images["train"], origin.seed, which[0], watch, start, stop)
-
-    def fill(name: str, extract: Extract) -> Tensor:
-        stamp = getattr(origin.data, "train" if name == "plain" else name).stamp
-        return store.fill(name, shapes[name], _passes(name, shapes[name][0]), extract, stamp)
-
-    parts = {name: fill(name, plain(name, origin.mirror)) for name in images if name != "train"}
-    train = fill("train", augmented if views else plain("train", False))
-    unchanged = fill("plain", plain("train", False)) if views else train
-    for part in images.values():
-        if isinstance(part, FileImages):
-            part.close()
-    labels = images["train"].labels
-    device = labels.device
-    return StoredViews(train.to(device), labels, unchanged[0].to(device)), parts, store
-
-
-def _width(model: nn.Module, images: Images) -> int:
-    inputs, _ = next(iter(images.batches(2, 0, 2)))
-    with torch.no_grad():
-        return model.forward_features(inputs).shape[1]
-
-
-def _shapes(images: dict[str, Images], views: int, width: int, test_views: int) -> dict[str, tuple]:
-    """Name of an array -> [V, N, D]; `plain` are the training images as they are, where `train` is not."""
-    number = len(images["train"])
-    shapes = {name: (test_views, len(part), width) for name, part in images.items() if name != "train"}
-    shapes["train"] = (max(views, 1), number, width)
-    return shapes | ({"plain": (1, number, width)} if views else {})
-
-
-def _passes(name: str, views: int) -> list[Views]:
-    """Augmented views are a pass over the images each, an image and its mirror image come together."""
-    return [(view, view + 1) for view in range(views)] if name == "train" else [(0, views)]
+    def _shapes(self, views: int) -> dict[str, tuple[int, int, int]]:
+        """Array -> [V, N, D]; `plain` are the training images as they are, where `train` holds others."""
+        inputs, _ = next(iter(self.images["test"].batches(2, 0, 2)))
+        with torch.no_grad():
+            width = self.model.forward_features(inputs).shape[1]
+        seen = 2 if self.mirror else 1
+        shapes = {name: (seen, len(labels), width) for name, labels in self.labels.items()}
+        shapes["train"] = (max(views, 1), len(self.images["train"]), width)
+        return shapes | ({"plain": (1, *shapes["train"][1:])} if views else {})

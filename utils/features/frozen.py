@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from datasets.long_tail import SHOTS
 from datasets.types import ImageSet, LongTailedData
 from models.heads.los_path import path_strength
-from utils.features.views import FeatureViews
+from utils.features.views import FeatureViews, StoredViews
 from utils.packs.pack import Pack, narrowed
 from utils.settings.config import Config
 from utils.settings.presets import NOTES
@@ -39,15 +39,10 @@ class Representation:
         drifting: bool = False,
         discard: Callable[[], None] = lambda: None,
     ) -> None:
-        self.discard = discard
         self.fc, self.train, self.labels, self.drifting = fc, train, labels, drifting
         self.class_counts, self.train_counts = data.class_counts, data.train_counts
-        self.shots = data.shots
+        self.shots, self.num_classes, self.discard = data.shots, data.num_classes, discard
         self._compute, self._known = compute, {}
-
-    @property
-    def num_classes(self) -> int:
-        return len(self.class_counts)
 
     def part(self, name: str) -> Tensor:
         """Features [V, N, D] of `val` or `test`."""
@@ -61,31 +56,12 @@ class Representation:
     def strength_of_path(self) -> float:
         """The strength of `los_step` whose logit drop is 1; it grows with the drop in proportion.
 
-        Raises:
-            ValueError: there is no such path, as with balanced counts.
+        Raises ValueError where there is no such path, as with balanced counts.
         """
         return path_strength(1.0, self.train.plain(), self.train.labels, self.num_classes)
 
 
-class StoredViews(FeatureViews):
-    """Views [V, N, D] that are there already, in turn; `plain` [N, D]: the first where not given.
-
-    Rows are read where they lie, so they need not fit memory.
-    """
-
-    def __init__(self, views: Tensor, labels: Tensor, plain: Tensor | None = None) -> None:
-        super().__init__(labels)
-        self._views, self._plain = views, views[0] if plain is None else plain
-
-    def of_epoch(self, epoch: int) -> Tensor:
-        """Features [N, D] of the view whose turn it is, in the type in which they are stored."""
-        return self._views[epoch % len(self._views)]
-
-    def plain(self) -> Tensor:
-        return self._plain
-
-    def stacked(self, count: int) -> Tensor:
-        return self._views[:count] if count else self._plain[None]
+# ---- from a pack
 
 
 def pack_classifier(pack: Pack) -> nn.Linear:
@@ -99,15 +75,13 @@ def pack_representation(
     pack: Pack, device: torch.device, data: LongTailedData | None = None
 ) -> Representation:
     """The representation that a pack holds; `data` in place of its own counts and shot limits."""
-    fc = pack_classifier(pack).to(device)
     labels = {"test": pack.test_labels.to(device)}
     if pack.val is not None:
         labels["val"] = pack.val_labels.to(device)
     plain = None if pack.plain is None else pack.plain.to(device)
     train = StoredViews(pack.train.to(device), pack.train_labels.to(device), plain)
-    return Representation(
-        fc, train, lambda name: getattr(pack, name).to(device), labels, data or pack_data(pack)
-    )
+    fc, data = pack_classifier(pack).to(device), data or pack_data(pack)
+    return Representation(fc, train, lambda name: getattr(pack, name).to(device), labels, data)
 
 
 @dataclass(frozen=True)
@@ -122,33 +96,31 @@ class PackPart(ImageSet):
 
 def pack_data(pack: Pack) -> LongTailedData:
     """A pack as a data set whose "images" are its features: for the counts, names and notes of a report."""
-    facts = pack.facts
-    digest = facts.get("train_digest") or f"pack {pack.digest}"
+    facts, preset = pack.facts, pack.known["preset"]
     views = f"{len(pack.train)} fixed {facts['train_views']} view(s)"
+    notes = [f"features of {pack.path}: {views} in training, no fresh augmentation"]
     return LongTailedData(
         name=facts["dataset"],
         class_names=facts["class_names"],
         class_counts=facts["class_counts"],
-        train=PackPart(pack.train[0], pack.train_labels, digest),
+        train=PackPart(pack.train[0], pack.train_labels, facts.get("train_digest") or f"pack {pack.digest}"),
         val=None if pack.val is None else PackPart(pack.val[0], pack.val_labels),
         val_source=facts["val_source"],
         test=PackPart(pack.test[0], pack.test_labels),
         views=None,
         shots=tuple(facts.get("shots", SHOTS)),
-        notes=[
-            f"features of {pack.path}: {views} in training, no fresh augmentation",
-            *([NOTES[pack.known["preset"]]] if pack.known["preset"] in NOTES else []),
-        ],
+        notes=notes + ([NOTES[preset]] if preset in NOTES else []),
     )
+
+
+# ---- to a pack
 
 
 def make_pack(frozen: Representation, config: Config, facts: dict, clean: bool) -> Pack:
     """The pack of a representation: the views that `--views` caches and the plain training images.
 
-    `facts` are the checkpoint facts of the run; `clean`: the backbone never saw the validation images.
-
-    Raises:
-        UserError: --pack_dtype cannot hold the features, see `utils.packs.narrowed`.
+    `facts` are the checkpoint facts of the run; `clean`: the backbone never saw the validation images. Raises
+    UserError where --pack_dtype cannot hold the features, see `utils.packs.pack.narrowed`.
     """
     dtype = {"fp16": np.float16, "fp32": np.float32}[config.pack_dtype]
 

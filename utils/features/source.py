@@ -1,13 +1,18 @@
-"""What the scripts set up alike: the network, the checkpoint or pack to start from, honest selection."""
+"""What stage 2 and evaluate start from: a checkpoint with a backbone, or a pack of the features of one.
+
+Both answer the same questions, so that nobody else asks which of the two it is.
+"""
 
 import glob
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from datasets import OWN_DATASETS, LongTailedData
 from datasets.listed.parts import as_seen
@@ -15,222 +20,304 @@ from datasets.types import FileSet
 from models.pretrained import with_own_names
 from utils.base.distributed import ALONE, World
 from utils.base.errors import UserError, about
+from utils.engine import scoring
 from utils.engine.device import LAYOUT
 from utils.engine.precision import speed_up
-from utils.features.extraction import Origin, extract_to_disk
+from utils.features.extraction import Backbone
 from utils.features.frozen import Representation, pack_classifier, pack_data, pack_representation
-from utils.features.views import DriftingFeatures, TrainFeatures, Watch, eval_features
+from utils.features.views import Watch, logit_batches
 from utils.packs.pack import Pack, read_pack
 from utils.run import checkpoint
-from utils.run.checkpoint import Checkpoint, find_published, published_path, read, require_stage
+from utils.run.checkpoint import Checkpoint, published_path, read
 from utils.run.facts import compared
 from utils.run.folder import Run
 from utils.run.network import build_network, check_apart, note_channels, try_network
 from utils.settings.checks import check_known
-from utils.settings.config import Config, resolve
+from utils.settings.config import DEFAULT_DATASET, Config, resolve
 from utils.settings.data import load_data, mirror_at_test, open_parts
+from utils.settings.presets import preset_for
 from utils.settings.table import CHECK, arguments_of
 
 
-def backbone_note(source: Checkpoint | Pack, data: LongTailedData, select: str) -> str | None:
-    """None where the backbone was trained on this very training set and so never saw the validation images.
+class Source(ABC):
+    """A file that was read: `known` is what a later step must not contradict, or takes over from it."""
 
-    Otherwise a note for the log. Of a pack its maker had to know.
+    def __init__(self, file: Checkpoint | Pack) -> None:
+        self.file, self.path, self.digest = file, file.path, file.digest
+        self.facts, self.known = file.facts, file.known
 
-    Raises:
-        UserError: the epoch is to be selected on images that the backbone may have been trained on, or on
-            those of a pack that are all of one class.
-    """
-    trained_on = source.facts.get("train_digest")
-    same = isinstance(source, Checkpoint) and compared(source.facts, data.train)[0] is None
-    packed = isinstance(source, Pack)
-    clean = source.facts["val_clean"] if packed else same
-    if packed and select == "val" and data.val and len(data.val.labels.unique()) < 2:
-        raise UserError(f"--select val refused: all validation images of {source.path} are of one class")
-    if clean or (data.val is None and packed):
-        return None
-    what = "unknown images" if trained_on is None else "other images than this training set"
-    if select == "val" and packed:
-        raise UserError(
-            f"--select val refused: {source.path} says that its backbone may have seen the validation images"
-        )
-    if select == "val":
-        raise UserError(
-            f"--select val refused: the backbone of {source.path} was trained on {what}, the validation "
-            "images may be among them; give both stages the same --val_source, or take --select last"
-        )
-    return f"the backbone was trained on {what}"
+    @property
+    def identity(self) -> str | None:
+        """What later steps know its stage 1 by; None where nobody knows it."""
+        return self.file.identity
 
+    def load(
+        self, config: Config, device: torch.device, world: World = ALONE
+    ) -> tuple[LongTailedData, nn.Module]:
+        """The data and the frozen network on the device: eval, no gradients, only `fc` learns.
 
-def images_note(source: Checkpoint | Pack, data: LongTailedData) -> list[str]:
-    """For the log: what of the training images was compared with those of the backbone, and what differs."""
-    changed, looked = compared(source.facts, data.train)
-    note = f"the training images were compared with those of {source.path} {looked}"
-    return [f"{note}: {changed}" if changed else note] if looked else []
+        Raises UserError where the data cannot be read, or the network does not fit them.
+        """
+        self.config, self.device, self.world = config, device, world
+        self.data, self.model = self._load()
+        self.model.to(device, memory_format=LAYOUT).eval().requires_grad_(False)
+        self.model.fc.requires_grad_(True)
+        return self.data, self.model
 
+    @abstractmethod
+    def _load(self) -> tuple[LongTailedData, nn.Module]: ...
 
-def _same_data_elsewhere(given: dict, config: Config, stage: str) -> Path | None:
-    """A model of the user's own images whose folder has another name, as one of an earlier version has.
+    @abstractmethod
+    def saw(self, data: LongTailedData, select: str) -> str | None:
+        """A note where the backbone may have seen the validation images; None where it did not.
 
-    None: there is one in the usual place, or none that was trained on these very images, moved or not.
-    """
-    usual = published_path(config.ckpt_dir, config.place_name, config.imb_ratio, config.network, stage)
-    if config.dataset not in OWN_DATASETS or usual.is_file():
-        return None
-    below = usual.relative_to(Path(config.ckpt_dir) / config.place_name)
-    folders = [Path(config.ckpt_dir) / config.data_name]
-    folders += sorted(Path(config.ckpt_dir).glob(f"{glob.escape(config.data_name)}-{'[0-9a-f]' * 8}"))
-    found = [folder / below for folder in folders if (folder / below).is_file()]
-    if "predict" in given:  # nothing is known of its images' parts
-        return found[0] if len(found) == 1 else None
-    words = [argument.name for argument in arguments_of(CHECK)]
-    for path in found:
-        try:
-            source = read(path)
-            data = load_data(
-                resolve(CHECK, {name: given[name] for name in words if name in given}, source.known)
-            )
-        except UserError:
-            continue
-        if compared(source.facts, data.train)[0] is None:
-            return path
-    return None
+        Raises UserError where the epoch is to be selected on such images, or on those of one class alone.
+        """
 
+    @abstractmethod
+    def freeze(self, run: Run, epochs: int, watch: Watch | None = None) -> Representation:
+        """What heads see for `epochs` epochs of what was loaded; augmented views by the backbone's own seed.
 
-def find_source(script: str, given: dict, stage: str | None) -> Checkpoint | Pack:
-    """What to start from: the user's pack or file, else what `stage` left behind, else a released one.
+        `watch` sees every pass over images (None: the run's bar).
+        """
 
-    Raises:
-        UserError: there is none, it is broken, or it is of another stage.
-    """
-    path = given.get("pretrained_pth")
-    if "features" in given:
-        with about("--features"):
-            pack = read_pack(given["features"])
-        check_known(pack.path, pack.known, given, is_pack=True)
-        return pack
-    if path is None:
-        wanted = resolve(script, given)
-        path = _same_data_elsewhere(given, wanted, stage) or find_published(wanted, wanted.network, stage)
-    with about("--pretrained_pth") if path is given.get("pretrained_pth") else nullcontext():
-        source = read(path)
-    check_known(path, source.known, given)
-    if stage is not None:
-        require_stage(source, stage)
-    if "features_digest" in source.facts:
-        raise UserError(
-            f"{path} holds a classifier without a backbone: give the pack that it is for by --features"
-        )
-    return source
+    @abstractmethod
+    def with_head(self, given: dict) -> "Source":
+        """Put the head that evaluate is asked for on the network; returns the source that it comes from."""
+
+    @abstractmethod
+    def test_logits(self) -> tuple[Iterator[Tensor], Tensor, bool]:
+        """Logits [n, K] of this process's block of test images, all labels [N], is the mirror averaged in?"""
+
+    @abstractmethod
+    def origins(self) -> dict:
+        """What a stage-2 checkpoint says of its stage 1, and of the pack that it was trained on."""
+
+    @abstractmethod
+    def told(self) -> str:
+        """Which file was taken, for the log."""
+
+    def compared_with(self, data: LongTailedData) -> list[str]:
+        """For the log: what of the images was compared with those of the backbone, and what differs."""
+        return []
+
+    def label(self, network: str) -> str:
+        """The name of the network under which its stage 2 is left."""
+        return network
+
+    def check_unchanged(self) -> None:  # noqa: B027
+        """Raise a UserError where the file is read while it is used, and is not what it was."""
+
+    def _of_other_images(self) -> str:
+        known = "train_digest" in self.facts
+        return f"was trained on {'other images than this training set' if known else 'unknown images'}"
 
 
-def packed_name(network: str) -> str:
-    """The name under which a classifier for a pack's features is left: it is no whole network."""
-    return f"{network.removesuffix('features').rstrip('_')}_features".lstrip("_")
+class CheckpointSource(Source):
+    """A checkpoint, ours or foreign weights."""
 
-
-def load_classifier(model: nn.Module, given: dict, config: Config, pack: Pack) -> Checkpoint | None:
-    """Put the classifier that evaluate is asked for on top of a pack's features; None: the pack's own.
-
-    Raises:
-        UserError: there is none, or it was trained on other features.
-    """
-    path = given.get("pretrained_pth")
-    if path is None and given["cur_stage"] == "stage1":
-        return None
-    if path is None:
-        path = find_published(config, packed_name(config.network), "stage2")
-    with about("--pretrained_pth") if path is given.get("pretrained_pth") else nullcontext():
-        source = read(path)
-    if "cur_stage" in given:
-        require_stage(source, given["cur_stage"])
-    origins = (source.digest, source.identity, source.facts.get("stage1_digest"))
-    stage1 = pack.facts["stage1_digest"]
-    same = (stage1 is not None and stage1 in origins) or source.facts.get("features_digest") == pack.digest
-    if source.facts and not same:
-        raise UserError(f"{path} is a classifier for other features than those of {pack.path}")
-    state = with_own_names(model, source.state)
-    last = {name: value for name, value in state.items() if name.startswith("fc.")}
-    source = replace(source, state=last)
-    checkpoint.load_weights(model, source, f"classifier of {pack.path}")
-    checkpoint.load_head(model, source)
-    return source
-
-
-def load_frozen(
-    config: Config, source: Checkpoint | Pack, device: torch.device, world: World = ALONE
-) -> tuple[LongTailedData, nn.Module]:
-    """The data and the frozen network of stage 2; of a pack its features, and a "network" of the classifier.
-
-    Raises:
-        UserError: see `load_data` and `checkpoint.load_weights`; or the checkpoint has other classes.
-    """
-    if isinstance(source, Pack):
-        data = replace(pack_data(source), shots=tuple(config.shots))
-        model = nn.ModuleDict({"fc": pack_classifier(source)})
-    else:
-        data = world.in_turn(lambda: load_data(config))
-        _check_class_names(source, data, config.dataset)
-        check_apart(source, data)
+    def _load(self) -> tuple[LongTailedData, nn.Module]:
+        config = self.config
+        data = self.world.in_turn(lambda: load_data(config))
+        self._check_class_names(data)
+        check_apart(self.file, data)
         model = build_network(config, data.num_classes, data.in_channels)
-        checkpoint.load_weights(model, source, config.network)
-        note_channels(source, data.views)
-        model.to(device, memory_format=LAYOUT)
+        checkpoint.load_weights(model, self.file, config.network)
+        note_channels(self.file, data.views)
+        model.to(self.device, memory_format=LAYOUT)
         rows = None
         if "bn_mode" in config and config.bn_mode == "train":
             rows = min(2, config.batch_size, len(data.train) % config.batch_size or 2)
         try_network(model, config, data, rows)
-        speed_up(model, config, device)
-    model.to(device, memory_format=LAYOUT).eval().requires_grad_(False)
-    model.fc.requires_grad_(True)
-    return data, model
+        speed_up(model, config, self.device)
+        return data, model
+
+    def _check_class_names(self, data: LongTailedData) -> None:
+        """Of a user's own images labels are the ranks of the names: another set of names shifts them."""
+        names = [as_seen(name) for name in self.facts.get("class_names", data.class_names)]
+        found = [as_seen(name) for name in data.class_names]
+        if self.config.dataset in OWN_DATASETS and names != found:
+            pairs = enumerate(zip_longest(names, found))
+            label, (was, now) = next((k, pair) for k, pair in pairs if pair[0] != pair[1])
+            raise UserError(f"{self.path} knows class {label} as {was!r}, {data.name} has {now!r} there")
+
+    def saw(self, data: LongTailedData, select: str) -> str | None:
+        if compared(self.facts, data.train)[0] is None:
+            return None
+        if select == "val":
+            raise UserError(
+                f"--select val refused: the backbone of {self.path} {self._of_other_images()}, the "
+                "validation images may be among them; give both stages the same --val_source, or take "
+                "--select last"
+            )
+        return f"the backbone {self._of_other_images()}"
+
+    def compared_with(self, data: LongTailedData) -> list[str]:
+        changed, looked = compared(self.facts, data.train)
+        note = f"the training images were compared with those of {self.path} {looked}"
+        return [f"{note}: {changed}" if changed else note] if looked else []
+
+    def freeze(self, run: Run, epochs: int, watch: Watch | None = None) -> Representation:
+        """The features of image files, and those of several processes, go through a store on disk."""
+        config, data = self.config, self.data
+        images = open_parts(data, self.device, config.workers)
+        seed, mirror = self.facts.get("seed", config.seed), mirror_at_test(data, config)
+        backbone = Backbone(self.identity, self.model, data, images, seed, mirror, watch or run.bar)
+        if config.bn_mode != "train" and (isinstance(data.train, FileSet) or self.world.size > 1):
+            return backbone.on_disk(config, run, epochs, self.world)
+        return backbone.in_memory(config)
+
+    def with_head(self, given: dict) -> Source:
+        checkpoint.load_head(self.model, self.file)
+        return self
+
+    def test_logits(self) -> tuple[Iterator[Tensor], Tensor, bool]:
+        test = open_parts(self.data, self.device, self.config.workers)["test"]
+        mirror = mirror_at_test(self.data, self.config)
+        return scoring.logit_batches(self.model, test, mirror, world=self.world), test.labels, mirror
+
+    def origins(self) -> dict:
+        facts = {"stage1_digest": self.identity, "stage1_selected_on": self.facts.get("selected_on")}
+        files = self.facts.get("train_files")
+        return facts | ({"stage1_files": files} if files else {})
+
+    def told(self) -> str:
+        what = "foreign weights without facts"
+        if self.facts:
+            what = f"{self.facts['stage']} {self.facts['network']}, epoch {self.facts['epoch']}"
+        line = f"checkpoint {self.path} ({what}; sha256 {self.digest[:12]})"
+        return "; ".join([line, *self.file.notes])
 
 
-def _check_class_names(source: Checkpoint, data: LongTailedData, dataset: str) -> None:
-    """Of a user's own images the labels are the ranks of the names: another set of names shifts them."""
-    names = [as_seen(name) for name in source.facts.get("class_names", data.class_names)]
-    found = [as_seen(name) for name in data.class_names]
-    if dataset in OWN_DATASETS and names != found:
-        pairs = zip_longest(names, found)
-        label, (was, now) = next((k, pair) for k, pair in enumerate(pairs) if pair[0] != pair[1])
-        raise UserError(f"{source.path} knows class {label} as {was!r}, {data.name} has {now!r} there")
+class PackSource(Source):
+    """A feature pack: its "images" are features, its "network" is a classifier."""
+
+    def _load(self) -> tuple[LongTailedData, nn.Module]:
+        data = replace(pack_data(self.file), shots=tuple(self.config.shots))
+        return data, nn.ModuleDict({"fc": pack_classifier(self.file)})
+
+    def saw(self, data: LongTailedData, select: str) -> str | None:
+        if select == "val" and data.val and len(data.val.labels.unique()) < 2:
+            raise UserError(f"--select val refused: all validation images of {self.path} are of one class")
+        if self.facts["val_clean"] or data.val is None:  # its maker had to know
+            return None
+        if select == "val":
+            raise UserError(
+                f"--select val refused: {self.path} says that its backbone may have seen the validation "
+                "images"
+            )
+        return f"the backbone {self._of_other_images()}"
+
+    def freeze(self, run: Run, epochs: int, watch: Watch | None = None) -> Representation:
+        return pack_representation(self.file, self.device, self.data)
+
+    def with_head(self, given: dict) -> Source:
+        """The pack's own of stage 1, else that of a stage 2. Raises UserError: none, or of other features."""
+        path = given.get("pretrained_pth")
+        if path is None and given["cur_stage"] == "stage1":
+            return self
+        network = self.label(self.config.network)
+        file = _read(given, path or checkpoint.find_published(self.config, "stage2", network))
+        if file is None:
+            raise checkpoint.nothing_published(self.config, "stage2", network)
+        if "cur_stage" in given:
+            checkpoint.require_stage(file, given["cur_stage"])
+        origins = (file.digest, file.identity, file.facts.get("stage1_digest"))
+        same = self.identity is not None and self.identity in origins
+        if file.facts and not same and file.facts.get("features_digest") != self.digest:
+            raise UserError(f"{file.path} is a classifier for other features than those of {self.path}")
+        state = with_own_names(self.model, file.state)
+        file = replace(file, state={name: value for name, value in state.items() if name.startswith("fc.")})
+        checkpoint.load_weights(self.model, file, f"classifier of {self.path}")
+        checkpoint.load_head(self.model, file)
+        return CheckpointSource(file)
+
+    def test_logits(self) -> tuple[Iterator[Tensor], Tensor, bool]:
+        features, labels = self.file.test.to(self.device), self.file.test_labels.to(self.device)
+        start, stop = self.world.block(len(labels))
+        return logit_batches(self.model.fc, features[:, start:stop]), labels, len(features) == 2
+
+    def origins(self) -> dict:
+        return {"stage1_digest": self.identity, "features_digest": self.digest}
+
+    def told(self) -> str:
+        return f"feature pack {self.path} (sha256 {self.digest[:12]})"
+
+    def label(self, network: str) -> str:
+        """A classifier for features is no whole network."""
+        return f"{network.removesuffix('features').rstrip('_')}_features".lstrip("_")
+
+    def check_unchanged(self) -> None:
+        self.file.check_unchanged()
 
 
-def represent(
-    config: Config,
-    source: Checkpoint | Pack,
-    data: LongTailedData,
-    model: nn.Module,
-    device: torch.device,
-    run: Run,
-    epochs: int,
-    world: World = ALONE,
-    watch: Watch | None = None,
-) -> Representation:
-    """The frozen features that the heads see for `epochs` epochs. Views are keyed by the backbone's own seed.
+# ---- finding it
 
-    Those of image files, and of several processes, go through a store on disk. `watch` sees every pass over
-    images; None: the run's bar.
+
+def find_source(script: str, given: dict, stage: str | None) -> Source:
+    """What to start from: the user's pack or file, else what `stage` left behind, else a released one.
+
+    Raises UserError where there is none, it is broken, or it is of another stage.
     """
-    if isinstance(source, Pack):
-        return pack_representation(source, device, data)
-    watch = watch or run.bar
-    images = open_parts(data, device, config.workers)
-    mirror = mirror_at_test(data, config)
-    views_seed = source.facts.get("seed", config.seed)
-    drifting = config.bn_mode == "train"
-    labels = {name: part.labels for name, part in images.items() if name != "train"}
-    if not drifting and (isinstance(data.train, FileSet) or world.size > 1):
-        origin = Origin(source.identity, data, views_seed, mirror)
-        train, parts, store = extract_to_disk(config, origin, model, images, run, epochs, world, watch)
-        gathered = (train, lambda name: parts[name].to(device), labels, data)
-        return Representation(model.fc, *gathered, discard=store.remove)
-    kind = DriftingFeatures if drifting else TrainFeatures
-    return Representation(
-        model.fc,
-        kind(model, images["train"], views_seed, config.views, watch),
-        lambda name: eval_features(model, images[name], mirror, watch),
-        labels,
-        data,
-        drifting,
-    )
+    if "features" in given:
+        with about("--features"):
+            pack = read_pack(given["features"])
+        check_known(pack.path, pack.known, given, is_pack=True)
+        return PackSource(pack)
+    file = _read(given, given.get("pretrained_pth") or _left_behind(given, stage))
+    if file is None:
+        config = resolve(script, given)  # a wrong argument is said before a missing file
+        raise checkpoint.nothing_published(config, stage, config.network)
+    check_known(file.path, file.known, given)
+    if stage is not None:
+        checkpoint.require_stage(file, stage)
+    if "features_digest" in file.facts:
+        raise UserError(
+            f"{file.path} holds a classifier without a backbone: give the pack that it is for by --features"
+        )
+    return CheckpointSource(file)
+
+
+def _read(given: dict, path: Path | None) -> Checkpoint | None:
+    """A checkpoint, of which a complaint says whether the user has named it."""
+    with about("--pretrained_pth") if "pretrained_pth" in given else nullcontext():
+        return None if path is None else read(path)
+
+
+def _left_behind(given: dict, stage: str) -> Path | None:
+    """What `stage` left for the data that the user names, before anything else is known of them."""
+    dataset = given.get("dataset", DEFAULT_DATASET)
+    wanted = Config(preset_for(dataset, given.get("network")) | given, {})
+    found = _same_data_elsewhere(given, wanted, stage)
+    return found or checkpoint.find_published(wanted, stage, wanted.network)
+
+
+def _same_data_elsewhere(given: dict, wanted: Config, stage: str) -> Path | None:
+    """A model of the user's own images whose folder has another name, as one of an earlier version has.
+
+    None: there is one in the usual place, or none that was trained on these very images, moved or not.
+    """
+    if wanted.dataset not in OWN_DATASETS:
+        return None
+    root, usual = Path(wanted.ckpt_dir), published_path(wanted, stage, wanted.network)
+    if usual.is_file():
+        return None
+    folders = [root / wanted.data_name]
+    folders += sorted(root.glob(f"{glob.escape(wanted.data_name)}-{'[0-9a-f]' * 8}"))
+    found = [folder / usual.relative_to(root / wanted.place_name) for folder in folders]
+    found = [path for path in found if path.is_file()]
+    if "predict" in given:  # nothing is known of its images' parts
+        return found[0] if len(found) == 1 else None
+    names = {argument.name for argument in arguments_of(CHECK)} & given.keys()
+    words = {name: given[name] for name in names}
+    return next((path for path in found if _of_these_images(path, words)), None)
+
+
+def _of_these_images(path: Path, words: dict) -> bool:
+    """Was the model trained on the images that `words` of `datasets.check` name?"""
+    try:
+        file = read(path)
+        data = load_data(resolve(CHECK, words, file.known))
+    except UserError:
+        return False
+    return compared(file.facts, data.train)[0] is None

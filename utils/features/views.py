@@ -1,4 +1,4 @@
-"""Frozen features: one no-gradient pass of the backbone, computed once where it can be.
+"""Passes of a frozen backbone without gradients, and the views of the training features that heads see.
 
 Shapes: N images, D feature, K classes, V views at test (the image, and its mirror image where the data set
 mirrors).
@@ -26,46 +26,36 @@ def unwatched(batches: Iterable, total: int, title: str) -> Iterable:
     return batches
 
 
-def eval_features(model: nn.Module, images: Images, mirror: bool, watch: Watch = unwatched) -> Tensor:
-    """Features of the plain images [V, N, D]: V = 2 with `mirror`, else 1."""
-    return torch.cat(list(eval_batches(model, images, mirror, watch)), dim=1)
-
-
-def eval_batches(
+def feature_batches(
     model: nn.Module,
     images: Images,
-    mirror: bool,
+    view: tuple[int, int] | None = None,
+    mirror: bool = False,
     watch: Watch = unwatched,
     start: int = 0,
     stop: int | None = None,
 ) -> Iterator[Tensor]:
-    """The same of images start..stop, a batch [V, n, D] after another."""
+    """Features of images start..stop, a batch [V, n, D] after another: V = 2 with `mirror`, else 1.
+
+    `view`: the seed and number of an augmented view; None: the plain images.
+    """
     stop = len(images) if stop is None else stop
-    batches = images.batches(EVAL_BATCH, start, stop)
-    return _pass(model, watch(batches, -(-(stop - start) // EVAL_BATCH), "features"), mirror)
-
-
-def view_batches(
-    model: nn.Module,
-    images: Images,
-    seed: int,
-    view: int,
-    watch: Watch = unwatched,
-    start: int = 0,
-    stop: int | None = None,
-) -> Iterator[Tensor]:
-    """Features of augmented view `view` of images start..stop, a batch [1, n, D] after another."""
-    order = torch.arange(start, len(images) if stop is None else stop)
-    batches = images.augmented(order, EVAL_BATCH, seed, FIRST_VIEW + view)
-    return _pass(model, watch(batches, -(-len(order) // EVAL_BATCH), f"features of view {view + 1}"), False)
-
-
-def _pass(model: nn.Module, batches: Iterable, mirror: bool) -> Iterator[Tensor]:
+    if view is None:
+        batches, title = images.batches(EVAL_BATCH, start, stop), "features"
+    else:
+        order, (seed, number) = torch.arange(start, stop), view
+        batches = images.augmented(order, EVAL_BATCH, seed, FIRST_VIEW + number)
+        title = f"features of view {number + 1}"
     model.eval()
-    for inputs, _ in batches:
+    for inputs, _ in watch(batches, -(-(stop - start) // EVAL_BATCH), title):
         with torch.no_grad():
             features = forward_views(model.forward_features, inputs, mirror)
         yield features
+
+
+def eval_features(model: nn.Module, images: Images, mirror: bool, watch: Watch = unwatched) -> Tensor:
+    """Features of the plain images [V, N, D]: V = 2 with `mirror`, else 1."""
+    return torch.cat(list(feature_batches(model, images, mirror=mirror, watch=watch)), dim=1)
 
 
 @torch.no_grad()
@@ -106,6 +96,27 @@ class FeatureViews(ABC):
             yield features[index].float(), self.labels[index]
 
 
+class StoredViews(FeatureViews):
+    """Views [V, N, D] that are there already, in turn; `plain` [N, D]: the first where not given.
+
+    Rows are read where they lie, so they need not fit memory.
+    """
+
+    def __init__(self, views: Tensor, labels: Tensor, plain: Tensor | None = None) -> None:
+        super().__init__(labels)
+        self._views, self._plain = views, views[0] if plain is None else plain
+
+    def of_epoch(self, epoch: int) -> Tensor:
+        """Features [N, D] of the view whose turn it is, in the type in which they are stored."""
+        return self._views[epoch % len(self._views)]
+
+    def plain(self) -> Tensor:
+        return self._plain
+
+    def stacked(self, count: int) -> Tensor:
+        return self._views[:count] if count else self._plain[None]
+
+
 class TrainFeatures(FeatureViews):
     """Training features that a frozen backbone gives of augmented views.
 
@@ -113,34 +124,30 @@ class TrainFeatures(FeatureViews):
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        images: Images,
-        seed: int,
-        count: int | None,
-        watch: Watch = unwatched,
+        self, model: nn.Module, images: Images, seed: int, count: int | None, watch: Watch = unwatched
     ) -> None:
         super().__init__(images.labels)
         self.model, self.images, self.seed, self.count, self.watch = model, images, seed, count, watch
-        self._cache: dict[int | str, Tensor] = {}
+        self._plain: Tensor | None = None
+        self._views: dict[int, Tensor] = {}
 
     def of_epoch(self, epoch: int) -> Tensor:
         """Features [N, D] for epoch `epoch`, in file order; of fresh views only the last one is kept."""
         if self.count == 0:
             return self.plain()
         view = epoch if self.count is None else epoch % self.count
-        if view not in self._cache:
+        if view not in self._views:
             if self.count is None:
-                self._cache = {name: kept for name, kept in self._cache.items() if name == "plain"}
-            batches = view_batches(self.model, self.images, self.seed, view, self.watch)
-            self._cache[view] = torch.cat(list(batches), dim=1)[0]
-        return self._cache[view]
+                self._views.clear()
+            batches = feature_batches(self.model, self.images, (self.seed, view), watch=self.watch)
+            self._views[view] = torch.cat(list(batches), dim=1)[0]
+        return self._views[view]
 
     def plain(self) -> Tensor:
         """Features [N, D] of the images as they are, computed once."""
-        if "plain" not in self._cache:
-            self._cache["plain"] = eval_features(self.model, self.images, mirror=False, watch=self.watch)[0]
-        return self._cache["plain"]
+        if self._plain is None:
+            self._plain = eval_features(self.model, self.images, mirror=False, watch=self.watch)[0]
+        return self._plain
 
 
 class DriftingFeatures(TrainFeatures):
@@ -148,7 +155,8 @@ class DriftingFeatures(TrainFeatures):
 
     def batches(self, order: Tensor, batch_size: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """(features [N, D], labels [N]) batches of a fresh view, in the order given."""
-        self._cache.clear()
+        self._plain = None  # the statistics are about to move
+        self._views.clear()
         self.model.train()
         batches = self.images.augmented(order, batch_size, self.seed, FIRST_VIEW + epoch)
         for inputs, labels in self.watch(batches, -(-len(order) // batch_size), f"epoch {epoch + 1}"):

@@ -18,9 +18,10 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from utils.base.errors import UserError, say
+from utils.base.errors import UserError, reason, say
 from utils.base.files import check_output, require_file
-from utils.packs.pack import OWN, Pack, check, narrowed, write_pack
+from utils.packs.pack import Pack, check, narrowed, write_pack
+from utils.run.facts import OWN
 from utils.run.folder import check_writable
 from utils.settings.checks import OUTPUTS, PACK_NAME
 from utils.settings.parse import Parser
@@ -39,116 +40,111 @@ _ARRAYS = {
 
 
 def main(argv: Sequence[str]) -> None:
-    """The subcommand `pack`.
-
-    Raises:
-        UserError: an argument or array that cannot be used, see also `utils.packs.check`.
-    """
-    given = _parse(argv)
-    pack = _pack_of(given)
-    if given.fc_weight is None:
+    """The subcommand `pack`. Raises UserError: an argument or array that cannot be used, see also `check`."""
+    asked = _parse(argv)
+    pack = _pack_of(asked)
+    if asked.fc_weight is None:
         check(pack)
         weight, bias = _fit(pack.train[0].float(), pack.train_labels)
         pack = replace(pack, fc_weight=weight, fc_bias=bias)
-    digest = write_pack(given.out, pack)
+    digest = write_pack(asked.out, pack)
     views, images, width = pack.train.shape
     say(
-        f"pack {given.out}: {images} training ({views} view(s)), {pack.test.shape[1]} test, "
+        f"pack {asked.out}: {images} training ({views} view(s)), {pack.test.shape[1]} test, "
         f"{0 if pack.val is None else pack.val.shape[1]} validation features, {width} wide, "
-        f"{len(pack.fc_bias)} classes, {given.out.stat().st_size / 2**20:.1f} MiB, sha256 {digest[:12]}"
+        f"{len(pack.fc_bias)} classes, {asked.out.stat().st_size / 2**20:.1f} MiB, sha256 {digest[:12]}"
     )
 
 
 def _parse(argv: Sequence[str]) -> Namespace:
-    parser = Parser(
-        prog="python -m utils.features pack", description=__doc__.splitlines()[0], allow_abbrev=False
-    )
+    parser = Parser("python -m utils.features pack", description=__doc__.splitlines()[0], allow_abbrev=False)
     for name, text in _ARRAYS.items():
         parser.add_argument(f"--{name}", type=Path, help=text, required=name.startswith(("train", "test")))
     parser.add_argument("--name", default="my_data", help="of the data set (default %(default)s)")
     parser.add_argument("--class_names", type=Path, help="text file, one name a line (default: numbers)")
     parser.add_argument("--dtype", choices=_TYPES, default="fp32", help="stored type (default %(default)s)")
     parser.add_argument("--out", type=Path, required=True, help="the pack to write")
-    given = parser.parse_args(argv)
+    asked = parser.parse_args(argv)
     for first, second in (("val_x", "val_y"), ("fc_weight", "fc_bias")):
-        if (getattr(given, first) is None) != (getattr(given, second) is None):
+        if (getattr(asked, first) is None) != (getattr(asked, second) is None):
             raise UserError(f"--{first} and --{second} go together: give both or neither")
-    if not re.fullmatch(PACK_NAME, given.name):  # it becomes part of folder names
-        raise UserError(f"--name {given.name!r}: take letters, digits, dot, dash and underscore")
-    check_output("out", given.out, *OUTPUTS["save_features"])
-    check_writable(given.out.parent)
-    return given
+    if not re.fullmatch(PACK_NAME, asked.name):  # it becomes part of folder names
+        raise UserError(f"--name {asked.name!r}: take letters, digits, dot, dash and underscore")
+    check_output("out", asked.out, *OUTPUTS["save_features"])
+    check_writable(asked.out.parent)
+    return asked
 
 
-def _pack_of(given: Namespace) -> Pack:
-    """The pack of the arrays given; its classifier is zeros where none is given."""
-    values = {"val": None, "val_labels": None}
-    for part in ("train", "test", *(("val",) if given.val_x else ())):
-        values[part] = _floats(getattr(given, f"{part}_x"), _TYPES[given.dtype], "[N, D] or [V, N, D]")
-        values[f"{part}_labels"] = _labels(getattr(given, f"{part}_y"))
-        if values[part].ndim == 2:
-            values[part] = values[part].unsqueeze(0)
-    num_class = 1 + int(max(values["train_labels"].max(), values["test_labels"].max()))
-    if num_class > len(values["train_labels"]):
+def _pack_of(asked: Namespace) -> Pack:
+    """The pack of the arrays named; its classifier is zeros where none is."""
+    arrays = {"val": None, "val_labels": None}
+    for part in ("train", "test", *(("val",) if asked.val_x else ())):
+        features = _floats(getattr(asked, f"{part}_x"), asked.dtype, "[N, D] or [V, N, D]")
+        arrays[part] = features if features.ndim == 3 else features.unsqueeze(0)
+        arrays[f"{part}_labels"] = _labels(getattr(asked, f"{part}_y"))
+    images = len(arrays["train_labels"])
+    num_class = 1 + int(max(arrays["train_labels"].max(), arrays["test_labels"].max()))
+    if num_class > images:
         raise UserError(
-            f"labels reach {num_class - 1}, there are {len(values['train_labels'])} training images: "
-            "labels must count from 0, and every class needs a training image"
+            f"labels reach {num_class - 1}, there are {images} training images: labels must count from 0, "
+            "and every class needs a training image"
         )
-    if given.fc_weight:
-        values["fc_weight"] = _floats(given.fc_weight, np.float32, "[K, D]")
-        values["fc_bias"] = _floats(given.fc_bias, np.float32, "[K]")
+    if asked.fc_weight:
+        arrays["fc_weight"] = _floats(asked.fc_weight, "fp32", "[K, D]")
+        arrays["fc_bias"] = _floats(asked.fc_bias, "fp32", "[K]")
     else:
-        values["fc_weight"] = torch.zeros(num_class, values["train"].shape[-1])
-        values["fc_bias"] = torch.zeros(num_class)
-    return Pack(**values, facts=_facts(given, num_class, values["train"], values["train_labels"]))
-
-
-def _facts(given: Namespace, num_class: int, train: Tensor, labels: Tensor) -> dict:
-    names = [str(label) for label in range(num_class)]
-    if given.class_names:
-        require_file(given.class_names)
-        try:
-            names = given.class_names.read_text(encoding="utf-8-sig").rstrip().splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"--class_names {given.class_names} cannot be read: {error}") from error
-    return {
-        "dataset": given.name,
+        arrays["fc_weight"] = torch.zeros(num_class, arrays["train"].shape[-1])
+        arrays["fc_bias"] = torch.zeros(num_class)
+    facts = {
+        "dataset": asked.name,
         "imb_ratio": None,
         "network": "features",
         "preset": OWN,
         "subset_seed": None,
         "num_class": num_class,
-        "class_counts": torch.bincount(labels, minlength=num_class).tolist(),
-        "class_names": names,
-        "val_source": "own" if given.val_x else "none",
+        "class_counts": torch.bincount(arrays["train_labels"], minlength=num_class).tolist(),
+        "class_names": _class_names(asked.class_names, num_class),
+        "val_source": "own" if asked.val_x else "none",
         "val_fraction": None,
-        "val_clean": given.val_x is not None,  # the user's word
-        "train_views": "plain" if len(train) == 1 else "augmented",
+        "val_clean": asked.val_x is not None,  # the user's word
+        "train_views": "plain" if len(arrays["train"]) == 1 else "augmented",
         "stage1_digest": None,
         "seed": None,
         "made_by": "python -m utils.features pack",
     }
+    return Pack(**arrays, facts=facts)
 
 
-def _load(path: Path, kinds: str, dimensions: tuple[int, ...], expected: str) -> np.ndarray:
+def _class_names(path: Path | None, num_class: int) -> list[str]:
+    if path is None:
+        return [str(label) for label in range(num_class)]
+    require_file(path)
+    try:
+        return path.read_text(encoding="utf-8-sig").rstrip().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--class_names {path} cannot be read: {error}") from error
+
+
+def _load(path: Path, kinds: str, dimensions: Sequence[int], expected: str) -> np.ndarray:
     """The mapped array of a .npy file, of a NumPy kind (f: float, i and u: integer) and dimension allowed."""
     require_file(path)
     try:
         array = np.lib.format.open_memmap(path, mode="c")  # never unpickles; "c": PyTorch wants it writable
     except Exception as error:  # a broken file can raise nearly anything
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"{path} is no .npy file of numbers ({reason}): write one with numpy.save") from error
+        raise UserError(
+            f"{path} is no .npy file of numbers ({reason(error):.200}): write one with numpy.save"
+        ) from error
     if array.dtype.kind not in kinds or array.ndim not in dimensions:
         raise UserError(f"{path} holds {array.dtype} {list(array.shape)}, expected {expected}")
     return array
 
 
-def _floats(path: Path, dtype: type, axes: str) -> Tensor:
+def _floats(path: Path, dtype: str, axes: str) -> Tensor:
     """Floats as `dtype`, with dimensions as in `axes`."""
-    dimensions = tuple(option.count(",") + 1 for option in axes.split(" or "))
+    dimensions = [option.count(",") + 1 for option in axes.split(" or ")]
     array = _load(path, "f", dimensions, f"floats {axes}")
-    advice = "take --dtype fp32, or scale them" if dtype is np.float16 else "scale them"
-    return torch.from_numpy(narrowed(array, dtype, str(path), advice))
+    advice = "take --dtype fp32, or scale them" if dtype == "fp16" else "scale them"
+    return torch.from_numpy(narrowed(array, _TYPES[dtype], str(path), advice))
 
 
 def _labels(path: Path) -> Tensor:
@@ -168,11 +164,8 @@ def _fit(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     weight, bias = (torch.from_numpy(value).float() for value in (fitted.coef_, fitted.intercept_))
     if len(bias) == 1:  # two classes: scikit-learn gives the difference of their rows
         weight, bias = torch.cat([-weight, weight]) / 2, torch.cat([-bias, bias]) / 2
-    right = sum(
-        int(((part @ weight.T + bias).argmax(dim=1) == truth).sum())
-        for part, truth in zip(features.split(4096), labels.split(4096), strict=True)
-    )
-    say(f"training accuracy {100 * right / len(labels):.2f}%")
+    predicted = torch.cat([(rows @ weight.T + bias).argmax(dim=1) for rows in features.split(4096)])
+    say(f"training accuracy {100 * (predicted == labels).double().mean():.2f}%")
     if any(issubclass(warning.category, ConvergenceWarning) for warning in caught):
         steps = fitted.n_iter_.max()
         say(f"note: the fit had not converged after {steps} steps; scaled features, or --fc_weight, may help")

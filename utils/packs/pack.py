@@ -6,8 +6,6 @@ The format is safetensors: numbers behind a JSON header, memory-mapped when read
 import json
 import math
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,47 +18,43 @@ from safetensors.numpy import save_file
 from torch import Tensor
 
 from utils.base.digest import content_digest
-from utils.base.errors import NoMemoryError, UserError, is_out_of_memory
-from utils.base.files import json_text, open_regular, require_file, write_atomically
-from utils.run.facts import PACK_FORMAT, problems_of_facts
+from utils.base.errors import NoMemoryError, UserError, is_out_of_memory, reason
+from utils.base.files import json_text, require_file, write_atomically
+from utils.run.facts import OWN, PACK, PACK_FORMAT, problems
 from utils.settings.presets import PRESETS
 from utils.settings.table import FIXED_BY_CHECKPOINT, INHERITED
 
 VERSION = 1
-OWN = "features"  # as its preset: features that a user brought
 _MOST_FACTS = 1 << 24  # characters of JSON
 _CHUNK = 1 << 20  # values looked at together
 # cosine heads and class means square features in float32, whose range this leaves room in
 _LARGEST, _SMALLEST = 1e15, 1e-10
 _KEPT = 2**-10  # of an image's largest feature; in its normal range fp16 rounds by half of it at most
 _FEATURES, _LABELS = (torch.float16, torch.float32), (torch.int64,)
+_OF_AN_IMAGE = "features an image"
+# tensor -> its axes, which have one size in all tensors but for views; the types that it may have
 _LAYOUT = {
-    "train": ("views, images, width", _FEATURES),
-    "train_labels": ("images", _LABELS),
-    "plain": ("images, width", _FEATURES),
-    "test": ("views, images, width", _FEATURES),
-    "test_labels": ("images", _LABELS),
-    "val": ("views, images, width", _FEATURES),
-    "val_labels": ("images", _LABELS),
-    "fc_weight": ("classes, width", (torch.float32,)),
-    "fc_bias": ("classes", (torch.float32,)),
+    "train": (("views", "training images", _OF_AN_IMAGE), _FEATURES),
+    "train_labels": (("training images",), _LABELS),
+    "plain": (("training images", _OF_AN_IMAGE), _FEATURES),
+    "test": (("views", "test images", _OF_AN_IMAGE), _FEATURES),
+    "test_labels": (("test images",), _LABELS),
+    "val": (("views", "validation images", _OF_AN_IMAGE), _FEATURES),
+    "val_labels": (("validation images",), _LABELS),
+    "fc_weight": (("classes", _OF_AN_IMAGE), (torch.float32,)),
+    "fc_bias": (("classes",), (torch.float32,)),
 }
 _OPTIONAL = ("plain", "val", "val_labels")
-_FACTS = (
-    *("dataset", "imb_ratio", "network", "num_class", "class_counts", "class_names"),
-    *("val_source", "val_clean", "train_views", "stage1_digest"),
-)
 
 
 @dataclass(frozen=True)
 class Pack:
-    """N training, M test images, D features, K classes; V views. Features are float16 or float32.
+    """N training, M test, L validation images, D features, K classes; V views. Features: float16 or float32.
 
     `test` and `val` hold the image, and its mirror image where they have two views; `plain` holds the
-    training images as they are, where `train` has augmented views and they are known. `facts` is plain data
-    and holds at least what `_FACTS` names; imb_ratio None: no ratio; val_clean: the backbone never saw the
-    validation images; train_views: plain or augmented; preset, which older packs lack: `features`,
-    or the data set whose defaults are for it.
+    training images as they are, where `train` has augmented views and they are known. `facts` is plain data,
+    see `utils.run.facts`; imb_ratio None: no ratio; val_clean: the backbone never saw the validation images;
+    preset, which older packs lack: `features`, or the data set whose defaults are for it.
     """
 
     train: Tensor  # [V, N, D]
@@ -78,33 +72,63 @@ class Pack:
     status: tuple = ()  # of its file when it was opened
 
     @property
+    def identity(self) -> str | None:
+        """What later steps know the stage 1 by; None of features that a user brought."""
+        return self.facts["stage1_digest"]
+
+    @property
     def known(self) -> dict:
         """What a later step must not contradict, or takes over; `preset`: whose defaults are for it."""
         facts = {name: self.facts[name] for name in FIXED_BY_CHECKPOINT + INHERITED if name in self.facts}
-        return facts | {"preset": self.facts.get("preset", self._older_preset())}
+        preset = OWN
+        if self.identity is not None:  # stage 2 made those that know of a stage 1, with these facts
+            on_disk = "folder" if self.facts.get("image_size") else OWN
+            preset = self.facts["dataset"] if self.facts["dataset"] in PRESETS else on_disk
+        return facts | {"preset": self.facts.get("preset", preset)}
 
-    def _older_preset(self) -> str:
-        """Of a pack that does not say it: stage 2 made those that know of a stage 1, with these facts."""
-        if self.facts["stage1_digest"] is None:
-            return OWN
-        on_disk = "folder" if self.facts.get("image_size") else OWN
-        return self.facts["dataset"] if self.facts["dataset"] in PRESETS else on_disk
+    def check_unchanged(self) -> None:
+        """Raise a UserError where the file, which is mapped, is not what it was when it was read."""
+        if _status(self.path) == self.status:
+            return
+        try:
+            same = read_pack(self.path).digest == self.digest  # touched, or replaced by itself
+        except UserError:
+            same = False
+        if not same:
+            raise UserError(
+                f"{self.path} was changed while it was in use, so that figures may be of neither content: "
+                "nothing more is written, run it again"
+            )
+
+
+def _status(path: Path) -> tuple:
+    """What tells a file from others without reading it; nothing of one that is gone."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return ()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+# ---- the file
 
 
 def write_pack(path: Path, pack: Pack) -> str:
     """Check, then write atomically, labels as int32. Returns the digest.
 
-    Raises:
-        UserError: see `check`; or the file cannot be written, an older one is then untouched.
+    Raises UserError, see `check`; or the file cannot be written, an older one is then untouched.
     """
     check(replace(pack, path=None))
     facts = json_text(pack.facts)
     tensors = {name: getattr(pack, name) for name in _LAYOUT if getattr(pack, name) is not None}
-    tensors = {name: _stored(value) for name, value in tensors.items()}
+    tensors = {
+        name: (value.int() if value.dtype == torch.int64 else value).detach().cpu().contiguous()
+        for name, value in tensors.items()
+    }
     digest = content_digest({"facts": facts} | tensors)
     header = {"format": PACK_FORMAT, "version": str(VERSION), "facts": facts, "digest": digest}
 
-    def write(handle: object) -> None:
+    def write(handle: BinaryIO) -> None:
         try:
             save_file({name: value.numpy() for name, value in tensors.items()}, handle.name, header)
         except SafetensorError as error:  # a full disk, say
@@ -119,37 +143,24 @@ def write_pack(path: Path, pack: Pack) -> str:
     return digest
 
 
-def _stored(value: Tensor) -> Tensor:
-    value = value.detach().cpu().contiguous()
-    return value.int() if value.dtype == torch.int64 else value
-
-
 def read_pack(path: Path) -> Pack:
-    """Read a pack; its features stay on disk and are mapped into memory (see `require_unchanged`).
+    """Read a pack; its features stay on disk and are mapped into memory (see `Pack.check_unchanged`).
 
-    Where there is none but its parts lie there, PATH.part0, PATH.part1, ..., they are put together in a
-    temporary file, which is gone as soon as nothing is mapped from it.
-
-    Raises:
-        UserError: missing, truncated, altered, of a later version, not a pack, or see `check`; or a pack in
-            parts cannot be put together.
+    Raises UserError: missing, truncated, altered, of a later version, not a pack, or see `check`.
     """
-    parts = [] if os.path.exists(path) else _parts(path)
-    if not parts:
-        require_file(path)
+    require_file(path)
     try:
         status = _status(path)
-        header, tensors = _open_parts(path, parts) if parts else _open(path)
+        header, tensors = _open(path)
         if content_digest({"facts": header["facts"]} | tensors) != header["digest"]:
             raise UserError(f"{path} is damaged: its content does not match the digest inside; remake it")
         facts = json.loads(header["facts"])
     except UserError:
         raise
     except Exception as error:  # a broken file can raise nearly anything
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         if is_out_of_memory(error):
-            raise NoMemoryError(f"{path} cannot be read, memory has run out: {reason}") from error
-        raise UserError(f"{path} is damaged or not a feature pack: {reason}") from error
+            raise NoMemoryError(f"{path} cannot be read, memory has run out: {reason(error):.200}") from error
+        raise UserError(f"{path} is damaged or not a feature pack: {reason(error):.200}") from error
     values = {name: tensors.get(name) for name in _LAYOUT}
     for name, value in values.items():
         if value is not None and value.dtype == torch.int32:
@@ -161,78 +172,42 @@ def read_pack(path: Path) -> Pack:
     return pack
 
 
-def require_unchanged(source: object) -> None:
-    """Raise a UserError where `source` is a pack and its file, which is mapped, not what it was when read."""
-    if not isinstance(source, Pack) or _status(source.path) == source.status:
-        return
-    try:
-        same = read_pack(source.path).digest == source.digest  # touched, or replaced by itself
-    except UserError:
-        same = False
-    if not same:
-        raise UserError(
-            f"{source.path} was changed while it was in use, so that figures may be of neither content: "
-            "nothing more is written, run it again"
-        )
-
-
-def _status(path: Path) -> tuple:
-    """What tells a pack's file, or its parts, from others without reading them."""
-    found = map(os.stat, [path] if path.exists() else _parts(path))
-    return tuple((one.st_dev, one.st_ino, one.st_size, one.st_mtime_ns) for one in found)
-
-
 def _open(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     """The header's own entries and the mapped tensors of a pack of this version."""
     with open(path, "rb") as handle:
         if handle.read(4) == b"PK\x03\x04":
             raise UserError(f"{path} is a checkpoint (.pth) or another zip file, not a feature pack")
-    with open(path, "rb") as handle, safe_open(_utf8_name(path, handle), framework="pt") as file:
-        header = file.metadata() or {}
-        if header.get("format") != PACK_FORMAT:
-            raise UserError(f"{path} is a safetensors file, but not a feature pack of this project")
-        if int(header["version"]) > VERSION:
-            raise UserError(
-                f"{path} has format version {header['version']}, this code reads up to {VERSION}: update it"
-            )
-        if int(header["version"]) != VERSION:
-            raise UserError(f"{path} is damaged: there is no format version {header['version']}; remake it")
-        if len(header["facts"]) > _MOST_FACTS:
-            raise UserError(f"{path} has facts of more than {_MOST_FACTS >> 20} MiB, no pack needs as many")
-        names = list(file.keys())
-        missing = [name for name in _LAYOUT if name not in names and name not in _OPTIONAL]
-        if missing:
-            raise UserError(f"{path} has no tensor {missing[0]}; remake it")
-        return header, {name: file.get_tensor(name) for name in names}
+        try:
+            name = str(path).encode().decode()
+        except UnicodeEncodeError:  # safetensors takes UTF-8 alone
+            name = f"/proc/self/fd/{handle.fileno()}"
+            if not os.path.exists(name):
+                raise UserError(
+                    f"{path} has a name that is no UTF-8, which packs need here: rename it"
+                ) from None
+        with safe_open(name, framework="pt") as file:
+            header = file.metadata() or {}
+            _check_header(path, header)
+            names = list(file.keys())
+            missing = [name for name in _LAYOUT if name not in names and name not in _OPTIONAL]
+            if missing:
+                raise UserError(f"{path} has no tensor {missing[0]}; remake it")
+            return header, {name: file.get_tensor(name) for name in names}
 
 
-def _utf8_name(path: Path, handle: BinaryIO) -> str:
-    """A name for the open file that safetensors takes, which is UTF-8 alone."""
-    try:
-        return str(path).encode() and str(path)
-    except UnicodeEncodeError:
-        name = f"/proc/self/fd/{handle.fileno()}"
-        if not os.path.exists(name):
-            raise UserError(f"{path} has a name that is no UTF-8, which packs need here: rename it") from None
-        return name
+def _check_header(path: Path, header: dict[str, str]) -> None:
+    if header.get("format") != PACK_FORMAT:
+        raise UserError(f"{path} is a safetensors file, but not a feature pack of this project")
+    version = int(header["version"])
+    if version > VERSION:
+        raise UserError(f"{path} has format version {version}, this code reads up to {VERSION}: update it")
+    if version != VERSION:
+        raise UserError(f"{path} is damaged: there is no format version {version}; remake it")
+    if len(header["facts"]) > _MOST_FACTS:
+        raise UserError(f"{path} has facts of more than {_MOST_FACTS >> 20} MiB, no pack needs as many")
 
 
-def _parts(path: Path) -> list[Path]:
-    """The parts of a pack that lie beside where it would be, as a repository keeps a large one."""
-    parts = []
-    while os.path.isfile(part := f"{path}.part{len(parts)}"):
-        parts.append(Path(part))
-    return parts
-
-
-def _open_parts(path: Path, parts: list[Path]) -> tuple[dict[str, str], dict[str, Tensor]]:
-    with tempfile.TemporaryDirectory() as folder:
-        whole = Path(folder) / path.name
-        with open(whole, "wb") as handle:
-            for part in parts:
-                with open_regular(part) as stored:
-                    shutil.copyfileobj(stored, handle)
-        return _open(whole)
+# ---- what a pack must be
 
 
 def check(pack: Pack) -> None:
@@ -243,7 +218,9 @@ def check(pack: Pack) -> None:
 
 def _problems(pack: Pack) -> Iterator[str]:
     """What is wrong; each step takes for granted that those before it found nothing."""
-    yield from _problems_of_facts(pack.facts)
+    if not isinstance(pack.facts, dict):
+        yield f"the facts are a {type(pack.facts).__name__}, not a dict"
+    yield from problems(pack.facts, PACK)
     yield from _problems_of_shapes(pack)
     yield from _problems_of_labels(pack)
     for name in ("fc_weight", "fc_bias", "train", "plain", "test", "val"):
@@ -254,41 +231,27 @@ def _problems(pack: Pack) -> Iterator[str]:
             yield f"{name} reaches {size:.0e}, whose square float32 cannot hold: scale the features"
 
 
-def _problems_of_facts(facts: dict) -> Iterator[str]:
-    if not isinstance(facts, dict):
-        yield f"the facts are a {type(facts).__name__}, not a dict"
-    yield from problems_of_facts(facts, _FACTS)
-    if facts.get("preset", OWN) not in (OWN, *PRESETS):
-        yield f"its preset is {facts['preset']!r:.60}, not {OWN} or the name of a data set"
-
-
 def _problems_of_shapes(pack: Pack) -> Iterator[str]:
+    sizes = {"classes": ("num_class", pack.facts["num_class"])}  # of an axis, and whose
     for name, (axes, dtypes) in _LAYOUT.items():
         tensor = getattr(pack, name)
         if tensor is None:
             if name not in _OPTIONAL:
                 yield f"{name} is missing"
             continue
-        found = f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
-        if tensor.ndim != len(axes.split(", ")) or tensor.dtype not in dtypes:
-            kinds = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
-            yield f"{name} is {found}, expected {kinds} [{axes}]"
+        found, *kinds = (str(dtype).removeprefix("torch.") for dtype in (tensor.dtype, *dtypes))
+        found = f"{found} {list(tensor.shape)}"
+        if tensor.ndim != len(axes) or tensor.dtype not in dtypes:
+            yield f"{name} is {found}, expected {' or '.join(kinds)} [{', '.join(axes)}]"
         if 0 in tensor.shape:
             yield f"{name} is empty: {found}"
+        for axis, size in zip(axes, tensor.shape, strict=True):
+            other, known = sizes.setdefault(axis, (name, size))
+            if size != known and axis != "views":
+                yield f"{name} has {size} {axis}, {known} are those of {other}"
     source = pack.facts["val_source"]
     if (pack.val is None, pack.val_labels is None) != (source == "none",) * 2:
         yield f"val_source is {source!r}: val and val_labels go with every source but 'none'"
-    for name in ("train", "test", "val"):
-        features, labels = getattr(pack, name), getattr(pack, f"{name}_labels")
-        if features is not None and features.shape[1] != len(labels):
-            yield f"{name} holds {features.shape[1]} images, {name}_labels {len(labels)} labels"
-        if features is not None and features.shape[2] != pack.fc_weight.shape[1]:
-            yield f"{name} is {features.shape[2]} wide, fc_weight {pack.fc_weight.shape[1]}"
-    if pack.plain is not None and pack.plain.shape != pack.train.shape[1:]:
-        yield f"plain is {list(pack.plain.shape)}, a view of train {list(pack.train.shape[1:])}"
-    for name in ("fc_weight", "fc_bias"):
-        if len(getattr(pack, name)) != pack.facts["num_class"]:
-            yield f"{name} has {len(getattr(pack, name))} rows, num_class is {pack.facts['num_class']}"
 
 
 def _problems_of_labels(pack: Pack) -> Iterator[str]:
@@ -316,10 +279,8 @@ def _largest(tensor: Tensor) -> float:
 def narrowed(features: np.ndarray, dtype: type, what: str, advice: str) -> np.ndarray:
     """Floats [..., D] as `dtype`, mapped still where they have it: no image's features overflow or vanish.
 
-    Every value is kept to a thousandth of the largest one of its image.
-
-    Raises:
-        UserError: it is not, or a value is not finite; of `what`, with the `advice`.
+    Every value is kept to a thousandth of the largest one of its image. Raises UserError where it is not, or
+    a value is not finite; of `what`, with the `advice`.
     """
     with np.errstate(over="ignore", under="ignore"):
         kept = features.astype(dtype, copy=False)

@@ -10,14 +10,13 @@ from datasets import LongTailedData
 from losses import logit_gap
 from models import head_from_state
 from utils.base.digest import file_digest
+from utils.features.source import Source
 from utils.heads.head import HeadRun, head_options
 from utils.heads.outcome import Outcome, best_so_far
 from utils.heads.plan import HeadPlan
 from utils.metrics.accuracy import result_line
-from utils.packs.pack import Pack, require_unchanged
 from utils.report import summary, table
 from utils.run import checkpoint
-from utils.run.checkpoint import Checkpoint
 from utils.run.folder import Run
 from utils.run.saver import Keeper
 from utils.settings.commands import command
@@ -42,15 +41,6 @@ def announce(run: Run, config: Config, plans: Sequence[HeadPlan], notes: Sequenc
         run.log("note: --bn_mode train: batch-norm statistics drift during stage 2, as in the public code")
     for note in notes:
         run.log(f"note: {note}")
-
-
-def source_facts(source: Checkpoint | Pack) -> dict:
-    """What a stage-2 checkpoint says of its stage 1, and of the pack that it was trained on."""
-    if isinstance(source, Pack):
-        return {"stage1_digest": source.facts["stage1_digest"], "features_digest": source.digest}
-    facts = {"stage1_digest": source.identity, "stage1_selected_on": source.facts.get("selected_on")}
-    files = source.facts.get("train_files")
-    return facts | ({"stage1_files": files} if files else {})
 
 
 def not_begun(model: nn.Module) -> dict:
@@ -92,7 +82,7 @@ class Watcher:
         facts: dict,
         model: nn.Module,
         lead: str,
-        source: Checkpoint | Pack,
+        source: Source,
     ) -> None:
         self.source = source
         self.keeper, self.run, self.heads, self.facts, self.model = keeper, keeper.run, heads, facts, model
@@ -122,7 +112,7 @@ class Watcher:
         Raises:
             UserError: the pack that the heads are trained on was changed meanwhile.
         """
-        require_unchanged(self.source)
+        self.source.check_unchanged()
         lead, model = self.lead, self.model
         partial = any(head.step for head in self.heads)
         content = not_begun(model) if lead.failed else head_content(model, lead)

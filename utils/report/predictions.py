@@ -4,17 +4,16 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
 from datasets import LongTailedData
 from datasets.images.decode import NOT_READ
-from datasets.types import FileSet
+from datasets.types import FileSet, ImageSet
 from utils.base.distributed import World
+from utils.base.files import write_atomically
 from utils.metrics.accuracy import Scores, confidences, lost_images, predictions
-from utils.run.checkpoint import write_atomically
 from utils.run.folder import Run, csv_text
 
 
@@ -23,26 +22,16 @@ def write_scored(run: Run, path: Path, data: LongTailedData, scores: Scores) -> 
 
     `image` is the path below the data folder (see `csv_text`), or the number of an image that has no file.
     """
-    labels = scores.targets.cpu().numpy()
-    predicted = scores.predicted.cpu().numpy()
+    labels = scores.targets.tolist()
     columns = {
         "image": _names(data.test),
         "label": labels,
         "label_name": [data.class_names[k] for k in labels],
-        "predicted": predicted,
-        "predicted_name": _class_names(data.class_names, predicted),
+        "predicted": scores.predicted.tolist(),
+        "predicted_name": _class_names(data.class_names, scores.predicted),
         "confidence": scores.confidence.cpu().numpy(),
     }
     _write(run, path, columns)
-
-
-def _class_names(names: list[str], predicted: np.ndarray) -> list[str]:
-    """The names of predicted classes [N]; an image without a prediction, -1, has none."""
-    return [names[k] if k >= 0 else "" for k in predicted]
-
-
-def _names(part: object) -> Iterable:
-    return [part.paths[i] for i in range(len(part))] if isinstance(part, FileSet) else range(len(part))
 
 
 def write_unlabelled(
@@ -56,7 +45,7 @@ def write_unlabelled(
     for logits in batches:
         own[0].append(predictions(logits).cpu())
         own[1].append(confidences(logits, own[0][-1].to(logits.device)).cpu())
-    predicted, confidence = (world.gather(torch.cat(values)).numpy() for values in own)
+    predicted, confidence = (world.gather(torch.cat(values)) for values in own)
     others = [os.fsdecode(name) for name in images.passed_over]
     gap = [None] * len(others)
     columns = {
@@ -69,6 +58,15 @@ def write_unlabelled(
     _write(run, path, columns)
     if lost := int((predicted < 0).sum()):
         run.warn(lost_images(lost))
+
+
+def _names(part: ImageSet | FileSet) -> Iterable:
+    return [part.paths[i] for i in range(len(part))] if isinstance(part, FileSet) else range(len(part))
+
+
+def _class_names(names: list[str], predicted: Tensor) -> list[str]:
+    """The names of predicted classes [N]; an image without a prediction, -1, has none."""
+    return [names[k] if k >= 0 else "" for k in predicted.tolist()]
 
 
 def _write(run: Run, path: Path, columns: dict) -> None:

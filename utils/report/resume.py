@@ -16,10 +16,9 @@ from utils.base.errors import NoMemoryError, UserError, about, reason
 from utils.base.files import read_json, require_file
 from utils.engine.device import environment
 from utils.engine.loop import Partial, Progress, load_optimizer
-from utils.features.source import find_source
+from utils.features.source import Source, find_source
 from utils.heads.head import HeadRun
 from utils.heads.plan import HeadPlan
-from utils.packs.pack import Pack
 from utils.run import checkpoint
 from utils.run.checkpoint import Checkpoint
 from utils.run.facts import compared
@@ -331,12 +330,11 @@ def _has(note: Path, wanted: dict) -> bool:
         return False
 
 
-def _began_alike(last: Path, words: dict, source: Checkpoint | Pack, free: tuple[str, ...]) -> bool:
+def _began_alike(last: Path, words: dict, source: Source, free: tuple[str, ...]) -> bool:
     """Does a stage-2 run have the same stage 1 and the same words? What is named is no preset any more."""
-    origin = source.identity if isinstance(source, Checkpoint) else source.facts["stage1_digest"]
     facts = checkpoint.read(last).facts
     before, now = (
         {name: value for name, value in some.items() if name not in free}
         for some in (facts.get("given", {}), own_words(words))
     )
-    return facts.get("stage1_digest") == origin and before == now
+    return facts.get("stage1_digest") == source.identity and before == now

@@ -20,9 +20,8 @@ from utils.engine.loop import Progress
 from utils.engine.precision import slow_bf16
 from utils.metrics.accuracy import epoch_columns, lost_images, percent, result_line
 from utils.metrics.logits import READINGS
-from utils.packs.pack import Pack
 from utils.run import checkpoint
-from utils.run.facts import compared, problems_of_facts
+from utils.run.facts import CHECKPOINT, compared, problems
 from utils.run.folder import Run
 from utils.settings.config import Config, describe
 from utils.settings.presets import NOTES
@@ -110,7 +109,7 @@ def model_facts(config: Config, data: LongTailedData, device: torch.device) -> d
         "args": config.as_dict(),
         "environment": environment(device),
     }
-    for problem in problems_of_facts(facts, ()):
+    for problem in problems(facts, CHECKPOINT, whole=False):
         raise UserError(f"{data.name}: no checkpoint can hold what it says of itself: {problem}")
     return facts
 
@@ -260,19 +259,6 @@ def warn_of_lost(run: Run, figures: dict, label: str = "") -> None:
     """Warn where images have no prediction."""
     if lost := figures.get("without_prediction"):
         run.warn(lost_images(lost, label))
-
-
-def from_where(source: checkpoint.Checkpoint | Pack) -> str:
-    """Which file was taken, for the log."""
-    if isinstance(source, Pack):
-        return f"feature pack {source.path} (sha256 {source.digest[:12]})"
-    made = source.facts
-    what = (
-        f"{made['stage']} {made['network']}, epoch {made['epoch']}"
-        if made
-        else "foreign weights without facts"
-    )
-    return "; ".join([f"checkpoint {source.path} ({what}; sha256 {source.digest[:12]})", *source.notes])
 
 
 def _commit() -> str | None:

@@ -47,9 +47,7 @@ class Stage1:
     @property
     def digest(self) -> str:
         """Of the checkpoint, or of that which the pack was made with; where it knows none, its own."""
-        if isinstance(self.model, Pack):
-            return self.model.facts["stage1_digest"] or self.model.digest
-        return self.model.identity
+        return self.model.identity or self.model.digest
 
 
 @dataclass(frozen=True)
@@ -240,7 +238,7 @@ def _of_configuration(model: Checkpoint, config: Config) -> bool:
 
 
 def _published(config: Config) -> Path:
-    return published_path(config.ckpt_dir, config.place_name, config.imb_ratio, config.network, "stage1")
+    return published_path(config, "stage1", config.network)
 
 
 def _adopted(folder: Path) -> bool:

@@ -7,7 +7,7 @@ another name for the last layer) are read as weights without facts.
 import os
 import re
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 
 import safetensors.torch
@@ -28,7 +28,7 @@ from utils.base.digest import changes, content_digest, same_bits
 from utils.base.errors import NoMemoryError, UserError
 from utils.base.files import open_regular, require_file, write_atomically
 from utils.base.safe_load import load_plain
-from utils.run.facts import PACK_FORMAT, problems
+from utils.run.facts import CHECKPOINT, PACK_FORMAT, problems
 from utils.settings.commands import command, option, said
 from utils.settings.config import Config
 from utils.settings.table import FIXED_BY_CHECKPOINT, INHERITED, SHARED
@@ -38,6 +38,7 @@ FORMAT = "label-over-smoothing checkpoint"
 WHOLE, VERSION = 1, 2
 _BASIC = ("dataset", "imb_ratio", "network")  # what a command that makes a checkpoint says always
 RELEASED = Path(__file__).resolve().parent.parent.parent / "checkpoints" / "released"
+_IDENTITY = ("model", "head", "head_state", "train_digest", "seed", *FIXED_BY_CHECKPOINT, *INHERITED)
 _STATE_KEYS = ("state_dict", "model", "model_state_dict", "model_state", "net", "weights", "state_dict_best")
 # backbone and classifier apart: in the public code of Decoupling (Kang et al. 2020), and in that of MiSLAS
 _PARTS = (
@@ -46,23 +47,23 @@ _PARTS = (
 )
 _SCALES = "state_dict_lws_model"  # of MiSLAS: a factor on each logit
 _LEGACY = b"l\xfc\x9cF\xf9 j\xa8P\x19."  # how the first pickle of torch's format of before 2020 ends
+_AS_WEIGHTS = "save the weights by torch.save(model.state_dict(), ...)"
 # what is often taken for a file of weights: how it begins, what the line says
 _OTHERS = (
     (rb"version https://git-lfs", "is a Git-LFS pointer in place of the file: fetch that by `git lfs pull`"),
     (rb"\s*<(!doctype|html|\?xml)", "is a web page, not a file of weights: download the file itself"),
     (rb"\x1f\x8b", "is compressed by gzip: unpack it, and name the file of weights that comes out"),
     (rb".{257}ustar", "is a tar archive: unpack it, and name the file of weights inside"),
-    (
-        rb"\x89HDF",
-        "is an HDF5 file, not one of PyTorch: save the weights by torch.save(model.state_dict(), ...)",
-    ),
+    (rb"\x89HDF", f"is an HDF5 file, not one of PyTorch: {_AS_WEIGHTS}"),
     (
         rb"\x80[\x02-\x05](?!.{0,20}" + re.escape(_LEGACY) + rb")",
-        "is a plain pickle, and may run code: not "
-        "read; save the weights by torch.save(model.state_dict(), ...)",
+        f"is a plain pickle, and may run code: not read; {_AS_WEIGHTS}",
     ),
 )
-_IDENTITY = ("model", "head", "head_state", "train_digest", "seed", *FIXED_BY_CHECKPOINT, *INHERITED)
+# what a command that makes a checkpoint says always; groups of arguments, and others, where they are given
+_BASIC = ("dataset", "imb_ratio", "network")
+_SHARED = ("data", "images on disk", "model")
+_ALSO_SHARED = ("features", "ckpt_dir", "out", "device", "gpu")
 
 
 @dataclass(frozen=True)
@@ -92,20 +93,21 @@ class Checkpoint:
         return {name: self.facts[name] for name in FIXED_BY_CHECKPOINT + INHERITED if name in self.facts}
 
 
+# ---- writing
+
+
 def save(path: Path, content: dict) -> str:
-    """Write `content` (tensors and plain data) with its digest, atomically. Returns the digest.
+    """Write `content` (tensors and plain data) with its digest, which is returned.
 
-    The new file is read back, every bit, before it takes the place of an older one.
-
-    Raises:
-        UserError: it cannot be written, or does not read back as it was; an older file is then untouched.
+    The new file is read back, every bit, before it takes the place of an older one. Raises UserError where it
+    cannot be written, or does not read back as it was; an older file is then untouched.
     """
     versions, digest = changes(content), content_digest(content)
+    whole = content | {"digest": digest}
 
     def check(written: Path) -> None:
         try:
-            found = load_plain(written, mapped=True)
-            same = same_bits(content | {"digest": digest}, found) and changes(content) == versions
+            same = same_bits(whole, load_plain(written, mapped=True)) and changes(content) == versions
         except NoMemoryError:
             raise
         except UserError:
@@ -113,7 +115,7 @@ def save(path: Path, content: dict) -> str:
         if not same:
             raise UserError(f"{path} does not read back as it was written: look after the disk")
 
-    write_atomically(path, lambda handle: torch.save(content | {"digest": digest}, handle), check)
+    write_atomically(path, lambda handle: torch.save(whole, handle), check)
     return digest
 
 
@@ -126,19 +128,22 @@ def _identity(content: dict) -> str:
     return content_digest({name: content[name] for name in _IDENTITY if name in content})
 
 
+# ---- reading
+
+
 def read(path: Path) -> Checkpoint:
     """Read a checkpoint of ours or a foreign file of weights.
 
-    Raises:
-        UserError: missing, truncated or altered, holds Python objects, declares too much, holds no weights.
+    Raises UserError: missing, truncated or altered, holds Python objects, declares too much, has no weights.
     """
     content = _load_safetensors(path)
     content = load_plain(path) if content is None else content
     if isinstance(content, dict) and content.get("format") == FORMAT:
         return _own(path, content)
-    state, notes = _foreign_state(content)
-    if state is None:
-        raise UserError(f"{path} {notes[0]}")
+    try:
+        state, notes = _foreign_state(content)
+    except ValueError as error:
+        raise UserError(f"{path} {error}") from error
     if not state:
         names = ", ".join(map(repr, list(content)[:5])) if isinstance(content, dict) else "no names"
         raise UserError(
@@ -149,11 +154,7 @@ def read(path: Path) -> Checkpoint:
 
 
 def _load_safetensors(path: Path) -> dict[str, Tensor] | None:
-    """The weights of a safetensors file; None: it is another file.
-
-    Raises:
-        UserError: no readable file, or one of those that are often taken for weights: says what it is.
-    """
+    """The weights of a safetensors file, None of others; raises UserError for what is no file of weights."""
     require_file(path)
     try:
         with open_regular(path) as handle:
@@ -176,43 +177,40 @@ def _own(path: Path, content: dict) -> Checkpoint:
     version = content.get("version")
     if type(version) is int and version > VERSION:
         raise UserError(f"{path} has format version {version}, this code reads up to {VERSION}: update it")
-    if type(version) is not int or version < 1:
-        raise UserError(
-            f"{path} is damaged: there is no format version {version!r:.40}; restore or remake it"
-        )
-    stored = content.pop("digest", None)
+    stored, damage = content.pop("digest", None), None
     try:
-        found = content_digest(content)
+        if type(version) is not int or version < 1:
+            damage = f"there is no format version {version!r:.40}"
+        elif content_digest(content) != stored:
+            damage = "its content does not match the digest inside"
     except TypeError as error:
-        raise UserError(f"{path} is damaged: {error}; restore or remake it") from error
-    if found != stored:
-        raise UserError(
-            f"{path} is damaged: its content does not match the digest inside; restore or remake it"
-        )
-    for problem in problems(content):
+        damage = str(error)
+    if damage:
+        raise UserError(f"{path} is damaged: {damage}; restore or remake it")
+    for problem in problems(content, CHECKPOINT):
         raise UserError(f"{path} was not written by this project's code: {problem}")
     return Checkpoint(path, stored, content.pop("model"), content)
 
 
-def _foreign_state(content: object) -> tuple[dict[str, Tensor] | None, list[str]]:
-    """The weights in a foreign file, and notes on which they are where there are several.
+def _foreign_state(content: object) -> tuple[dict[str, Tensor], list[str]]:
+    """The weights in a foreign file, none where there are none; notes on which they are of several.
 
-    Empty where there are none; None where they alone do not give the logits, and the note says why.
+    Raises ValueError where weights alone do not give the logits.
     """
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
         return {}, []
     inside = {name: _foreign_state(value) for name, value in content.items() if isinstance(value, dict)}
-    inside = {name: found for name, found in inside.items() if found[0] or found[0] is None}
+    inside = {name: found for name, found in inside.items() if found[0]}
     for backbone, last in _PARTS:
         if not (backbone in inside and last in inside):
             continue
         if _SCALES in inside:
-            return None, [
+            raise ValueError(
                 f"holds a factor on each logit ({_SCALES}), which no linear classifier has: save it with "
                 "weight and bias of the classifier times their factors"
-            ]
-        layer = {name if "." in name else f"fc.{name}": v for name, v in (inside[last][0] or {}).items()}
-        return (inside[backbone][0] or {}) | layer, []
+            )
+        layer = {name if "." in name else f"fc.{name}": value for name, value in inside[last][0].items()}
+        return inside[backbone][0] | layer, []
     weights = {name: value for name, value in content.items() if isinstance(value, Tensor)}
     own = any(value.ndim for value in weights.values())
     chosen = next((name for name in _STATE_KEYS if name in inside), None)
@@ -224,13 +222,14 @@ def _foreign_state(content: object) -> tuple[dict[str, Tensor] | None, list[str]
     return state, notes + ([f"its weights are those under {chosen!r}, left out: {others}"] if others else [])
 
 
+# ---- into a network
+
+
 def load_weights(model: nn.Module, checkpoint: Checkpoint, network: str) -> None:
     """Load strictly into `model`, a `network`; a last layer of another name is renamed to `fc`.
 
     A file whose head is not linear has none, or one that `load_head` replaces: the head's size stands for it.
-
-    Raises:
-        UserError: names or shapes differ, or a weight is not finite: says which and what to do.
+    Raises UserError where names or shapes differ or a weight is not finite: says which, and what to do.
     """
     weight = checkpoint.facts.get("head_state", {}).get("weight")
     absent = {}
@@ -240,22 +239,21 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint, network: str) -> None
     if not checkpoint.facts and without_bias(state, own):
         state["fc.bias"] = torch.zeros_like(own["fc.bias"])
         checkpoint.notes.append("its classifier has no bias, zeros are taken")
-    wanted = {name: tuple(value.shape) for name, value in own.items()}
-    found = {name: tuple(value.shape) for name, value in state.items()}
+    wanted, found = _shapes(own), _shapes(state)
     if wanted != found:
-        raise UserError(_explain_mismatch(checkpoint, network, wanted, found))
-    if other := first_of_other_kind(own, state):
-        raise UserError(f"{checkpoint.path}: {other}")
-    if broken := first_not_finite(state):
-        raise UserError(f"{checkpoint.path}: {broken} holds values that are not finite; the run had diverged")
+        raise UserError(f"{checkpoint.path} {_mismatch(checkpoint.state, network, wanted, found)}")
+    problem = first_of_other_kind(own, state)
+    if problem is None and (broken := first_not_finite(state)):
+        problem = f"{broken} holds values that are not finite; the run had diverged"
+    if problem:
+        raise UserError(f"{checkpoint.path}: {problem}")
     load_state(model, state)
 
 
 def load_head(model: nn.Module, checkpoint: Checkpoint) -> None:
     """Put a head that is not linear, if the file holds one, in the place of `model.fc`.
 
-    Raises:
-        UserError: the head's kind or weights are not what this code knows.
+    Raises UserError where its kind or weights are not what this code knows.
     """
     head = checkpoint.facts.get("head", {"kind": "linear"})
     if head["kind"] == "linear":
@@ -265,31 +263,36 @@ def load_head(model: nn.Module, checkpoint: Checkpoint) -> None:
         model.fc = head_from_state(head["kind"], state, **head["options"]).to(model.fc.weight)
     except (ValueError, TypeError) as error:  # an option of the wrong type
         raise UserError(f"{checkpoint.path}: {error}") from error
-    if not all(value.isfinite().all() for value in state.values()):
+    if first_not_finite(state):
         raise UserError(f"{checkpoint.path}: its {head['kind']} head holds values that are not finite")
 
 
-def _explain_mismatch(checkpoint: Checkpoint, network: str, wanted: dict, found: dict) -> str:
-    path, (theirs, ours) = checkpoint.path, (shapes.get("fc.weight", ()) for shapes in (found, wanted))
-    if _backbone(wanted) == _backbone(found):
-        if len(theirs) == 2 and theirs[1] == ours[1] and theirs[0] != ours[0]:
-            return (
-                f"{path} is a {network} with {theirs[0]} classes, {ours[0]} are needed: "
-                "is it a checkpoint of another data set?"
-            )
-        if theirs == ours[::-1] and "fc.bias" not in found:
-            return (
-                f"{path} is a {network} with a cosine classifier [{theirs[0]} features, {theirs[1]} "
-                "classes], whose logits no linear layer gives: --pretrained starts stage 1 from its backbone"
-            )
-        return f"{path} has the backbone of a {network}, not its classifier: {differences(wanted, found)}"
-    fitting = _fitting_network(checkpoint.state)
-    advice = f"its weights fit --network {fitting}" if fitting else "no ResNet here has such weights"
-    return f"{path} is not a {network}: {differences(wanted, found)}; {advice}"
+def _shapes(state: dict[str, Tensor]) -> dict[str, tuple]:
+    return {name: tuple(value.shape) for name, value in state.items()}
 
 
 def _backbone(shapes: dict[str, tuple]) -> dict[str, tuple]:
     return {name: shape for name, shape in shapes.items() if not name.startswith("fc.")}
+
+
+def _mismatch(state: dict[str, Tensor], network: str, wanted: dict, found: dict) -> str:
+    """What the shapes `found` in a file, by the names of `network`, are in place of those `wanted`."""
+    theirs, ours = (shapes.get("fc.weight", ()) for shapes in (found, wanted))
+    if _backbone(wanted) != _backbone(found):
+        fitting = _fitting_network(state)
+        advice = f"its weights fit --network {fitting}" if fitting else "no ResNet here has such weights"
+        return f"is not a {network}: {differences(wanted, found)}; {advice}"
+    if len(theirs) == 2 and theirs[1] == ours[1] and theirs[0] != ours[0]:
+        return (
+            f"is a {network} with {theirs[0]} classes, {ours[0]} are needed: is it a checkpoint of another "
+            "data set?"
+        )
+    if theirs == ours[::-1] and "fc.bias" not in found:
+        return (
+            f"is a {network} with a cosine classifier [{theirs[0]} features, {theirs[1]} classes], whose "
+            "logits no linear layer gives: --pretrained starts stage 1 from its backbone"
+        )
+    return f"has the backbone of a {network}, not its classifier: {differences(wanted, found)}"
 
 
 def _fitting_network(state: dict[str, Tensor]) -> str | None:
@@ -299,38 +302,25 @@ def _fitting_network(state: dict[str, Tensor]) -> str | None:
         return None
     stem = "imagenet" if first.shape[-1] == 7 else "small"
     for name in NETWORKS:
-        model = _skeleton(name, first.shape[1], stem)
-        shapes = [
-            _backbone({key: tuple(value.shape) for key, value in some.items()})
-            for some in (model.state_dict(), with_own_names(model, state))
-        ]
-        if shapes[0] == shapes[1]:
+        with torch.device("meta"):  # names and shapes alone
+            model = build_model(name, 1, first.shape[1], stem)
+        if _backbone(_shapes(model.state_dict())) == _backbone(_shapes(with_own_names(model, state))):
             return name if name in THIN_NETWORKS else f"{name} --stem {stem}"
     return None
 
 
-@cache
-def _skeleton(name: str, in_channels: int, stem: str) -> nn.Module:
-    """A network without numbers: names and shapes alone."""
-    with torch.device("meta"):
-        return build_model(name, 1, in_channels, stem)
+# ---- places of published models
 
 
 def published_path(
-    root: Path | str,
-    data_name: str,
-    imb_ratio: float | None,
-    network: str,
-    stage: str,
-    source: Path | str | None = None,
+    config: Config, stage: str, network: str, source: Path | str | None = None, root: Path | None = None
 ) -> Path:
-    """Where a stage leaves its final model for the next; without a ratio, without a folder of it.
+    """Where a stage leaves its final model for the next, below `root` (None: --ckpt_dir).
 
-    Raises:
-        UserError: a folder is in its place, or `source`, the file that the stage starts from.
+    Raises UserError where a folder is in its place, or `source`, the file that the stage starts from.
     """
-    folder = Path(root) / data_name
-    folder = folder if imb_ratio is None else folder / f"IR={imb_ratio:g}"
+    ratio = "" if config.imb_ratio is None else f"IR={config.imb_ratio:g}"
+    folder = (root or Path(config.ckpt_dir)) / config.place_name / ratio
     path = folder / f"{network_label(network)}_{stage}.pth"
     if path.is_dir():
         raise UserError(f"{path} is a folder, a checkpoint has its place there: move it away")
@@ -339,43 +329,32 @@ def published_path(
     return path
 
 
-def find_published(config: Config, network: str, stage: str) -> Path:
-    """The user's own file for the data of `config`, else the released one.
-
-    Raises:
-        UserError: neither exists; names the place, the command that makes it, and a file of another network.
-    """
-    places = [
-        published_path(folder, config.place_name, config.imb_ratio, network, stage)
-        for folder in (config.ckpt_dir, RELEASED)
-    ]
-    for place in places:
-        if place.is_file():
-            return place
-    others = sorted(
-        {
-            _network_of(p, p.name.removesuffix(f"_{stage}.pth"))
-            for place in places
-            for p in place.parent.glob(f"*_{stage}.pth")
-            if not p.name.endswith(f"features_{stage}.pth")
-        }
-    )
-    hint = f"; there is one for --network {' or '.join(others)}" if others else ""
-    raise UserError(
-        f"no {stage} checkpoint at {places[0]}: make it with `{_making(config, f'main_{stage}.py')}`, or "
-        f"name one with --pretrained_pth{hint}"
-    )
+def find_published(config: Config, stage: str, network: str) -> Path | None:
+    """The user's own file for the data of `config`, else the released one; None: there is neither."""
+    return next((place for place in _places(config, stage, network) if place.is_file()), None)
 
 
-def _making(config: Config, script: str) -> str:
-    """The command that makes the checkpoint which a run of `config` lacks: of the same data, in its place."""
+def nothing_published(config: Config, stage: str, network: str) -> UserError:
+    """Names the place, the command that makes what is missing there, and a file of another network."""
+    places = _places(config, stage, network)
+    beside = [path for place in places for path in place.parent.glob(f"*_{stage}.pth")]
+    others = {_network_of(path, stage) for path in beside if not path.name.endswith(f"features_{stage}.pth")}
+    hint = f"; there is one for --network {' or '.join(sorted(others))}" if others else ""
     basic = {} if config.features else {name: getattr(config, name) for name in _BASIC}
     words = [word for name, value in basic.items() if value is not None for word in option(name, value)]
-    return command(script, *words, *said(config, script, set(SHARED) - basic.keys()))
+    script = f"main_{stage}.py"
+    making = command(script, *words, *said(config, script, set(SHARED) - basic.keys()))
+    line = f"no {stage} checkpoint at {places[0]}: make it with `{making}`, or name one with --pretrained_pth"
+    return UserError(line + hint)
 
 
-def _network_of(path: Path, label: str) -> str:
-    """The network of a published file, which may be module:function; `label` where the file does not say."""
+def _places(config: Config, stage: str, network: str) -> list[Path]:
+    return [published_path(config, stage, network, root=root) for root in (None, RELEASED)]
+
+
+def _network_of(path: Path, stage: str) -> str:
+    """The network of a published file, which may be module:function; its label where the file is spoilt."""
+    label = path.name.removesuffix(f"_{stage}.pth")
     try:
         name = read(path).facts.get("network", label)
         check_network(name)

@@ -1,17 +1,20 @@
-"""What the facts of a checkpoint or a pack must be: readers rely on it, so it is checked when one is read.
+"""What a checkpoint or a pack says of itself, a row a fact: readers rely on it, so it is checked when read.
 
 Of a type and bounded: what has been read can be printed, written and read back.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from itertools import chain
 
 import torch
-from torch import Tensor, int64
+from torch import Tensor
 
 from datasets.types import FileSet, ImageSet
+from utils.settings.presets import PRESETS
 
 PACK_FORMAT = "label-over-smoothing feature pack"
+OWN = "features"  # as the preset of a pack: features that a user brought
 
 # of classes, of characters of a text, of bytes of all class names: a file has to hold them, and be read back
 MAX_CLASSES, MAX_TEXT, MAX_NAMES = 500_000, 5_000, 1 << 22
@@ -20,8 +23,8 @@ SELECTED_ON = ("last", "val", "test", "unknown")  # it stands in the last line o
 Test = Callable[[object], bool]
 
 
-def _is(*kinds: type) -> Test:
-    return lambda value: type(value) in kinds
+def _is(kind: type) -> Test:
+    return lambda value: type(value) is kind
 
 
 def _is_text(value: object, odd_bytes: str = "strict") -> bool:
@@ -29,9 +32,10 @@ def _is_text(value: object, odd_bytes: str = "strict") -> bool:
     if type(value) is not str or len(value) > MAX_TEXT or "\0" in value:
         return False
     try:
-        return bool(value.encode("utf-8", odd_bytes)) or not value
+        value.encode("utf-8", odd_bytes)
     except UnicodeEncodeError:
         return False
+    return True
 
 
 def _is_number(value: object) -> bool:
@@ -42,11 +46,19 @@ def _whole(low: int, high: int = LARGEST) -> Test:
     return lambda value: type(value) is int and low <= value <= high
 
 
-def _list_of(test: Test, most: int = MAX_CLASSES) -> Test:
-    return lambda value: type(value) is list and len(value) <= most and all(map(test, value))
+def _one_of(*values: str) -> Test:
+    return lambda value: type(value) is str and value in values
 
 
-def _texts(value: object) -> bool:
+def _list_of(test: Test) -> Test:
+    return lambda value: type(value) is list and len(value) <= MAX_CLASSES and all(map(test, value))
+
+
+def _or_none(test: Test) -> Test:
+    return lambda value: value is None or test(value)
+
+
+def _named(value: object) -> bool:
     return isinstance(value, dict) and all(type(key) is str for key in value)
 
 
@@ -56,20 +68,12 @@ def _is_plain(value: object) -> bool:
     if isinstance(value, dict):
         return _settings(value)
     # figures of a run that has diverged may be no numbers
-    return (
-        value is None
-        or type(value) in (bool, float)
-        or _whole(-LARGEST)(value)
-        or _is_text(value, "surrogateescape")
-    )
+    other = value is None or type(value) in (bool, float) or _whole(-LARGEST)(value)
+    return other or _is_text(value, "surrogateescape")
 
 
 def _settings(value: object) -> bool:
     return isinstance(value, dict) and all(map(_is_text, value)) and all(map(_is_plain, value.values()))
-
-
-def _or_none(test: Test) -> Test:
-    return lambda value: value is None or test(value)
 
 
 def _shots(value: object) -> bool:
@@ -81,13 +85,13 @@ def _class_names(value: object) -> bool:
 
 
 def _tensors(value: object) -> bool:
-    return _texts(value) and all(isinstance(entry, Tensor) for entry in value.values())
+    return _named(value) and all(isinstance(entry, Tensor) for entry in value.values())
 
 
 def _record(needed: dict[str, Test], others: dict[str, Test] | None = None) -> Test:
     """A dictionary with such entries; `others` may be absent, what is in neither is not looked at."""
     return lambda value: (
-        _texts(value)
+        _named(value)
         and needed.keys() <= value.keys()
         and all(test(value[name]) for name, test in (needed | (others or {})).items() if name in value)
     )
@@ -98,70 +102,51 @@ def _prints(value: object) -> bool:
 
 
 def _files(value: object) -> bool:
-    tests = {**dict.fromkeys(("names", "bytes"), _prints), **dict.fromkeys(("sizes", "times"), _is(str))}
-    return _record(tests, {"all": _is(str)})(value) and 0 < len(value["bytes"]) <= len(value["names"])
+    needed = {"names": _prints, "bytes": _prints, "sizes": _is(str), "times": _is(str)}
+    return _record(needed, {"all": _is(str)})(value) and 0 < len(value["bytes"]) <= len(value["names"])
 
 
 def _head(value: object) -> bool:
-    if not _texts(value) or type(value.get("kind")) is not str:
+    if not _record({"kind": _is(str)})(value):
         return False
-    options = value.get("options", {} if value["kind"] == "linear" else None)
-    return _settings(options)
+    return _settings(value.get("options", {} if value["kind"] == "linear" else None))
 
 
-_progress = _record(
-    {
-        "epoch": _whole(0),
-        "best_epoch": _or_none(_whole(0)),
-        "best_score": _or_none(_is_number),
-        "rows": _list_of(_settings),
-    }
-)
+_best = {"best_epoch": _or_none(_whole(0)), "best_score": _or_none(_is_number)}
+_progress = _record({"epoch": _whole(0), "rows": _list_of(_settings)} | _best)
 
 
 def _optimizer(value: object) -> bool:
-    if not (_texts(value) and isinstance(value.get("state"), dict)):
+    if not _record({"state": _is(dict), "param_groups": _is(list)})(value):
         return False
-    groups = value.get("param_groups")
-    each = chain(groups if isinstance(groups, list) else [None], value["state"].values())
-    return all(map(_texts, each))
+    return all(map(_named, chain(value["param_groups"], value["state"].values())))
 
 
 def _partial(value: object) -> bool:
-    if not (_texts(value) and _whole(0)(value.get("step"))):
+    tensors = dict.fromkeys(("counts", "losses", "hits"), lambda one: isinstance(one, Tensor))
+    if not _record({"step": _whole(0)} | tensors)(value):
         return False
-    counts, *columns = (value.get(name) for name in ("counts", "losses", "hits"))
-    if not all(isinstance(tensor, Tensor) for tensor in (counts, *columns)):
-        return False
-    fits = counts.ndim == 2 and counts.shape[1] == 2 and counts.dtype == int64 and bool((counts >= 0).all())
+    counts = value["counts"]
+    fits = counts.ndim == 2 and counts.shape[1] == 2 and counts.dtype == torch.int64 and (counts >= 0).all()
     steps, images = counts.sum(dim=0).tolist() if fits else (0, 0)
-    return images > 0 and all(tensor.shape == (steps,) for tensor in columns)
+    return images > 0 and all(value[name].shape == (steps,) for name in ("losses", "hits"))
 
 
 def _best_is_there(state: dict) -> bool:
     """The weights of a head's best epoch, where there has been one: a run needs them at its end."""
-    best, weights = state.get("best_state"), state["weights"]
-    if best is None or state["progress"]["best_epoch"] is None:
-        return best is state["progress"]["best_epoch"]
-    return {name: value.shape for name, value in best.items()} == {
-        name: value.shape for name, value in weights.items()
-    }
+    best, epoch = state.get("best_state"), state["progress"]["best_epoch"]
+    if best is None or epoch is None:
+        return best is epoch
+    one, other = ({name: value.shape for name, value in some.items()} for some in (best, state["weights"]))
+    return one == other
 
 
 _head_state = _record(
-    {
-        **dict.fromkeys(("method", "setting"), _is_text),
-        "seed": _whole(0),
-        "progress": _progress,
-        "seconds": _is_number,
-    },
-    {
-        "failure": _is(str),
-        **dict.fromkeys(("weights", "best_state", "best_backbone"), _tensors),
-        "momentum": _tensors,
-        **dict.fromkeys(("step", "images"), _whole(0)),
-        **dict.fromkeys(("loss_sum", "hit_sum"), _is(Tensor)),
-    },
+    {"method": _is_text, "setting": _is_text, "seed": _whole(0)}
+    | {"progress": _progress, "seconds": _is_number},
+    dict.fromkeys(("weights", "momentum", "best_state", "best_backbone"), _tensors)
+    | dict.fromkeys(("loss_sum", "hit_sum"), _is(Tensor))
+    | {"failure": _is(str), "step": _whole(0), "images": _whole(0)},
 )
 
 
@@ -172,83 +157,101 @@ def _head_states(value: object) -> bool:
     )
 
 
-_text, _number = (_is_text, "text"), (_or_none(_is_number), "a number or nothing")
-_text_or_none = (_or_none(_is_text), "text or nothing")
-_selected = (lambda value: value in SELECTED_ON, f"one of {', '.join(SELECTED_ON)}")
-# name -> (test, what it must be), of facts that both may have
-FACTS: dict[str, tuple[Test, str]] = {
-    "dataset": _text,
-    "network": _text,
-    "imb_ratio": _number,
-    "num_class": (_whole(2, MAX_CLASSES), f"a whole number of 2 to {MAX_CLASSES}"),
-    "class_names": (_class_names, "a list of texts"),
-    "class_counts": (_list_of(_whole(0)), "a list of whole numbers"),
-    "subset_seed": (_or_none(_whole(0)), "a whole number or nothing"),
-    "stem": _text_or_none,
-    "shots": (_shots, "two limits"),
-    "image_size": (_or_none(_whole(1)), "a whole number or nothing"),
-    "augment": _text_or_none,
-    "jitter": _number,
-    "normalise": _text_or_none,
-    "no_flip": (_is(bool), "true or false"),
-    "tta": (_is(bool), "true or false"),
-    "val_source": _text_or_none,
-    "val_fraction": _number,
-    "train_digest": _text,
-    "stage1_digest": _text_or_none,
-    "seed": (_or_none(_whole(0)), "a whole number or nothing"),
-    "environment": (_settings, "settings by name"),
-    "selected_on": _selected,
-    "val_clean": (_is(bool), "true or false"),
-    "train_views": (lambda value: value in ("plain", "augmented"), "plain or augmented"),
-}
-_OF_CHECKPOINTS = {
-    "stage": (lambda value: value in ("stage1", "stage2"), "stage1 or stage2"),
-    "train_files": (_files, "what the training files were like"),
-    "stage1_files": (_files, "what the training files of stage 1 were like"),
-    "identity": _text,
-    "seed": (_whole(0), "a whole number"),
-    "epoch": (_whole(0), "a whole number"),
-    "args": (_settings, "settings by name"),
-    "head": (_head, "a kind and its options"),
-    "head_state": (_tensors, "tensors by name"),
-    "progress": (_progress, "epoch, best_epoch, best_score and rows"),
-    "optimizer": (_optimizer, "a state and groups of parameters"),
-    "scaler": (_texts, "settings by name"),
-    "heads": (_head_states, "a list of heads and how far they are"),
-    "partial": (_partial, "the steps of an epoch, with their losses and hits"),
-    "given": (_settings, "settings by name"),
-    "metrics": (_settings, "figures by name"),
-    "method": _text,
-    "setting": _text,
-    "lr": _number,
-    "stage1_selected_on": (_or_none(_selected[0]), _selected[1]),
-    "features_digest": _text,
-    "model": (_tensors, "tensors by name"),
-}
-REQUIRED = ("stage", "dataset", "network", "num_class", "epoch", "model")
+CHECKPOINT, PACK = frozenset({"checkpoint"}), frozenset({"pack"})
+BOTH = CHECKPOINT | PACK
 
 
-def problems(content: dict) -> Iterator[str]:
-    """What is wrong with a checkpoint's content (plain data and `model`), one line a problem."""
-    yield from problems_of_facts(content, REQUIRED, FACTS | _OF_CHECKPOINTS)
-    if content.get("head", {"kind": "linear"})["kind"] != "linear" and "head_state" not in content:
-        yield f"the weights of its {content['head']['kind']!r:.40} head are missing"
+@dataclass(frozen=True)
+class Fact:
+    """One thing that a file says of itself: what it must be, the files it stands in, those that need it."""
+
+    name: str
+    test: Test
+    wanted: str
+    files: frozenset[str] = BOTH
+    needed: frozenset[str] = frozenset()
 
 
-def problems_of_facts(
-    facts: dict, required: Iterable[str], known: dict[str, tuple[Test, str]] = FACTS
-) -> Iterator[str]:
-    """What is wrong with facts, those of a pack where not said otherwise."""
-    for name in required:
-        if name not in facts:
-            yield f"the fact {name} is missing"
-    for name, (test, wanted) in known.items():
-        if name in facts and not test(facts[name]):
-            yield f"the fact {name} must be {wanted}, found {_shown(facts[name])}"
+_text, _text_or_none = (_is_text, "text"), (_or_none(_is_text), "text or nothing")
+_number, _switch = (_or_none(_is_number), "a number or nothing"), (_is(bool), "true or false")
+_whole_or_none, _by_name = (_or_none(_whole(0)), "a whole number or nothing"), (_settings, "settings by name")
+_count = (_whole(0), "a whole number")
+_selected = (_one_of(*SELECTED_ON), f"one of {', '.join(SELECTED_ON)}")
+SCHEMA = (
+    # the data
+    Fact("dataset", *_text, needed=BOTH),
+    Fact("num_class", _whole(2, MAX_CLASSES), f"a whole number of 2 to {MAX_CLASSES}", needed=BOTH),
+    Fact("class_names", _class_names, "a list of texts", needed=PACK),
+    Fact("class_counts", _list_of(_whole(0)), "a list of whole numbers", needed=PACK),
+    Fact("imb_ratio", *_number, needed=PACK),
+    Fact("subset_seed", *_whole_or_none),
+    Fact("shots", _shots, "two limits"),
+    Fact("val_source", *_text_or_none, needed=PACK),
+    Fact("val_fraction", *_number),
+    Fact("val_clean", *_switch, needed=PACK),
+    Fact("train_views", _one_of("plain", "augmented"), "plain or augmented", needed=PACK),
+    Fact("train_files", _files, "what the training files were like", CHECKPOINT),
+    Fact("stage1_files", _files, "what the training files of stage 1 were like", CHECKPOINT),
+    # how images are looked at
+    Fact("image_size", _or_none(_whole(1)), "a whole number or nothing"),
+    Fact("augment", *_text_or_none),
+    Fact("jitter", *_number),
+    Fact("normalise", *_text_or_none),
+    Fact("no_flip", *_switch),
+    Fact("tta", *_switch),
+    # what the weights are
+    Fact("stage", _one_of("stage1", "stage2"), "stage1 or stage2", CHECKPOINT, CHECKPOINT),
+    Fact("network", *_text, needed=BOTH),
+    Fact("stem", *_text_or_none),
+    Fact("head", _head, "a kind and its options", CHECKPOINT),
+    Fact("method", *_text, CHECKPOINT),
+    Fact("setting", *_text, CHECKPOINT),
+    Fact("epoch", *_count, CHECKPOINT, CHECKPOINT),
+    Fact("selected_on", *_selected),
+    Fact("stage1_selected_on", _or_none(_selected[0]), _selected[1], CHECKPOINT),
+    Fact("metrics", _settings, "figures by name", CHECKPOINT),
+    # digests
+    Fact("train_digest", *_text),
+    Fact("stage1_digest", *_text_or_none, needed=PACK),
+    Fact("features_digest", *_text, CHECKPOINT),
+    Fact("identity", *_text, CHECKPOINT),
+    # settings and environment
+    Fact("preset", _one_of(OWN, *PRESETS), f"{OWN} or the name of a data set", PACK),
+    Fact("seed", *_whole_or_none, PACK),
+    Fact("seed", *_count, CHECKPOINT),
+    Fact("lr", *_number, CHECKPOINT),
+    Fact("args", *_by_name, CHECKPOINT),
+    Fact("given", *_by_name, CHECKPOINT),
+    Fact("environment", *_by_name),
+    # the weights, and what a resume needs
+    Fact("model", _tensors, "tensors by name", CHECKPOINT, CHECKPOINT),
+    Fact("head_state", _tensors, "tensors by name", CHECKPOINT),
+    Fact("progress", _progress, "epoch, best_epoch, best_score and rows", CHECKPOINT),
+    Fact("optimizer", _optimizer, "a state and groups of parameters", CHECKPOINT),
+    Fact("scaler", _named, "settings by name", CHECKPOINT),
+    Fact("heads", _head_states, "a list of heads and how far they are", CHECKPOINT),
+    Fact("partial", _partial, "the steps of an epoch, with their losses and hits", CHECKPOINT),
+)
+
+
+def problems(facts: dict, file: frozenset[str], whole: bool = True) -> Iterator[str]:
+    """What is wrong with the facts of a CHECKPOINT (its weights among them) or PACK, one line a problem.
+
+    Not `whole`: some may be missing still.
+    """
+    rows = [row for row in SCHEMA if file <= row.files]
+    for row in rows:
+        if whole and file <= row.needed and row.name not in facts:
+            yield f"the fact {row.name} is missing"
+    for row in rows:
+        if row.name in facts and not row.test(facts[row.name]):
+            yield f"the fact {row.name} must be {row.wanted}, found {_shown(facts[row.name])}"
     for name in ("class_names", "class_counts"):
         if name in facts and len(facts[name]) != facts["num_class"]:
             yield f"{name} has {len(facts[name])} entries, num_class is {facts['num_class']}"
+    kind = facts.get("head", {"kind": "linear"})["kind"]
+    if kind != "linear" and whole and "head_state" not in facts:
+        yield f"the weights of its {kind!r:.40} head are missing"
 
 
 def _shown(value: object) -> str:

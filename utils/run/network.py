@@ -20,8 +20,7 @@ from utils.settings.data import file_views
 def build_network(config: Config, num_classes: int, in_channels: int = 3) -> nn.Module:
     """The network of a configuration, at its initialisation; a classifier without bias gets one, of zeros.
 
-    Raises:
-        UserError: there is no such network, or it cannot be built.
+    Raises UserError where there is no such network, or it cannot be built.
     """
     try:
         model = build_model(config.network, num_classes, in_channels, config.stem)
@@ -35,8 +34,7 @@ def build_network(config: Config, num_classes: int, in_channels: int = 3) -> nn.
 def start_pretrained(model: nn.Module, config: Config, data: LongTailedData) -> str:
     """Put the weights of --pretrained into all of `model` but its classifier; returns a line for the log.
 
-    Raises:
-        UserError: the file is broken, of another network, or was trained on images of this test set.
+    Raises UserError where the file is broken, of another network, or was trained on images of this test set.
     """
     with about("--pretrained"):
         source = read(Path(config.pretrained))
@@ -92,48 +90,38 @@ def note_channels(source: Checkpoint, views: ViewSpec | FileViews) -> None:
 def try_network(model: nn.Module, config: Config, data: LongTailedData, rows: int | None = None) -> None:
     """Run `model` on an empty image of the size of `data`, and where it trains on batches of `rows` at least.
 
-    Nothing of it is left: neither batch-norm statistics nor random state.
-
-    Raises:
-        UserError: the network cannot take these images, or so few at a time.
+    Nothing of it is left: neither batch-norm statistics nor random state. Raises UserError where the network
+    cannot take these images, or so few at a time.
     """
     files = isinstance(data.views, FileViews)
     size = data.views.size if files else data.train.images.shape[-1]
-    try_forward(model, config, data.in_channels, size, "another --image_size or " * files, rows)
+    for number in [None] if rows is None else [None, rows]:
+        try_forward(model, config, data.in_channels, size, files, number)
 
 
 def try_forward(
-    model: nn.Module, config: Config, channels: int, size: int, resize: str = "", rows: int | None = None
+    model: nn.Module, config: Config, channels: int, size: int, sized: bool, rows: int | None = None
 ) -> None:
-    """`try_network` for images [`channels`, `size`, `size`]; `resize` goes before the advice.
-
-    Raises:
-        UserError: as `try_network`.
-    """
-    evaluated = f"takes no images of {size} x {size} pixels (%s): take {resize}another --network"
-    trained = (
-        "cannot train on one image at a time (%s), as it would have to here: take another --batch_size, or a "
-        "smaller --accum"
-    )
-    tries = [(1, False, evaluated)]
-    if rows is not None:
-        tries.append((rows, True, trained if rows == 1 else evaluated))
-    for number, training, told in tries:
-        images = torch.zeros(number, channels, size, size, device=next(model.parameters()).device)
-        try:
-            with untouched(model, training):
-                model(images)
-        except (RuntimeError, ValueError, AssertionError) as error:
-            if is_out_of_memory(error):
-                raise
-            raise UserError(f"--network {config.network} {told % reason(error)}") from error
+    """`try_network` for `rows` images in training (None: one at test); `sized`: --image_size sets `size`."""
+    images = torch.zeros(rows or 1, channels, size, size, device=next(model.parameters()).device)
+    try:
+        with untouched(model, rows is not None):
+            model(images)
+    except (RuntimeError, ValueError, AssertionError) as error:
+        if is_out_of_memory(error):
+            raise
+        why, advice = reason(error), "another --image_size or another" if sized else "another"
+        problem = f"takes no images of {size} x {size} pixels ({why}): take {advice} --network"
+        if rows == 1:
+            problem = f"cannot train on one image at a time ({why}), as it would have to here: take another "
+            problem += "--batch_size, or a smaller --accum"
+        raise UserError(f"--network {config.network} {problem}") from error
 
 
 def network_for_files(config: Config, source: Checkpoint) -> tuple[nn.Module, FileViews, list[str]]:
     """The network of a checkpoint for image files of no data set: it, their views, the class names.
 
-    Raises:
-        UserError: the checkpoint does not say how many classes it has, or is not made for colour images.
+    Raises UserError where the checkpoint does not say how many classes it has, or is not for colour images.
     """
     if config.dataset == "digits_lt":
         raise UserError("--predict reads colour images, digits_lt has grey ones of 8 x 8 pixels")
