@@ -31,7 +31,7 @@ from utils.report.resume import AUTO_FOUND_NONE, own_words, read_resume, words_t
 from utils.run import checkpoint
 from utils.run.checkpoint import published_path
 from utils.run.folder import Run
-from utils.run.saver import Keeper
+from utils.run.saver import Saver
 from utils.settings.config import resolve
 from utils.settings.data import scored_parts
 from utils.settings.methods import lead_method, listing
@@ -83,7 +83,7 @@ def retrain(argv: Sequence[str] | None, held: ExitStack) -> None:
     lock = resumed.lock if resumed else None
     run = held.enter_context(Run(config, "stage2", folder, also_writable=also, world=world, lock=lock))
     signals = held.enter_context(Signals())
-    keeper = Keeper(run, STAGE2, signals, world, config.save_every, words_to_resume(config, STAGE2))
+    keeper = Saver(run, STAGE2, signals, world, config.save_every, words_to_resume(config, STAGE2))
     summary.announce(run, config, data, model, device, world)
     run.log(summary.from_where(source))
     if "resume" in given:

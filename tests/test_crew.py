@@ -201,7 +201,7 @@ def outputs(root: Path) -> list[str]:
 def test_the_processes_of_a_crew_end_with_the_run_that_is_killed(digits, tmp_path):
     words = [*SIX[:4], "--finetune_epoch", "2000", "--pretrained_pth", str(digits.stage1)]
     code = (
-        "import sys, main_stage2\nfrom utils import crew\ncrew.WORTH_STEPS = 1\n"
+        "import sys, main_stage2\nfrom utils.heads import crew\ncrew.WORTH_STEPS = 1\n"
         "main_stage2.Crew = lambda size, asked: crew.Crew(2, asked)\nmain_stage2.main(sys.argv[1:])"
     )
     command = [sys.executable, "-c", code, "--dataset", "digits_lt", *outputs(tmp_path), *words]

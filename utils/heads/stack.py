@@ -20,6 +20,7 @@ from utils.base.distributed import ALONE
 from utils.base.errors import UserError, is_out_of_memory, reason
 from utils.base.seeding import epoch_order, generator_for
 from utils.engine import loop
+from utils.engine.step import TrainStep
 from utils.features.frozen import Representation
 from utils.features.views import logit_batches
 from utils.heads.crew import Crew
@@ -53,7 +54,7 @@ class HeadRun:
         self.plan, self.frozen, self.batch_size = plan, frozen, config.batch_size
         self.select = config.select
         self.progress, self.best_state, self.best_backbone = loop.Progress(), None, None
-        self.partial, self.failure = loop.Partial(), None
+        self.failure = None
         self.lr, self.head = plan.lr, None
         self._spent, self._working_since = 0.0, None
         self._attempt(lambda: self._start(config))
@@ -139,13 +140,10 @@ class HeadRun:
         if plan.method.trained:
             lr = loop.cosine_lr(self.lr, epoch, plan.epochs)
             row = {"epoch": epoch + 1, "step": (epoch + 1) * self.steps, "lr": lr}
-            order = self._order(epoch)[self.partial.step * self.batch_size :]
+            order = self._order(epoch)[self.progress.step * self.batch_size :]
             batches = self.frozen.train.batches(order, self.batch_size, epoch)
-            row |= loop.train_epoch(
-                *(self.head, batches, self.loss_fn, self.optimizer, lr),
-                partial=self.partial,
-                after_step=after_step,
-            )
+            step = TrainStep(self.head, self.loss_fn, self.optimizer)
+            row |= loop.train_epoch(step, batches, self.progress, lr, after_step=after_step)
             if self.limit is not None:
                 max_norm_(self.head.weight.data, self.limit)
             if not all(weight.isfinite().all() for weight in self.head.parameters()):
@@ -153,8 +151,8 @@ class HeadRun:
         else:
             row = {"epoch": 0, "step": 0, "lr": None, "train_loss": None, "train_accuracy": None}
         row |= self._score(scored)
-        self.progress.record(row, loop.score_column(self.select, "val" in scored), self._keep_best)
-        self.partial = loop.Partial()
+        if self.progress.record(row, loop.score_column(self.select, "val" in scored)):
+            self._keep_best()
 
     def _order(self, epoch: int) -> Tensor:
         labels, seed = self.frozen.train.labels, self.plan.seed
@@ -199,7 +197,7 @@ class HeadRun:
                 state[name] = dict(getattr(self, name))
         if self.plan.method.trained:
             state["optimizer"] = self.optimizer.state_dict()
-        return state | ({"partial": self.partial.as_dict(ALONE)} if self.partial.step else {})
+        return state | ({"partial": self.progress.partial()} if self.progress.step else {})
 
     def restore(self, state: dict) -> None:
         """Be where `state` says; the plan must be that of the head which it is from.
@@ -215,9 +213,8 @@ class HeadRun:
         self.best_state, self.best_backbone = state.get("best_state"), state.get("best_backbone")
         if self.plan.method.trained:
             loop.load_optimizer(self.optimizer, state["optimizer"])
-        device = self.frozen.fc.weight.device
-        stored = state.get("partial")
-        self.partial = loop.Partial.of(stored, ALONE, device) if stored else loop.Partial()
+        if "partial" in state:
+            self.progress.go_on(state["partial"], ALONE, self.frozen.fc.weight.device)
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from utils.report import summary, table
 from utils.run import checkpoint
 from utils.run.checkpoint import Checkpoint
 from utils.run.folder import Run
-from utils.run.saver import Keeper
+from utils.run.saver import Saver
 from utils.settings.commands import command
 from utils.settings.config import Config
 from utils.settings.methods import lead_method
@@ -87,7 +87,7 @@ class Watcher:
 
     def __init__(
         self,
-        keeper: Keeper,
+        keeper: Saver,
         heads: list[HeadRun],
         facts: dict,
         model: nn.Module,
@@ -102,7 +102,7 @@ class Watcher:
         going_on = [head for head in heads if not head.failed and head.progress.epoch < head.plan.epochs]
         self.first = self.epoch = min((head.progress.epoch for head in going_on), default=self.epochs)
         self.saved, self.best_saved = False, None
-        keeper.save, keeper.where = self.save, self.where
+        keeper.keeps(self.save, self.where)
         by_path = [h for h in heads if h.plan.method.trained and h.plan.options.get("path") and not h.failed]
         for name, path, lr in dict.fromkeys(
             (h.plan.method.name, h.plan.options["path"], h.lr) for h in by_path
@@ -111,9 +111,9 @@ class Watcher:
 
     def where(self) -> str:
         """How far the heads are."""
-        under_way = [head for head in self.heads if head.partial.step]
+        under_way = [head for head in self.heads if head.progress.step]
         name = under_way[0].plan.method.name if under_way else None
-        step = f"step {under_way[0].partial.step} of {name} in epoch {self.epoch + 1}" if under_way else None
+        step = f"step {under_way[0].progress.step} of {name} in epoch {self.epoch + 1}" if under_way else None
         return step or f"epoch {self.epoch}"
 
     def save(self) -> None:
@@ -124,7 +124,7 @@ class Watcher:
         """
         require_unchanged(self.source)
         lead, model = self.lead, self.model
-        partial = any(head.partial.step for head in self.heads)
+        partial = any(head.progress.step for head in self.heads)
         content = not_begun(model) if lead.failed else head_content(model, lead)
         content |= {"heads": [head.state() for head in self.heads]}
         content |= {"version": checkpoint.VERSION if partial else checkpoint.WHOLE}

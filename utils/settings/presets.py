@@ -127,6 +127,7 @@ COMMON = {
     "workers": 0,
     "pretrained_pth": None,
     "accum": 1,
+    "loss": "ce",
     "mixup": 0.0,
     "nesterov": False,
     "method": "los",

@@ -7,6 +7,7 @@ from pathlib import Path
 from datasets import DATASETS
 from datasets.split import VAL_SOURCES
 from datasets.types import AUGMENTS, CHANNELS
+from losses import LOSSES
 from models import NETWORKS
 
 STAGE1, STAGE2, EVALUATE = "main_stage1.py", "main_stage2.py", "evaluate.py"
@@ -175,6 +176,14 @@ ARGUMENTS = [
     ),
     Argument(
         "warmup_epochs", int, "epochs over which the learning rate rises linearly", "optimisation", (STAGE1,)
+    ),
+    Argument(
+        "loss",
+        str,
+        "loss, with the options that stage 2 gives the method of its name; ldam is made for cosines",
+        "optimisation",
+        (STAGE1,),
+        choices=tuple(LOSSES),
     ),
     Argument("momentum", float, "SGD momentum, 0 to below 1", "optimisation", TRAIN),
     Argument("wd", float, "stage-1 weight decay, on all parameters", "optimisation", (STAGE1,)),
@@ -403,7 +412,7 @@ ARGUMENTS = [
     Argument(
         "compile",
         bool,
-        "torch.compile the backbone for full batches; the log says whether it pays",
+        "torch.compile the backbone for full batches",
         "run",
     ),
     Argument("sync_bn", bool, "batch-norm statistics over all processes (CUDA)", "run", (STAGE1,)),
