@@ -13,7 +13,7 @@ from datasets import ImageSet, build_data
 from datasets.images.in_memory import DeviceImages
 from losses import LabelOverSmooth
 from models import build_model
-from tests.helpers import call, places, read_metrics, refusal, run_folder, run_stage1, stopped_at_step
+from tests.helpers import call, read_metrics, refusal, run_folder, run_stage1, stopped_at_step
 from utils.base.seeding import epoch_order
 from utils.engine.loop import Progress, cosine_lr, diverged, score_column, sgd, train_epoch
 from utils.engine.scoring import predict
@@ -273,18 +273,6 @@ def test_another_loss_trains_as_the_plain_loop_does_and_is_recorded(tmp_path, da
 def test_every_loss_trains_stage_1_with_options_of_its_own(tmp_path, name):
     text = run_stage1(tmp_path, "--epochs", "1", "--seed", "0", "--lr", "0.001", "--loss", name)
     assert f"loss {name}: " in text and "test overall=" in text
-
-
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (("--loss", "bce"), r"argument --loss: invalid choice: 'bce'"),
-        (("--loss", "focal", "--mixup", "0.2"), r"--mixup mixes labels, --loss focal takes none that are .*"),
-    ],
-)
-def test_a_loss_that_cannot_be_is_refused_in_one_line(tmp_path, words, said):
-    message = refusal(main_stage1.main, "--dataset", "digits_lt", *words, *places(tmp_path))
-    assert re.match(said, message) and not any(tmp_path.rglob("*.pth"))
 
 
 # ---- prediction ----

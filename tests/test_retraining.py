@@ -259,7 +259,7 @@ def test_an_epoch_that_is_cut_off_counts_in_the_seconds_of_its_head(digits, froz
 
     def after_step() -> None:
         saved.append(los.state()["seconds"])
-        if los.partial.step == 3:
+        if los.progress.step == 3:
             raise SystemExit(143)
 
     with pytest.raises(SystemExit):

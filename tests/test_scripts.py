@@ -239,7 +239,7 @@ def test_a_cut_off_run_resumes_to_the_same_bits_without_a_row_twice(tmp_path, di
 def cut_off_after(epochs: int, root: Path) -> Path:
     """Train as the fixture does, in a process that dies once `epochs` epochs are saved; the run folder."""
     code = (
-        "import os, main_stage1; from utils import checkpoint; real = checkpoint.save\n"
+        "import os, main_stage1; from utils.run import checkpoint; real = checkpoint.save\n"
         "def save(path, content):\n"
         "    real(path, content)\n"
         f"    if path.name == 'last.pth' and content['epoch'] == {epochs}: os._exit(9)\n"

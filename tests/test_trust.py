@@ -117,8 +117,8 @@ GREEDY = {
 PEAK = """
 import resource, sys
 from pathlib import Path
-from utils import checkpoint
-from utils.errors import UserError
+from utils.run import checkpoint
+from utils.base.errors import UserError
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for name in sys.argv[1:]:
     try:
@@ -295,7 +295,7 @@ def test_nothing_prints_what_a_file_says_but_the_functions_that_clean_it():
         and ast.unparse(node.func) in ("print", "sys.stdout.write", "sys.stderr.write")
         and not all(isinstance(word, ast.Constant) for word in node.args)
     }
-    assert len(sources) > 50 and printing == {"utils/errors.py"}
+    assert len(sources) > 50 and printing == {"utils/base/errors.py"}
 
 
 def test_a_cell_that_a_spreadsheet_would_run_is_text_and_every_other_cell_is_as_it_was():
