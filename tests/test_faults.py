@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RUN = ("--dataset", "digits_lt", "--epochs", "16", "--seed", "0")
 FORKING = """
 import json, os, sys, evaluate, main_stage1, main_stage2, torch
-from utils.errors import exit_cleanly
+from utils.base.errors import exit_cleanly
 torch.set_num_threads(1)
 for line in sys.stdin:
     script, words, out, err, before = json.loads(line)
