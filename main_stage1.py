@@ -8,8 +8,10 @@ where main_stage2.py looks for it. On a CPU take a thin network: --network resne
 hour).
 """
 
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from itertools import islice
 
 from utils.settings.start import answer_early, asked_for
@@ -20,8 +22,6 @@ if __name__ == "__main__":  # what needs no run is answered before torch is load
 
 import torch
 
-from losses import build_loss
-from models import THIN_NETWORKS
 from utils.base import distributed
 from utils.base.errors import exit_cleanly
 from utils.base.seeding import epoch_order
@@ -30,7 +30,7 @@ from utils.engine import graphs, loop, scoring
 from utils.engine.device import LAYOUT, pick_device
 from utils.engine.mixup import Mixup
 from utils.engine.precision import loss_scaler, speed_up
-from utils.engine.step import TrainStep
+from utils.engine.step import DivergedError, TrainStep, training_loss
 from utils.engine.steps import Steps
 from utils.metrics.accuracy import epoch_columns, epoch_figures
 from utils.report import summary
@@ -38,11 +38,9 @@ from utils.report.resume import AUTO_FOUND_NONE, read_resume, words_to_resume
 from utils.run import checkpoint
 from utils.run.folder import Run
 from utils.run.network import build_network, start_pretrained, try_network
-from utils.run.saver import Keeper
+from utils.run.saver import Saver
 from utils.settings.config import resolve
 from utils.settings.data import load_data, mirror_at_test, open_parts, scored_parts
-
-LONG_RUN_SECONDS = 2 * 3600
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -58,7 +56,7 @@ def train(argv: Sequence[str] | None, held: ExitStack) -> None:
     resumed = read_resume(STAGE1, given, world, held)
     config = world.agree(resolve(STAGE1, given, resumed.config if resumed else None))
     device = pick_device(config.device, config.gpu, world, config.deterministic)
-    graphed_steps = graphs.wanted(config, device, world, resumed is not None)
+    graphed = graphs.wanted(config, device, world, resumed is not None)
     weights = None if resumed else config.pretrained
     published = checkpoint.published_path(config, "stage1", config.network, weights)
 
@@ -80,35 +78,34 @@ def train(argv: Sequence[str] | None, held: ExitStack) -> None:
     started_from = start_pretrained(model, config, data) if config.pretrained and not resumed else None
     model.to(device, memory_format=LAYOUT)
     try_network(model, config, data, 2 if config.sync_bn else min(2, steps.part_size))
-    compiled = speed_up(model, config, device, steps.part_size)
+    speed_up(model, config, device, steps.part_size)
     learner = distributed.parallel(model, world, device, config.sync_bn)
-    loss_fn = build_loss("ce", data.train_counts)
 
-    # ---- optimiser
+    # ---- loss and optimiser
+    loss_fn = training_loss(config, data.train_counts).to(device)
     optimizer = loop.sgd(model.parameters(), config.lr, config.momentum, config.wd, config.nesterov)
     scaler = loss_scaler(config)
-    graphed = None
-    if graphed_steps:
-        step = TrainStep(learner, loss_fn, optimizer, look=False)
-        graphed = graphs.GraphedSteps(step, graphs.CudaCapture())
+    step = TrainStep(learner, loss_fn, optimizer, scaler)
+    step = graphs.GraphedSteps(step, graphs.CudaCapture()) if graphed else step
 
     # ---- resume
-    progress, done = loop.Progress(), loop.Partial()
+    progress = loop.Progress()
     if resumed:
-        progress, done = resumed.restore(model, optimizer, scaler, data, config, world)
-    first_epoch, first_step = progress.epoch, done.step
+        progress = resumed.restore(model, optimizer, scaler, data, config, world)
+    first_epoch, position = progress.epoch, f"step {progress.step} of epoch {progress.epoch + 1}"
     folder = resumed.folder if resumed else None
     lock, also = resumed.lock if resumed else None, [published.parent]
     run = held.enter_context(Run(config, "stage1", folder, also_writable=also, world=world, lock=lock))
     signals = held.enter_context(Signals())
-    keeper = Keeper(run, STAGE1, signals, world, config.save_every, words_to_resume(config, STAGE1))
     summary.announce(run, config, data, model, device, world)
     run.log(steps.told(config.lr))
+    if config.loss != "ce":
+        run.log(f"loss {config.loss}: {loss_fn}")
     if started_from:
         run.log(started_from)
     if resumed:
         run.write_rows("metrics.csv", progress.rows)  # one may be missing where the run was killed
-        run.log(f"resumed {folder} at step {first_step} of epoch {first_epoch + 1}")
+        run.log(f"resumed {folder} at {position}")
     elif "resume" in given:
         run.log(AUTO_FOUND_NONE)
     for note in resumed.notes(data, device) if resumed else []:
@@ -116,73 +113,45 @@ def train(argv: Sequence[str] | None, held: ExitStack) -> None:
     facts = summary.model_facts(config, data, device)
     if resumed and first_epoch == config.epochs:  # nothing is trained here
         facts["environment"] = resumed.source.facts["environment"]
+    save = partial(summary.save_epoch, run, facts, progress, model, optimizer, scaler, world)
+    saver = Saver(run, STAGE1, signals, world, config.save_every, words_to_resume(config, STAGE1))
+    saver.keeps(save, progress.where)
 
     # ---- loop
-    if compiled:
-        to_go = len(steps) * (config.epochs - first_epoch) - first_step
-        compiled.tell, compiled.steps = run.log, to_go * config.accum
-
-    def warn_if_long(seconds: float) -> None:
-        if device.type == "cpu" and seconds > LONG_RUN_SECONDS:
-            thin = f"; --network {', '.join(THIN_NETWORKS[1:])} take a fraction of it"
-            advice = "" if config.network in THIN_NETWORKS else thin
-            run.log(f"note: about {seconds / 3600:.0f} hours to go on this CPU{advice}")
-
-    def train_one(epoch: int, lr: float) -> dict:
+    started = time.monotonic()
+    for epoch in range(first_epoch, config.epochs):
         learner.train()
-        partial = done if epoch == first_epoch else loop.Partial()
-        keeper.save = lambda: save("last", partial.as_dict(world))
-        keeper.where = lambda: f"step {partial.step} of epoch {epoch + 1}"
-        skipped = partial.step * config.accum
-        order = steps.own(epoch_order(config.seed, epoch, len(train)))[skipped * steps.part_size :]
+        lr = loop.cosine_lr(config.lr, epoch, config.epochs, config.warmup_epochs)
+        done = progress.step * config.accum  # parts, of an epoch that is gone on with
+        order = steps.own(epoch_order(config.seed, epoch, len(train)))[done * steps.part_size :]
         batches = train.augmented(order, steps.part_size, config.seed, epoch)
-        batches = mixup(batches, epoch, skipped) if mixup else batches
-        total = len(steps) * config.accum
-        if epoch == first_epoch:
-            batches = loop.timed(batches, total * (config.epochs - epoch) - skipped, warn_if_long)
-        batches = run.bar(batches, total - skipped, f"epoch {epoch + 1}/{config.epochs}")
-        parts = islice(steps.parts(), skipped, None)
-        figures = loop.train_epoch(
-            *(learner, batches, loss_fn, optimizer, lr, parts, scaler, world),
-            partial=partial,
-            after_step=keeper.after_step,
-            take=graphed,
-        )
+        batches = mixup(batches, epoch, done) if mixup else batches
+        total = len(steps) * config.accum - done
+        batches = run.bar(batches, total, f"epoch {epoch + 1}/{config.epochs}")
+        parts = islice(steps.parts(), done, None)
+        try:
+            figures = loop.train_epoch(step, batches, progress, lr, parts, world, saver.after_step)
+        except DivergedError as error:
+            raise loop.diverged(error, epoch) from error
         distributed.share_buffers(model, world)
-        return figures
 
-    def evaluate() -> dict:
-        classes = {name: scoring.predict_classes(model, images[name], mirror, world) for name in scored}
-        return epoch_figures(classes, labels, data.class_counts, data.shots)
-
-    def save(name: str, partial: dict | None = None) -> None:
-        summary.save_epoch(run, name, facts, progress, model, optimizer, scaler, partial)
-
-    def tell(seconds_left: float) -> None:
-        summary.log_epoch(run, progress, config.epochs, seconds_left)
-        keeper.where = lambda: f"epoch {progress.epoch}"
-        keeper.after_epoch(saved=True)
-
-    loop.fit(
-        progress,
-        config.epochs,
-        schedule=lambda epoch: loop.cosine_lr(config.lr, epoch, config.epochs, config.warmup_epochs),
-        train=train_one,
-        evaluate=evaluate,
-        scored_on=loop.score_column(config.select, "val" in images),
-        save=save,
-        log=tell,
-        eval_every=config.eval_every,
-        columns=epoch_columns(scored),
-    )
+        row = {"epoch": epoch + 1, "lr": lr} | figures | dict.fromkeys(epoch_columns(scored))
+        if (epoch + 1) % config.eval_every == 0 or epoch + 1 == config.epochs:
+            classes = {name: scoring.predict_classes(model, images[name], mirror, world) for name in scored}
+            row |= epoch_figures(classes, labels, data.class_counts, data.shots)
+        if progress.record(row, loop.score_column(config.select, "val" in images)):
+            save("best")
+        save("last")
+        seconds = (time.monotonic() - started) / (epoch + 1 - first_epoch)
+        summary.log_epoch(run, progress, config.epochs, seconds * (config.epochs - epoch - 1))
+        saver.after_epoch(saved=True)
 
     # ---- report
     world.wait()
     facts["epoch"] = summary.load_chosen(run, config.select, progress, model, config.network)
     logits = scoring.logit_batches(model, images["test"], mirror, world=world)
-    figures = scoring.score(logits, labels["test"], data.num_classes, world).figures(
-        data.class_counts, data.shots
-    )
+    scores = scoring.score(logits, labels["test"], data.num_classes, world)
+    figures = scores.figures(data.class_counts, data.shots)
     content = facts | {"model": model.state_dict()}
     where = summary.publish(run, published, content, figures, config.select)
     run.write_per_class(figures, data)

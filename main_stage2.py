@@ -36,7 +36,7 @@ from utils.report.resume import AUTO_FOUND_NONE, own_words, read_resume, words_t
 from utils.run import checkpoint
 from utils.run.checkpoint import published_path
 from utils.run.folder import Run
-from utils.run.saver import Keeper
+from utils.run.saver import Saver
 from utils.settings.config import resolve
 from utils.settings.data import scored_parts
 from utils.settings.methods import lead_method
@@ -82,7 +82,7 @@ def retrain(argv: Sequence[str] | None, held: ExitStack) -> None:
     lock = resumed.lock if resumed else None
     run = held.enter_context(Run(config, "stage2", folder, also_writable=also, world=world, lock=lock))
     signals = held.enter_context(Signals())
-    keeper = Keeper(run, STAGE2, signals, world, config.save_every, words_to_resume(config, STAGE2))
+    saver = Saver(run, STAGE2, signals, world, config.save_every, words_to_resume(config, STAGE2))
     summary.announce(run, config, data, model, device, world)
     run.log(source.told())
     if "resume" in given:
@@ -95,12 +95,12 @@ def retrain(argv: Sequence[str] | None, held: ExitStack) -> None:
 
     # ---- frozen features: a view of the training set an epoch, the parts that are scored once
     epochs = max([1, *(plan.epochs for plan in plans)])
-    with keeper.ending_together():
-        frozen = source.freeze(run, epochs, keeper.watch)
+    with saver.ending_together():
+        frozen = source.freeze(run, epochs, saver.watch)
         distributed.leave()
     if not world.main:  # the first process has all features and trains the heads
         return
-    keeper.world = ALONE
+    saver.world = ALONE
     if config.save_features:
         digest = write_pack(config.save_features, make_pack(frozen, config, facts, clean=not seen))
         run.log(f"features left at {config.save_features} (sha256 {digest[:12]})")
@@ -114,11 +114,11 @@ def retrain(argv: Sequence[str] | None, held: ExitStack) -> None:
         run.log(f"{resumed.restore_heads(heads, model)} of {len(heads)} heads go on")
 
     # ---- loop
-    watcher = head_report.Watcher(keeper, heads, kept, model, lead, source)
+    watcher = head_report.Watcher(saver, heads, kept, model, lead, source)
     # saves within an epoch need all heads in one place
     workers = 1 if config.save_every else torch.get_num_threads()
     for epoch in all_epochs(heads):
-        if train_epoch(heads, epoch, scored, keeper.after_step, workers, lambda: signals.asked):
+        if train_epoch(heads, epoch, scored, saver.after_step, workers, lambda: signals.asked):
             watcher.after_epoch(epoch + 1)
     watcher.end()
 

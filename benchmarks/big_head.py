@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from benchmarks import common
 from benchmarks.table import spread
 from losses import LabelOverSmooth, label_smooth_for_gap
-from utils.engine.loop import sgd, train_epoch
+from utils.engine.loop import Progress, sgd, train_epoch
+from utils.engine.step import TrainStep
 from utils.features.frozen import StoredViews
 
 WIDTH, CLASSES, BATCH, ROWS = 2048, 8142, 512, 32_768
@@ -38,12 +39,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     order = torch.randperm(ROWS, generator=torch.Generator().manual_seed(0))[: given.steps * BATCH]
     head, loss_fn = nn.Linear(WIDTH, CLASSES), LabelOverSmooth(label_smooth_for_gap(GAP, CLASSES))
     optimizer = sgd(head.parameters(), 1e-3, momentum=0.9, weight_decay=0.0, nesterov=False)
+    step = TrainStep(head, loss_fn, optimizer)
     x, gradient = torch.randn(BATCH, WIDTH), torch.randn(BATCH, CLASSES)
     with tempfile.TemporaryDirectory() as folder:
         views = StoredViews(mapped_features(folder), labels)
 
         def steps() -> None:
-            train_epoch(head, views.batches(order, BATCH, 0), loss_fn, optimizer, 1e-3)
+            train_epoch(step, views.batches(order, BATCH, 0), Progress(), 1e-3)
 
         def products() -> None:
             for _ in range(given.steps):

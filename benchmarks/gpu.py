@@ -26,7 +26,7 @@ from utils.base.errors import UserError, exit_cleanly
 from utils.base.seeding import epoch_order
 from utils.engine.device import LAYOUT
 from utils.engine.graphs import WARM_STEPS, CudaCapture, GraphedSteps
-from utils.engine.loop import sgd, train_epoch
+from utils.engine.loop import Progress, sgd, train_epoch
 from utils.engine.precision import speed_up
 from utils.engine.scoring import predict
 from utils.engine.step import TrainStep
@@ -110,16 +110,16 @@ def trainer(
     model: nn.Module, train: DeviceImages, config: Config, capture: CudaCapture | None
 ) -> Callable[[], None]:
     """What trains `model` for one more epoch, by graphs where there is a capture."""
-    loss_fn = build_loss("ce")
     optimizer = sgd(model.parameters(), config.lr, config.momentum, config.wd, config.nesterov)
-    take = capture and GraphedSteps(TrainStep(model, loss_fn, optimizer, look=False), capture)
+    step = TrainStep(model, build_loss("ce"), optimizer)
+    step = GraphedSteps(step, capture) if capture else step
     done = 0
 
     def epoch() -> None:
         nonlocal done
         model.train()
         batches = train.augmented(epoch_order(SEED, done, len(train)), config.batch_size, SEED, done)
-        train_epoch(model, batches, loss_fn, optimizer, config.lr, take=take)
+        train_epoch(step, batches, Progress(), config.lr)
         done += 1
 
     return epoch

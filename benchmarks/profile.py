@@ -30,8 +30,9 @@ from datasets.images.in_memory import DeviceImages
 from losses import build_loss
 from models import NETWORKS
 from utils.base.seeding import epoch_order
-from utils.engine.loop import sgd, train_epoch
+from utils.engine.loop import Progress, sgd, train_epoch
 from utils.engine.scoring import logit_batches
+from utils.engine.step import TrainStep
 from utils.features.frozen import StoredViews
 from utils.features.views import FIRST_VIEW, feature_batches
 from utils.metrics import predictions
@@ -167,7 +168,7 @@ def works(network: str, data: LongTailedData, steps: int) -> dict[str, Callable[
     def stage1() -> None:
         learner.train()
         batches = watched(images.augmented(order, batch, SEED, 0))
-        train_epoch(learner, batches, build_loss("ce"), optimizer, preset["lr"])
+        train_epoch(TrainStep(learner, build_loss("ce"), optimizer), batches, Progress(), preset["lr"])
 
     def feature_pass() -> None:
         list(feature_batches(frozen, images, (SEED, FIRST_VIEW), watch=lambda batches, *_: watched(batches)))
@@ -197,7 +198,8 @@ def head_epoch(fc: nn.Linear, preset: dict) -> Callable[[], None]:
     def epoch() -> None:
         before = torch.get_num_threads()
         torch.set_num_threads(1)
-        train_epoch(head, watched(views.batches(order, batch, 0)), loss_fn, optimizer, preset["finetune_lr"])
+        batches = watched(views.batches(order, batch, 0))
+        train_epoch(TrainStep(head, loss_fn, optimizer), batches, Progress(), preset["finetune_lr"])
         torch.set_num_threads(before)
 
     return epoch

@@ -25,6 +25,7 @@ from utils.base.seeding import epoch_order
 from utils.engine import loop
 from utils.engine.device import LAYOUT
 from utils.engine.precision import speed_up
+from utils.engine.step import TrainStep
 from utils.settings.config import resolve
 from utils.settings.parse import STAGE1
 
@@ -93,7 +94,8 @@ class Contest:
         if name in ("plain", "best known"):
             return baselines.train(model, batches, self.loss_fn, optimizer)[0]
         model.train()
-        return loop.train_epoch(model, batches, self.loss_fn, optimizer, self.lr)["train_loss"]
+        step = TrainStep(model, self.loss_fn, optimizer)
+        return loop.train_epoch(step, batches, loop.Progress(), self.lr)["train_loss"]
 
     def our_batches(self, epoch: int, steps: int) -> Iterable[tuple[Tensor, Tensor]]:
         order = epoch_order(SEED, epoch, len(self.images))[: steps * self.size.batch_size]

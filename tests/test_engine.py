@@ -1,22 +1,30 @@
-"""The loops on the embedded digits: schedule, divergence, prediction, frozen features."""
+"""Epochs on the embedded digits: schedule, steps, losses, scores; prediction and frozen features."""
 
 import copy
 import math
+import re
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+import main_stage1
 from datasets import ImageSet, build_data
 from datasets.images.in_memory import DeviceImages
 from losses import LabelOverSmooth
 from models import build_model
+from tests.helpers import call, read_metrics, refusal, run_folder, run_stage1, stopped_at_step
 from utils.base.seeding import epoch_order
-from utils.engine.loop import DivergedError, cosine_lr, sgd, train_epoch
+from utils.engine.loop import Progress, cosine_lr, diverged, score_column, sgd, train_epoch
 from utils.engine.scoring import predict
+from utils.engine.step import DivergedError, TrainStep
 from utils.features.views import FIRST_VIEW, DriftingFeatures, TrainFeatures, eval_features, head_logits
+from utils.run import checkpoint
 
 LOSS = LabelOverSmooth(0.9)
+SHORT = ("--epochs", "2", "--seed", "0")
+SOME = ("--epochs", "5", "--seed", "0", "--eval_every", "2")
+SCORES = ["val_overall", "val_many", "val_medium", "val_few", "val_balanced"]
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +52,7 @@ def trained(train) -> torch.nn.Module:
     model.train()
     for epoch in range(2):
         order = epoch_order(0, epoch, len(train))
-        train_epoch(model, train.augmented(order, 32, 0, epoch), LabelOverSmooth(0), optimizer, 0.05)
+        learn(model, train.augmented(order, 32, 0, epoch), optimizer, 0.05, LabelOverSmooth(0))
     return model
 
 
@@ -53,12 +61,24 @@ def model(trained) -> torch.nn.Module:
     return copy.deepcopy(trained)
 
 
+def learn(module, batches, optimizer, lr: float, loss_fn=LOSS) -> dict:
+    return train_epoch(TrainStep(module, loss_fn, optimizer), batches, Progress(), lr)
+
+
 def plain_sgd(module: torch.nn.Module) -> torch.optim.SGD:
     return torch.optim.SGD(module.parameters(), lr=1.0, momentum=0.9)
 
 
 def state_of(module: torch.nn.Module) -> dict:
     return copy.deepcopy(module.state_dict())
+
+
+def last(folder) -> checkpoint.Checkpoint:
+    return checkpoint.read(folder / "last.pth")
+
+
+def digest(folder, name: str = "last.pth") -> str:
+    return checkpoint.content_digest(checkpoint.read(folder / name).state)
 
 
 def same(first: dict, second: dict) -> bool:
@@ -78,13 +98,6 @@ def test_the_schedule_without_warm_up_is_torchs_cosine(epochs):
         theirs.step()
 
 
-def test_the_schedule_starts_at_the_peak_is_half_in_the_middle_and_ends_just_above_zero():
-    assert cosine_lr(0.4, 0, 20) == 0.4
-    assert cosine_lr(0.4, 10, 20) == pytest.approx(0.2)
-    assert cosine_lr(0.4, 19, 20) == pytest.approx(0.2 * (1 + math.cos(math.pi * 19 / 20)))
-    assert 0 < cosine_lr(0.4, 19, 20) < 0.01
-
-
 def test_the_warm_up_is_linear_to_the_peak_and_the_cosine_spans_the_rest():
     rates = [cosine_lr(0.3, epoch, 13, warmup_epochs=3) for epoch in range(13)]
     assert rates[:3] == pytest.approx([0.1, 0.2, 0.3])
@@ -97,7 +110,7 @@ def test_the_warm_up_is_linear_to_the_peak_and_the_cosine_spans_the_rest():
 def test_an_epoch_reports_the_mean_loss_and_accuracy_over_images(train, model):
     model.eval()
     frozen = sgd(model.parameters(), lr=0.0, momentum=0.0, weight_decay=0.0, nesterov=False)
-    row = train_epoch(model, train.batches(64), LOSS, frozen, 0.0)  # 305 images: the last batch has 49
+    row = learn(model, train.batches(64), frozen, 0.0)  # 305 images: the last batch has 49
     logits = predict(model, train, mirror=False)
     assert row["train_loss"] == pytest.approx(float(LOSS(logits, train.labels)), rel=1e-5)
     hits = int((logits.argmax(1) == train.labels).sum())
@@ -107,18 +120,8 @@ def test_an_epoch_reports_the_mean_loss_and_accuracy_over_images(train, model):
 def test_an_epoch_applies_its_learning_rate_to_every_group(train, model):
     groups = [{"params": model.fc.parameters()}, {"params": model.layer1.parameters(), "lr": 7.0}]
     optimizer = torch.optim.SGD(groups, lr=5.0)
-    train_epoch(model, train.batches(305), LOSS, optimizer, 0.125)
+    learn(model, train.batches(305), optimizer, 0.125)
     assert [group["lr"] for group in optimizer.param_groups] == [0.125, 0.125]
-
-
-def test_training_lowers_the_loss(train, model):
-    model.train()
-    optimizer, order = plain_sgd(model), torch.arange(len(train))
-    losses = [
-        train_epoch(model, train.augmented(order, 64, 0, 9), LOSS, optimizer, 0.01)["train_loss"]
-        for _ in range(5)
-    ]
-    assert losses[-1] < losses[0]
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -129,11 +132,9 @@ def test_a_loss_that_is_not_finite_stops_before_its_update(train, model, bad):
     reference = copy.deepcopy(model)
     steps = {"lr": 1.0, "momentum": 0.9, "weight_decay": 5e-3, "nesterov": False}
     optimizer, expected = sgd(model.parameters(), **steps), sgd(reference.parameters(), **steps)
-    train_epoch(reference.train(), batches[:1], LOSS, expected, 0.1)
+    learn(reference.train(), batches[:1], expected, 0.1)
     with pytest.raises(DivergedError, match=r"the loss is (nan|inf) at step 2"):
-        train_epoch(
-            model.train(), [batches[0], (poisoned, batches[1][1]), *batches[2:]], LOSS, optimizer, 0.1
-        )
+        learn(model.train(), [batches[0], (poisoned, batches[1][1]), *batches[2:]], optimizer, 0.1)
     assert same(dict(model.named_parameters()), dict(reference.named_parameters()))
     momenta = [[state["momentum_buffer"] for state in o.state.values()] for o in (optimizer, expected)]
     assert len(momenta[0]) > 0
@@ -148,9 +149,130 @@ def test_the_projects_sgd_follows_torchs_plain_one(train, model, nesterov):
         (model, sgd(model.parameters(), lr=9.0, **options)),
         (other, torch.optim.SGD(other.parameters(), lr=9.0, foreach=False, fused=False, **options)),
     ):
-        train_epoch(module.eval(), train.batches(64), LOSS, optimizer, 0.01)
+        learn(module.eval(), train.batches(64), optimizer, 0.01)
     for ours, theirs in zip(model.parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("epoch", "kept"), [(0, "nothing of it was saved"), (2, r"last\.pth of epoch 2 is kept")]
+)
+def test_a_run_that_diverges_says_where_and_what_is_kept(epoch, kept):
+    line = str(diverged(DivergedError("the loss is nan at step 4"), epoch))
+    assert re.fullmatch(f"the loss is nan at step 4 of epoch {epoch + 1}: .*{kept}; try a lower .*", line)
+
+
+# ---- the epochs of a run ----
+
+
+@pytest.mark.parametrize(
+    ("scores", "best"),
+    [
+        ([0.2, 0.5, 0.4, 0.5, 0.1], [1, 2]),  # the earlier of equals
+        ([0.0, 0.0], [1]),
+        ([None, 0.3, None, 0.2, 0.4], [2, 5]),  # epochs that are not scored
+        (None, []),
+    ],
+)
+def test_the_best_epoch_is_the_first_of_the_highest_score(scores, best):
+    progress, found = Progress(), []
+    for epoch, score in enumerate(scores or [0.1, 0.2], start=1):
+        progress.add(torch.tensor(1.0), torch.tensor(1), 2)
+        if progress.record({"epoch": epoch, "score": score}, "score" if scores else None):
+            found.append(epoch)
+        assert (progress.epoch, progress.step, progress.images, progress.loss) == (epoch, 0, 0, 0)
+    assert found == best
+    assert (progress.best_epoch, progress.best_score) == (
+        (best[-1], scores[best[-1] - 1]) if best else (None, None)
+    )
+    assert Progress(**progress.as_dict()) == progress
+
+
+@pytest.mark.parametrize(
+    ("select", "has_val", "column"),
+    [
+        *(("last", True, "val_balanced"), ("val", True, "val_balanced"), ("last", False, None)),
+        *(("test", True, "test_overall"), ("test", False, "test_overall")),
+    ],
+)
+def test_the_test_set_picks_an_epoch_only_where_it_is_asked_to(select, has_val, column):
+    assert score_column(select, has_val) == column
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A run that scores every epoch, one that scores every second, and what it printed."""
+    every, some = (tmp_path_factory.mktemp(name) for name in ("every", "some"))
+    run_stage1(every, *SOME[:4])
+    text = run_stage1(some, *SOME)
+    return run_folder(every, "stage1"), run_folder(some, "stage1"), text
+
+
+def test_epochs_that_are_not_scored_have_empty_cells_and_all_else_is_the_same(runs):
+    every, some, text = runs
+    full, ours = read_metrics(every), read_metrics(some)
+    assert list(full) == list(ours) and set(SCORES) <= set(ours)
+    empty = ours["epoch"].isin([1, 3])
+    assert ours[SCORES].isna().all(axis=1).tolist() == empty.tolist()
+    assert ours.drop(columns=SCORES).equals(full.drop(columns=SCORES))
+    assert ours[~empty].equals(full[~empty]) and digest(some) == digest(every)
+    lines = re.findall(r"^epoch \d/5, .*train_accuracy.*eta.*$", text, flags=re.MULTILINE)
+    assert ["val_overall" in line and "val_few" in line for line in lines] == [False, True, False, True, True]
+    best, scored = checkpoint.read(some / "best.pth").facts["epoch"], ours[~empty]
+    assert best == scored["epoch"][scored["val_balanced"].idxmax()] in (2, 4, 5)
+
+
+def test_a_large_number_scores_the_last_epoch_alone_which_the_test_set_then_selects(tmp_path):
+    run_stage1(tmp_path, *SHORT, "--eval_every", "99", "--select", "test")
+    folder = run_folder(tmp_path, "stage1")
+    assert read_metrics(folder)["test_overall"].notna().tolist() == [False, True]
+    assert checkpoint.read(folder / "best.pth").facts["epoch"] == 2
+
+
+@pytest.mark.parametrize("step", [3, 12])
+def test_a_run_that_is_stopped_resumes_to_the_same_rows_and_bits(tmp_path, runs, step):
+    stopped_at_step(tmp_path, step, lambda: run_stage1(tmp_path, *SOME))
+    folder = run_folder(tmp_path, "stage1")
+    message = refusal(main_stage1.main, "--resume", folder, "--eval_every", "3")
+    assert message.startswith("--eval_every 3, the run to resume has --eval_every 2: leave the argument out")
+    call(main_stage1.main, "--resume", folder)
+    assert (folder / "metrics.csv").read_bytes() == (runs[1] / "metrics.csv").read_bytes()
+    assert last(folder).facts["progress"] == last(runs[1]).facts["progress"]
+    for name in ("last.pth", "best.pth"):
+        assert digest(folder, name) == digest(runs[1], name)
+
+
+# ---- the loss of stage 1 ----
+
+
+def test_another_loss_trains_as_the_plain_loop_does_and_is_recorded(tmp_path, data, train):
+    for name in ("ce", "bsce"):
+        text = run_stage1(tmp_path / name, *SHORT, "--loss", name)
+        assert ("loss bsce: BalancedSoftmax(tau=1)" in text) == (name == "bsce")
+    ours, other = (last(run_folder(tmp_path / name, "stage1")) for name in ("bsce", "ce"))
+    assert (ours.facts["args"]["loss"], other.facts["args"]["loss"]) == ("bsce", "ce")
+    torch.manual_seed(0)
+    model = build_model("resnet8", 10, in_channels=1).to(memory_format=torch.channels_last).train()
+    prior = torch.tensor(data.train_counts).div(sum(data.train_counts)).log()
+    args = ours.facts["args"]
+    optimizer = sgd(model.parameters(), 1.0, args["momentum"], args["wd"], nesterov=False)
+    for epoch in range(2):
+        optimizer.param_groups[0]["lr"] = cosine_lr(args["lr"], epoch, 2, args["warmup_epochs"])
+        for images, labels in train.augmented(epoch_order(0, epoch, len(train)), 64, 0, epoch):
+            F.cross_entropy(model(images) + prior, labels).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    apart = {}
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(ours.state[name], value, rtol=1e-4, atol=1e-5)
+        apart[name] = float((other.state[name] - value).abs().max())
+    assert apart["fc.weight"] > 1e-3
+
+
+@pytest.mark.parametrize("name", ["los", "focal", "cb", "power", "ldam", "lade", "label_aware", "wb"])
+def test_every_loss_trains_stage_1_with_options_of_its_own(tmp_path, name):
+    text = run_stage1(tmp_path, "--epochs", "1", "--seed", "0", "--lr", "0.001", "--loss", name)
+    assert f"loss {name}: " in text and "test overall=" in text
 
 
 # ---- prediction ----
@@ -165,17 +287,10 @@ def test_prediction_scores_every_image_once_in_file_order(test, model):
         torch.testing.assert_close(logits[index], alone, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("batch_size", [1, 7, 499, 500, 1000])
+@pytest.mark.parametrize("batch_size", [7, 1000])
 def test_prediction_does_not_depend_on_the_batch_size(test, model, batch_size):
     usual = predict(model, test, mirror=True)
     torch.testing.assert_close(predict(model, test, True, batch_size), usual, rtol=0, atol=1e-5)
-
-
-def test_prediction_does_not_depend_on_the_order_of_the_images(data, test, model):
-    order = torch.randperm(500, generator=torch.Generator().manual_seed(0))
-    shuffled = DeviceImages(ImageSet(data.test.images[order], data.test.labels[order]), data.views)
-    usual = predict(model, test, mirror=False)
-    torch.testing.assert_close(predict(model, shuffled, False)[order.argsort()], usual, rtol=0, atol=1e-5)
 
 
 def test_the_mirror_prediction_is_the_mean_of_the_image_and_its_mirror_image(data, test, model):
@@ -202,26 +317,18 @@ def test_the_head_on_stored_features_gives_the_prediction_of_the_whole_network(t
 # ---- frozen features ----
 
 
-def test_fresh_views_differ_from_epoch_to_epoch_and_come_again(train, model):
-    features = TrainFeatures(model, train, seed=3, count=None)
-    first, second = features.of_epoch(0), features.of_epoch(1)
+def test_fresh_views_differ_from_epoch_to_epoch_and_a_number_of_them_is_reused_in_turn(train, model):
+    fresh, other = (TrainFeatures(model, train, seed=seed, count=None) for seed in (3, 4))
+    first, second = fresh.of_epoch(0), fresh.of_epoch(1)
     assert first.shape == (len(train), 64) and not torch.equal(first, second)
-    assert torch.equal(TrainFeatures(model, train, seed=3, count=None).of_epoch(1), second)
-    assert not torch.equal(TrainFeatures(model, train, seed=4, count=None).of_epoch(0), first)
-
-
-def test_a_number_of_views_is_reused_in_turn(train, model):
-    fresh = TrainFeatures(model, train, seed=3, count=None)
-    features = TrainFeatures(model, train, seed=3, count=2)
-    views = [features.of_epoch(epoch) for epoch in range(5)]
-    assert torch.equal(views[0], fresh.of_epoch(0)) and torch.equal(views[1], fresh.of_epoch(1))
+    assert not torch.equal(other.of_epoch(0), first)
+    two = TrainFeatures(model, train, seed=3, count=2)
+    views = [two.of_epoch(epoch) for epoch in range(5)]
+    assert torch.equal(views[0], first) and torch.equal(views[1], second)
     assert all(views[epoch] is views[epoch % 2] for epoch in range(5))
-
-
-def test_no_views_means_the_plain_images_every_epoch(train, model):
-    features = TrainFeatures(model, train, seed=3, count=0)
-    assert torch.equal(features.of_epoch(0), eval_features(model, train, mirror=False)[0])
-    assert torch.equal(features.of_epoch(7), features.of_epoch(0))
+    plain = TrainFeatures(model, train, seed=3, count=0)
+    assert torch.equal(plain.of_epoch(0), eval_features(model, train, mirror=False)[0])
+    assert torch.equal(plain.of_epoch(7), plain.of_epoch(0))
 
 
 def test_feature_batches_follow_the_order_with_their_labels(train, model):
@@ -250,7 +357,7 @@ def test_training_the_head_on_features_equals_training_the_whole_network_with_a_
     optimizer = torch.optim.SGD(model.fc.parameters(), **options)
     for epoch in range(epochs):
         batches = features.batches(epoch_order(5, epoch, len(train)), 64, epoch)
-        train_epoch(model.fc, batches, LOSS, optimizer, cosine_lr(0.05, epoch, epochs))
+        learn(model.fc, batches, optimizer, cosine_lr(0.05, epoch, epochs))
     assert (model.fc.weight - before["fc.weight"]).abs().max() > 0.01
     torch.testing.assert_close(model.fc.weight, whole.fc.weight, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(model.fc.bias, whole.fc.bias, rtol=1e-4, atol=1e-5)

@@ -20,7 +20,7 @@ from utils.base.errors import UserError
 from utils.base.seeding import epoch_order
 from utils.engine import graphs
 from utils.engine.graphs import MOST_GRAPHS, WARM_STEPS, CudaCapture, GraphedSteps
-from utils.engine.loop import Partial, cosine_lr, load_optimizer, sgd, train_epoch
+from utils.engine.loop import Progress, cosine_lr, load_optimizer, sgd, train_epoch
 from utils.engine.step import DivergedError, TrainStep
 from utils.engine.steps import Part
 from utils.run import checkpoint
@@ -38,7 +38,11 @@ def learner(network: str, channels: int) -> tuple[nn.Module, torch.optim.SGD]:
 
 
 def graphed_steps(model: nn.Module, optimizer: torch.optim.SGD) -> GraphedSteps:
-    return GraphedSteps(TrainStep(model, LOSS, optimizer, look=False), PlainCapture())
+    return GraphedSteps(TrainStep(model, LOSS, optimizer), PlainCapture())
+
+
+def plain_steps(model: nn.Module, optimizer: torch.optim.SGD) -> TrainStep:
+    return TrainStep(model, LOSS, optimizer)
 
 
 def digits(epochs: int) -> list[Batches]:
@@ -66,10 +70,10 @@ def random_images(epochs: int) -> list[Batches]:
 
 def run(epochs: Iterable[Batches], network: str, channels: int, graphed: bool) -> tuple:
     model, optimizer = learner(network, channels)
-    take = graphed_steps(model, optimizer) if graphed else None
+    take = (graphed_steps if graphed else plain_steps)(model, optimizer)
     epochs = list(epochs)
     rows = [
-        train_epoch(model, batches, LOSS, optimizer, cosine_lr(0.1, e, len(epochs)), take=take)
+        train_epoch(take, batches, Progress(), cosine_lr(0.1, e, len(epochs)))
         for e, batches in enumerate(epochs)
     ]
     return rows, model.state_dict(), optimizer.state_dict(), take
@@ -107,10 +111,7 @@ def test_the_optimisers_state_is_plain_and_fits_a_run_without_graphs():
     model.load_state_dict(weights)
     load_optimizer(optimizer, copy.deepcopy(state))
     theirs = take._step
-    rows = [
-        train_epoch(m, epochs[2], LOSS, o, 0.01, take=t)
-        for m, o, t in ((model, optimizer, None), (theirs.model, theirs.optimizer, take))
-    ]
+    rows = [train_epoch(t, epochs[2], Progress(), 0.01) for t in (plain_steps(model, optimizer), take)]
     assert rows[0] == rows[1]
     assert_same_bits(model.state_dict(), theirs.model.state_dict())
 
@@ -129,9 +130,9 @@ def test_batches_of_one_shape_of_which_other_rows_count_have_graphs_of_their_own
     batches, ends = random_images(1)[0][:2], []
     for graphed in (False, True):
         model, optimizer = learner("resnet8", 3)
-        take = graphed_steps(model, optimizer) if graphed else None
+        take = (graphed_steps if graphed else plain_steps)(model, optimizer)
         for _ in range(WARM_STEPS + 2):
-            train_epoch(model, batches, LOSS, optimizer, 0.1, parts, take=take)
+            train_epoch(take, batches, Progress(), 0.1, parts)
         ends.append(model.state_dict())
     assert take._capture.captures == 2
     assert_same_bits(*ends)
@@ -151,7 +152,7 @@ def test_all_groups_read_one_rate_that_stays_where_it_is():
     optimizer = Watched(groups, lr=0.1, fused=True)
     take = graphed_steps(model, optimizer)
     for lr in (0.1, 0.05):
-        train_epoch(model, random_images(1)[0], LOSS, optimizer, lr, take=take)
+        train_epoch(take, random_images(1)[0], Progress(), lr)
         assert float(optimizer.rates[-1]) == pytest.approx(lr)
     assert len(optimizer.rates) == 20 and all(rate is take._rate for rate in optimizer.rates)
 
@@ -218,14 +219,10 @@ def test_an_epoch_on_an_accelerator_reads_no_value_before_its_end(graphed):
     model.to("meta")
     optimizer = RateOnDevice(model.parameters(), lr=0.1)
     batches = [(x.to("meta"), y.to("meta")) for x, y in random_images(1)[0] * 5]
-    done, partial = [], Partial()
+    done, progress = [], Progress()
+    step = (graphed_steps if graphed else plain_steps)(model, optimizer)
     with pytest.raises(RuntimeError, match="meta") as caught:
-        train_epoch(
-            *(model, batches, LOSS, optimizer, 0.1),
-            partial=partial,
-            after_step=lambda: done.append(partial.step),
-            take=graphed_steps(model, optimizer) if graphed else None,
-        )
+        train_epoch(step, batches, progress, 0.1, after_step=lambda: done.append(progress.step))
     assert done == list(range(1, 26)) and caught.traceback[-2].name == "figures"
 
 

@@ -348,8 +348,7 @@ def test_a_compiled_network_trains_as_the_plain_one_does(own, tmp_path, monkeypa
     for name, words in (("plain", []), ("compiled", ["--compile"])):
         shared = of_own(own, *places(tmp_path / name), *words)
         shared[shared.index("resnet8")] = "compiled_nets:tiny"
-        text = call(main_stage1.main, *shared, *SHORT[main_stage1.main])
-        assert ("--compile: " in text) == (name == "compiled")
+        call(main_stage1.main, *shared, *SHORT[main_stage1.main])
         lines.append(last_line(call(main_stage2.main, *shared, *SHORT[main_stage2.main])))
         losses.append(
             read_metrics(run_folder(tmp_path / name, "stage1", "folder_pets"))["train_loss"].tolist()

@@ -5,7 +5,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -36,22 +35,24 @@ def test_a_killed_run_leaves_no_lock_even_while_a_process_that_it_forked_lives_o
     code = (
         "import os, sys, time\n"
         "from pathlib import Path\n"
-        "from utils.lock import FolderLock\n"
+        "from utils.run.lock import FolderLock\n"
         f"lock = FolderLock(Path({str(tmp_path)!r}))\n"
         "child = os.fork()\n"
         "if child: print(child, flush=True)\n"
-        "time.sleep(60)\n"
+        "time.sleep(600)\n"
     )
     holder = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     child = int(holder.stdout.readline())
-    time.sleep(0.2)
-    with pytest.raises(UserError, match="another run is writing to"):
-        FolderLock(tmp_path)
-    holder.kill()
-    holder.wait()
-    holder.stdout.close()
-    FolderLock(tmp_path).release()
-    os.kill(child, signal.SIGKILL)
+    try:
+        with pytest.raises(UserError, match="another run is writing to"):
+            FolderLock(tmp_path)
+        holder.kill()
+        holder.wait()
+        FolderLock(tmp_path).release()
+    finally:
+        holder.kill()
+        holder.stdout.close()
+        os.kill(child, signal.SIGKILL)
 
 
 @pytest.mark.parametrize(("stage", "main"), [("stage1", main_stage1.main), ("stage2", main_stage2.main)])

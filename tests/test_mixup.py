@@ -16,7 +16,6 @@ from tests.helpers import call, read_metrics, refusal, run_folder, run_stage1, s
 from tests.plain_capture import PlainCapture
 from tests.test_graphs import NoHost
 from utils.base.distributed import World
-from utils.engine import graphs
 from utils.engine.graphs import GraphedSteps
 from utils.engine.mixup import Mixup
 from utils.engine.step import TrainStep
@@ -60,19 +59,14 @@ def test_lambda_has_the_beta_distribution_of_alpha(alpha):
     assert stats.kstest(shares, stats.beta(2 * alpha, 2 * alpha).cdf).pvalue < 1e-6
 
 
-def test_partners_are_a_permutation_and_every_one_is_equally_likely():
-    mixup, rows = mixup_of(Steps(6, 6)), 6
-    drawn = torch.stack([mixup.draw(0, number, rows)[1] for number in range(3000)])
+def test_partners_are_a_permutation_every_one_equally_likely_and_not_tied_to_lambda():
+    mixup, rows = mixup_of(Steps(6, 6), alpha=1.0), 6
+    shares, partners = zip(*(mixup.draw(0, number, rows) for number in range(3000)), strict=True)
+    drawn = torch.stack(partners)
     assert torch.equal(drawn.sort(dim=1).values, torch.arange(rows).expand_as(drawn))
     for place in drawn.T:
         assert stats.chisquare(torch.bincount(place, minlength=rows)).pvalue > 1e-4
-
-
-def test_lambda_and_partners_are_not_tied():
-    mixup = mixup_of(Steps(6, 6), alpha=1.0)
-    drawn = [mixup.draw(0, number, 6) for number in range(2000)]
-    first = [partner[0].item() for _, partner in drawn]
-    assert stats.spearmanr([share for share, _ in drawn], first).pvalue > 1e-3
+    assert stats.spearmanr(shares, drawn[:, 0]).pvalue > 1e-3
 
 
 @pytest.mark.parametrize("alpha", [1e-300, 1e-3, 1e6])
@@ -97,15 +91,6 @@ def test_images_and_labels_are_mixed_with_the_same_partner_in_the_same_shares():
             wanted[labels[other]] += 1 - share
             torch.testing.assert_close(truth[i], wanted)
         assert inputs.is_contiguous(memory_format=torch.channels_last)
-
-
-def test_the_mean_image_and_the_class_frequencies_of_a_batch_are_kept():
-    steps = Steps(64, 64)
-    [(images, labels)] = batches = part_batches(steps)
-    [(inputs, truth)] = mixup_of(steps)(batches, epoch=0)
-    torch.testing.assert_close(inputs.mean(dim=0), images.mean(dim=0))
-    torch.testing.assert_close(truth.sum(dim=0), torch.bincount(labels, minlength=CLASSES).float())
-    assert (inputs - images).abs().mean() > 0.1
 
 
 # ---- the loss ----
@@ -152,15 +137,6 @@ def test_loss_gradients_and_hits_of_a_step_are_those_of_the_two_cross_entropies(
             torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
 
 
-def test_a_hit_is_the_label_with_the_larger_share():
-    model = nn.Linear(3, 3, bias=False)
-    nn.init.eye_(model.weight)
-    step = TrainStep(model, build_loss("ce"), torch.optim.SGD(model.parameters(), lr=0.0))
-    truth = torch.tensor([[0.7, 0.3, 0.0], [0.3, 0.7, 0.0], [0.0, 0.0, 1.0]])
-    _, hits = step(torch.eye(3)[[0, 0, 2]], truth, Part())
-    assert hits == 2
-
-
 @pytest.mark.parametrize(("size", "accum"), [(1, 2), (2, 1), (2, 2)])
 @pytest.mark.parametrize("images", [8, 3, 1])
 def test_the_parts_of_a_step_together_have_the_gradient_of_the_mean_over_all_its_images(images, size, accum):
@@ -185,14 +161,6 @@ def test_the_parts_of_a_step_together_have_the_gradient_of_the_mean_over_all_its
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("rows", [0, 1, 5])
-def test_images_that_fill_a_part_up_are_mixed_with_none_that_counts(rows):
-    for number in range(50):
-        _, partner = mixup_of(Steps(8, 8)).draw(0, number, rows)
-        assert partner[rows:].tolist() == list(range(rows, 8))
-        assert sorted(partner[:rows].tolist()) == list(range(rows))
-
-
 # ---- the draws ----
 
 
@@ -212,23 +180,13 @@ def test_steps_epochs_processes_and_seeds_draw_apart_and_the_same_place_draws_th
     assert share == drawn[1, 1, 1, 2][0] and torch.equal(partner, drawn[1, 1, 1, 2][1])
 
 
-@pytest.mark.parametrize("done", [0, 1, 3, 5])
-def test_an_epoch_that_goes_on_mixes_the_rest_as_the_whole_one(done):
-    steps = Steps(37, 8)
-    mixup, batches = mixup_of(steps), part_batches(steps)
-    whole, rest = list(mixup(batches, 4)), list(mixup(batches[done:], 4, done))
-    assert len(rest) == 5 - done
-    for one, other in zip(whole[done:], rest, strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
-
-
 def test_mixed_steps_hand_nothing_to_the_host_and_replay_to_the_same_bits():
     steps, ends = Steps(37, 8), []
     for graphed in (False, True):
         model, _ = still()
         model.train()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, fused=True)
-        step = TrainStep(model, build_loss("ce"), optimizer, look=False)
+        step = TrainStep(model, build_loss("ce"), optimizer, look=False)  # on a CPU a plain step looks
         take = GraphedSteps(step, PlainCapture()) if graphed else step
         batches = part_batches(steps)
         with NoHost() as watch:
@@ -249,44 +207,20 @@ def test_alpha_0_gives_the_bits_of_a_run_without_the_option_and_another_alpha_ot
     for name, words in (("without", ()), ("0", ("--mixup", "0")), ("0.2", ("--mixup", "0.2"))):
         run_stage1(tmp_path / name, *line, *words)
     assert digest(tmp_path / "0") == digest(tmp_path / "without")
-    rows = {name: read_metrics(run_folder(tmp_path / name, "stage1")) for name in ("without", "0", "0.2")}
-    assert rows["0"].equals(rows["without"])
     assert digest(tmp_path / "0.2") != digest(tmp_path / "without")
-    assert not rows["0.2"].equals(rows["without"])
+    assert stored(tmp_path / "0.2").facts["args"]["mixup"] == 0.2
 
 
 @pytest.mark.parametrize(
-    ("step", "more"),
-    [(1, ()), (5, ()), (7, ()), (9, ("--accum", "4")), (8, ("--batch_size", "32", "--lr", "0.05"))],
+    ("step", "more"), [(5, ()), (9, ("--accum", "4")), (8, ("--batch_size", "32", "--lr", "0.05"))]
 )
 def test_a_run_stopped_at_any_step_of_an_epoch_ends_with_the_bits_of_the_unbroken_one(tmp_path, step, more):
-    for root in ("whole", "again"):
-        run_stage1(tmp_path / root, *SHORT, *more)
+    run_stage1(tmp_path / "whole", *SHORT, *more)
     stopped_at_step(tmp_path, step, lambda: run_stage1(tmp_path, *SHORT, *more))
     folder = run_folder(tmp_path, "stage1")
-    text = call(main_stage1.main, "--resume", folder)
-    assert f"resumed {folder}" in text
-    assert digest(tmp_path) == digest(tmp_path / "whole") == digest(tmp_path / "again")
+    assert f"resumed {folder}" in call(main_stage1.main, "--resume", folder)
+    assert digest(tmp_path) == digest(tmp_path / "whole")
     assert read_metrics(folder).equals(read_metrics(run_folder(tmp_path / "whole", "stage1")))
-
-
-def test_graphed_runs_mix_as_plain_ones(tmp_path, monkeypatch):
-    run_stage1(tmp_path / "plain", *SHORT)
-    monkeypatch.setattr(graphs, "wanted", lambda config, *_: config.cuda_graphs)
-    monkeypatch.setattr(graphs, "CudaCapture", PlainCapture)
-    run_stage1(tmp_path / "graphed", *SHORT, "--cuda_graphs")
-    assert digest(tmp_path / "graphed") == digest(tmp_path / "plain")
-
-
-def test_alpha_is_recorded_and_a_resume_with_another_is_refused(tmp_path):
-    stopped_at_step(tmp_path, 7, lambda: run_stage1(tmp_path, *SHORT))
-    folder = run_folder(tmp_path, "stage1")
-    assert json.loads((folder / "config.json").read_text())["config"]["mixup"] == 0.2
-    assert stored(tmp_path).facts["args"]["mixup"] == 0.2
-    message = refusal(main_stage1.main, "--resume", folder, "--mixup", "0.4")
-    assert message.startswith("--mixup 0.4, the run to resume has --mixup 0.2: leave the argument out")
-    text = run_stage1(tmp_path, *SHORT[:4], "--mixup", "0.4", "--resume", "auto")
-    assert "no unfinished run of this configuration" in text
 
 
 def test_a_run_of_code_that_did_not_know_mixup_goes_on_without_it_and_refuses_it(tmp_path):

@@ -1,15 +1,17 @@
-"""Compiled and mixed-precision passes: which batches take them, what the log says of them."""
+"""Compiled and mixed-precision passes: which batches take them, what the log says of bf16."""
 
 from dataclasses import dataclass
 
 import pytest
 import torch
-from torch import nn
 
 from models import build_model
 from tests.helpers import run_folder, run_stage1
-from utils.engine.precision import Compiled, _seconds, slow_bf16, verdict
+from utils.engine.precision import slow_bf16, speed_up
 from utils.engine.scoring import CPU_ROWS, forward_views
+from utils.settings.config import resolve
+
+CPU = torch.device("cpu")
 
 
 @dataclass
@@ -17,41 +19,14 @@ class Precision:
     amp: str
 
 
-def test_the_log_says_after_how_many_steps_compiling_has_paid_or_that_it_does_not():
-    assert verdict(80.0, 2.5, 2.0, steps=10_000).endswith("it pays after 160 steps")
-    assert verdict(80.0, 2.5, 2.0, 100).endswith("it pays after 160 steps, this run has 100: leave it out")
-    assert verdict(80.0, 2.0, 2.0, 100).endswith("it does not pay here, leave it out")
-    assert "80 s for the first step; a pass and back 2.000 s, 2.500 s without" in verdict(80.0, 2.5, 2.0, 100)
-
-
-def test_only_full_batches_go_through_the_compiled_pass_and_the_second_training_batch_tells():
-    model, heard = build_model("resnet8", 10), []
-    compiled = Compiled(model, {4})
-    compiled.fast = lambda x: compiled.plain(x) + 1  # tells the two ways apart
-    compiled.tell, compiled.steps = heard.append, 5
-    full, rest = torch.randn(4, 3, 32, 32), torch.randn(3, 3, 32, 32)
-    model.eval()
-    torch.testing.assert_close(compiled(full), compiled.plain(full) + 1)
-    torch.testing.assert_close(compiled(rest), compiled.plain(rest))
-    model.train()
-    compiled(rest)
-    compiled(full)
-    assert heard == []
-    compiled(full)
-    compiled(full)
-    assert len(heard) == 1 and heard[0].startswith("--compile: ")
-
-
-def test_timing_a_pass_leaves_no_trace_in_the_network_and_the_random_state():
-    model = nn.ModuleDict({"drop": nn.Dropout(0.5), "net": build_model("resnet8", 10)}).train()
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    images = torch.randn(4, 3, 32, 32)
-    random = torch.get_rng_state()
-    seconds = _seconds(model, lambda x: model["net"](model["drop"](x)), images)
-    assert seconds > 0
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    assert all(weight.grad is None for weight in model.parameters())
-    assert torch.equal(torch.get_rng_state(), random)
+def test_only_full_batches_go_through_the_compiled_pass(monkeypatch):
+    model = build_model("resnet8", 10).eval()
+    plain = model.forward_features
+    monkeypatch.setattr(torch, "compile", lambda forward, **_: lambda x: forward(x) + 1)  # tells them apart
+    speed_up(model, resolve("main_stage1.py", {"dataset": "digits_lt", "compile": True}), CPU, batch_size=4)
+    for rows, extra in ((4, 1), (3, 0), (CPU_ROWS, 1)):
+        images = torch.randn(rows, 3, 32, 32)
+        torch.testing.assert_close(model.forward_features(images), plain(images) + extra)
 
 
 @pytest.mark.parametrize(
@@ -66,7 +41,7 @@ def test_timing_a_pass_leaves_no_trace_in_the_network_and_the_random_state():
 )
 def test_bf16_on_a_cpu_without_instructions_for_it_is_noted(monkeypatch, amp, has, said):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has, raising=False)
-    note = slow_bf16(Precision(amp), torch.device("cpu"))
+    note = slow_bf16(Precision(amp), CPU)
     assert (note is None) if said is None else said in note
     assert slow_bf16(Precision(amp), torch.device("cuda")) is None
 

@@ -16,9 +16,10 @@ from tests.helpers import call, places, read_metrics, refusal, run_folder, run_s
 from tests.kills import killed_runs, stopped_runs
 from utils.base.distributed import ALONE, World
 from utils.base.signals import Signals
-from utils.engine.loop import DivergedError, Partial
+from utils.engine.loop import Progress
+from utils.engine.step import DivergedError
 from utils.run import checkpoint
-from utils.run.saver import Keeper
+from utils.run.saver import Saver
 
 RUN = ("--epochs", "12", "--seed", "0")
 
@@ -146,45 +147,51 @@ def test_another_configuration_or_other_images_are_refused_with_the_difference_u
 @pytest.mark.parametrize(("every", "saves"), [("1", 6), ("4", 1), ("7", 0), (None, 0), ("1m", 0)])
 def test_a_run_saves_every_so_many_steps(every, saves):
     saved = []
-    keeper = Keeper(None, "main_stage1.py", Signals(), ALONE, every)
-    keeper.save = lambda: saved.append(keeper.done)
+    saver = Saver(None, "main_stage1.py", Signals(), ALONE, every)
+    saver.keeps(lambda: saved.append(saver.done), lambda: "")
     for _ in range(6):
-        keeper.after_step()
+        saver.after_step()
     assert len(saved) == saves
-    keeper.saved_at -= 61
-    keeper.after_step()
+    saver.saved_at -= 61
+    saver.after_step()
     assert len(saved) == saves + (every in ("1", "1m", "7"))
 
 
 @pytest.mark.parametrize(("every", "saves"), [(None, 1), ("1000", 2)])
 def test_an_epoch_shorter_than_ten_saves_is_saved_where_the_user_names_an_interval(every, saves):
     saved = []
-    keeper = Keeper(None, "main_stage2.py", Signals(), ALONE, every)
-    keeper.save = lambda: (saved.append(1), time.sleep(0.05))
-    keeper.after_epoch(saved=False)
-    keeper.after_epoch(saved=False)
+    saver = Saver(None, "main_stage2.py", Signals(), ALONE, every)
+    saver.keeps(lambda: (saved.append(1), time.sleep(0.05)), lambda: "")
+    saver.after_epoch(saved=False)
+    saver.after_epoch(saved=False)
     assert len(saved) == saves
-    keeper.saved_at -= 1
-    keeper.after_epoch(saved=True)
+    saver.saved_at -= 1
+    saver.after_epoch(saved=True)
     assert len(saved) == saves
-    keeper.after_epoch(saved=False)
+    saver.after_epoch(saved=False)
     assert len(saved) == saves + 1
 
 
 def test_nothing_is_saved_after_a_loss_that_is_not_finite():
-    partial = Partial()
-    partial.add(torch.tensor(float("nan")), torch.tensor(1), 2)
+    progress = Progress()
+    progress.add(torch.tensor(float("nan")), torch.tensor(1), 2)
     with pytest.raises(DivergedError):
-        partial.as_dict(ALONE)
+        progress.partial()
 
 
 def test_fewer_processes_take_over_what_the_others_had_done():
+    """In a file of before, with a number a batch; files of now have one sum a process."""
     stored = {"step": 2, "counts": torch.tensor([[2, 8], [1, 4], [1, 3]])}
     stored |= {"losses": torch.arange(4.0), "hits": torch.arange(4)}
     cpu = torch.device("cpu")
-    first, second = (Partial.of(stored, World(rank, 2), cpu) for rank in (0, 1))
-    assert (first.images, second.images) == (11, 4)
-    assert first.losses.values.tolist() == [0, 1, 3] and second.hits.values.tolist() == [2]
+    first, second, alone, again = (Progress() for _ in range(4))
+    first.go_on(stored, World(0, 2), cpu)
+    second.go_on(stored, World(1, 2), cpu)
+    assert (first.step, first.images, second.images) == (2, 11, 4)
+    assert (first.loss, first.hits, second.loss, second.hits) == (4, 4, 2, 2)
+    alone.go_on(stored, ALONE, cpu)
+    again.go_on(alone.partial(), ALONE, cpu)
+    assert again.figures() == alone.figures() == {"train_loss": 6 / 15, "train_accuracy": 6 / 15}
 
 
 def test_another_threads_signal_handlers_are_left_alone():

@@ -11,7 +11,6 @@ from torch.utils._pytree import tree_leaves
 from benchmarks import scaling
 from datasets import LongTailedData
 from datasets.types import ImageSet
-from utils.base.column import RECENT, ROOM, Column
 from utils.features.frozen import Representation, StoredViews
 from utils.heads.outcome import outcome
 from utils.heads.plan import plan_heads
@@ -44,21 +43,6 @@ def test_an_epoch_and_its_report_add_less_memory_than_their_logits_would():
     point = scaling.Point(classes=1000, width=8, rows=200_000)
     logits = 4 * point.rows * point.classes / 1e6  # MB: 800
     assert scaling.in_process(point, 1)["megabytes"] < logits / 2
-
-
-def test_a_column_keeps_what_came_one_by_one_and_together_in_order():
-    column = Column()
-    assert len(column) == 0 and column.values.shape == (0,)
-    expected = []
-    for i in range(3 * RECENT + 5):
-        column.append(torch.tensor(i))
-        expected.append(i)
-        if i % 40 == 0:
-            column.extend(torch.arange(1000, 1000 + ROOM))
-            expected += range(1000, 1000 + ROOM)
-        assert len(column) == len(expected)
-    assert column.values.tolist() == expected and column.values.dtype == torch.int64
-    assert Column(torch.arange(2)[:0]).values.dtype == torch.int64
 
 
 class Largest(TorchDispatchMode):

@@ -107,14 +107,6 @@ def test_a_run_folder_holds_config_log_metrics_per_class_and_summary(digits, sta
     assert last_line((folder / "log.txt").read_text()) in (digits.stage1_text + digits.stage2_text)
 
 
-def test_a_run_that_will_take_hours_on_a_cpu_says_so_and_names_the_thin_networks(tmp_path, monkeypatch):
-    monkeypatch.setattr(main_stage1, "LONG_RUN_SECONDS", 0)
-    long = ("--device", "cpu", "--epochs", "1", "--batch_size", "20")
-    text = run_stage1(tmp_path, *long, "--network", "resnet10")
-    assert re.search(r"note: about \d+ hours to go on this CPU; --network resnet20, resnet32, ", text)
-    assert re.search(r"note: about \d+ hours to go on this CPU$", run_stage1(tmp_path, *long), re.MULTILINE)
-
-
 def test_quiet_prints_the_result_line_only_and_logs_the_rest(tmp_path):
     text = run_stage1(tmp_path, "--epochs", "1", "--seed", "0", "--quiet")
     assert RESULT.match(text.strip())

@@ -82,6 +82,13 @@ ODD = [
     (STAGE1, "--EPOCHS 3", r"unknown argument --EPOCHS, did you mean --epochs\?"),
     (STAGE2, "--losss", r"unknown argument --losss, did you mean --method los\?"),
     (STAGE2, "--epochs 3", "has no use for it: its own is --finetune_epoch"),
+    (STAGE2, "--loss bsce", "has no use for it: its own is --method"),
+    (STAGE1, "--loss bce", "argument --loss: invalid choice: 'bce'"),
+    (
+        STAGE1,
+        DIGITS + "--loss focal --mixup 0.2",
+        "--mixup mixes labels, --loss focal takes none",
+    ),
     (STAGE1, "--wd -1e-4", r"--wd must be 0 or more, got -0\.0001"),
     (STAGE2, "--finetune_lr -.1,2", r"--finetune_lr must be above 0, got -0\.1"),
     (STAGE1, "--lr --wd 1", "argument --lr: expected one argument"),

@@ -56,11 +56,7 @@ def pick_device(
 
 
 def _be_deterministic() -> None:
-    """Before CUDA starts. On the CPU nothing changes: its bits repeat anyway.
-
-    What has no deterministic form then raises; `exit_cleanly` makes a line of it. A warning in its place
-    would leave a run that claims what it does not keep.
-    """
+    """Before CUDA starts. What has no deterministic form then raises; `exit_cleanly` makes a line of it."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False

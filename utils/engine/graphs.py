@@ -2,20 +2,18 @@
 
 A step of a small network is hundreds of short kernels, which the host may take longer to start than the
 device to run. A replay starts them all at once. What a graph holds are addresses, so a batch is copied into
-buffers that stay, the learning rate is a tensor on the device, and losses are copied out.
-
-Tested on the CPU with the capture replaced by plain calls, and on a GPU against plain steps (docs/gpu.md).
+buffers that stay, and the learning rate is a tensor on the device. See docs/gpu.md for how this is tested.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from utils.base.distributed import World
-from utils.base.errors import UserError
+from utils.base.errors import UserError, reason
 from utils.engine.step import TrainStep
 from utils.engine.steps import Part
 from utils.settings.config import Config
@@ -53,9 +51,9 @@ class CudaCapture:
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 result = work()
         except RuntimeError as error:
-            reason = " ".join(str(error).split())[:300]
             raise UserError(
-                f"--cuda_graphs: a training step could not be recorded ({reason}); leave --cuda_graphs out"
+                f"--cuda_graphs: a training step could not be recorded ({reason(error):.300}); leave "
+                "--cuda_graphs out"
             ) from error
 
         def replay() -> tuple[Tensor, Tensor]:
@@ -76,21 +74,21 @@ class _Shape:
 
 
 class GraphedSteps:
-    """Takes a batch as the TrainStep that it wraps does, and with its results, by replaying a graph.
+    """Takes a batch as the TrainStep that it wraps does, by replaying a graph; nothing waits for the device.
 
-    The first WARM_STEPS steps of a shape run one by one, each of them a step of the training; so do all of
-    the shapes beyond MOST_GRAPHS. `step.look` must be off, and every step have one part. The optimiser holds
-    its learning rate as a number between the steps, so that a checkpoint is the same as without graphs.
+    The first WARM_STEPS steps of a shape run one by one, and all of the shapes beyond MOST_GRAPHS. Every step
+    has one part. Between the steps the optimiser holds its learning rate as a number, as without graphs.
     """
 
     def __init__(self, step: TrainStep, capture: CudaCapture) -> None:
-        self._step, self._capture = step, capture
+        self._step, self._capture = replace(step, look=False), capture
+        self.optimizer = step.optimizer
         self._shapes: dict[tuple, _Shape] = {}
         device = next(step.model.parameters()).device
         self._rate = torch.zeros((), device=device)  # float32: the fused kernel reads no other
 
     def __call__(self, inputs: Tensor, targets: Tensor, part: Part) -> tuple[Tensor, Tensor]:
-        """Summed loss and hits, both [], as of TrainStep; a device is not waited for."""
+        """Summed loss and hits, both [], as of TrainStep; they are good until the next step."""
         with self._rate_on_device():
             shape = self._shape_of(inputs, targets, part)
             if shape is None:
@@ -103,8 +101,7 @@ class GraphedSteps:
             if shape.replay is None:
                 # gradients must be None here, and are: a step leaves none behind
                 shape.replay = self._capture.capture(lambda: self._step(shape.inputs, shape.targets, part))
-            loss, hits = shape.replay()
-            return loss.clone(), hits.clone()
+            return shape.replay()
 
     def _shape_of(self, inputs: Tensor, targets: Tensor, part: Part) -> _Shape | None:
         """What is kept of a shape; None beyond MOST_GRAPHS of them."""
@@ -116,7 +113,7 @@ class GraphedSteps:
     @contextmanager
     def _rate_on_device(self) -> Iterator[None]:
         """Within, all groups share one tensor with the learning rate that they have outside as a number."""
-        groups = self._step.optimizer.param_groups
+        groups = self.optimizer.param_groups
         rates = {group["lr"] for group in groups}
         if len(rates) > 1:
             raise ValueError(f"graphed steps have one learning rate, not {sorted(rates)}")

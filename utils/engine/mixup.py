@@ -1,8 +1,7 @@
 """mixup: stage 1 learns from mixtures of two images, with their labels mixed in the same shares.
 
-H. Zhang, M. Cisse, Y. Dauphin, D. Lopez-Paz, "mixup: Beyond Empirical Risk Minimization", ICLR 2018. Stage 1
-of MiSLAS trains so (Z. Zhong et al., "Improving Calibration for Long-Tailed Recognition", CVPR 2021).
-torchvision's MixUp draws from the global random stream, so that a resume could not repeat it.
+Zhang et al., "mixup: Beyond Empirical Risk Minimization", ICLR 2018; stage 1 of MiSLAS trains so (Zhong et
+al., CVPR 2021). torchvision's MixUp draws from the global random stream, so a resume could not repeat it.
 
 Shapes: N images of a part, P images of a full part, K classes.
 """
@@ -24,12 +23,9 @@ class Mixup:
     """Mixes the batches of an epoch: λ x + (1 - λ) x[partner], and the same of the labels, one-hot.
 
     λ ~ Beta(`alpha`, `alpha`), one for all images of a part; `partner` permutes its images. Cross-entropy
-    against the mixed labels is λ CE(logits, y) + (1 - λ) CE(logits, y[partner]).
-
-    A part is what a process takes at a time: with one process and `--accum 1` a whole step, and the law is
-    the papers'. Else each part draws for itself: a step then has several λ, each of the same law, and
-    partners from the same part alone. A draw depends on (seed, epoch, number of the part in the epoch,
-    process) only.
+    against the mixed labels is λ CE(logits, y) + (1 - λ) CE(logits, y[partner]). A part is what a process
+    takes at a time: where a step has several, each draws for itself. A draw depends on (seed, epoch, number
+    of the part in the epoch, process) only.
     """
 
     alpha: float

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from datasets.long_tail import SHOTS, shot_groups
-from utils.base.column import Column
 from utils.base.distributed import World
 from utils.metrics.logits import READINGS, LogitStatistics, logits_magnitude, regularized_std
 
@@ -145,46 +144,38 @@ def _calibration_gaps(confidence: Tensor, correct: Tensor, bins: int) -> Tensor:
 class Scores:
     """Every figure of a report from batches of logits in one pass: no [N, K] is kept, only [N] and [K].
 
-    `targets` [N] are those of all batches to come, in their order, which begin with image `first`.
+    `targets` [N] are those of all images, the batches to come begin with image `first`. They fill in
+    `predicted`, int64 [N], and `confidence`, float32 [N], the largest softmax probability.
     """
 
     def __init__(self, targets: Tensor, num_classes: int, first: int = 0) -> None:
-        self.targets, self.num_classes, self._next = targets, num_classes, first
+        self.targets, self.num_classes = targets, num_classes
+        self._first = self._next = first
+        self.predicted = torch.full_like(targets, -1)
+        self.confidence = torch.zeros_like(targets, dtype=torch.float32)
         self._statistics = LogitStatistics(torch.bincount(targets, minlength=num_classes))
         self._gaps = torch.zeros(CALIBRATION_BINS, dtype=torch.float64, device=targets.device)
         self._top5_hits = torch.zeros(1, dtype=torch.float64, device=targets.device)
-        self._predicted, self._confidence = Column(targets[:0]), Column(targets[:0].float())
 
     def add(self, logits: Tensor) -> None:
         """Take in the next batch of logits [n, K]."""
-        targets = self.targets[self._next : self._next + len(logits)]
-        self._next += len(logits)
+        own = slice(self._next, self._next + len(logits))
+        self._next, targets = own.stop, self.targets[own]
         predicted, logits = predictions(logits), logits.double()
         confidence = confidences(logits, predicted)
-        self._predicted.extend(predicted)
+        self.predicted[own], self.confidence[own] = predicted, confidence
         self._top5_hits += topk_hits(logits, targets, predicted, 5).sum()
-        self._confidence.extend(confidence.float())
         self._gaps += _calibration_gaps(confidence, predicted == targets, CALIBRATION_BINS)
         self._statistics.add(logits, targets)
 
     def of_all(self, world: World) -> "Scores":
         """Take in what the other processes have scored, in the order of their ranks; returns itself."""
         if world.size > 1:
-            self._predicted = Column(world.gather(self.predicted))
-            self._confidence = Column(world.gather(self.confidence))
+            own = slice(self._first, self._next)
+            self.predicted, self.confidence = map(world.gather, (self.predicted[own], self.confidence[own]))
             for sums in (self._gaps, self._top5_hits, *self._statistics.sums):
                 world.total(sums)
         return self
-
-    @property
-    def predicted(self) -> Tensor:
-        """Predicted classes int64 [N]."""
-        return self._predicted.values
-
-    @property
-    def confidence(self) -> Tensor:
-        """The largest softmax probability of each image, float32 [N]."""
-        return self._confidence.values
 
     def figures(self, class_counts: list[int], shots: tuple[int, int] = SHOTS) -> dict:
         """Plain data ready for JSON.

@@ -18,7 +18,7 @@ from utils.metrics.accuracy import result_line
 from utils.report import summary, table
 from utils.run import checkpoint
 from utils.run.folder import Run
-from utils.run.saver import Keeper
+from utils.run.saver import Saver
 from utils.settings.commands import command
 from utils.settings.config import Config
 from utils.settings.methods import lead_method
@@ -77,7 +77,7 @@ class Watcher:
 
     def __init__(
         self,
-        keeper: Keeper,
+        keeper: Saver,
         heads: list[HeadRun],
         facts: dict,
         model: nn.Module,
@@ -92,7 +92,7 @@ class Watcher:
         going_on = [head for head in heads if not head.failed and head.progress.epoch < head.plan.epochs]
         self.first = self.epoch = min((head.progress.epoch for head in going_on), default=self.epochs)
         self.saved, self.best_saved = False, None
-        keeper.save, keeper.where = self.save, self.where
+        keeper.keeps(self.save, self.where)
         by_path = [h for h in heads if h.plan.method.trained and h.plan.options.get("path") and not h.failed]
         for name, path, lr in dict.fromkeys(
             (h.plan.method.name, h.plan.options["path"], h.lr) for h in by_path

@@ -1,7 +1,8 @@
 """Going on with a run that was cut off, from its last.pth."""
 
 import os
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,8 +16,8 @@ from utils.base.distributed import World
 from utils.base.errors import NoMemoryError, UserError, about, reason
 from utils.base.files import read_json, require_file
 from utils.engine.device import environment
-from utils.engine.loop import Partial, Progress, load_optimizer
-from utils.features.source import Source, find_source
+from utils.engine.loop import Progress, load_optimizer
+from utils.features.source import find_source
 from utils.heads.head import HeadRun
 from utils.heads.plan import HeadPlan
 from utils.run import checkpoint
@@ -40,7 +41,7 @@ _SAME_BITS = (
 _ORIGINS = ("stage1_digest", "features_digest")
 # what a state of another form raises where it is put to use
 _UNFIT = (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError)
-_ALSO = {"stage1": ("progress",), "stage2": ("given",)}
+_NOT_KEPT = ("resume", "force_resume")
 AUTO_FOUND_NONE = "--resume auto: no unfinished run of this configuration, this is a fresh one"
 
 
@@ -64,8 +65,8 @@ class Resumed:
         data: LongTailedData,
         config: Config,
         world: World,
-    ) -> tuple[Progress, Partial]:
-        """Stage 1: load weights, optimiser and scaler; return how far the run was, and within its epoch.
+    ) -> Progress:
+        """Stage 1: load weights, optimiser and scaler; return how far the run was.
 
         Raises:
             UserError: the training images are not those of the run, or the file does not fit the network.
@@ -74,14 +75,13 @@ class Resumed:
         facts = self.source.facts
         self._check_best(model, config)
         checkpoint.load_weights(model, self.source, config.network)
-        device = next(model.parameters()).device
-        try:
+        with self._fitting():
             load_optimizer(optimizer, facts["optimizer"])
             scaler.load_state_dict(facts.get("scaler", {}))
-            partial = Partial.of(facts["partial"], world, device) if "partial" in facts else Partial()
-        except _UNFIT as error:
-            raise self._unfit(error) from error
-        return Progress(**facts["progress"]), partial
+            progress = Progress(**facts["progress"])
+            if "partial" in facts:
+                progress.go_on(facts["partial"], world, next(model.parameters()).device)
+        return progress
 
     def _check_best(self, model: nn.Module, config: Config) -> None:
         """Raise a UserError now, not after all epochs, where the best one so far is no longer to be had."""
@@ -111,23 +111,26 @@ class Resumed:
         Raises:
             UserError: the file does not fit the heads.
         """
-        stored, found = self._states(), 0
-        for head in heads:
-            state = stored.get(_key(head.plan.name))
-            if state is None:
-                continue
-            try:
-                head.restore(state)
-            except _UNFIT as error:
-                raise self._unfit(error) from error
-            found += 1
-        if heads[0].frozen.drifting and found:
+        stored = self._states()
+        known = [head for head in heads if _key(head.plan.name) in stored]
+        with self._fitting():
+            for head in known:
+                head.restore(stored[_key(head.plan.name)])
+        if heads[0].frozen.drifting and known:
             kept = {name: value for name, value in self.source.state.items() if not name.startswith("fc.")}
             load_state(model, model.state_dict() | kept)
-        return found
+        return len(known)
 
     def _states(self) -> dict[tuple, dict]:
         return {_key(state): state for state in self.source.facts["heads"]}
+
+    @contextmanager
+    def _fitting(self) -> Iterator[None]:
+        """Within, a state of another form ends the run in a line."""
+        try:
+            yield
+        except _UNFIT as error:
+            raise UserError(f"{self.source.path} cannot be resumed: {reason(error)}") from error
 
     def check_plans(self, plans: list[HeadPlan]) -> None:
         """Raise a UserError where stage 2 would train heads that the run did not have."""
@@ -135,9 +138,6 @@ class Resumed:
         new = [plan.name for plan in plans if _key(plan.name) not in stored]
         if new and stored and not self.forced:
             raise UserError(f"{self.source.path} knows no head {new[0]}: this code plans other heads")
-
-    def _unfit(self, error: Exception) -> UserError:
-        return UserError(f"{self.source.path} cannot be resumed: {reason(error)}")
 
     def check_source(self, origins: dict) -> None:
         """Raise a UserError where stage 2 starts from another stage 1, or other features, than it did."""
@@ -158,10 +158,11 @@ class Resumed:
 
     def _changed_data(self, data: LongTailedData) -> str | None:
         before, now = self.source.facts["class_counts"], data.class_counts
-        if before != now:
-            pairs = enumerate(zip(before, now, strict=False))
-            first = next((f"class {k} had {a}, has {b}" for k, (a, b) in pairs if a != b), None)
-            return first or f"there were {len(before)} classes, there are {len(now)}"
+        if len(before) != len(now):
+            return f"there were {len(before)} classes, there are {len(now)}"
+        for k, (count, count_now) in enumerate(zip(before, now, strict=True)):
+            if count != count_now:
+                return f"class {k} had {count}, has {count_now}"
         return compared(self.source.facts, data.train)[0]
 
     def notes(self, data: LongTailedData, device: torch.device) -> list[str]:
@@ -169,15 +170,16 @@ class Resumed:
         changed = self._changed_data(data) if self.forced else None  # else it was refused
         forced = [*self.contradictions, *([f"other images: {changed}"] if changed else [])]
         before, now = self.source.facts["environment"], environment(device)
-        bits = [
-            f"{name} was {before[name]}, is {now[name]}"
-            for name in _SAME_BITS
-            if before.get(name, now[name]) != now[name]
-        ]
+        other = [name for name in _SAME_BITS if before.get(name, now[name]) != now[name]]
         looked = compared(self.source.facts, data.train)[1]
-        notes = [f"the training images were compared with those of the run {looked}"] if looked else []
-        notes += [f"forced, the results are of neither run: {one}" for one in forced]
-        return notes + [f"the last bits may differ from the unbroken run's: {one}" for one in bits]
+        return [
+            *([f"the training images were compared with those of the run {looked}"] if looked else []),
+            *(f"forced, the results are of neither run: {one}" for one in forced),
+            *(
+                f"the last bits may differ from the unbroken run's: {name} was {before[name]}, is {now[name]}"
+                for name in other
+            ),
+        ]
 
 
 def read_resume(script: str, given: dict, world: World, held: ExitStack) -> Resumed | None:
@@ -206,23 +208,16 @@ def read_resume(script: str, given: dict, world: World, held: ExitStack) -> Resu
     world.wait()
     with about("--resume"):
         source = checkpoint.read(path)
-    stage, state = ("stage1", "optimizer") if script == STAGE1 else ("stage2", "heads")
-    if state not in source.facts or source.facts["stage"] != stage:
-        raise UserError(f"{path} is not the last.pth of a stage-{stage[-1]} run, only that can be resumed")
-    for name in ("args", "class_counts", "train_digest", "environment", *_ALSO[stage]):
-        if name not in source.facts:
-            raise UserError(f"{path} cannot be resumed: it lacks {name}")
-    for words in (source.facts["args"], source.facts.get("given", {})):
-        check_known(path, words, given)
-    args = {
-        name: value for name, value in source.facts["args"].items() if name not in ("resume", "force_resume")
-    }
+    facts, stage = source.facts, "stage1" if script == STAGE1 else "stage2"
+    _check_facts(path, facts, stage, given)
+    args = {name: value for name, value in facts["args"].items() if name not in _NOT_KEPT}
     # what its code did not know yet was as the preset has it
-    ran = preset_for(source.facts["dataset"], source.facts["network"]) | args
+    ran = preset_for(facts["dataset"], facts["network"]) | args
     contradictions = [
         f"--{name} {value}, the run to resume has --{name} {ran[name]}"
         for name, value in given.items()
-        if name in ran and name not in FREE and _plain(value) not in (ran[name], *_only(ran[name]))
+        # a list of one may have been given without a comma
+        if name in ran and name not in FREE and _plain(value) != ran[name] and [_plain(value)] != ran[name]
     ]
     forced = given.get("force_resume", False)
     if contradictions and not forced:
@@ -230,11 +225,24 @@ def read_resume(script: str, given: dict, world: World, held: ExitStack) -> Resu
             f"{'; '.join(contradictions)}: leave the argument out, or go on regardless with --force_resume"
         )
     known = {name: value for name, value in args.items() if not (forced and name in given)}
-    words = {name: _typed(name, value) for name, value in source.facts.get("given", {}).items()}
+    paths = {argument.name for argument in ARGUMENTS if argument.kind is Path}
+    words = {n: Path(value) if n in paths else value for n, value in facts.get("given", {}).items()}
     words |= {name: value for name, value in given.items() if forced or name in FREE}
     words |= {} if "seeds" in words else {"seed": args["seed"]}
-    held.enter_context(nothing_fetched_into(_check_places(path, source.facts, given, forced)))
+    held.enter_context(nothing_fetched_into(_check_places(path, facts, given, forced)))
     return Resumed(path.parent, source, known, words, lock, forced, contradictions)
+
+
+def _check_facts(path: Path, facts: dict, stage: str, given: dict) -> None:
+    """Raise a UserError unless these are of a last.pth of `stage`, and obey the rules of the arguments."""
+    state, own = {"stage1": ("optimizer", "progress"), "stage2": ("heads", "given")}[stage]
+    if state not in facts or facts["stage"] != stage:
+        raise UserError(f"{path} is not the last.pth of a stage-{stage[-1]} run, only that can be resumed")
+    for name in ("args", "class_counts", "train_digest", "environment", own):
+        if name not in facts:
+            raise UserError(f"{path} cannot be resumed: it lacks {name}")
+    for words in (facts["args"], facts.get("given", {})):
+        check_known(path, words, given)
 
 
 def _check_places(path: Path, facts: dict, given: dict, forced: bool) -> list[Path]:
@@ -286,38 +294,38 @@ def words_to_resume(config: Config, script: str) -> list[str]:
 
 def own_words(given: dict) -> dict:
     """What the user gave, as plain data: in stage 2 it decides which heads there are."""
-    return {name: _plain(value) for name, value in given.items() if name not in ("resume", "force_resume")}
+    return {name: _plain(value) for name, value in given.items() if name not in _NOT_KEPT}
 
 
 def _plain(value: object) -> object:
     return str(value) if isinstance(value, Path) else value
 
 
-def _typed(name: str, value: object) -> object:
-    paths = {argument.name for argument in ARGUMENTS if argument.kind is Path}
-    return Path(value) if name in paths else value
-
-
-def _only(value: object) -> list:
-    """The one entry of a list of one: what the user may have given without a comma."""
-    return value if isinstance(value, list) and len(value) == 1 else []
-
-
 def _newest_unfinished(script: str, given: dict) -> Path | None:
-    """The newest run folder of the configuration that `given` resolves to, without a summary; None: none."""
+    """The newest run folder of the configuration that `given` resolves to, without a summary; None: none.
+
+    In stage 2 it must have begun from the same stage 1 and with the same words, too: what the user names is
+    no preset any more.
+    """
     words = {name: value for name, value in given.items() if name != "resume"}
     source = None if script == STAGE1 else find_source(script, words, "stage1")
     config = resolve(script, words, source.known if source else None)
     free = RUNNING if {"seed", "seeds"} & set(given) else (*RUNNING, "seed", "seeds")
-    wanted = {name: value for name, value in config.as_dict().items() if name not in free}
+
+    def fixed(values: dict) -> dict:
+        return {name: value for name, value in values.items() if name not in free}
+
+    def began_alike(last: Path) -> bool:
+        facts = checkpoint.read(last).facts
+        same = fixed(facts.get("given", {})) == fixed(own_words(words))
+        return same and facts.get("stage1_digest") == source.identity
+
     folders = [folder for folder in stage_folder(config, config.cur_stage).glob("*") if folder.is_dir()]
     for folder in sorted(folders, key=lambda folder: folder.stat().st_mtime_ns, reverse=True):
         last = folder / "last.pth"
-        if not last.is_file() or (folder / "summary.json").exists():
-            continue
-        if _has(folder / "config.json", wanted) and (
-            source is None or _began_alike(last, words, source, free)
-        ):
+        unfinished = last.is_file() and not (folder / "summary.json").exists()
+        alike = unfinished and _has(folder / "config.json", fixed(config.as_dict()))
+        if alike and (source is None or began_alike(last)):
             return folder
     return None
 
@@ -328,13 +336,3 @@ def _has(note: Path, wanted: dict) -> bool:
         return made_alike(read_json(note)["config"], wanted)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return False
-
-
-def _began_alike(last: Path, words: dict, source: Source, free: tuple[str, ...]) -> bool:
-    """Does a stage-2 run have the same stage 1 and the same words? What is named is no preset any more."""
-    facts = checkpoint.read(last).facts
-    before, now = (
-        {name: value for name, value in some.items() if name not in free}
-        for some in (facts.get("given", {}), own_words(words))
-    )
-    return facts.get("stage1_digest") == source.identity and before == now

@@ -50,34 +50,31 @@ def announce(
     world: World = ALONE,
 ) -> None:
     """Print and record what the run is before its first step."""
-    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     total = sum(p.numel() for p in model.parameters())
-    facts = environment(device) | {"commit": _commit()}
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    found = environment(device) | {"commit": _commit()}
     run.log(f"run folder {run.folder}")
     run.log("configuration", *describe(config))
     validation = f"{len(data.val) if data.val else 0} validation ({data.val_source})"
     sizes = f"{len(data.train)} training, {validation}, {len(data.test)} test images"
     run.log(f"data {data.name}: {sizes} of {data.num_classes} classes")
     run.log("  " + histogram(data.class_counts, data.shots))
-    own = [NOTES[config.dataset]] if config.dataset in NOTES and data.views else []  # a pack has its own
-    for note in [*data.notes, *own]:
-        run.log(f"  note: {note}")
+    notes = list(data.notes)
+    if data.views and config.dataset in NOTES:  # a pack has its own
+        notes.append(NOTES[config.dataset])
     if slow := slow_bf16(config, device):
-        run.log(f"  note: {slow}")
+        notes.append(slow)
     if config.workers and not isinstance(data.train, FileSet):
-        run.log(f"  note: --workers {config.workers} has no use here, {data.name} lives on the device")
+        notes.append(f"--workers {config.workers} has no use here, {data.name} lives on the device")
+    for note in notes:
+        run.log(f"  note: {note}")
     run.log(f"model {config.network}: {trainable:,} trainable of {total:,} parameters")
     if "batch_size" in config:
         run.log(f"steps an epoch: {-(-len(data.train) // config.batch_size)}")
-    where = f"device {facts['device']}, {facts['threads']} CPU threads, torch {facts['torch']}"
+    where = f"device {found['device']}, {found['threads']} CPU threads, torch {found['torch']}"
     run.log(where if world.size == 1 else f"{world.size} processes, each on {where}")
-    record = {
-        "config": config.as_dict(),
-        "class_counts": data.class_counts,
-        "trainable": trainable,
-        "environment": facts,
-    }
-    run.write_json("config.json", record)
+    record = {"config": config.as_dict(), "class_counts": data.class_counts}
+    run.write_json("config.json", record | {"trainable": trainable, "environment": found})
 
 
 def model_facts(config: Config, data: LongTailedData, device: torch.device) -> dict:
@@ -116,22 +113,23 @@ def model_facts(config: Config, data: LongTailedData, device: torch.device) -> d
 
 def save_epoch(
     run: Run,
-    name: str,
     facts: dict,
     progress: Progress,
     model: nn.Module,
     optimizer: Optimizer,
     scaler: torch.amp.GradScaler,
-    partial: dict | None = None,
+    world: World,
+    name: str = "last",
 ) -> None:
     """Write `last.pth` or `best.pth` into the run folder; last.pth with what a resume needs.
 
-    `partial`: what is done of the epoch under way.
+    Within an epoch that is a collective act: its figures are those of all processes.
     """
     content = facts | {"epoch": progress.epoch, "progress": progress.as_dict(), "model": model.state_dict()}
     if name == "last":
         content |= {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}
-        content |= {"partial": partial, "version": checkpoint.VERSION} if partial else {}
+        if progress.step:
+            content |= {"partial": progress.partial(world), "version": checkpoint.VERSION}
     if run.main:
         checkpoint.save(run.place(f"{name}.pth"), content)
 
@@ -199,19 +197,19 @@ def publish(run: Run, path: Path, content: dict, figures: dict, selected_on: str
     """
     if not run.main:
         return {}
-    scores = {name: value for name, value in figures.items() if name != "classes"}
     run.place("summary.json")  # a run whose folder was taken from it publishes nothing
-    content = checkpoint.with_identity(content | {"metrics": scores, "selected_on": selected_on})
+    content = checkpoint.with_identity(content | {"metrics": _scores(figures), "selected_on": selected_on})
     kept = _keep(path, content["identity"])
     place = f"{path}, in place of an older one, kept as {kept}" if kept else path
     digest = checkpoint.save(path, content)
     run.log(f"model of epoch {content['epoch']} (selected on {selected_on}) left at {place}")
-    return {
-        "epoch": content["epoch"],
-        "checkpoint": str(path),
-        "digest": digest,
-        "identity": content["identity"],
-    }
+    where = {"checkpoint": str(path), "digest": digest, "identity": content["identity"]}
+    return {"epoch": content["epoch"]} | where
+
+
+def _scores(figures: dict) -> dict:
+    """The figures of a report without those of each class."""
+    return {name: value for name, value in figures.items() if name != "classes"}
 
 
 def _keep(path: Path, identity: str) -> Path | None:
@@ -237,8 +235,7 @@ def _keep(path: Path, identity: str) -> Path | None:
 
 def finish(run: Run, figures: dict, selected_on: str, facts: dict, label: str = "") -> None:
     """Write summary.json, print the figures, and end with the result line."""
-    scores = {name: value for name, value in figures.items() if name != "classes"}
-    run.write_json("summary.json", {"test": scores, "selected_on": selected_on} | facts)
+    run.write_json("summary.json", {"test": _scores(figures), "selected_on": selected_on} | facts)
     warn_of_lost(run, figures, label)
     run.log(
         f"test balanced accuracy {percent(figures['balanced'])}, top-5 {percent(figures['top5'])}, "
@@ -263,14 +260,8 @@ def warn_of_lost(run: Run, figures: dict, label: str = "") -> None:
 
 def _commit() -> str | None:
     """The commit of this code, None outside a git checkout."""
+    words = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:
-        found = subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],
-            check=False,
-            capture_output=True,
-            text=True,
-            timeout=5,
-        )
-    except (OSError, subprocess.TimeoutExpired):
+        return subprocess.run(words, check=True, capture_output=True, text=True, timeout=5).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
         return None
-    return found.stdout.strip() or None

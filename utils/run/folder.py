@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import datetime
-from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Self
 
@@ -44,13 +44,12 @@ class Run:
     ) -> None:
         self.main, self.quiet = world.main, config.quiet or not world.main
         parent = stage_folder(config, stage)
-        for place in (parent, *also_writable) if world.main else ():
+        self._lock, self._lost = lock, set()
+        for place in (parent, *also_writable) if self.main else ():
             check_writable(place)
-        self.folder = world.agree(folder or _new_folder(parent) if world.main else None)
-        for place in (self.folder, *also_writable) if world.main else ():
+        self.folder = world.agree(folder or _new_folder(parent) if self.main else None)
+        for place in (self.folder, *also_writable) if self.main else ():
             sweep(place)  # what a killed run left half-written
-        self._lock = lock
-        self._lost: set[object] = set()
 
     def __enter__(self) -> Self:
         """Have the folder to itself; raises UserError where another run has it."""
@@ -67,13 +66,14 @@ class Run:
             self._lock.keep()
         return self.folder / name
 
-    def log(self, *lines: str) -> None:
-        """Lines to standard output, unless quiet, and to log.txt; a line break within one is escaped."""
+    def log(self, *lines: str, always: bool = False) -> None:
+        """Lines to log.txt and, unless quiet, to standard output; a line break within one is escaped."""
         if not self.main:
             return
-        if not self.quiet:
-            self._print(lines)
         self._keep(lines)
+        if always or not self.quiet:
+            with self._going_on("standard output"):
+                show(*lines)
 
     def warn(self, text: str) -> None:
         """A warning: to log.txt, and to standard error even when quiet."""
@@ -83,14 +83,7 @@ class Run:
 
     def result(self, line: str) -> None:
         """The closing line: printed even when quiet."""
-        if not self.main:
-            return
-        self._keep([line])
-        self._print([line])
-
-    def _print(self, lines: Iterable[str]) -> None:
-        with self._going_on("standard output"):
-            show(*lines)
+        self.log(line, always=True)
 
     def _keep(self, lines: Iterable[str]) -> None:
         path = self.place("log.txt")
@@ -139,18 +132,15 @@ class Run:
             yield from steps
             return
         bar = Bar(title, max=total, suffix="%(index)d/%(max)d eta %(eta_td)s", hide_cursor=False)
-        terminal = partial(self._going_on, "the progress bar")
-        with terminal():
-            bar.update()
-        drawn, pending = time.monotonic(), 0
+        drawn, pending = 0.0, 0
         for step in steps:
             yield step
             pending += 1
             if time.monotonic() - drawn > BAR_SECONDS:
-                with terminal():
+                with self._going_on("the progress bar"):
                     bar.next(pending)
                 drawn, pending = time.monotonic(), 0
-        with terminal():
+        with self._going_on("the progress bar"):
             bar.writeln("")
             print("\r", end="", file=sys.stderr, flush=True)
 
@@ -182,8 +172,8 @@ def check_writable(folder: Path) -> None:
 
 def _new_folder(parent: Path) -> Path:
     stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    for attempt in range(1, 1000):
-        folder = parent / (stamp if attempt == 1 else f"{stamp}_{attempt}")
+    for number in count(1):
+        folder = parent / (stamp if number == 1 else f"{stamp}_{number}")
         try:
             folder.mkdir(parents=True)
             return folder
@@ -191,4 +181,3 @@ def _new_folder(parent: Path) -> Path:
             continue
         except OSError as error:
             raise UserError(f"cannot make {folder}: {error.strerror}") from error
-    raise UserError(f"cannot find a free name in {parent}")

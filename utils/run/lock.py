@@ -13,8 +13,8 @@ from utils.base.files import open_regular
 class FolderLock:
     """Held from its making to `close` or `release`, or to the end of the process.
 
-    It lies on log.txt, which a run only ever appends to, so that it leaves no file of its own. Locks go with
-    the file, runs write by name: `keep` tells whether the two still belong together.
+    It lies on log.txt, so that it leaves no file of its own. A lock goes with the file, a run writes by name:
+    `keep` tells whether the two still belong together.
 
     Raises:
         UserError: another run holds it, or log.txt cannot be opened.
@@ -41,9 +41,8 @@ class FolderLock:
         except BlockingIOError as error:
             handle.close()
             os.close(place)
-            raise UserError(
-                f"another run is writing to {self._folder}: let it end, {self._way_out}"
-            ) from error
+            told = f"another run is writing to {self._folder}: let it end, {self._way_out}"
+            raise UserError(told) from error
         except OSError:
             pass  # a file system without locks
         self.release()
@@ -52,8 +51,7 @@ class FolderLock:
     def keep(self) -> None:
         """Raise a UserError unless the folder of this name is the one that was locked, or to be made again.
 
-        A log.txt that somebody has put in the place of the locked one is locked too. One that cannot be is
-        left to the writer of the log, and what lies in the place of a removed folder to that of every file.
+        A log.txt that somebody has put in the place of the locked one is locked too.
         """
         if not _is(self._place, self._folder):
             removed = os.fstat(self._place).st_nlink == 0
@@ -65,7 +63,9 @@ class FolderLock:
             with suppress(OSError):
                 os.makedirs(self._folder)
                 self._take()
-        elif not _is(self._handle.fileno(), self._path) and _may_be_locked(self._path):
+        elif not _is(self._handle.fileno(), self._path) and (
+            self._path.is_file() or not os.path.lexists(self._path)  # else the writer of the log complains
+        ):
             self._take()
 
     def close(self) -> None:
@@ -85,10 +85,6 @@ class FolderLock:
         if self._place is not None:
             os.close(self._place)
             self._place = None
-
-
-def _may_be_locked(path: Path) -> bool:
-    return path.is_file() or not os.path.lexists(path)
 
 
 def _is(number: int, path: Path) -> bool:

@@ -15,12 +15,11 @@ from utils.settings.commands import command
 SHARE = 0.1
 
 
-class Keeper:
+class Saver:
     """Asked after every step and epoch; saves where it is time to, ends the run where a signal has come.
 
     `every`: a number of steps, minutes as `10m`, or None for the ends of epochs alone. `words` are those with
-    which the run is gone on with, beside --resume. The run says how by `save`, which writes last.pth with the
-    position inside the epoch, and `where`, which tells that position.
+    which the run is gone on with, beside --resume.
     """
 
     def __init__(
@@ -38,8 +37,11 @@ class Keeper:
         self.seconds = int(every[:-1]) * 60 if minutes else None
         self.steps = int(every) if every and not minutes else None
         self.done, self.saved_at, self.cost = 0, time.monotonic(), 0.0
-        self.save: Callable[[], None] = lambda: None
-        self.where: Callable[[], str] = lambda: "its start"
+        self.keeps(lambda: None, lambda: "its start")
+
+    def keeps(self, state: Callable[[], None], where: Callable[[], str]) -> None:
+        """`state()` writes last.pth with the position within the epoch, `where()` tells it to people."""
+        self._state, self._where = state, where
 
     def _wishes(self) -> tuple[int, bool]:
         """The status to end with, 0 to go on; is it time to save? All processes hear the same."""
@@ -55,16 +57,12 @@ class Keeper:
 
     def _save(self) -> None:
         started = time.monotonic()
-        self.save()
+        self._state()
         self.saved_at = time.monotonic()
         self.cost = self.saved_at - started
 
     def after_step(self) -> None:
-        """Save where it is time to; where a signal has come, end.
-
-        Raises:
-            Stopped: it has.
-        """
+        """Save where it is time to; raises Stopped where a signal has come."""
         self.done += 1
         asked, timely = self._wishes()
         if asked or timely or (self.steps and self.done % self.steps == 0):
@@ -73,11 +71,7 @@ class Keeper:
             self._stop(asked)
 
     def after_epoch(self, saved: bool) -> None:
-        """Where the epoch is not `saved`, save it if it was long enough; where a signal has come, end.
-
-        Raises:
-            Stopped: it has.
-        """
+        """Save the epoch unless it is `saved` or was short; raises Stopped where a signal has come."""
         asked, _ = self._wishes()
         named = self.steps is not None or self.seconds is not None
         if not saved and (asked or named or time.monotonic() - self.saved_at >= self.cost / SHARE):
@@ -86,11 +80,7 @@ class Keeper:
             self._stop(asked)
 
     def watch(self, batches: Iterable, total: int, title: str) -> Iterator:
-        """Pass the batches of a frozen backbone through, with a bar; where a signal has come, end.
-
-        Raises:
-            Stopped: it has.
-        """
+        """Pass batches of a frozen backbone through, with a bar; raises Stopped where a signal has come."""
         for batch in self.run.bar(batches, total, title):
             yield batch
             if self.signals.asked:
@@ -111,7 +101,7 @@ class Keeper:
     def _stop(self, status: int, together: bool = True) -> None:
         words = [*self.words, "--resume", self.run.folder]
         line = command(self.script, *words, processes=self.processes)
-        self.run.result(f"stopped by a signal after {self.where()}; go on with: {line}")
+        self.run.result(f"stopped by a signal after {self._where()}; go on with: {line}")
         if together:
             self.world.wait()
         raise Stopped(status)

@@ -18,7 +18,7 @@ from utils.settings.table import ALL, ARGUMENTS, CHECK, EVALUATE, STAGE1, STAGE2
 
 __all__ = ["ALL", "ARGUMENTS", "CHECK", "EVALUATE", "STAGE1", "STAGE2", "Parser", "parse"]
 
-_OF_STAGE_2 = {"epochs": "finetune_epoch", "lr": "finetune_lr", "wd": "finetune_wd"}
+_OF_STAGE_2 = {"epochs": "finetune_epoch", "lr": "finetune_lr", "wd": "finetune_wd", "loss": "method"}
 
 
 class Parser(argparse.ArgumentParser):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from datasets import DATASETS
 from datasets.names import AUGMENTS, CHANNELS, VAL_SOURCES
+from losses import LOSSES
 from models import NETWORKS
 from utils.settings.ranges import (
     ABOVE_ZERO,
@@ -148,6 +149,9 @@ _GROUPS = {
             help="stage-1 learning rate at its peak; cosine to 0, a value an epoch"),
         Argument("warmup_epochs", int, _ONE, allowed=NOT_NEGATIVE,
             help="epochs over which the learning rate rises linearly"),
+        Argument("loss", str, _ONE, "ce", choices=tuple(LOSSES),
+            help="loss, with the options that stage 2 gives the method of its name; ldam is made for "
+                 "cosines"),
         Argument("momentum", float, TRAIN, allowed=BELOW_ONE, help="SGD momentum, 0 to below 1"),
         Argument("wd", float, _ONE, allowed=NOT_NEGATIVE, help="stage-1 weight decay, on all parameters"),
         Argument("nesterov", bool, TRAIN, False, help="Nesterov momentum"),
@@ -260,7 +264,7 @@ _GROUPS = {
             help="mixed precision of the backbone; fp16 needs CUDA; off is torch's default (there TF32 "
                  "convolutions)"),
         Argument("compile", bool, ALL, False, marks={Mark.NOT_WITH_PACK},
-            help="torch.compile the backbone for full batches; the log says whether it pays"),
+            help="torch.compile the backbone for full batches"),
         Argument("sync_bn", bool, _ONE, False, help="batch-norm statistics over all processes (CUDA)"),
         Argument("cuda_graphs", bool, _ONE, False,
             help="record a training step once and replay it on a CUDA device, for less work of the host"),
