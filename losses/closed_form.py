@@ -54,8 +54,9 @@ class StackedLoss:
         self.losses = losses
         if has_closed_form(losses[0]):
             vectors = zip(*(_VECTORS[type(loss)](loss) for loss in losses), strict=True)
+            neutral = (0.0, 1.0, 0.0, 0.0)
             self.smoothing, self.weight, self.shift, self.margin = (
-                _side_by_side(values, like) for values in vectors
+                _side_by_side(values, none, like) for values, none in zip(vectors, neutral, strict=True)
             )
 
     @torch.no_grad()
@@ -96,13 +97,15 @@ class StackedLoss:
         return loss.detach().reshape(len(logits)), slope
 
 
-def _side_by_side(values: Sequence[float | Tensor | None], like: Tensor) -> Tensor | None:
-    """What each head has of each class: [H, K], or [H, 1] where all classes have the same."""
-    if values[0] is None:
+def _side_by_side(values: Sequence[float | Tensor | None], neutral: float, like: Tensor) -> Tensor | None:
+    """What each head has of each class: [H, K], or [H, 1] where all have one number; None: none has any."""
+    if all(value is None for value in values):
         return None
-    return torch.stack(
-        [torch.as_tensor(value, dtype=like.dtype, device=like.device).reshape(-1) for value in values]
-    )
+    of_one = {"dtype": like.dtype, "device": like.device}
+    filled = [neutral if value is None else value for value in values]
+    rows = [torch.as_tensor(value, **of_one).reshape(-1) for value in filled]
+    width = max(map(len, rows))
+    return torch.stack([row.expand(width) for row in rows])
 
 
 def _of(vectors: Tensor, true: Tensor) -> Tensor:

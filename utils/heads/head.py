@@ -3,19 +3,18 @@
 Shapes: D feature, K classes.
 """
 
-import inspect
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
 
-from losses import LOSSES, build_loss, max_norm_, max_norm_limit
+from losses import build_loss, max_norm_, max_norm_limit
 from losses.closed_form import has_closed_form
-from models import HEADS, build_head
+from models import build_head
 from models.heads.los_path import los_path_lr
 from utils.base.errors import UserError, is_out_of_memory, reason
 from utils.base.seeding import generator_for
@@ -23,7 +22,6 @@ from utils.engine.loop import Progress, cosine_lr
 from utils.features.frozen import Representation
 from utils.heads.plan import HeadPlan
 from utils.settings.config import Config
-from utils.settings.methods import Method
 
 DIVERGED = "the {} not finite: training stopped; try a lower learning rate"
 
@@ -61,11 +59,11 @@ class HeadRun:
             generator_for(plan.seed, f"head {method.name}"),
             frozen.train.plain() if needs_features else None,
             frozen.train.labels if needs_features else None,
-            **head_options(method, options),
+            **method.head_options(options),
         )
         if not method.trained:
             return
-        self.loss_fn = build_loss(method.loss, frozen.train_counts, **_fitting(LOSSES[method.loss], options))
+        self.loss_fn = build_loss(method.loss, frozen.train_counts, **method.loss_options(options))
         self.loss_fn.to(frozen.fc.weight.device)
         share = options.get("max_norm")
         self.limit = None if share is None else max_norm_limit(self.head.weight, share)
@@ -88,13 +86,13 @@ class HeadRun:
     def kind(self) -> tuple:
         """Heads of one kind can take their steps together, whatever their learning rates and seeds.
 
-        So can heads whose losses differ in their options alone, where the gradient has a closed form.
+        Losses that have the closed form may differ, others must be the same with the same options.
         """
         method, options = self.plan.method, self.plan.options
-        own = head_options(method, options)
+        own = (type(self.head), *method.head_options(options).items(), method.trained and method.sampler)
         if method.trained and not has_closed_form(self.loss_fn):
-            own |= _fitting(LOSSES[method.loss], options)
-        return method.name, tuple(own.items()), self.step
+            own += (method.loss, *method.loss_options(options).items())
+        return *own, self.step
 
     @property
     def steps(self) -> int:
@@ -187,16 +185,6 @@ class HeadRun:
 def learned(head: nn.Module) -> dict[str, Tensor]:
     """What a head learns, by name."""
     return {name: tensor for name, tensor in head.named_parameters() if tensor.requires_grad}
-
-
-def head_options(method: Method, options: dict) -> dict:
-    """Those of a method's options that its head has, and what makes the head the method's."""
-    return method.fixed | _fitting(HEADS[method.head], options)
-
-
-def _fitting(kind: Callable, options: dict) -> dict:
-    known = inspect.signature(kind).parameters
-    return {name: value for name, value in options.items() if name in known}
 
 
 @contextmanager

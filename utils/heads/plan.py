@@ -1,5 +1,6 @@
 """From the user's words to the heads of a run: methods, settings, seeds, and who decides each value."""
 
+import math
 from collections import Counter
 from dataclasses import dataclass, replace
 from itertools import product
@@ -69,9 +70,9 @@ def plan_heads(config: Config) -> tuple[list[HeadPlan], list[str]]:
             raise UserError(f"--{_as_given(option, config)}: no method of this run has it, it is for {users}")
         if idle:
             notes.append(f"{', '.join(idle)}: no use for --{_as_given(option, config)}")
-    plans = []
+    plans, own = [], own_options(config.option, methods)
     for method in methods:
-        choices = _choices(method, config, given)
+        choices = _choices(method, config, given, own)
         for values in product(*choices.values()):
             setting = dict(zip(choices, values, strict=True))
             epochs, lr, wd = (
@@ -97,14 +98,36 @@ def _as_given(option: str, config: Config) -> str:
     return config.source(option).removeprefix("from --") if "from --" in config.source(option) else option
 
 
-def _choices(method: Method, config: Config, given: list[str]) -> dict[str, list]:
-    """Option -> the values to try, for one method."""
+def own_options(text: str | None, methods: list[Method]) -> dict[str, list[float]]:
+    """What `--option` says of the options that methods from outside declare, in their ranges."""
+    said: dict[str, list[float]] = {}
+    for word in (text or "").split():
+        name, _, values = word.partition("=")
+        ranges = [method.ranges[name] for method in methods if name in method.ranges]
+        if not ranges:
+            known = [name for method in methods for name in method.ranges]
+            raise UserError(f"--option {word}: no method of this run declares it, known: {known or 'none'}")
+        try:
+            said[name] = [float(value) for value in values.split(",")]
+        except ValueError as error:
+            raise UserError(f"--option {word} is not written as name=value or name=value,value") from error
+        for value in said[name]:
+            if not (math.isfinite(value) and ranges[0].holds(value)):
+                raise UserError(f"--option {name} must be {ranges[0].words}, got {value:g}")
+    return said
+
+
+def _choices(
+    method: Method, config: Config, given: list[str], said: dict[str, list[float]]
+) -> dict[str, list]:
+    """Option -> the values to try, for one method; `said` are those of `--option`."""
     searching = config.select == "val"
     choices = {}
     for name, value in method.options.items():
-        asked = _several(getattr(config, name))
-        own = asked if name in given or value is None else [value]
-        others = method.candidates.get(name, ()) if searching and name not in given else ()
+        asked = said.get(name) or _several(getattr(config, name, value))
+        user = name in given or name in said
+        own = asked if user or value is None else [value]
+        others = method.candidates.get(name, ()) if searching and not user else ()
         choices[name] = [*own, *(other for other in others if other not in own)]
     if not method.trained:
         return choices

@@ -11,7 +11,7 @@ from losses import logit_gap
 from models import head_from_state
 from utils.base.digest import file_digest
 from utils.features.source import Source
-from utils.heads.head import HeadRun, head_options
+from utils.heads.head import HeadRun
 from utils.heads.outcome import Outcome, best_so_far
 from utils.heads.plan import HeadPlan
 from utils.metrics.accuracy import result_line
@@ -62,7 +62,7 @@ def head_content(model: nn.Module, run: HeadRun, best: bool = False) -> dict:
         last = {f"fc.{name}": value for name, value in state.items()}
         content = {"head": {"kind": "linear"}, "model": backbone | last}
     else:
-        options = head_options(method, run.plan.options)
+        options = method.head_options(run.plan.options)
         content = {"head": {"kind": method.head, "options": options}, "head_state": dict(state)}
         head = head_from_state(method.head, state, **options)
         last = dict(zip(_LAST, head.folded(), strict=True)) if hasattr(head, "folded") else {}

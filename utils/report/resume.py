@@ -288,7 +288,8 @@ def _key(named: dict) -> tuple[str, str, int]:
 
 def words_to_resume(config: Config, script: str) -> list[str]:
     """What a command that goes on with this run says beside --resume: places, and what no file chooses."""
-    names = _AGAIN | ({"network"} if ":" in config.network else set())
+    own_code = {name for name in ("network", "method") if name in config and ":" in getattr(config, name)}
+    names = _AGAIN | own_code
     return said(config, script, names)
 
 

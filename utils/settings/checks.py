@@ -101,11 +101,12 @@ def check_known(path: Path, known: dict, given: dict, is_pack: bool = False) -> 
             network_exists(known["network"])
     except (UserError, ValueError) as error:
         raise UserError(f"{path} is of no use: {error!s:.200}") from error
-    if not is_pack and ":" in (known.get("network") or "") and "network" not in given:
-        raise UserError(
-            f"{path} was made with --network {known['network']}, code of its own that no file may choose to "
-            "run: say --network yourself"
-        )
+    for name in ("network", "method"):
+        if not is_pack and ":" in (known.get(name) or "") and name not in given:
+            raise UserError(
+                f"{path} was made with --{name} {known[name]}, code of its own that no file may choose to "
+                f"run: say --{name} yourself"
+            )
 
 
 def _check_stored(argument: Argument, value: object, own: bool) -> None:

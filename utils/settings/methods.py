@@ -1,12 +1,21 @@
 """The table of stage-2 methods: what each learns, from which start, on which sampler, with which settings.
 
-A method is one entry here: a head of `models`, a loss of `losses`, and its source's hyper-parameters.
+A method is one entry here: a head of `models.HEADS`, a loss of `losses.LOSSES`, its source's hyper-parameters,
+and its options. A user's own is one outside: `--method my_methods:build` takes what that function gives.
 """
 
 import difflib
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from utils.base.errors import UserError
+from losses import LOSSES
+from models import HEADS
+from utils.base.errors import UserError, reason
+from utils.settings.ranges import ABOVE_ZERO, BELOW_ONE, NOT_NEGATIVE, SHARE, Range
 
 # candidates of --select val where the user names none: learning rates around the method's own
 LR_FACTORS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
@@ -15,20 +24,35 @@ PATHS = (0.25, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0)
 RHOS = (0.6, 0.9, 1.2)
 EQUAL_EPOCHS = 20
 TRAINING = ("finetune_lr", "finetune_epoch", "finetune_wd")
-# options by which the user sets a method, beside those of the training itself
-OPTIONS = (
-    *("label_smooth", "path", "tau", "rho", "beta", "gamma", "max_margin", "scale"),
-    *("alpha", "lam", "eps_head", "eps_tail", "max_norm"),
-)
+# options of the methods below, each an argument of stage 2: name -> its range, its help
+DECLARED: dict[str, tuple[Range, str]] = {
+    "tau": (
+        NOT_NEGATIVE,
+        "tau_norm: power of the row norms; la, bsce: weight of the log frequencies; 0 or more",
+    ),
+    "rho": (NOT_NEGATIVE, "disalign, marc: class weights go with frequency to the -ρ, 0 or more"),
+    "beta": (BELOW_ONE, "cb, wb: β of the effective number of images, 0 to below 1"),
+    "gamma": (NOT_NEGATIVE, "focal: γ of (1 - p)^γ, 0 or more"),
+    "max_margin": (NOT_NEGATIVE, "ldam: margin of the rarest class, 0 or more"),
+    "scale": (ABOVE_ZERO, "ldam, etf: factor on the cosines, above 0"),
+    "alpha": (NOT_NEGATIVE, "lade: weight of the regulariser, 0 or more"),
+    "lam": (NOT_NEGATIVE, "lade: weight of its square, 0 or more"),
+    "eps_head": (BELOW_ONE, "label_aware: smoothing of the most frequent class, 0 to below 1"),
+    "eps_tail": (BELOW_ONE, "label_aware: smoothing of the rarest class, 0 to below 1"),
+    "max_norm": (SHARE, "wb: row norms may reach the least plus this share of their range, 0 to 1"),
+}
+OPTIONS = ("label_smooth", "path", *DECLARED)
 
 
 @dataclass(frozen=True)
 class Method:
     """`epochs` 0: nothing is trained; None: the preset's. `lr` None: the preset's; else at batch `per_batch`.
 
-    `options` are those that a user may set, with the source's values (None: the run's own). `candidates` are
-    tried under --select val beside the run's own value. `fixed` are options of the head that make the method
-    what it is.
+    `head` and `loss` are names in the two tables; of a method outside they may be a class and a function.
+    `options` are those that a user may set, with the source's values (None: the run's own); each goes to the
+    head, to the loss or to both, by the names of their parameters. Those that no method here has are declared
+    by `ranges`, and set by `--option name=value`. `candidates` are tried under --select val beside the run's
+    own value. `fixed` are options of the head that make the method what it is.
     """
 
     name: str
@@ -36,8 +60,8 @@ class Method:
     source: str
     learns: str = "classifier"
     start: str = "stage 1"
-    head: str = "linear"
-    loss: str | None = None
+    head: str | Callable = "linear"
+    loss: str | Callable | None = None
     sampler: str = "natural"
     epochs: int | None = 0
     lr: float | None = None
@@ -46,6 +70,7 @@ class Method:
     options: dict = field(default_factory=dict)
     candidates: dict = field(default_factory=dict)
     fixed: dict = field(default_factory=dict)
+    ranges: Mapping[str, Range] = field(default_factory=dict)
 
     @property
     def trained(self) -> bool:
@@ -53,6 +78,17 @@ class Method:
 
     def takes(self, option: str) -> bool:
         return option in self.options or (self.trained and option in TRAINING)
+
+    def head_options(self, options: dict) -> dict:
+        return self.fixed | _fitting(self.head if callable(self.head) else HEADS[self.head], options)
+
+    def loss_options(self, options: dict) -> dict:
+        return _fitting(self.loss if callable(self.loss) else LOSSES[self.loss], options)
+
+
+def _fitting(kind: Callable, options: dict) -> dict:
+    known = inspect.signature(kind).parameters
+    return {name: value for name, value in options.items() if name in known}
 
 
 _KANG = "Kang et al. 2020"
@@ -113,22 +149,44 @@ def chosen_methods(text: str) -> list[Method]:
     """The methods that `--method` names; `all` puts the control rows first.
 
     Raises:
-        UserError: an unknown name; suggests the nearest.
+        UserError: an unknown name; suggests the nearest. Or a function of the user's that gives no method.
     """
     names = list(METHODS) if text == "all" else _names(text)
     for name in names:
         if name in ("all", "list"):
             raise UserError(f"--method {name} stands alone, without other names")
-        if name not in METHODS:
+        if name not in METHODS and ":" not in name:
             near = difflib.get_close_matches(name.lower(), METHODS, n=1)
             hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(METHODS)}, all, list"
             raise UserError(f"--method has no {name!r}, {hint}")
-    return [METHODS[name] for name in names]
+    return [METHODS[name] if name in METHODS else _own_method(name) for name in names]
+
+
+def _own_method(name: str) -> Method:
+    """What a function of the user's, `module:function`, gives; the current folder is looked in too."""
+    module, _, function = name.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        method = getattr(importlib.import_module(module), function)()
+    except Exception as error:  # a user's code can raise anything
+        raise UserError(f"--method {name} fails: {type(error).__name__}: {reason(error)}") from error
+    if not isinstance(method, Method):
+        raise UserError(f"--method {name} gives no Method (utils.settings.methods), but {method!r:.60}")
+    if method.name in METHODS:
+        raise UserError(f"--method {name} gives a method of the name {method.name}, which is taken")
+    for option, value in method.options.items():
+        if option not in (*OPTIONS, *method.ranges):
+            raise UserError(f"--method {name} has an option {option} without a range: add it to its ranges")
+        if option in method.ranges and not method.ranges[option].holds(value):
+            words = method.ranges[option].words
+            raise UserError(f"--method {name}: its {option} is {value}, it must be {words}")
+    return method
 
 
 def lead_method(text: str) -> str:
     """The method whose head is published: the first named, `los` under `all`."""
-    return "los" if text == "all" else _names(text)[0]
+    return "los" if text == "all" else chosen_methods(text)[0].name
 
 
 def _names(text: str) -> list[str]:

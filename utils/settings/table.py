@@ -11,12 +11,12 @@ from datasets import DATASETS
 from datasets.names import AUGMENTS, CHANNELS, VAL_SOURCES
 from losses import LOSSES
 from models import NETWORKS
+from utils.settings.methods import DECLARED
 from utils.settings.ranges import (
     ABOVE_ZERO,
     BELOW_ONE,
     NOT_NEGATIVE,
     ONE_OR_MORE,
-    SHARE,
     Range,
     within,
     written,
@@ -166,8 +166,8 @@ _GROUPS = {
     ),
     "re-training methods": (
         Argument("method", str, _TWO, "los", marks={Mark.CELL},
-            help="how the classifier is re-trained: names with commas between, all, or list (prints them "
-                 "and ends)"),
+            help="how the classifier is re-trained: names with commas between, all, list (prints them and "
+                 "ends), or module:function of your own"),
         Argument("budget", str, _TWO, "source", choices=("source", "equal"),
             help="epochs of each method: its source's, or 20 for all (equal); --finetune_epoch wins over "
                  "both"),
@@ -186,22 +186,11 @@ _GROUPS = {
             help="los, ce: in place of a learning rate, the logit drop of the most frequent class that LOS"
                  " makes to first order; los_step: the drop itself"),
     ),
-    "options of methods (commas make a sweep)": tuple(
-        Argument(name, float, _TWO, allowed=allowed, sweep=True, help=help)
-        for name, allowed, help in (
-            ("tau", NOT_NEGATIVE,
-                "tau_norm: power of the row norms; la, bsce: weight of the log frequencies; 0 or more"),
-            ("rho", NOT_NEGATIVE, "disalign, marc: class weights go with frequency to the -ρ, 0 or more"),
-            ("beta", BELOW_ONE, "cb, wb: β of the effective number of images, 0 to below 1"),
-            ("gamma", NOT_NEGATIVE, "focal: γ of (1 - p)^γ, 0 or more"),
-            ("max_margin", NOT_NEGATIVE, "ldam: margin of the rarest class, 0 or more"),
-            ("scale", ABOVE_ZERO, "ldam, etf: factor on the cosines, above 0"),
-            ("alpha", NOT_NEGATIVE, "lade: weight of the regulariser, 0 or more"),
-            ("lam", NOT_NEGATIVE, "lade: weight of its square, 0 or more"),
-            ("eps_head", BELOW_ONE, "label_aware: smoothing of the most frequent class, 0 to below 1"),
-            ("eps_tail", BELOW_ONE, "label_aware: smoothing of the rarest class, 0 to below 1"),
-            ("max_norm", SHARE, "wb: row norms may reach the least plus this share of their range, 0 to 1"),
-        )
+    "options of methods (commas make a sweep)": (
+        *(Argument(name, float, _TWO, allowed=allowed, sweep=True, help=help)
+          for name, (allowed, help) in DECLARED.items()),
+        Argument("option", str, _TWO,
+            help="options that a method of your own declares, as `name=value name=value,value`"),
     ),
     "frozen features": (
         Argument("features", Path, (STAGE2, EVALUATE), marks={Mark.PLACE, Mark.SHARED, Mark.CELL},
