@@ -1,7 +1,4 @@
-"""Heads that correct the fixed stage-1 classifier; their contract and notation: models/classifiers.py.
-
-Shapes: N batch, D feature, K classes.
-"""
+"""Heads that correct the fixed stage-1 classifier. Contract and notation: models/heads/__init__.py."""
 
 from collections.abc import Sequence
 
@@ -9,23 +6,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.heads.linear import copy_stage1
+from models.heads import Head, copy_stage1
 from utils.base.ranges import check_not_negative
 
 _TINY = 1e-12
 
 
-class StageOneHead(nn.Module):
+class StageOneHead(Head):
     """Base of the heads that correct the fixed stage-1 classifier, kept in `weight` [K, D], `bias` [K]."""
-
-    needs: tuple[str, ...] = ()
 
     def __init__(self, in_features: int, num_classes: int) -> None:
         super().__init__()
         self.register_buffer("weight", torch.zeros(num_classes, in_features))
         self.register_buffer("bias", torch.zeros(num_classes))
 
-    @torch.no_grad()
     def start(self, fc: nn.Linear) -> None:
         """Keep a copy of `fc`; the correction is as it was made: none."""
         copy_stage1(self, fc)
@@ -50,7 +44,6 @@ class ScaledLinear(StageOneHead):
         self.scale = nn.Parameter(torch.ones(num_classes))
 
     def forward(self, features: Tensor) -> Tensor:
-        """features [N, D] -> logits [N, K]."""
         return self.scale * self.stage1_logits(features)
 
     def folded(self) -> tuple[Tensor, Tensor]:
@@ -69,7 +62,6 @@ class Marc(StageOneHead):
         self.shift = nn.Parameter(torch.zeros(num_classes))
 
     def forward(self, features: Tensor) -> Tensor:
-        """features [N, D] -> logits [N, K]."""
         return self.scale * self.stage1_logits(features) + self.shift * self.weight.norm(dim=1)
 
     def folded(self) -> tuple[Tensor, Tensor]:
@@ -94,7 +86,6 @@ class DisAlign(StageOneHead):
         self.confidence_bias = nn.Parameter(torch.zeros(1))
 
     def forward(self, features: Tensor) -> Tensor:
-        """features [N, D] -> logits [N, K]."""
         score = F.linear(features, self.confidence_weight[None], self.confidence_bias)  # [N, 1]
         confidence = score.sigmoid()
         return (1 + confidence * self.scale) * self.stage1_logits(features) + confidence * self.shift
@@ -129,14 +120,13 @@ class PriorAdjusted(StageOneHead):
         self.adjustment.copy_(self.tau * (counts / counts.sum()).log())
 
     def forward(self, features: Tensor) -> Tensor:
-        """features [N, D] -> logits [N, K]."""
         return self.stage1_logits(features) - self.adjustment
 
     def folded(self) -> tuple[Tensor, Tensor]:
         return self.weight, self.bias - self.adjustment
 
 
-class TauNorm(nn.Module):
+class TauNorm(Head):
     """logit_k = w_k x / ‖w_k‖^τ, the bias dropped; nothing is learned. `weight` holds the divided rows.
 
     Source: τ-normalised classifier (Kang et al. 2020).
@@ -144,8 +134,6 @@ class TauNorm(nn.Module):
     Raises:
         ValueError: τ is negative or not finite.
     """
-
-    needs = ()
 
     def __init__(self, in_features: int, num_classes: int, tau: float = 1.0) -> None:
         super().__init__()
@@ -159,7 +147,6 @@ class TauNorm(nn.Module):
         self.weight.copy_(rows / rows.norm(dim=1, keepdim=True).clamp_min(_TINY) ** self.tau)
 
     def forward(self, features: Tensor) -> Tensor:
-        """features [N, D] -> logits [N, K]."""
         return F.linear(features, self.weight)
 
     def folded(self) -> tuple[Tensor, Tensor]:
