@@ -33,7 +33,6 @@ class LADE(nn.Module):
         self.register_buffer("log_prior", prior.to(torch.get_default_dtype()), persistent=False)
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """logits [N, K], targets int64 [N] -> mean loss over the batch, a scalar."""
         size, num_classes = logits.shape
         onehot = F.one_hot(targets, num_classes)
         own = (onehot * logits).sum(0) / onehot.sum(0).clamp(min=1)  # z̄ [K]
@@ -41,6 +40,3 @@ class LADE(nn.Module):
         level = shifted.logsumexp(0) - math.log(size)  # m [K]
         bound = (self.log_prior.exp() * (level - own + self.lam * level.square())).sum()
         return F.cross_entropy(logits + self.log_prior, targets) + self.alpha * bound
-
-    def extra_repr(self) -> str:
-        return f"alpha={self.alpha:g}, lam={self.lam:g}"

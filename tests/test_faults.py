@@ -12,7 +12,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from tests.file_trees import imagenet_tree
-from tests.helpers import files_below, places, run_folder
+from tests.helpers import HANG, files_below, places, run_folder, wait_until
 from utils.base.errors import NoMemoryError, exit_cleanly
 from utils.run import checkpoint
 
@@ -29,7 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RUN = ("--dataset", "digits_lt", "--epochs", "16", "--seed", "0")
 FORKING = """
 import json, os, sys, evaluate, main_stage1, main_stage2, torch
-from utils.errors import exit_cleanly
+from utils.base.errors import exit_cleanly
 torch.set_num_threads(1)
 for line in sys.stdin:
     script, words, out, err, before = json.loads(line)
@@ -100,9 +99,8 @@ class Program:
         """A stage-1 run that stands still after some epochs, and its folder; it goes on at the end."""
         started = self.start(root, "main_stage1", *words, *places(root))
         parent = root / "out" / f"{dataset}_stage1"
-        while not any(parent.glob("*/metrics.csv")):
-            assert Path(f"/proc/{started.pid}").exists()
-            time.sleep(0.005)
+        gone = lambda: not Path(f"/proc/{started.pid}").exists()  # noqa: E731
+        wait_until(lambda: any(parent.glob("*/metrics.csv")), gone)
         os.kill(started.pid, signal.SIGSTOP)
         try:
             yield started, run_folder(root, "stage1", dataset)
@@ -111,7 +109,7 @@ class Program:
 
     def close(self) -> None:
         self.process.stdin.close()
-        self.process.wait(timeout=20)
+        self.process.wait(timeout=HANG)
         self.process.stdout.close()
 
 
@@ -375,7 +373,7 @@ def told_during(number: str, where: str) -> str:
     """Code that sends the process a signal when it calls `where`."""
     return f"""
 import signal
-from utils import report
+from utils.report import summary
 def meanwhile(*given, real={where}, **options):
     signal.raise_signal(signal.{number})
     return real(*given, **options)
@@ -393,11 +391,11 @@ def test_a_signal_while_there_is_nothing_to_save_is_a_line(program, tmp_path, nu
 
 def test_a_signal_before_the_first_step_ends_after_it_and_one_in_the_report_lets_it_end(program, tmp_path):
     words = ("--dataset", "digits_lt", "--epochs", "2", "--seed", "0", *places(tmp_path))
-    early = told_during("SIGTERM", "report.announce")
+    early = told_during("SIGTERM", "summary.announce")
     assert program.run(tmp_path, "main_stage1", *words, before=early) == (143, [])
     folder = run_folder(tmp_path, "stage1")
     last = (folder / "log.txt").read_text().splitlines()[-1]
     assert last.startswith("stopped by a signal after step 1 of epoch 1; go on with: python ")
-    late = told_during("SIGTERM", "report.publish")
+    late = told_during("SIGTERM", "summary.publish")
     assert program.run(tmp_path, "main_stage1", "--resume", folder, before=late) == (0, [])
     assert (folder / "summary.json").is_file()
