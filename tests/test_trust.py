@@ -14,7 +14,7 @@ import torch
 
 from tests import attacks
 from tests.helpers import last_line, long_form, run_evaluate
-from tests.spoil import KINDS, cuts, flips, lost_blocks, unnoticed_blocks, unnoticed_flips
+from tests.spoil import KINDS, block_lost, cuts, flipped, refused, unnoticed
 from utils.base.digest import same_bits
 from utils.base.errors import UserError, complain, exit_cleanly, printable
 from utils.base.safe_load import load_plain
@@ -45,14 +45,23 @@ def test_checkpoints_that_were_released_or_are_under_way_load_too():
     assert len(paths) >= 2 and all(checkpoint.read(path).facts["num_class"] == 100 for path in paths)
 
 
-@long_form(500, 5000)
+@long_form(300, 5000)
+@pytest.mark.parametrize("harm", [flipped, block_lost])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_flipped_bit_at_a_random_place_is_noticed_or_has_no_effect_at_all(
-    tmp_path, kind, count, record_property
+def test_a_flipped_bit_or_a_lost_block_at_a_random_place_is_noticed_or_has_no_effect_at_all(
+    tmp_path, kind, harm, count, record_property
 ):
-    refused = flips(kind, tmp_path, count)
-    assert refused >= 0.9 * count
-    record_property("found", f"{refused} of {count} refused by name; {count - refused} in dead bytes")
+    found = refused(kind, tmp_path, count, harm)
+    assert found >= 0.9 * count
+    record_property("found", f"{found} of {count} refused by name; {count - found} in dead bytes")
+
+
+@long_form(20, 200)
+@pytest.mark.parametrize("harm", [flipped, block_lost])
+def test_without_the_digest_it_goes_unnoticed(tmp_path, harm, count, record_property):
+    found = unnoticed(tmp_path, count, harm)
+    assert found >= 0.75 * count
+    record_property("found", f"{found} of {count} read as other weights without a word")
 
 
 @long_form(200, 2000)
@@ -61,23 +70,6 @@ def test_a_cut_at_every_record_and_at_random_lengths_is_noticed(tmp_path, kind, 
     total = cuts(kind, tmp_path, count)
     assert total > count + 5
     record_property("found", f"{total} of {total} cuts refused by name")
-
-
-@long_form(20, 2000)
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_block_that_the_disk_lost_is_noticed_or_has_no_effect_at_all(
-    tmp_path, kind, count, record_property
-):
-    refused = lost_blocks(kind, tmp_path, count)
-    assert refused >= 0.9 * count
-    record_property("found", f"{refused} of {count} refused by name; {count - refused} in dead bytes")
-
-
-@long_form(20, 200)
-def test_without_the_digest_flips_and_lost_blocks_go_unnoticed(tmp_path, count, record_property):
-    flipped, blocks = unnoticed_flips(tmp_path, count), unnoticed_blocks(tmp_path, count)
-    assert min(flipped, blocks) >= 0.75 * count
-    record_property("found", f"{flipped} flips and {blocks} lost blocks read as other weights without a word")
 
 
 class Call:
