@@ -347,7 +347,7 @@ def test_the_state_of_los_step_is_that_of_a_linear_head(fc, x):
         ("ncm", {}, "'ncm' needs features and labels"),
         ("los_step", {}, "'los_step' needs features and labels"),
         ("la", {}, "'la' needs class_counts"),
-        ("la", {"class_counts": [3, 0, 2, 1, 1]}, "class 1 has no training image"),
+        ("la", {"class_counts": [3, 0, 2, 1, 1]}, "class_counts must be above 0, class 1 has 0"),
         ("la", {"class_counts": [3, 2]}, "class_counts must hold 5 counts"),
         ("tau_norm", {"tau": -0.1}, "tau must be"),
         ("la", {"tau": float("nan")}, "tau must be"),

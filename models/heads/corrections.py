@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.heads import Head, copy_stage1
-from utils.base.ranges import check_not_negative
+from utils.base.ranges import check_class_counts, check_not_negative
 
 _TINY = 1e-12
 
@@ -98,7 +98,7 @@ class PriorAdjusted(StageOneHead):
 
     Raises:
         ValueError: τ is negative or not finite; at `start`: there is not one count a class, or one is not
-            above 0 (log π_k would not be finite).
+            above 0.
     """
 
     needs = ("class_counts",)
@@ -112,11 +112,9 @@ class PriorAdjusted(StageOneHead):
     def start(self, fc: nn.Linear, class_counts: Sequence[int]) -> None:
         """Keep a copy of `fc` and the logarithms of the class frequencies."""
         super().start(fc)
-        counts = torch.as_tensor(class_counts, dtype=torch.float64)
+        counts = check_class_counts(class_counts)
         if counts.shape != self.bias.shape:
-            raise ValueError(f"class_counts must hold {len(self.bias)} counts, got {tuple(counts.shape)}")
-        if not (counts > 0).all():
-            raise ValueError(f"class {int((counts > 0).long().argmin())} has no training image: log 0")
+            raise ValueError(f"class_counts must hold {len(self.bias)} counts, got {len(counts)}")
         self.adjustment.copy_(self.tau * (counts / counts.sum()).log())
 
     def forward(self, features: Tensor) -> Tensor:
