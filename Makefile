@@ -36,7 +36,7 @@ test: lint
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --maxprocesses 8 --dist loadfile
 
 torture: setup-dev
-	$(RUN) -m tests.torture
+	$(RUN) -m pytest -m torture --durations=0 --durations-min=10
 
 format: setup-dev
 	$(RUN) -m ruff format .

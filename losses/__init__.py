@@ -43,7 +43,9 @@ __getattr__, __all__ = face(
 
 
 def build_loss(name: str, class_counts: Sequence[int] | None = None, **options: float) -> "nn.Module":
-    """A module with `loss(logits [N, K], targets [N])` -> scalar. Losses that need no counts ignore them.
+    """A module with `loss(logits [N, K], targets int64 [N])` -> mean over the batch, a scalar.
+
+    Losses that need no class counts ignore them.
 
     Raises:
         ValueError: the name or an option is unknown, an option is missing or out of range, or the loss needs

@@ -30,11 +30,7 @@ class BalancedSoftmax(nn.Module):
         self.register_buffer("shift", shift.to(torch.get_default_dtype()), persistent=False)
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """logits [N, K], targets int64 [N] -> mean loss over the batch, a scalar."""
         return F.cross_entropy(logits + self.shift, targets)
-
-    def extra_repr(self) -> str:
-        return f"tau={self.tau:g}"
 
 
 def logit_adjustment(logits: Tensor, class_counts: Sequence[int] | Tensor, tau: float = 1.0) -> Tensor:

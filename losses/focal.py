@@ -23,7 +23,6 @@ class FocalLoss(nn.Module):
         self.gamma = check_not_negative("gamma", gamma)
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """logits [..., N, K], targets int64 [..., N] -> mean loss over the batch, [...]."""
         true = targets.unsqueeze(-1)
         others = logits.scatter(-1, true, float("-inf")).logsumexp(-1)
         margin = logits.gather(-1, true).squeeze(-1) - others
@@ -31,6 +30,3 @@ class FocalLoss(nn.Module):
         # an infinite slope and the gradient would be NaN.
         log_p, log_not_p = F.logsigmoid(margin), F.logsigmoid(-margin)
         return -((self.gamma * log_not_p).exp() * log_p).mean(-1)
-
-    def extra_repr(self) -> str:
-        return f"gamma={self.gamma:g}"

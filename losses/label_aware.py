@@ -36,11 +36,7 @@ class LabelAwareSmoothing(nn.Module):
         self.register_buffer("eps", eps.to(torch.get_default_dtype()), persistent=False)
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """logits [N, K], targets int64 [N] -> mean loss over the batch, a scalar."""
         log_p = logits.log_softmax(1)
         true = log_p.gather(1, targets[:, None]).squeeze(1)
         eps = self.eps[targets]
         return -((1 - eps) * true + eps * log_p.mean(1)).mean()
-
-    def extra_repr(self) -> str:
-        return f"eps_head={self.eps_head:g}, eps_tail={self.eps_tail:g}"

@@ -28,9 +28,8 @@ class LabelOverSmooth(nn.Module):
     class counts are used. δ = 0 is plain cross-entropy.
 
     Raises:
-        ValueError: δ is not in [0, 1). At δ = 1 every label is 1/K and nothing tells the classes apart;
-        beyond it
-            the true class would be taught to be the least likely.
+        ValueError: δ is not in [0, 1). At δ = 1 every label is 1/K and no class is taught; beyond it the true
+            class would be the least likely.
     """
 
     def __init__(self, label_smooth: float) -> None:
@@ -52,8 +51,7 @@ def check_label_smooth(label_smooth: float) -> float:
     if label_smooth >= 1:
         raise ValueError(
             f"label_smooth must be below 1, got {label_smooth:g}: at 1 every label is 1/K and no class is "
-            "taught, "
-            "above 1 the true class would be the least likely"
+            "taught, above 1 the true class would be the least likely"
         )
     return float(label_smooth)
 

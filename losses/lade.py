@@ -35,7 +35,6 @@ class LADE(nn.Module):
         self.register_buffer("log_prior", prior.to(torch.get_default_dtype()), persistent=False)
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """logits [..., N, K], targets int64 [..., N] -> mean loss over the batch, [...]."""
         size, num_classes = logits.shape[-2:]
         onehot = F.one_hot(targets, num_classes)
         own = (onehot * logits).sum(-2) / onehot.sum(-2).clamp(min=1)  # z̄ [K]
@@ -44,6 +43,3 @@ class LADE(nn.Module):
         bound = (self.log_prior.exp() * (level - own + self.lam * level.square())).sum(-1)
         log_p = (logits + self.log_prior).log_softmax(-1)
         return -log_p.gather(-1, targets.unsqueeze(-1)).mean((-2, -1)) + self.alpha * bound
-
-    def extra_repr(self) -> str:
-        return f"alpha={self.alpha:g}, lam={self.lam:g}"

@@ -36,6 +36,3 @@ class LDAM(nn.Module):
         """logits [N, K] (s times cosines), targets int64 [N] -> mean loss over the batch, a scalar."""
         onehot = F.one_hot(targets, logits.shape[1])
         return F.cross_entropy(logits - onehot * self.margins, targets)
-
-    def extra_repr(self) -> str:
-        return f"max_margin={self.max_margin:g}, scale={self.scale:g}"

@@ -1,4 +1,4 @@
-"""Any classifying network made to fit the contract of models/__init__.py: torchvision's by their names.
+"""The contract of a network, and any classifying network made to fit it: torchvision's by their names.
 
 A user's own: models/own.py. Shapes: N batch, C channels, H, W, D feature, K classes.
 """
@@ -9,7 +9,15 @@ from torchvision import models as tv
 _AUXILIARY = ("googlenet", "inception_v3")
 
 
-class Adapted(nn.Module):
+class Network(nn.Module):
+    """Base of the networks here: a subclass has `forward_features` and `fc`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [N, C, H, W] -> logits [N, K]."""
+        return self.fc(self.forward_features(x))
+
+
+class Adapted(Network):
     """A network whose last linear layer is taken out: `body` gives what went into it, `fc` is that layer.
 
     The state dict has the network's own names behind `body.`, but for `fc`; models/pretrained.py reads files
@@ -26,10 +34,6 @@ class Adapted(nn.Module):
     def forward_features(self, x: Tensor) -> Tensor:
         """x [N, C, H, W] -> what the classifier is given, [N, D]."""
         return self.body(x)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x [N, C, H, W] -> logits [N, K]."""
-        return self.fc(self.forward_features(x))
 
 
 def torchvision_network(name: str, num_classes: int) -> Adapted:

@@ -61,12 +61,11 @@ def _find(name: str) -> Callable:
     try:
         module = importlib.import_module(module_name)
     except Exception as error:  # a user's module can raise anything
-        absent = isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}.")
-        if absent:
-            raise ValueError(
-                f"network {name}: there is no module {module_name}, neither in {os.getcwd()} nor installed"
-            ) from error
-        raise ValueError(f"network {name}: importing {module_name} fails: {_one_line(error)}") from error
+        if isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}."):
+            problem = f"there is no module {module_name}, neither in {os.getcwd()} nor installed"
+        else:
+            problem = f"importing {module_name} fails: {_one_line(error)}"
+        raise ValueError(f"network {name}: {problem}") from error
     function = getattr(module, function_name, None)
     if not callable(function):
         what = "no" if function is None else "no function, but a value,"
@@ -76,27 +75,20 @@ def _find(name: str) -> Callable:
 
 
 def _call(name: str, function: Callable, num_classes: int) -> object:
-    try:
-        parameters = inspect.signature(function)
-    except ValueError:  # of some built-in functions
-        parameters = None
-    by_name = parameters is None or _takes(parameters, num_classes=num_classes)
-    if not by_name and not _takes(parameters, num_classes):
-        raise ValueError(
-            f"network {name} cannot be called with the number of classes alone: it takes {parameters}"
-        )
-    try:
-        return function(num_classes=num_classes) if by_name else function(num_classes)
-    except Exception as error:  # a user's function can raise anything
-        raise ValueError(f"network {name} fails for {num_classes} classes: {_one_line(error)}") from error
-
-
-def _takes(parameters: inspect.Signature, *args: int, **kwargs: int) -> bool:
-    try:
-        parameters.bind(*args, **kwargs)
-    except TypeError:
-        return False
-    return True
+    for args, options in (((), {"num_classes": num_classes}), ((num_classes,), {})):
+        with suppress(ValueError):  # some built-in functions have no signature
+            try:
+                inspect.signature(function).bind(*args, **options)
+            except TypeError:
+                continue
+        try:
+            return function(*args, **options)
+        except Exception as error:  # a user's function can raise anything
+            raise ValueError(f"network {name} fails for {num_classes} classes: {_one_line(error)}") from error
+    raise ValueError(
+        f"network {name} cannot be called with the number of classes alone: it takes "
+        f"{inspect.signature(function)}"
+    )
 
 
 def _one_line(error: Exception) -> str:
@@ -115,8 +107,15 @@ class _Trial:
 def _fit(name: str, network: nn.Module, num_classes: int) -> nn.Module:
     trial = _try(network, num_classes)
     if trial is not None:
-        _check_logits(name, trial.out, num_classes)
-    if _has_contract(network, num_classes) and (trial is None or _keeps_contract(network, trial)):
+        found = list(trial.out.shape) if isinstance(trial.out, Tensor) else f"a {type(trial.out).__name__}"
+        if found != [2, num_classes]:
+            raise ValueError(
+                f"network {name} gives {found} for 2 images, not logits [2, {num_classes}]: has it the "
+                "number of classes that it is called with?"
+            )
+    fc = getattr(network, "fc", None)
+    fitting = isinstance(fc, nn.Linear) and fc.out_features == num_classes
+    if fitting and callable(getattr(network, "forward_features", None)) and _keeps_contract(network, trial):
         return network
     places = linear_layers(network, num_classes)
     if not places:
@@ -124,7 +123,7 @@ def _fit(name: str, network: nn.Module, num_classes: int) -> nn.Module:
     if trial is not None:
         places = [place for place in trial.linear if torch.equal(trial.linear[place], trial.out)]
     adapted = Adapted(network, places[-1]) if places else None
-    if adapted is None or (trial is not None and not _keeps_contract(adapted, trial)):
+    if adapted is None or not _keeps_contract(adapted, trial):
         raise ValueError(
             f"network {name} has to end in a torch.nn.Linear with {num_classes} outputs, used once and as it "
             "is, with nothing behind it (no softmax, no scale)"
@@ -132,30 +131,13 @@ def _fit(name: str, network: nn.Module, num_classes: int) -> nn.Module:
     return adapted
 
 
-def _has_contract(network: nn.Module, num_classes: int) -> bool:
-    fc = getattr(network, "fc", None)
-    fitting = isinstance(fc, nn.Linear) and fc.out_features == num_classes
-    return fitting and callable(getattr(network, "forward_features", None))
-
-
-def _check_logits(name: str, out: object, num_classes: int) -> None:
-    given = list(out.shape) if isinstance(out, Tensor) else f"a {type(out).__name__}"
-    if given != [2, num_classes]:
-        raise ValueError(
-            f"network {name} gives {given} for 2 images, not logits [2, {num_classes}]: has it the number of "
-            "classes that it is called with?"
-        )
-
-
 def _try(network: nn.Module, num_classes: int) -> _Trial | None:
     """What `network` gives for two random images of the first size that it takes; None: it takes none."""
-    linear = {}
-
-    def keep(place: str) -> Callable:
-        return lambda layer, given, out: linear.update({place: out.clone()})
-
+    linear: dict[str, Tensor] = {}
     hooks = [
-        network.get_submodule(place).register_forward_hook(keep(place))
+        network.get_submodule(place).register_forward_hook(
+            lambda layer, given, out, place=place: linear.update({place: out.clone()})
+        )
         for place in linear_layers(network, num_classes)
     ]
     try:
@@ -163,25 +145,23 @@ def _try(network: nn.Module, num_classes: int) -> _Trial | None:
             images = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
             images = images.to(next(network.parameters(), images).device)
             linear.clear()
-            with untouched(network):
-                try:
-                    return _Trial(images, network(images), dict(linear))
-                except Exception:  # too small an image can raise anything
-                    continue
+            with untouched(network), suppress(Exception):  # too small an image can raise anything
+                return _Trial(images, network(images), dict(linear))
     finally:
         for hook in hooks:
             hook.remove()
     return None
 
 
-def _keeps_contract(network: nn.Module, trial: _Trial) -> bool:
-    with untouched(network):
-        try:
-            features = network.forward_features(trial.images)
-            logits = F.linear(features, network.fc.weight, network.fc.bias)
-            return features.ndim == 2 and torch.allclose(logits, trial.out, rtol=1e-4, atol=1e-5)
-        except Exception:  # a user's network can raise anything
-            return False
+def _keeps_contract(network: nn.Module, trial: _Trial | None) -> bool:
+    """Does its classifier make of its features what came out? A network that was not tried is believed."""
+    if trial is None:
+        return True
+    with untouched(network), suppress(Exception):  # a user's network can raise anything
+        features = network.forward_features(trial.images)
+        logits = F.linear(features, network.fc.weight, network.fc.bias)
+        return features.ndim == 2 and torch.allclose(logits, trial.out, rtol=1e-4, atol=1e-5)
+    return False
 
 
 @contextmanager

@@ -16,7 +16,7 @@ _EARLIER_NAMES = (
 _CLASSIFIER = ("fc.weight", "fc.bias")
 # what wrappers and other code put before the names: DataParallel, torch.compile, Lightning, mmpretrain, ...
 _PREFIXES = ("module", "_orig_mod", "model", "encoder", "backbone", "head", "net", "network", "classifier")
-_STEMS = {7: "imagenet", 3: "small"}
+_STEMS = {7: "imagenet", 3: "small"}  # by the width of their first kernel
 
 
 def with_own_names(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -88,10 +88,10 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 def first_not_finite(state: Mapping[str, Tensor]) -> str | None:
     """The name of the first tensor with a value that is not finite."""
-    return next(
-        (name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()),
-        None,
-    )
+    for name, value in state.items():
+        if value.is_floating_point() and not value.isfinite().all():
+            return name
+    return None
 
 
 def first_of_other_kind(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str | None:
@@ -105,30 +105,27 @@ def first_of_other_kind(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) 
 
 def differences(wanted: Mapping[str, tuple], found: Mapping[str, tuple]) -> str:
     """How the names and shapes in a file differ from those of a network, in one line."""
-    stem = _stem_difference(wanted.get("conv1.weight"), found.get("conv1.weight"))
     shapes = [
         f"{name} {list(found[name])} instead of {list(wanted[name])}"
         for name in wanted
         if name in found and wanted[name] != found[name]
     ]
-    kinds = (
-        ("missing", [name for name in wanted if name not in found]),
-        ("unexpected", [name for name in found if name not in wanted]),
-        ("of another shape", shapes),
-    )
+    kinds = {
+        "missing": [name for name in wanted if name not in found],
+        "unexpected": [name for name in found if name not in wanted],
+        "of another shape": shapes,
+    }
     parts = [
         f"{len(names)} {what} ({', '.join(names[:2])}{', ...' if len(names) > 2 else ''})"
-        for what, names in kinds
+        for what, names in kinds.items()
         if names
     ]
-    return "; ".join(parts) + stem
-
-
-def _stem_difference(wanted: tuple | None, found: tuple | None) -> str:
-    kernels = [shape[-1] if shape and len(shape) == 4 else None for shape in (wanted, found)]
-    if kernels[0] == kernels[1] or any(kernel not in _STEMS for kernel in kernels):
-        return ""
-    return f"; the file has the {_STEMS[kernels[1]]} stem, the network the {_STEMS[kernels[0]]} one"
+    stems = [
+        _STEMS.get(shape[-1]) for shape in (place.get("conv1.weight") for place in (found, wanted)) if shape
+    ]
+    if len(stems) == 2 and all(stems) and stems[0] != stems[1]:
+        parts.append(f"the file has the {stems[0]} stem, the network the {stems[1]} one")
+    return "; ".join(parts)
 
 
 def _today(name: str) -> str:
@@ -139,7 +136,6 @@ def _today(name: str) -> str:
 
 def _without_prefixes(state: dict[str, Tensor], known: set[str]) -> dict[str, Tensor]:
     """`state` without what stands before the names in `known`; as it is where two names would become one."""
-
     first = {name.partition(".")[0] for name in state}
     prefixes = {*_PREFIXES, *(first if len(first) == 1 else ())}
 
@@ -157,10 +153,7 @@ def _behind_body(state: dict[str, Tensor], last: str, own: set[str]) -> dict[str
     """The names of a network before `Adapted` took its layer `last` out, changed to those it has since."""
     if any(name.startswith("body.") and name in own for name in state):
         return state
-    return {
-        f"fc.{name.removeprefix(f'{last}.')}" if name.startswith(f"{last}.") else f"body.{name}": value
-        for name, value in state.items()
-    }
+    return _with_fc(state, last, "body.")
 
 
 def _last_layer_as_fc(state: dict[str, Tensor], own: set[str]) -> dict[str, Tensor]:
@@ -171,8 +164,13 @@ def _last_layer_as_fc(state: dict[str, Tensor], own: set[str]) -> dict[str, Tens
     ]
     if "fc.weight" in state or len(strangers) != 1:
         return state
-    last = strangers[0]
+    return _with_fc(state, strangers[0])
+
+
+def _with_fc(state: dict[str, Tensor], last: str, before: str = "") -> dict[str, Tensor]:
+    """The layer `last` is called fc, and the names of all others get `before` before them."""
+    start = f"{last}."
     return {
-        f"fc.{name.removeprefix(f'{last}.')}" if name.startswith(f"{last}.") else name: value
+        f"fc.{name.removeprefix(start)}" if name.startswith(start) else before + name: value
         for name, value in state.items()
     }

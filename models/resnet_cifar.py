@@ -10,8 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import resnet as tv
 
+from models.adapt import Network
 
-class WideResNet(tv.ResNet):
+
+class WideResNet(Network, tv.ResNet):
     """torchvision's ResNet with a 3x3 stride-1 `conv1` and no max-pool: widths 64..512.
 
     D = 512 with basic blocks, 2048 with bottlenecks. Source: the network of the LOS paper's CIFAR100-LT runs
@@ -24,12 +26,9 @@ class WideResNet(tv.ResNet):
         layers: Sequence[int],
         num_classes: int,
         in_channels: int = 3,
-        groups: int = 1,
-        width_per_group: int = 64,
+        **widths: int,
     ) -> None:
-        super().__init__(
-            block, list(layers), num_classes=num_classes, groups=groups, width_per_group=width_per_group
-        )
+        super().__init__(block, list(layers), num_classes, **widths)
         self.conv1 = nn.Conv2d(in_channels, 64, kernel_size=3, stride=1, padding=1, bias=False)
         nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
         self.maxpool = nn.Identity()
@@ -39,10 +38,6 @@ class WideResNet(tv.ResNet):
         x = self.relu(self.bn1(self.conv1(x)))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         return x.mean(dim=(2, 3))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x [N, C, H, W] -> logits [N, K]."""
-        return self.fc(self.forward_features(x))
 
 
 class PadShortcut(nn.Module):
@@ -58,7 +53,7 @@ class PadShortcut(nn.Module):
         return F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, half, self.extra_channels - half))
 
 
-class ThinResNet(nn.Module):
+class ThinResNet(Network):
     """ResNet-(6n+2) of the CIFAR papers: widths 16, 32, 64, n blocks each, D = 64.
 
     Source: He et al. 2016, "Deep Residual Learning for Image Recognition", section 4.2.
@@ -82,10 +77,6 @@ class ThinResNet(nn.Module):
         x = self.relu(self.bn1(self.conv1(x)))
         x = self.layer3(self.layer2(self.layer1(x)))
         return x.mean(dim=(2, 3))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x [N, C, H, W] -> logits [N, K]."""
-        return self.fc(self.forward_features(x))
 
 
 def _thin_stage(width_in: int, width: int, blocks: int) -> nn.Sequential:

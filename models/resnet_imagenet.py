@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import resnet as tv
 
+from models.adapt import Network
 
-class ImageNetResNet(tv.ResNet):
+
+class ImageNetResNet(Network, tv.ResNet):
     """torchvision's ResNet as it is: a 7x7 stride-2 `conv1`, a max-pool, widths 64..512.
 
     D = 512 with basic blocks, 2048 with bottlenecks. Initialised as torchvision does, the last batch-norm of
@@ -25,12 +27,9 @@ class ImageNetResNet(tv.ResNet):
         layers: Sequence[int],
         num_classes: int,
         in_channels: int = 3,
-        groups: int = 1,
-        width_per_group: int = 64,
+        **widths: int,
     ) -> None:
-        super().__init__(
-            block, list(layers), num_classes=num_classes, groups=groups, width_per_group=width_per_group
-        )
+        super().__init__(block, list(layers), num_classes, **widths)
         if in_channels != 3:
             self.conv1 = nn.Conv2d(in_channels, 64, kernel_size=7, stride=2, padding=3, bias=False)
             nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
@@ -40,7 +39,3 @@ class ImageNetResNet(tv.ResNet):
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         return torch.flatten(self.avgpool(x), 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x [N, C, H, W] -> logits [N, K]."""
-        return self.fc(self.forward_features(x))

@@ -9,6 +9,7 @@ import resource
 import struct
 import subprocess
 import sys
+import zipfile
 import zlib
 from collections.abc import Callable
 from functools import cache
@@ -210,6 +211,30 @@ def two_tables() -> bytes:
     return good[:start] + table * 2 + zip64 + locator + ending(count, length, start)
 
 
+def zip_bomb() -> bytes:
+    """256 MiB of zeros, made a megabyte at a time."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("a/data.pkl", weights(FOUR))
+        with file.open("a/data/0", "w") as record:
+            for _ in range(256):
+                record.write(bytes(1 << 20))
+    return out.getvalue()
+
+
+def lists_of_lists() -> list:
+    value = [1] * 10
+    for _ in range(12):
+        value = [value] * 10
+    return value
+
+
+def circle() -> dict:
+    value = {"w": torch.zeros(2)}
+    value["state_dict"] = value
+    return value
+
+
 SMALL = {"w": torch.arange(4.0)}
 FOUR = tensor(storage(4), 0, (4,), (1,))
 
@@ -257,6 +282,10 @@ def checkpoint_attacks() -> dict[str, bytes]:
         "a text a million times": archive(
             whole(text("t" * (1 << 20)) + b"q\x01" + b"]r\x02\0\0\0(" + b"h\x01" * 1_000_000 + b"e")
         ),
+        "a zip bomb": zip_bomb(),
+        "lists of lists of lists": saved({"w": torch.zeros(2), "x": lists_of_lists()}),
+        "a circle": saved(circle()),
+        "a tensor made by its size": archive(weights(call("torch", "Tensor", number(1 << 34)))),
         "an old storage of terabytes": old_stream(
             weights(tensor(storage(1 << 38), 0, (4,), (1,))), ["0"], sixteen
         ),

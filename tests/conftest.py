@@ -13,6 +13,14 @@ from tests.helpers import TrainedDigits, run_stage1, run_stage2
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The counts of `make torture`: what each test in its long form has said that it found."""
+    for report in terminalreporter.getreports("passed"):
+        for name, found in report.user_properties:
+            if name == "found" and report.when == "call" and "torture" in report.keywords:
+                terminalreporter.write_line(f"| {report.nodeid.partition('::')[2]} | {found} |")
+
+
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> TrainedDigits:
     """Stage 1 (6 epochs) and stage 2 (4 epochs) on Digits-LT, made once; read-only for the tests."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from tests.helpers import checkpoint_content
+from tests.helpers import HANG, checkpoint_content
 from utils.base.errors import UserError
 from utils.run import checkpoint
 
@@ -18,8 +18,9 @@ ROOT = Path(__file__).resolve().parent.parent
 UNDER_A_LIMIT = """
 import resource, signal, sys, torch
 from pathlib import Path
-from utils.run import checkpoint
 from utils.base.errors import UserError
+from utils.base.safe_load import load_plain
+from utils.run import checkpoint
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 path, in_place = Path(sys.argv[1]), sys.argv[2] == "in place"
 content = torch.load(sys.argv[3], weights_only=True)
@@ -34,7 +35,7 @@ for limit in map(int, sys.argv[4:]):
     except RuntimeError:
         refused += 1
     resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-    if checkpoint.load_plain(path)["epoch"] != 3 or len(list(path.parent.iterdir())) != 1:
+    if load_plain(path)["epoch"] != 3 or len(list(path.parent.iterdir())) != 1:
         sys.exit("the old file is not what it was")
 print(refused)
 """
@@ -57,7 +58,7 @@ def save_under_limits(folder: Path, how: str, count: int) -> subprocess.Complete
     torch.save(content(epoch=4), folder / "new")
     limits = map(str, limits_below((place / "x.pth").stat().st_size, count))
     words = [sys.executable, "-c", UNDER_A_LIMIT, place / "x.pth", how, folder / "new", *limits]
-    return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False, timeout=100)
+    return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False, timeout=HANG)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 import signal
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,8 @@ from utils.base.signals import Stopped
 from utils.features.__main__ import main as features_main
 from utils.run import checkpoint
 
+# seconds after which what a test waits for hangs; says nothing of how fast anything is
+HANG = 600
 # a command line in a page: indented, and continued where it ends in a backslash
 COMMAND = re.compile(r"^    python ((?:.*\\\n)*.*)$", flags=re.MULTILINE)
 
@@ -104,6 +107,20 @@ def run_stage2(root: Path, *argv: object) -> str:
 def run_evaluate(root: Path, *argv: object) -> str:
     """Evaluate on Digits-LT, below `root`."""
     return call(evaluate.main, "--dataset", "digits_lt", *places(root), *argv)
+
+
+def wait_until(happened: Callable[[], object], over: Callable[[], object] = lambda: False) -> None:
+    """Wait for something to happen that another process does, which must not be `over` before."""
+    deadline = time.monotonic() + HANG
+    while not happened():
+        assert not over(), "it is over, and it did not happen"
+        assert time.monotonic() < deadline, f"it did not happen within {HANG} seconds"
+        time.sleep(0.005)
+
+
+def long_form(short: int, long: int) -> pytest.MarkDecorator:
+    """A test's `count`, how often it tries: the short form is of `make test`, the long of `make torture`."""
+    return pytest.mark.parametrize("count", [short, pytest.param(long, marks=pytest.mark.torture)])
 
 
 def stopped_at_step(root: Path, step: int, run: Callable[[], object]) -> tuple[int, str]:

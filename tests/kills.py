@@ -19,6 +19,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
+from tests.helpers import HANG, wait_until
 from utils.run import checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -55,7 +56,7 @@ def descendants(pid: int) -> list[int]:
     return [found for child in children for found in (*descendants(child), child)]
 
 
-def finished(words: list, seconds: float = 200) -> tuple[int, str, str]:
+def finished(words: list, seconds: float = HANG) -> tuple[int, str, str]:
     """Run a command to its end: exit status, standard output, standard error; then nothing of it lives on."""
     process = start(words)
     try:
@@ -79,7 +80,7 @@ def killed_runs(root: Path, words: list, kills: int, script: str = "main_stage1"
     """
     task = {"out": str(root / "out"), "words": [str(word) for word in words], "kills": kills}
     task |= {"script": script, "spoil": spoil}
-    code, _, error = finished([sys.executable, "-m", "tests.kills", json.dumps(task)], 300 + 20 * kills)
+    code, _, error = finished([sys.executable, "-m", "tests.kills", json.dumps(task)], HANG * (1 + kills))
     assert code == 0, error
     [last] = (root / "out").glob("*/*/last.pth")
     return last.parent
@@ -120,19 +121,15 @@ def _saved(out: Path) -> tuple[Path | None, int]:
     return last, last.stat().st_mtime_ns if last else 0
 
 
-def _wait(out: Path, draws: random.Random, over: Callable[[], bool], seconds: float = 100) -> None:
+def _wait(out: Path, draws: random.Random, over: Callable[[], bool]) -> None:
     """Wait for one to three saves of the run below `out`, then for a part of the time to the next.
 
     Raises:
         AssertionError: the run is over, or does not save.
     """
-    deadline = time.monotonic() + seconds
     for _ in range(draws.randint(1, SAVES)):
         started, before = time.monotonic(), _saved(out)
-        while _saved(out) == before:
-            assert not over(), "the run is over"
-            assert time.monotonic() < deadline, "there was no save"
-            time.sleep(0.001)
+        wait_until(lambda before=before: _saved(out) != before, over)
     time.sleep(draws.random() * min(time.monotonic() - started, LONGEST_STEP))
 
 
@@ -177,7 +174,7 @@ def stopped_runs(words: list, stops: int, script: str = "main_stage1.py") -> lis
                     break
             time.sleep(0.03 * draws.random())
             process.send_signal(signal.SIGTERM)
-            out, error = process.communicate(timeout=100)
+            out, error = process.communicate(timeout=HANG)
         finally:
             end(process)
         assert (process.returncode, error) == (143, ""), f"status {process.returncode}: {out}{error}"
@@ -202,7 +199,7 @@ def killed_under_torchrun(root: Path, words: list, kills: int) -> None:
             assert len(workers) >= 2
             for pid in workers:
                 os.kill(pid, signal.SIGKILL)
-            _, error = process.communicate(timeout=60)
+            _, error = process.communicate(timeout=HANG)
         finally:
             end(process)
         assert process.returncode != 0 and "SIGKILL" in error, error

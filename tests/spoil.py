@@ -3,6 +3,7 @@
 import random
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -49,36 +50,36 @@ def noticed(path: Path, content: bytes, identity: Callable[[Path], str], whole: 
     return False
 
 
-def flips(kind: str, folder: Path, count: int) -> int:
-    """Flip a bit at so many random places; how many are refused. The content of the others is the same."""
+def flipped(good: bytes, at: int, draw: random.Random) -> bytes:
+    """A bit is another at that place."""
+    return good[:at] + bytes([good[at] ^ 1 << draw.randrange(8)]) + good[at + 1 :]
+
+
+def block_lost(good: bytes, at: int, draw: random.Random) -> bytes:
+    """A block from that place on is zeros."""
+    return (good[:at] + bytes(BLOCK) + good[at + BLOCK :])[: len(good)]
+
+
+def refused(kind: str, folder: Path, count: int, harm: Callable) -> int:
+    """Harm the file at so many random places; how often it is refused. Otherwise its content is the same."""
     make, identity = KINDS[kind]
     source, draw = make(folder), random.Random(1)
-    good, whole, found = source.read_bytes(), identity(source), 0
-    for _ in range(count):
-        at, bit = draw.randrange(len(good)), draw.randrange(8)
-        spoilt = good[:at] + bytes([good[at] ^ 1 << bit]) + good[at + 1 :]
-        found += noticed(folder / "spoilt", spoilt, identity, whole)
-    return found
+    good, whole = source.read_bytes(), identity(source)
+    spoilt = (harm(good, draw.randrange(len(good)), draw) for _ in range(count))
+    return sum(noticed(folder / "spoilt", content, identity, whole) for content in spoilt)
 
 
-def unnoticed_flips(folder: Path, count: int) -> int:
-    """The control: of so many flips, how many torch alone reads as other weights and says nothing."""
-    good = (DATA / "v1_stage1.pth").read_bytes()
-    path, draw, unnoticed = folder / "spoilt", random.Random(1), 0
+def unnoticed(folder: Path, count: int, harm: Callable) -> int:
+    """The control: how often torch alone reads a harmed file as other weights and says nothing."""
+    good, draw, found = (DATA / "v1_stage1.pth").read_bytes(), random.Random(1), 0
     state = checkpoint.read(DATA / "v1_stage1.pth").state
     for _ in range(count):
-        at = draw.randrange(len(good) // 2, len(good) * 3 // 4)
-        path.write_bytes(good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :])
-        unnoticed += _other_weights(path, state)
-    return unnoticed
-
-
-def _other_weights(path: Path, state: dict) -> bool:
-    try:
-        found = torch.load(path, weights_only=True)["model"]
-    except RuntimeError:  # the place was in the header of a record
-        return False
-    return any(not torch.equal(found[name], state[name]) for name in state)
+        at = draw.randrange(len(good) // 2, len(good) * 3 // 4)  # among the numbers
+        (folder / "spoilt").write_bytes(harm(good, at, draw))
+        with suppress(RuntimeError):  # the place was in the header of a record
+            read = torch.load(folder / "spoilt", weights_only=True)["model"]
+            found += any(not torch.equal(read[name], state[name]) for name in state)
+    return found
 
 
 def boundaries(path: Path) -> list[int]:
@@ -106,26 +107,3 @@ def cuts(kind: str, folder: Path, count: int) -> int:
     lengths = boundaries(source) + [draw.randrange(len(good)) for _ in range(count)]
     assert all(noticed(folder / "spoilt", good[:length], identity, whole) for length in lengths)
     return len(lengths)
-
-
-def lost_blocks(kind: str, folder: Path, count: int) -> int:
-    """Put zeros in the place of so many random blocks; how many are refused, the others change nothing."""
-    make, identity = KINDS[kind]
-    source, draw = make(folder), random.Random(4)
-    good, whole, found = source.read_bytes(), identity(source), 0
-    for _ in range(count):
-        at = draw.randrange(max(1, len(good) - BLOCK))
-        spoilt = good[:at] + bytes(min(BLOCK, len(good))) + good[at + BLOCK :]
-        found += noticed(folder / "spoilt", spoilt, identity, whole)
-    return found
-
-
-def unnoticed_blocks(folder: Path, count: int) -> int:
-    """The control: of so many lost blocks, how many torch alone reads as other weights."""
-    good, path, draw = (DATA / "v1_stage1.pth").read_bytes(), folder / "spoilt", random.Random(4)
-    state, unnoticed = checkpoint.read(DATA / "v1_stage1.pth").state, 0
-    for _ in range(count):
-        at = draw.randrange(len(good) // 2, len(good) * 3 // 4)
-        path.write_bytes(good[:at] + bytes(BLOCK) + good[at + BLOCK :])
-        unnoticed += _other_weights(path, state)
-    return unnoticed

@@ -1,7 +1,7 @@
 """Faults of the whole program: what cannot be written, killed loaders, NaN, memory; one line, and go on.
 
-Real runs in processes of their own, forked from one that has read the code. A fault comes while the run is
-held (SIGSTOP) after its first epochs.
+Real runs in processes of their own, forked from one that has read the code. A fault comes while the run
+stands still (SIGSTOP) in its third epoch.
 """
 
 import json
@@ -12,7 +12,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from tests.file_trees import imagenet_tree
-from tests.helpers import files_below, places, run_folder
+from tests.helpers import HANG, files_below, places, run_folder, wait_until
 from utils.base.errors import NoMemoryError, exit_cleanly
 from utils.run import checkpoint
 
@@ -46,10 +45,19 @@ else:
 exec(before)
 exit_cleanly({"main_stage1": main_stage1, "main_stage2": main_stage2, "evaluate": evaluate}[script].main)
 """
+STAND_STILL = """
+import os, signal, torch
+def step(self, *given, real=torch.optim.SGD.step, count=[0], **options):
+    count[0] += 1
+    if count[0] == {0}:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    return real(self, *given, **options)
+torch.optim.SGD.step = step
+"""
 MEMORY = (
     "import resource\n"
     "taken = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
-    "resource.setrlimit(resource.RLIMIT_AS, (taken + {0} * 2**20,) * 2)\n"
+    "resource.setrlimit(resource.RLIMIT_AS, (taken + 40 * 2**20,) * 2)\n"
 )
 
 
@@ -95,15 +103,13 @@ class Program:
 
     @contextmanager
     def held(
-        self, root: Path, *words: object, dataset: str = "digits_lt_IR=50"
+        self, root: Path, *words: object, dataset: str = "digits_lt_IR=50", step: int = 13
     ) -> Iterator[tuple[Started, Path]]:
-        """A stage-1 run that stands still after some epochs, and its folder; it goes on at the end."""
-        started = self.start(root, "main_stage1", *words, *places(root))
-        parent = root / "out" / f"{dataset}_stage1"
-        while not any(parent.glob("*/metrics.csv")):
-            assert Path(f"/proc/{started.pid}").exists()
-            time.sleep(0.005)
-        os.kill(started.pid, signal.SIGSTOP)
+        """A stage-1 run that stands still in an optimiser step, and its folder; it goes on at the end."""
+        before = STAND_STILL.format(step)
+        started = self.start(root, "main_stage1", *words, *places(root), before=before)
+        status = Path(f"/proc/{started.pid}/stat")
+        wait_until(lambda: ") T " in status.read_text(), over=lambda: not status.exists())
         try:
             yield started, run_folder(root, "stage1", dataset)
         finally:
@@ -111,7 +117,7 @@ class Program:
 
     def close(self) -> None:
         self.process.stdin.close()
-        self.process.wait(timeout=20)
+        self.process.wait(timeout=HANG)
         self.process.stdout.close()
 
 
@@ -305,7 +311,7 @@ def test_a_killed_loader_process_ends_with_a_line_and_a_resume_ends_equal(progra
     whole = tmp_path / "whole"
     whole.mkdir()
     assert program.run(whole, "main_stage1", *words, *places(whole)) == (0, [])
-    with program.held(tmp_path, *words, dataset="imagenet_lt") as (started, folder):
+    with program.held(tmp_path, *words, dataset="imagenet_lt", step=28) as (started, folder):
         children = Path(f"/proc/{started.pid}/task/{started.pid}/children").read_text().split()
         assert len(children) == 4  # two for each of training and test images
         os.kill(int(children[0]), signal.SIGKILL)
@@ -348,9 +354,7 @@ def test_memory_that_runs_out_is_a_line_that_says_what_to_try(program, digits, t
     words = ["--dataset", "digits_lt", "--device", "cpu", *places(tmp_path)]
     words += ["--batch_size", "4096"] if script == "main_stage1" else ["--pretrained_pth", digits.stage1]
     words += ["--views", "3000", "--finetune_epoch", "3000"] if script == "main_stage2" else []
-    status, said = program.run(
-        tmp_path, script, *words, before=MEMORY.format(4 if script == "evaluate" else 40)
-    )
+    status, said = program.run(tmp_path, script, *words, before=MEMORY)
     assert status == 2 and len(said) == 1, said
     tries = {"main_stage1": "--accum 2", "main_stage2": "fewer --views"}
     assert said[0].startswith("error: out of memory") and f": try {tries[script]}" in said[0]

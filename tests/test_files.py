@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests.full_disk import content, full_disks, mounted, save_under_limits, spoilt_in_place
-from tests.helpers import run_stage2
+from tests.helpers import HANG, long_form, run_stage2
 from tests.test_packs import tiny
 from utils.base.errors import UserError
 from utils.base.files import MAX_JSON, json_text, read_json, sweep, write_atomically
@@ -20,7 +20,6 @@ from utils.packs.pack import write_pack
 from utils.run import checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
-SIZES = 20
 
 
 def test_json_has_null_for_numbers_that_are_not_finite_and_everything_else_as_it_is():
@@ -38,13 +37,14 @@ def test_json_that_is_larger_than_any_of_ours_is_not_parsed(tmp_path):
         read_json(path)
 
 
-def test_a_file_size_limit_at_20_random_places_leaves_the_old_checkpoint_and_nothing_else(tmp_path):
-    done = save_under_limits(tmp_path, "atomically", SIZES)
-    assert done.returncode == 0 and done.stdout.split() == [str(SIZES)], done.stderr
-
-
-def test_the_same_limits_spoil_a_file_that_is_written_in_place(tmp_path):
-    assert save_under_limits(tmp_path, "in place", SIZES).returncode != 0
+@long_form(20, 100)
+def test_a_limit_on_a_files_size_at_random_places_leaves_the_old_checkpoint_and_nothing_else(
+    tmp_path, count, record_property
+):
+    done = save_under_limits(tmp_path, "atomically", count)
+    assert done.returncode == 0 and done.stdout.split() == [str(count)], done.stderr
+    assert save_under_limits(tmp_path / "control", "in place", count).returncode != 0
+    record_property("found", f"old file whole and nothing beside it, {count} of {count}; in place it is lost")
 
 
 @pytest.fixture
@@ -56,12 +56,13 @@ def small_disk(tmp_path):
         yield place
 
 
-def test_a_full_disk_at_20_random_places_leaves_the_old_checkpoint_and_nothing_else(small_disk):
-    assert full_disks(small_disk, SIZES) == SIZES
-
-
-def test_a_full_disk_spoils_a_file_that_is_written_in_place(small_disk):
+@long_form(20, 100)
+def test_a_full_disk_at_random_places_leaves_the_old_checkpoint_and_nothing_else(
+    small_disk, count, record_property
+):
+    assert full_disks(small_disk, count) == count
     assert spoilt_in_place(small_disk)
+    record_property("found", f"old file whole and nothing beside it, {count} of {count}; in place it is lost")
 
 
 def test_a_file_that_does_not_read_back_never_takes_the_old_ones_place(tmp_path, monkeypatch):
@@ -156,10 +157,10 @@ def test_a_run_sweeps_its_folders_at_its_start(digits, tmp_path):
 def test_a_writer_that_is_killed_leaves_only_what_the_sweep_takes(tmp_path):
     (tmp_path / "x").write_bytes(b"old")
     code = (
-        "import os, pathlib, sys; from utils.files import write_atomically as w\n"
+        "import os, pathlib, sys; from utils.base.files import write_atomically as w\n"
         "w(pathlib.Path(sys.argv[1]), lambda handle: (handle.write(b'half'), os.kill(os.getpid(), 9)))"
     )
-    subprocess.run([sys.executable, "-c", code, tmp_path / "x"], cwd=ROOT, check=False, timeout=60)
+    subprocess.run([sys.executable, "-c", code, tmp_path / "x"], cwd=ROOT, check=False, timeout=HANG)
     assert (tmp_path / "x").read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 2
     assert len(sweep(tmp_path, older_than=-1)) == 1
     assert [entry.name for entry in tmp_path.iterdir()] == ["x"]

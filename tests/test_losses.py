@@ -1,22 +1,28 @@
-"""The losses of the re-training methods against plain loops in NumPy, and how far numbers may go."""
+"""The losses against their formulas in NumPy and against each other, far logits, and what they refuse."""
 
 import math
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from losses import (
     LOSSES,
-    LabelAwareSmoothing,
+    WeightedCrossEntropy,
     build_loss,
     effective_number_weights,
     inverse_power_weights,
+    logit_adjustment,
+    max_norm_,
+    max_norm_limit,
 )
 
 COUNTS = [40, 17, 5, 2, 1]
-OPTIONS = {"los": {"label_smooth": 0.9}}
+BALANCED = [8, 8, 8, 8, 8]
+OPTIONS = {"los": {"label_smooth": 0.9}}  # of losses that have no default
 NAMES = sorted(LOSSES)
+COUNTED = ["cb", "power", "bsce", "ldam", "lade", "label_aware", "wb"]
 OTHER_OPTIONS = [
     ("focal", {"gamma": 0.5}),
     ("focal", {"gamma": 2.0}),
@@ -43,141 +49,114 @@ def build(name, counts=COUNTS, **options):
     return build_loss(name, counts, **{**OPTIONS.get(name, {}), **options})
 
 
-def batch(size=9, dtype=torch.float64):
-    """Class 1 has no image in the batch and class 4, with one in training, has one."""
-    generator = torch.Generator().manual_seed(size)
-    logits = 3 * torch.randn(size, 5, generator=generator, dtype=dtype)
-    targets = torch.tensor([0, 2, 4, 3, 0, 2, 0, 3, 0])[:size]
-    return logits, targets
+def batch(targets=(0, 2, 4, 3, 0, 2, 0, 3, 0)):
+    """Class 1 has no image in the batch unless asked for; class 4, with one in training, has one."""
+    generator = torch.Generator().manual_seed(9)
+    return 3 * torch.randn(len(targets), 5, generator=generator, dtype=torch.float64), torch.tensor(targets)
 
 
-# ---- references: one image, one class at a time ----
+def same(found, expected):
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
-def log_softmax(row):
-    top = max(row)
-    log_sum = top + math.log(sum(math.exp(z - top) for z in row))
-    return [z - log_sum for z in row]
+# ---- references in NumPy: logits z [N, K], targets y [N], counts n [K] ----
 
 
-def plain_ce(row, y):
-    return -log_softmax(row)[y]
+def log_p(z):
+    top = z.max(axis=1, keepdims=True)
+    return z - top - np.log(np.exp(z - top).sum(axis=1, keepdims=True))
 
 
-def summing_to_classes(raw):
-    return [len(raw) * w / sum(raw) for w in raw]
+def of_target(values, y):
+    return np.array([row[k] for row, k in zip(values, y, strict=True)])
 
 
-def cb_weights(counts, beta):
-    return summing_to_classes([(1 - beta) / (1 - beta**n) for n in counts])
+def onehot(y, num_classes=5):
+    return np.eye(num_classes)[y]
 
 
-def power_weights(counts, rho):
-    return summing_to_classes([(n / sum(counts)) ** -rho for n in counts])
+def cb_weights(n, beta):
+    raw = (1 - beta) / (1 - beta ** np.array(n))
+    return len(n) * raw / raw.sum()
 
 
-def mean(values):
-    values = list(values)
-    return sum(values) / len(values)
+def power_weights(n, rho):
+    raw = (np.array(n) / sum(n)) ** -rho
+    return len(n) * raw / raw.sum()
 
 
-def ce_reference(rows, ys, counts):
-    return mean(plain_ce(row, y) for row, y in zip(rows, ys, strict=True))
+def ce(z, y, n):
+    return -of_target(log_p(z), y).mean()
 
 
-def los_reference(rows, ys, counts, label_smooth):
-    total = 0.0
-    for row, y in zip(rows, ys, strict=True):
-        for k, log_p in enumerate(log_softmax(row)):
-            total -= ((1 - label_smooth) * (k == y) + label_smooth / len(row)) * log_p
-    return total / len(rows)
+def weighted(z, y, weights):
+    return (weights[y] * -of_target(log_p(z), y)).sum() / weights[y].sum()
 
 
-def focal_reference(rows, ys, counts, gamma=1.0):
-    total = 0.0
-    for row, y in zip(rows, ys, strict=True):
-        p = math.exp(log_softmax(row)[y])
-        total += (1 - p) ** gamma * -math.log(p)
-    return total / len(rows)
+def smoothed(z, y, eps):
+    """Against (1 - ε) onehot + ε / K, with an ε for each image."""
+    labels = (1 - eps[:, None]) * onehot(y) + eps[:, None] / 5
+    return -(labels * log_p(z)).sum(axis=1).mean()
 
 
-def weighted_mean(rows, ys, weights):
-    total = sum(weights[y] * plain_ce(row, y) for row, y in zip(rows, ys, strict=True))
-    return total / sum(weights[y] for y in ys)
+def focal(z, y, n, gamma=1.0):
+    p = np.exp(of_target(log_p(z), y))
+    return ((1 - p) ** gamma * -np.log(p)).mean()
 
 
-def cb_reference(rows, ys, counts, beta=0.9999):
-    return weighted_mean(rows, ys, cb_weights(counts, beta))
+def bsce(z, y, n, tau=1.0):
+    return ce(z + tau * np.log(n), y, n)
 
 
-def power_reference(rows, ys, counts, rho=1.2):
-    return weighted_mean(rows, ys, power_weights(counts, rho))
+def ldam(z, y, n, max_margin=0.5, scale=30.0):
+    margins = max_margin / (1 / n**0.25).max() / n**0.25
+    return ce(z - scale * margins * onehot(y), y, n)
 
 
-def bsce_reference(rows, ys, counts, tau=1.0):
-    shifted = [[z + tau * math.log(n) for z, n in zip(row, counts, strict=True)] for row in rows]
-    return ce_reference(shifted, ys, counts)
+def lade(z, y, n, alpha=0.1, lam=0.01):
+    prior = n / n.sum()
+    own = np.array([z[y == c, c].mean() if (y == c).any() else 0 for c in range(5)])
+    level = np.log((np.exp(z) / prior / 5).mean(axis=0))
+    return bsce(z, y, n) + alpha * (prior * (-own + level + lam * level**2)).sum()
 
 
-def ldam_reference(rows, ys, counts, max_margin=0.5, scale=30.0):
-    constant = max_margin / max(1 / n**0.25 for n in counts)
-    total = 0.0
-    for row, y in zip(rows, ys, strict=True):
-        moved = [z - scale * constant / counts[k] ** 0.25 * (k == y) for k, z in enumerate(row)]
-        total += plain_ce(moved, y)
-    return total / len(rows)
+def label_aware(z, y, n, eps_head=0.4, eps_tail=0.1):
+    eps = eps_tail + (eps_head - eps_tail) * np.sin(np.pi / 2 * (n - n.min()) / (n.max() - n.min()))
+    return smoothed(z, y, eps[y])
 
 
-def lade_reference(rows, ys, counts, alpha=0.1, lam=0.01):
-    num_classes, prior = len(counts), [n / sum(counts) for n in counts]
-    bound = 0.0
-    for c in range(num_classes):
-        own = [row[c] for row, y in zip(rows, ys, strict=True) if y == c]
-        level = math.log(mean(math.exp(row[c]) / prior[c] / num_classes for row in rows))
-        bound += prior[c] * (-(mean(own) if own else 0.0) + level + lam * level**2)
-    return bsce_reference(rows, ys, counts) + alpha * bound
-
-
-def label_aware_reference(rows, ys, counts, eps_head=0.4, eps_tail=0.1):
-    total = 0.0
-    for row, y in zip(rows, ys, strict=True):
-        angle = math.pi * (counts[y] - min(counts)) / (2 * (max(counts) - min(counts)))
-        eps = eps_tail + (eps_head - eps_tail) * math.sin(angle)
-        total += los_reference([row], [y], counts, eps)
-    return total / len(rows)
-
-
-def wb_reference(rows, ys, counts, beta=0.9999):
-    weights = cb_weights(counts, beta)
-    total = 0.0
-    for row, y in zip(rows, ys, strict=True):
-        for c, log_p in enumerate(log_softmax(row)):
-            p = math.exp(log_p)
-            total -= weights[y] * (math.log(p) if c == y else math.log(1 - p))
-    return total / (len(rows) * len(counts))
+def wb(z, y, n, beta=0.9999):
+    p = np.exp(log_p(z))
+    each = np.where(onehot(y) == 1, np.log(p), np.log(1 - p)).mean(axis=1)
+    return -(cb_weights(n, beta)[y] * each).mean()
 
 
 REFERENCES = {
-    "ce": ce_reference,
-    "los": los_reference,
-    "focal": focal_reference,
-    "cb": cb_reference,
-    "power": power_reference,
-    "bsce": bsce_reference,
-    "ldam": ldam_reference,
-    "lade": lade_reference,
-    "label_aware": label_aware_reference,
-    "wb": wb_reference,
+    "ce": ce,
+    "los": lambda z, y, n, label_smooth: smoothed(z, y, np.full(len(y), label_smooth)),
+    "focal": focal,
+    "cb": lambda z, y, n, beta=0.9999: weighted(z, y, cb_weights(n, beta)),
+    "power": lambda z, y, n, rho=1.2: weighted(z, y, power_weights(n, rho)),
+    "bsce": bsce,
+    "ldam": ldam,
+    "lade": lade,
+    "label_aware": label_aware,
+    "wb": wb,
 }
 
 
 # ---- value and gradient ----
 
 
+def test_every_loss_has_a_reference():
+    """Who adds a loss adds its formula to REFERENCES."""
+    assert set(REFERENCES) == set(LOSSES)
+
+
 @pytest.mark.parametrize(("name", "options"), CASES)
-def test_each_loss_equals_plain_loops_over_images_and_classes(double, name, options):
+def test_each_loss_equals_its_formula_in_numpy(double, name, options):
     logits, targets = batch()
-    expected = REFERENCES[name](logits.tolist(), targets.tolist(), COUNTS, **options)
+    expected = REFERENCES[name](logits.numpy(), targets.numpy(), np.array(COUNTS), **options)
     found = build(name, **options)(logits, targets)
     assert found.shape == () and float(found) == pytest.approx(expected, rel=1e-12)
 
@@ -192,32 +171,23 @@ def test_each_gradient_passes_gradcheck(double, name, options):
 def test_the_order_of_the_batch_does_not_matter(double, name):
     logits, targets = batch()
     order = torch.tensor([3, 8, 0, 6, 1, 7, 2, 5, 4])
-    torch.testing.assert_close(
-        build(name)(logits[order], targets[order]), build(name)(logits, targets), rtol=1e-12, atol=0
-    )
+    same(build(name)(logits[order], targets[order]), build(name)(logits, targets))
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_single_precision_logits_give_a_single_precision_loss_near_the_double_one(name):
+def test_a_loss_takes_logits_of_either_precision_and_gives_a_loss_of_theirs(name):
     logits, targets = batch()
-    single = build(name)(logits.float(), targets)
+    single, mixed = build(name)(logits.float(), targets), build(name)(logits, targets)
     both = build(name).double()(logits, targets)
-    assert single.dtype == torch.float32 and both.dtype == torch.float64
+    assert (single.dtype, mixed.dtype, both.dtype) == (torch.float32, torch.float64, torch.float64)
     assert float(single) == pytest.approx(float(both), rel=1e-5)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_double_logits_need_no_conversion_of_the_loss(name):
-    logits, targets = batch()
-    assert build(name)(logits, targets).dtype == torch.float64
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_loss_has_no_parameters_and_nothing_in_its_state_but_moves_with_to(name):
     loss_fn = build(name)
     assert not list(loss_fn.parameters()) and not loss_fn.state_dict()
-    counted = name not in {"ce", "los", "focal"}
-    assert [b.dtype for b in loss_fn.double().buffers()] == [torch.float64] * counted
+    assert [b.dtype for b in loss_fn.double().buffers()] == [torch.float64] * (name in COUNTED)
     assert all(b.is_meta for b in loss_fn.to("meta").buffers())
 
 
@@ -266,27 +236,193 @@ def test_weight_balancing_pays_the_whole_gap_where_a_wrong_class_takes_all(doubl
     assert float(build("wb")(logits, torch.tensor([0]))) == pytest.approx(expected, rel=1e-12)
 
 
-# ---- weights, margins and norms ----
-
-
-@pytest.mark.parametrize("beta", [0.0, 0.9, 0.9999, 1 - 1e-9])
-def test_effective_number_weights_follow_the_formula_and_sum_to_the_number_of_classes(beta):
-    weights = effective_number_weights(COUNTS, beta)
-    np.testing.assert_allclose(weights, cb_weights(COUNTS, beta), rtol=1e-12)
+@pytest.mark.parametrize(
+    ("find", "expected", "option"),
+    [(effective_number_weights, cb_weights, beta) for beta in (0.0, 0.9, 0.9999, 1 - 1e-9)]
+    + [(inverse_power_weights, power_weights, rho) for rho in (0.0, 0.5, 1.2)],
+)
+def test_class_weights_follow_their_formula_and_sum_to_the_number_of_classes(find, expected, option):
+    weights = find(COUNTS, option)
+    np.testing.assert_allclose(weights, expected(COUNTS, option), rtol=1e-12)
     assert weights.dtype == torch.float64 and float(weights.sum()) == pytest.approx(5)
 
 
-@pytest.mark.parametrize("rho", [0.0, 0.5, 1.2])
-def test_inverse_power_weights_follow_the_formula_and_sum_to_the_number_of_classes(rho):
-    weights = inverse_power_weights(COUNTS, rho)
-    np.testing.assert_allclose(weights, power_weights(COUNTS, rho), rtol=1e-12)
+# ---- one loss is another ----
 
 
-def test_margins_fall_with_the_fourth_root_of_the_count_from_the_largest(double):
-    margins = build_loss("ldam", [32, 2, 162], max_margin=0.5, scale=1.0).margins
-    torch.testing.assert_close(margins, torch.tensor([0.5 / 2, 0.5, 0.5 / 3]))
+@pytest.mark.parametrize(
+    ("name", "counts", "options"),
+    [
+        ("los", None, {"label_smooth": 0.0}),
+        ("focal", None, {"gamma": 0.0}),
+        ("cb", COUNTS, {"beta": 0.0}),
+        ("cb", BALANCED, {}),
+        ("power", COUNTS, {"rho": 0.0}),
+        ("power", BALANCED, {}),
+        ("bsce", COUNTS, {"tau": 0.0}),
+        ("bsce", BALANCED, {}),
+        ("lade", BALANCED, {"alpha": 0.0}),
+        ("ldam", COUNTS, {"max_margin": 0.0}),
+        ("label_aware", COUNTS, {"eps_head": 0.0, "eps_tail": 0.0}),
+    ],
+)
+def test_a_loss_is_cross_entropy_where_its_option_or_balance_turns_it_off(double, name, counts, options):
+    logits, targets = batch()
+    same(build_loss(name, counts, **options)(logits, targets), F.cross_entropy(logits, targets))
 
 
-def test_label_aware_smoothing_runs_from_tail_to_head_along_a_sine(double):
-    eps = LabelAwareSmoothing([101, 51, 1], eps_head=0.4, eps_tail=0.1).eps
-    torch.testing.assert_close(eps, torch.tensor([0.4, 0.1 + 0.3 * math.sin(math.pi / 4), 0.1]))
+@pytest.mark.parametrize(
+    ("counts", "options", "smoothing"),
+    [(COUNTS, {"eps_head": e, "eps_tail": e}, e) for e in (0.1, 0.5)] + [(BALANCED, {}, 0.1)],
+)
+def test_label_aware_smoothing_with_one_epsilon_is_torchs_label_smoothing(double, counts, options, smoothing):
+    logits, targets = batch()
+    expected = F.cross_entropy(logits, targets, label_smoothing=smoothing)
+    same(build_loss("label_aware", counts, **options)(logits, targets), expected)
+
+
+def test_weighted_cross_entropy_is_torchs_weighted_mean_whatever_the_scale_of_the_weights(double):
+    logits, targets = batch()
+    weights = inverse_power_weights(COUNTS, 0.5)
+    expected = F.cross_entropy(logits, targets, weight=weights)
+    for loss_fn in (
+        WeightedCrossEntropy(weights),
+        WeightedCrossEntropy(7 * weights),
+        build("power", rho=0.5),
+    ):
+        same(loss_fn(logits, targets), expected)
+
+
+@pytest.mark.parametrize("tau", [0.0, 0.5, 1.0, 2.0])
+def test_post_hoc_logit_adjustment_takes_off_what_balanced_softmax_adds_in_training(double, tau):
+    logits, targets = batch()
+    counts = torch.tensor(COUNTS, dtype=torch.float64)
+    prior = (counts / counts.sum()).log()
+    for shift in (tau * prior, tau * counts.log()):
+        same(build("bsce", tau=tau)(logits, targets), F.cross_entropy(logits + shift, targets))
+    same(logit_adjustment(logits + tau * prior, COUNTS, tau), logits)
+    assert logit_adjustment(logits.float(), COUNTS, tau).dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", ["cb", "power", "wb"])
+def test_class_weights_of_a_batch_of_one_class_cancel_in_a_weighted_mean_only(double, name):
+    logits, targets = batch((4, 4, 4))
+    ratio = build(name)(logits, targets) / build(name, BALANCED)(logits, targets)
+    same(ratio, effective_number_weights(COUNTS)[4] if name == "wb" else torch.tensor(1.0))
+
+
+# ---- a constant added to all logits of an image ----
+
+
+@pytest.mark.parametrize("name", sorted(set(LOSSES) - {"lade"}))
+def test_a_constant_added_to_all_logits_of_an_image_changes_nothing(double, name):
+    logits, targets = batch()
+    shift = torch.linspace(-50, 50, len(logits))[:, None]
+    torch.testing.assert_close(
+        build(name)(logits + shift, targets), build(name)(logits, targets), rtol=1e-10, atol=0
+    )
+
+
+def test_lade_sees_a_constant_through_its_regulariser_which_pins_the_level_of_the_logits(double):
+    logits, targets = batch((0, 1, 2, 3, 4))
+    moved = logits + 3
+    # With every class in the batch the constant cancels between the mean and the level m; λ m² keeps it.
+    free = build("lade", lam=0.0)
+    same(free(moved, targets), free(logits, targets))
+    prior = torch.tensor(COUNTS) / sum(COUNTS)
+    level = (logits.exp() / prior / 5).mean(0).log()
+    expected = 0.1 * 0.01 * (prior * ((level + 3) ** 2 - level**2)).sum()
+    same(build("lade")(moved, targets) - build("lade")(logits, targets), expected)
+    # Without the regulariser it sees it through class 1, which is absent here: a level but no mean.
+    logits, targets = batch()
+    same(free(logits + 3, targets) - free(logits, targets), torch.tensor(0.1 * 3 * 17 / 65))
+
+
+# ---- MaxNorm ----
+
+
+def test_max_norm_shrinks_long_rows_to_the_limit_and_leaves_the_others_untouched():
+    weight = torch.tensor([[3.0, 4.0], [0.6, 0.8], [0.1, 0.2], [0.0, 0.0]], requires_grad=True)
+    before = weight.detach().clone()
+    assert max_norm_(weight, 2.0) is weight and weight.is_leaf and weight.grad_fn is None
+    torch.testing.assert_close(weight.detach()[0], torch.tensor([1.2, 1.6]))
+    assert torch.equal(weight.detach()[1:], before[1:])
+
+
+def test_the_limit_of_max_norm_lies_a_share_of_the_way_from_the_shortest_row_to_the_longest():
+    weight = torch.nn.Parameter(torch.tensor([[3.0, 4.0], [0.6, 0.8], [0.0, 2.0]]))
+    limits = [max_norm_limit(weight), *(max_norm_limit(weight, share) for share in (0.0, 0.5, 1.0))]
+    assert limits == pytest.approx([1.4, 1.0, 3.0, 5.0])
+
+
+# ---- refusals ----
+
+
+@pytest.mark.parametrize("name", COUNTED)
+def test_a_loss_that_needs_class_counts_refuses_none_and_a_class_without_images(name):
+    with pytest.raises(ValueError, match=f"loss '{name}' needs class_counts"):
+        build_loss(name)
+    for count in (0, -3, math.nan, math.inf):
+        with pytest.raises(ValueError, match="class_counts must be above 0, class 2 has"):
+            build_loss(name, [5, 3, count])
+    for counts in ([], [7], [[1, 2], [3, 4]]):
+        with pytest.raises(ValueError, match="two classes or more"):
+            build_loss(name, counts)
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "value", "rule"),
+    [
+        ("focal", "gamma", -0.1, "of at least 0"),
+        ("focal", "gamma", math.nan, "of at least 0"),
+        ("focal", "gamma", math.inf, "of at least 0"),
+        ("cb", "beta", 1.0, r"in \[0, 1\)"),
+        ("cb", "beta", -0.1, r"in \[0, 1\)"),
+        ("power", "rho", -0.1, "of at least 0"),
+        ("wb", "beta", math.nan, r"in \[0, 1\)"),
+        ("bsce", "tau", -1.0, "of at least 0"),
+        ("ldam", "max_margin", -0.5, "of at least 0"),
+        ("ldam", "scale", 0.0, "above 0"),
+        ("lade", "alpha", -0.1, "of at least 0"),
+        ("lade", "lam", -0.1, "of at least 0"),
+        ("label_aware", "eps_head", 1.0, r"in \[0, 1\)"),
+        ("label_aware", "eps_tail", -0.1, r"in \[0, 1\)"),
+        ("los", "label_smooth", 1.0, "below 1"),
+        ("los", "label_smooth", math.nan, r"in \[0, 1\)"),
+        ("los", "label_smooth", -1e-9, r"in \[0, 1\)"),
+    ],
+)
+def test_an_option_out_of_range_is_refused_with_its_range(name, option, value, rule):
+    with pytest.raises(ValueError, match=f"{option} must be .*{rule}"):
+        build_loss(name, COUNTS, **{option: value})
+
+
+def test_weights_and_norms_out_of_range_are_refused():
+    with pytest.raises(ValueError, match="tau must be"):
+        logit_adjustment(torch.zeros(1, 5), COUNTS, tau=-1.0)
+    with pytest.raises(ValueError, match="limit must be a number above 0, got 0"):
+        max_norm_(torch.ones(2, 2), 0.0)
+    for share in (-0.1, 1.1, math.nan):
+        with pytest.raises(ValueError, match=r"share must be in \[0, 1\]"):
+            max_norm_limit(torch.ones(2, 2), share)
+    for wrong in (0.0, -1.0, math.nan, math.inf):
+        with pytest.raises(ValueError, match="class weights must be numbers above 0"):
+            WeightedCrossEntropy(torch.tensor([1.0, wrong]))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("label_aware", {"eps_heads": 1}, "eps_heads', known: eps_head, eps_tail; did you mean 'eps_head'?"),
+        ("lade", {"lambda": 1}, "has no option 'lambda', known: alpha, lam; did you mean 'lam'?"),
+        ("focal", {"xyz": 1}, "has no option 'xyz', known: gamma"),
+        ("bsce", {"class_count": 1}, "has no option 'class_count', known: tau"),
+        ("ce", {"gamma": 1}, "has no option 'gamma', it takes none"),
+        ("los", {}, "loss 'los' needs the option 'label_smooth'"),
+        ("hinge", {}, "unknown loss 'hinge', known: ce, los,"),
+    ],
+)
+def test_an_unknown_or_missing_name_is_refused_with_the_known_ones_and_the_nearest(name, options, message):
+    with pytest.raises(ValueError) as caught:
+        build_loss(name, COUNTS, **options)
+    assert message in str(caught.value)

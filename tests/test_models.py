@@ -1,129 +1,156 @@
-"""The networks: torchvision's names and shapes, the sizes of the papers, and features that feed `fc`."""
+"""The networks: torchvision's names, shapes and figures under both stems, adapted ones, weights of others."""
+
+import re
 
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
+from torch import nn
 from torchvision.models import resnet as tv
 
-from models import NETWORKS, THIN_NETWORKS, build_model, check_network, network_label
-from models.resnet_cifar import PadShortcut
+from models import NETWORKS, THIN_NETWORKS, build_model, check_network, load_pretrained, network_label
+from models.adapt import Adapted, torchvision_names
+from tests.helpers import checkpoint_content
+from utils.base.errors import UserError
+from utils.run import checkpoint
 
-WIDE = {"resnet18": tv.resnet18, "resnet34": tv.resnet34, "resnet50": tv.resnet50}
-THIN = {"resnet8": 1, "resnet20": 3, "resnet32": 5, "resnet44": 7, "resnet56": 9}
-
-
-def size(model: torch.nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
-def thin_size(blocks: int, num_classes: int) -> int:
-    """Weights of ResNet-(6n+2) with parameter-free shortcuts, counted by hand."""
-    total = 3 * 16 * 9 + 2 * 16
-    for width_in, width in ((16, 16), (16, 32), (32, 64)):
-        total += width_in * width * 9 + width * width * 9 + 4 * width
-        total += (blocks - 1) * (2 * width * width * 9 + 4 * width)
-    return total + 64 * num_classes + num_classes
+RESNETS = [name for name in NETWORKS if name not in THIN_NETWORKS]
+THEIRS = [name for name in RESNETS if hasattr(tv, name)]
+UNFIT = {"googlenet", "inception_v3", "squeezenet1_0", "squeezenet1_1"}
+SMALL = ["mobilenet_v3_small", "shufflenet_v2_x0_5", "mnasnet0_5", "regnet_x_400mf", "densenet121"]
+FAMILIES = "alexnet convnext_tiny efficientnet_b0 maxvit_t mobilenet_v2 swin_t swin_v2_t vgg11_bn vit_b_32"
+# torchvision builds a RegNet with numbers read from tensors, so never without memory: the small ones
+REGNETS = ["regnet_x_400mf", "regnet_x_800mf", "regnet_y_400mf", "regnet_y_800mf"]
 
 
-def test_the_table_holds_the_wide_and_the_thin_networks():
-    assert set(NETWORKS) >= set(WIDE) | set(THIN)
-    assert set(THIN_NETWORKS) == set(THIN)
+def theirs(name: str, num_classes: int) -> nn.Module:
+    return torchvision.models.get_model(name, weights=None, num_classes=num_classes).eval()
 
 
-@pytest.mark.parametrize(("name", "parameters"), [("resnet34", 21_328_292), ("resnet32", 470_004)])
-def test_the_networks_of_cifar100_have_the_published_size(name, parameters):
-    assert size(build_model(name, 100)) == parameters
+def images(size: int = 64) -> torch.Tensor:
+    return torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+
+
+def shapes(model: nn.Module) -> dict[str, tuple]:
+    return {name: (tuple(value.shape), value.dtype) for name, value in model.state_dict().items()}
+
+
+def spread(model: nn.Module) -> nn.Module:
+    """Batch-norm statistics and weights that are not those of a fresh network."""
+    generator = torch.Generator().manual_seed(1)
+    for name, value in model.state_dict().items():
+        if value.is_floating_point() and value.ndim == 1:
+            low = 0.5 if name.endswith(("running_var", "weight")) else -0.1
+            value.uniform_(low, low + 0.2, generator=generator)
+    return model
+
+
+# ---- the ResNets
 
 
 @pytest.mark.parametrize(
-    ("name", "known"),
-    [("resnet20", 269_722), ("resnet32", 464_154), ("resnet44", 658_586), ("resnet56", 853_018)],
+    ("name", "num_classes", "parameters"),
+    [
+        *(("resnet34", 100, 21_328_292), ("resnet32", 100, 470_004), ("resnet20", 10, 269_722)),
+        *(("resnet32", 10, 464_154), ("resnet44", 10, 658_586), ("resnet56", 10, 853_018)),
+    ],
 )
-def test_the_thin_networks_have_the_known_size_with_10_classes(name, known):
-    assert size(build_model(name, 10)) == known
+def test_the_networks_of_cifar_have_the_published_size(name, num_classes, parameters):
+    assert sum(value.numel() for value in build_model(name, num_classes).parameters()) == parameters
 
 
-@pytest.mark.parametrize("name", THIN)
-def test_the_thin_networks_have_the_size_counted_by_hand_and_their_depth(name):
-    model = build_model(name, 37)
-    assert size(model) == thin_size(THIN[name], 37)
-    layers = [m for m in model.modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear)]
-    assert len(layers) == 6 * THIN[name] + 2 == int(name.removeprefix("resnet"))
-    assert all(layer.bias is None for layer in layers if isinstance(layer, torch.nn.Conv2d))
+@pytest.mark.parametrize("name", THIN_NETWORKS)
+def test_a_thin_network_has_the_depth_in_its_name_and_is_the_same_with_either_stem(name):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = build_model(name, 37)
+        torch.manual_seed(0)
+        other = build_model(name, 37, stem="imagenet")
+    layers = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    assert len(layers) == int(name.removeprefix("resnet"))
+    assert all(layer.bias is None for layer in layers if isinstance(layer, nn.Conv2d))
+    assert all(torch.equal(value, other.state_dict()[key]) for key, value in model.state_dict().items())
 
 
-@pytest.mark.parametrize("name", WIDE)
-def test_the_wide_networks_have_torchvisions_names_and_shapes_but_for_conv1(name):
-    ours, theirs = build_model(name, 100).state_dict(), WIDE[name](num_classes=100).state_dict()
-    assert list(ours) == list(theirs)
-    different = [key for key in ours if ours[key].shape != theirs[key].shape]
-    assert different == ["conv1.weight"]
-    assert ours["conv1.weight"].shape == (64, 3, 3, 3)
-    assert all(ours[key].dtype == theirs[key].dtype for key in ours)
+@pytest.mark.parametrize("stem", ["small", "imagenet"])
+@pytest.mark.parametrize("name", THEIRS)
+def test_names_and_shapes_are_torchvisions_but_for_the_small_stem(name, stem):
+    with torch.device("meta"):
+        ours, other = shapes(build_model(name, 100, stem=stem)), shapes(theirs(name, 100))
+    assert list(ours) == list(other)
+    small = {"conv1.weight": ((64, 3, 3, 3), torch.float32)} if stem == "small" else {}
+    assert ours == other | small
 
 
-@pytest.mark.parametrize("name", WIDE)
-def test_state_dicts_go_both_ways_strictly_but_for_conv1(name):
-    ours, theirs = build_model(name, 10), WIDE[name](num_classes=10)
-    own_stem, their_stem = ours.conv1.weight.clone(), theirs.conv1.weight.clone()
-    ours.load_state_dict(theirs.state_dict() | {"conv1.weight": own_stem}, strict=True)
-    with pytest.raises(RuntimeError, match=r"conv1\.weight"):
-        ours.load_state_dict(theirs.state_dict(), strict=True)
+@pytest.mark.parametrize(
+    ("name", "block", "layers", "groups", "width"),
+    [
+        ("resnet10", tv.BasicBlock, [1, 1, 1, 1], 1, 64),
+        ("resnext101_32x4d", tv.Bottleneck, [3, 4, 23, 3], 32, 4),
+        ("resnext152_32x4d", tv.Bottleneck, [3, 8, 36, 3], 32, 4),
+    ],
+)
+def test_the_resnets_that_torchvision_has_no_name_for_are_made_of_its_blocks(
+    name, block, layers, groups, width
+):
+    with torch.device("meta"):
+        expected = tv.ResNet(block, layers, num_classes=9, groups=groups, width_per_group=width)
+        assert shapes(build_model(name, 9, stem="imagenet")) == shapes(expected)
+
+
+@pytest.mark.parametrize("stem", ["small", "imagenet"])
+@pytest.mark.parametrize("name", ["resnet18", "resnext50_32x4d"])
+def test_with_equal_weights_logits_and_features_are_torchvisions(name, stem):
+    ours, other = build_model(name, 7, stem=stem).eval(), spread(theirs(name, 7))
+    if stem == "small":
+        other.conv1, other.maxpool = nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.Identity()
+    ours.load_state_dict(other.state_dict(), strict=True)
+    pooled = []
+    other.avgpool.register_forward_hook(lambda module, given, out: pooled.append(out.flatten(1)))
     with torch.no_grad():
-        ours.fc.weight.add_(1)
-    theirs.load_state_dict(ours.state_dict() | {"conv1.weight": their_stem}, strict=True)
-    assert torch.equal(theirs.fc.weight, ours.fc.weight)
-    assert torch.equal(theirs.layer4[1].bn2.weight, ours.layer4[1].bn2.weight)
+        torch.testing.assert_close(ours(images()), other(images()))
+        torch.testing.assert_close(ours.forward_features(images()), pooled[0])
+        assert stem == "small" or torch.equal(ours(images()), other(images()))
+    other.load_state_dict(ours.state_dict(), strict=True)
 
 
-def test_a_wide_network_computes_what_torchvisions_does_with_a_small_stem():
-    ours, theirs = build_model("resnet18", 10).eval(), tv.resnet18(num_classes=10).eval()
-    theirs.conv1 = torch.nn.Conv2d(3, 64, 3, 1, 1, bias=False)
-    theirs.maxpool = torch.nn.Identity()
-    theirs.load_state_dict(ours.state_dict(), strict=True)
-    x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        torch.testing.assert_close(ours(x), theirs(x))
+@pytest.mark.parametrize(("stem", "channels"), [("imagenet", 3), ("small", 3), ("small", 1)])
+def test_with_the_same_seed_the_initial_weights_are_torchvisions_and_then_the_small_stem(stem, channels):
+    with torch.random.fork_rng():
+        torch.manual_seed(2)
+        ours = build_model("resnet18", 7, channels, stem=stem).state_dict()
+        torch.manual_seed(2)
+        other = theirs("resnet18", 7).state_dict()
+        if stem == "small":
+            small = nn.Conv2d(channels, 64, 3, bias=False).weight.detach()
+            other["conv1.weight"] = nn.init.kaiming_normal_(small, mode="fan_out", nonlinearity="relu")
+    assert all(torch.equal(ours[name], other[name]) for name in other)
+    assert ours["layer1.0.bn2.weight"].eq(1).all()  # and not 0, as some start the last of a block
 
 
 @pytest.mark.parametrize(
     ("name", "width"),
-    [("resnet8", 64), ("resnet56", 64), ("resnet18", 512), ("resnet34", 512), ("resnet50", 2048)],
+    [("resnet8", 64), ("resnet56", 64), ("resnet10", 512), ("resnet34", 512), ("resnet50", 2048)],
 )
 @pytest.mark.parametrize("train", [True, False])
 def test_the_logits_are_the_classifier_of_the_features(name, width, train):
-    model = build_model(name, 7).train(train)
-    x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    model, x = build_model(name, 7).train(train), images(32)
     with torch.no_grad():
         features = model.forward_features(x)
         assert features.shape == (2, width) and model.fc.in_features == width and model.fc.bias is not None
-        assert torch.equal(model(x), model.fc(features))
-        assert model(x).shape == (2, 7)
+        assert torch.equal(model(x), model.fc(features)) and model(x).shape == (2, 7)
 
 
 @pytest.mark.parametrize(("name", "stride"), [("resnet34", 8), ("resnet32", 4)])
-def test_the_stem_keeps_the_resolution_so_that_the_last_map_is_known(name, stride):
-    model = build_model(name, 10).eval()
-    shapes = {}
+def test_the_small_stem_keeps_the_resolution_so_that_the_last_map_is_known(name, stride):
+    model, sizes = build_model(name, 10).eval(), {}
     last = model.layer4 if name == "resnet34" else model.layer3
-    model.bn1.register_forward_hook(lambda module, given, out: shapes.update(stem=out.shape[2:]))
-    last.register_forward_hook(lambda module, given, out: shapes.update(last=out.shape[2:]))
+    model.bn1.register_forward_hook(lambda module, given, out: sizes.update(stem=out.shape[2:]))
+    last.register_forward_hook(lambda module, given, out: sizes.update(last=out.shape[2:]))
     with torch.no_grad():
         model(torch.zeros(1, 3, 32, 32))
-    assert shapes == {"stem": (32, 32), "last": (32 // stride, 32 // stride)}
-
-
-@pytest.mark.parametrize("extra", [16, 32, 5])
-def test_the_shortcut_takes_every_second_pixel_and_adds_zero_channels_on_both_sides(extra):
-    x = torch.randn(2, 16, 6, 6, generator=torch.Generator().manual_seed(0))
-    out = PadShortcut(extra)(x)
-    expected = torch.zeros(2, 16 + extra, 3, 3)
-    for channel in range(16):
-        for row in range(3):
-            for column in range(3):
-                expected[:, extra // 2 + channel, row, column] = x[:, channel, 2 * row, 2 * column]
-    assert torch.equal(out, expected)
-    assert not list(PadShortcut(extra).parameters())
+    assert sizes == {"stem": (32, 32), "last": (32 // stride, 32 // stride)}
 
 
 def test_a_thin_block_with_a_shortcut_computes_what_the_formula_says():
@@ -136,48 +163,47 @@ def test_a_thin_block_with_a_shortcut_computes_what_the_formula_says():
         torch.testing.assert_close(block(x), inner.relu())
 
 
-def test_a_thin_network_takes_grey_8x8_images():
-    model = build_model("resnet8", 10, in_channels=1)
-    assert model.conv1.weight.shape == (16, 1, 3, 3)
-    assert model(torch.zeros(3, 1, 8, 8)).shape == (3, 10)
-
-
-def test_a_wide_network_takes_grey_images():
-    model = build_model("resnet18", 10, in_channels=1).eval()
+@pytest.mark.parametrize(
+    ("name", "stem", "kernel"),
+    [("resnet8", "small", 3), ("resnet10", "small", 3), ("resnet10", "imagenet", 7)],
+)
+def test_a_resnet_takes_grey_images(name, stem, kernel):
+    model = build_model(name, 7, in_channels=1, stem=stem).eval()
+    assert model.conv1.weight.shape[1:] == (1, kernel, kernel)
     with torch.no_grad():
-        assert model(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
+        assert model(torch.zeros(2, 1, 32, 32)).shape == (2, 7)
 
 
 def test_the_memory_layout_of_the_input_does_not_change_the_logits():
-    model = build_model("resnet20", 10).eval()
-    x = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    model, x = build_model("resnet20", 10).eval(), images(32)
     with torch.no_grad():
-        torch.testing.assert_close(
-            model(x.to(memory_format=torch.channels_last)), model(x), rtol=1e-4, atol=1e-5
-        )
+        last = model(x.to(memory_format=torch.channels_last))
+        torch.testing.assert_close(last, model(x), rtol=1e-4, atol=1e-5)
 
 
-def test_an_unknown_network_is_refused_with_the_known_ones():
-    with pytest.raises(
-        ValueError, match=r"unknown network 'resnet33' .*known: .*resnet152, .*module:function"
-    ):
-        build_model("resnet33", 10)
-    with pytest.raises(ValueError, match=r"unknown network '', known"):
-        build_model("", 10)
+# ---- names
 
 
 @pytest.mark.parametrize(
-    ("name", "near"),
+    ("name", "message"),
     [
-        ("resnet33", "resnet34"),
-        ("resnext50", "resnext50_32x4d"),
-        ("ResNet50", "resnet50"),
-        ("mobilenet", "mobilenet_v2"),
-        ("efficientnetb0", "efficientnet_b0"),
+        (
+            "resnet33",
+            r"unknown network 'resnet33' .*did you mean .*\bresnet34\b.*resnet152, .*module:function",
+        ),
+        ("", "unknown network '', known"),
+        ("resnext50", r"did you mean .*\bresnext50_32x4d\b.*\?"),
+        ("ResNet50", r"did you mean .*\bresnet50\b.*\?"),
+        ("mobilenet", r"did you mean .*\bmobilenet_v2\b.*\?"),
+        ("efficientnetb0", r"did you mean .*\befficientnet_b0\b.*\?"),
+        *(
+            (name, "as Python imports it")
+            for name in ("my_nets.py:net", "nets/my:net", "my_nets:", ":net", "a:b:c", "1a:b", "a:b()")
+        ),
     ],
 )
-def test_an_unknown_network_is_refused_with_what_comes_near(name, near):
-    with pytest.raises(ValueError, match=rf"did you mean .*\b{near}\b.*\?") as caught:
+def test_a_name_under_which_there_is_no_network_is_refused_with_what_comes_near(name, message):
+    with pytest.raises(ValueError, match=message) as caught:
         check_network(name)
     assert "\n" not in str(caught.value)
 
@@ -187,65 +213,212 @@ def test_a_name_is_checked_without_building_or_importing():
         check_network(name)
 
 
-@pytest.mark.parametrize(
-    "name", ["my_nets.py:net", "nets/my:net", "my_nets:", ":net", "a:b:c", "1a:b", "a:b()"]
-)
-def test_a_network_of_ones_own_is_written_as_python_imports_it(name):
-    with pytest.raises(ValueError, match="as Python imports it"):
-        check_network(name)
-
-
 def test_the_label_of_a_network_is_safe_in_the_name_of_a_file():
     assert network_label("my.nets:small_cnn") == "my_nets_small_cnn"
     assert all(network_label(name) == name for name in (*NETWORKS, "mobilenet_v3_small"))
     assert network_label("../a b:c") == "___a_b_c"
 
 
-def test_an_unknown_stem_is_refused():
-    with pytest.raises(ValueError, match="unknown stem 'big', known: small, imagenet"):
-        build_model("resnet18", 10, stem="big")
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("resnet18", {"stem": "big"}, "unknown stem 'big', known: small, imagenet"),
+        ("mobilenet_v2", {"in_channels": 1}, "takes images of 3 channels, not 1: take resnet8"),
+        ("own_nets:tiny", {"in_channels": 1}, "takes images of 3 channels, not 1"),
+        *((name, {}, f"{name} has auxiliary classifiers") for name in ("googlenet", "inception_v3")),
+        *((f"squeezenet1_{n}", {}, f"squeezenet1_{n} has a convolution as classifier") for n in (0, 1)),
+    ],
+)
+def test_a_network_that_cannot_be_as_asked_is_refused_with_the_reason(name, options, message):
+    with pytest.raises(ValueError, match=message):
+        build_model(name, 7, **options)
 
 
-@pytest.mark.parametrize(("name", "width"), [("resnet10", 512), ("resnext50_32x4d", 2048)])
-def test_networks_of_photographs_have_a_small_stem_too(name, width):
-    model = build_model(name, 7).eval()
-    assert model.conv1.weight.shape == (64, 3, 3, 3)
+# ---- torchvision's other networks
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        name
+        for name in torchvision_names()
+        if name not in UNFIT and name not in RESNETS and (name in REGNETS or not name.startswith("regnet"))
+    ],
+)
+def test_every_other_classification_network_of_torchvision_has_features_and_a_classifier(name):
+    with torch.device("cpu" if name in REGNETS else "meta"):
+        model = build_model(name, 7).eval()
+        linear = [layer for layer in theirs(name, 7).modules() if isinstance(layer, nn.Linear)]
+        left = [layer for layer in model.body.modules() if isinstance(layer, nn.Linear)]
+        assert type(model.fc) is nn.Linear and model.fc.weight.shape == (7, linear[-1].in_features)
+        assert [layer.out_features for layer in left] == [layer.out_features for layer in linear[:-1]]
+        if name in (*SMALL, *FAMILIES.split()):
+            x = torch.zeros(2, 3, 224, 224)
+            with torch.no_grad():
+                assert model.forward_features(x).shape == (2, linear[-1].in_features)
+
+
+def test_the_classifier_is_found_where_other_layers_have_as_many_outputs():
+    with torch.device("meta"):
+        assert build_model("vit_b_32", 768).last == "heads.head"
+        assert build_model("vgg11", 4096).last == "classifier.6"
+
+
+# ---- weights of others
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_the_backbone_of_a_torchvision_file_starts_an_adapted_network(name):
+    other, ours = spread(theirs(name, 12)), build_model(name, 7).eval()
+    fresh = ours.fc.weight.clone()
+    assert load_pretrained(ours, other.state_dict(), name) == ["fc.weight", "fc.bias"]
+    assert torch.equal(ours.fc.weight, fresh)
+    ours.fc = other.get_submodule(ours.last)
     with torch.no_grad():
-        assert model.forward_features(torch.zeros(1, 3, 16, 16)).shape == (1, width)
+        assert torch.equal(ours(images()), other(images()))
+        assert torch.equal(ours(images()), ours.fc(ours.forward_features(images())))
 
 
-def test_a_thin_network_is_the_same_with_either_stem():
-    with torch.random.fork_rng():
-        states = []
-        for stem in ("small", "imagenet"):
-            torch.manual_seed(0)
-            states.append(build_model("resnet8", 10, stem=stem).state_dict())
-    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+def as_earlier(name: str) -> str:
+    """The names that torchvision's weight files of DenseNet and ViT still have."""
+    name = re.sub(r"(denselayer\d+\.)(norm|conv)([12])\.", r"\1\2.\3.", name)
+    return name.replace(".mlp.0.", ".mlp.linear_1.").replace(".mlp.3.", ".mlp.linear_2.")
 
 
-@pytest.mark.parametrize("channels", [3, 1])
-def test_a_wide_network_is_drawn_as_torchvisions_and_then_its_stem(channels):
-    with torch.random.fork_rng():
-        torch.manual_seed(5)
-        model = build_model("resnet18", 10, channels)
-        torch.manual_seed(5)
-        expected = tv.resnet18(num_classes=10)
-        torch.nn.Conv2d(channels, 64, 3, bias=False)
-        stem = torch.nn.init.kaiming_normal_(
-            torch.empty(64, channels, 3, 3), mode="fan_out", nonlinearity="relu"
-        )
-    state = expected.state_dict() | {"conv1.weight": stem}
-    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+def small_vit() -> nn.Module:
+    return torchvision.models.VisionTransformer(64, 32, 2, 2, 8, 16, num_classes=7).eval()
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet20"])
-def test_the_same_torch_seed_gives_equal_weights_and_another_seed_others(name):
-    states = []
-    with torch.random.fork_rng():
-        for seed in (1, 1, 2):
-            torch.manual_seed(seed)
-            states.append(build_model(name, 10).state_dict())
-    first, again, other = states
-    assert all(torch.equal(first[key], again[key]) for key in first)
-    for key in ("conv1.weight", "layer1.0.conv1.weight", "fc.weight"):
-        assert not torch.equal(first[key], other[key])
+def small_densenet() -> nn.Module:
+    return torchvision.models.DenseNet(8, (2, 2), 8, num_classes=7).eval()
+
+
+@pytest.mark.parametrize(
+    ("make", "last", "sign"),
+    [(small_densenet, "classifier", ".norm.1."), (small_vit, "heads.head", ".mlp.linear_2.")],
+)
+def test_files_with_torchvisions_earlier_names_are_read(make, last, sign):
+    other, ours = spread(make()), Adapted(make(), last).eval()
+    old = {as_earlier(key): value for key, value in other.state_dict().items() if "num_batches" not in key}
+    assert any(sign in key for key in old)
+    load_pretrained(ours, old, "network")
+    ours.fc = other.get_submodule(last)
+    with torch.no_grad():
+        assert torch.equal(ours(images()), other(images()))
+
+
+@pytest.mark.parametrize("last", ["fc", "linear", None])
+def test_a_torchvision_file_of_1000_classes_starts_a_resnet(last):
+    other = theirs("resnet18", 1000).state_dict()
+    if last != "fc":
+        for part in ("weight", "bias"):
+            value = other.pop(f"fc.{part}")
+            other |= {} if last is None else {f"{last}.{part}": value}
+    other = {name: value for name, value in other.items() if "num_batches_tracked" not in name}
+    ours = build_model("resnet18", 7, stem="imagenet")
+    assert load_pretrained(ours, other, "resnet18") == ["fc.weight", "fc.bias"]
+    assert torch.equal(ours.layer4[1].conv2.weight, other["layer4.1.conv2.weight"])
+    assert ours.layer1[0].bn1.num_batches_tracked == 0
+
+
+def test_a_classifier_that_fits_is_left_fresh_too():
+    other, ours = build_model("resnet8", 7), build_model("resnet8", 7)
+    fresh = ours.fc.weight.clone()
+    load_pretrained(ours, other.state_dict(), "resnet8")
+    assert torch.equal(ours.fc.weight, fresh) and torch.equal(ours.conv1.weight, other.conv1.weight)
+
+
+def test_a_checkpoint_of_an_adapted_network_starts_another():
+    other, ours = build_model("mobilenet_v3_small", 12), build_model("mobilenet_v3_small", 7)
+    load_pretrained(ours, other.state_dict(), "mobilenet_v3_small")
+    assert torch.equal(ours.body.features[3].block[0][0].weight, other.body.features[3].block[0][0].weight)
+
+
+def test_weights_that_do_not_fit_are_refused_and_change_nothing():
+    small = build_model("resnet10", 7)
+    before = {name: value.clone() for name, value in small.state_dict().items()}
+    photo = build_model("resnet10", 7, stem="imagenet").state_dict()
+    cases = {
+        r"conv1\.weight \[64, 3, 7, 7\] instead of \[64, 3, 3, 3\].*file has the imagenet stem": photo,
+        r"2 missing \(layer1\.0\.conv1\.weight": {k: v for k, v in before.items() if "layer1.0.c" not in k},
+        r"unexpected \(layer5.weight": before | {"layer5.weight": torch.ones(2), "l.w": torch.ones(1)},
+        r"bn1\.bias holds values that are not finite": before | {"bn1.bias": torch.full((64,), torch.nan)},
+    }
+    for message, state in cases.items():
+        with pytest.raises(ValueError, match=message):
+            load_pretrained(small, state, "resnet10")
+        assert all(torch.equal(value, before[name]) for name, value in small.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v3_small", "mnasnet0_5"])
+def test_an_adapted_network_comes_back_from_its_checkpoint_and_from_torchvisions_file(name, tmp_path):
+    other = spread(theirs(name, 7))
+    torch.save(other.state_dict(), tmp_path / "theirs.pth")
+    first, second = build_model(name, 7).eval(), build_model(name, 7).eval()
+    checkpoint.load_weights(first, checkpoint.read(tmp_path / "theirs.pth"), name)
+    content = checkpoint_content(first.state_dict(), network=name, num_class=7)
+    checkpoint.save(tmp_path / "ours.pth", content)
+    checkpoint.load_weights(second, checkpoint.read(tmp_path / "ours.pth"), name)
+    with torch.no_grad():
+        assert torch.equal(first(images()), other(images()))
+        assert torch.equal(second(images()), other(images()))
+
+
+def decoupling_file(state: dict, key: str) -> dict:
+    """What the public code of Decoupling leaves: backbone and classifier apart, each from DataParallel."""
+    parts = {"feat_model": {}, "classifier": {}}
+    for name, value in state.items():
+        parts["classifier" if name.startswith("fc.") else "feat_model"][f"module.{name}"] = value
+    return {"epoch": 90, "best_epoch": 88, key: parts, "best_acc": 0.444, "centroids": None}
+
+
+@pytest.mark.parametrize("key", ["state_dict_best", "state_dict"])
+def test_a_checkpoint_of_the_decoupling_code_is_read(key, tmp_path):
+    other = spread(build_model("resnet10", 5, stem="imagenet").eval())
+    torch.save(decoupling_file(other.state_dict(), key), tmp_path / "resnet10_uniform_e90.pth")
+    found = checkpoint.read(tmp_path / "resnet10_uniform_e90.pth")
+    ours, start = (build_model("resnet10", k, stem="imagenet").eval() for k in (5, 9))
+    checkpoint.load_weights(ours, found, "resnet10")
+    load_pretrained(start, found.state, "resnet10")
+    with torch.no_grad():
+        assert torch.equal(ours(images()), other(images()))
+        assert torch.equal(start.forward_features(images()), other.forward_features(images()))
+
+
+def refusal(network: str, state: dict) -> str:
+    """Why weights that are no checkpoint of ours are not loaded into a small-stem `network` of 7 classes."""
+    model, found = build_model(network, 7), checkpoint.Checkpoint("x.pth", "", state, {})
+    with pytest.raises(UserError, match=rf"^x\.pth is (not )?a {network}") as caught:
+        checkpoint.load_weights(model, found, network)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "stem", "advice"),
+    [
+        ("resnet10", "imagenet", "--network resnet10 --stem imagenet"),
+        ("resnet18", "small", "--network resnet18 --stem small"),
+        ("resnet20", "small", "--network resnet20"),
+    ],
+)
+def test_foreign_weights_of_another_network_are_named_with_the_network_and_stem_they_fit(name, stem, advice):
+    state = build_model(name, 6, stem=stem).state_dict()
+    state = {key.replace("fc.", "linear."): value for key, value in state.items()}
+    assert refusal("resnet34", state).endswith(f"; its weights fit {advice}")
+
+
+def test_the_other_stem_is_named():
+    message = refusal("resnet10", build_model("resnet10", 7, stem="imagenet").state_dict())
+    assert "1 of another shape (conv1.weight [64, 3, 7, 7] instead of [64, 3, 3, 3])" in message
+    assert "the file has the imagenet stem, the network the small one" in message
+
+
+def test_a_file_of_other_classes_is_named_for_an_adapted_network_too():
+    message = refusal("mobilenet_v3_small", theirs("mobilenet_v3_small", 12).state_dict())
+    assert "mobilenet_v3_small with 12 classes, 7 are needed" in message
+
+
+def test_a_classifier_of_other_classes_is_called_so_without_a_bias_too():
+    state = build_model("resnet8", 5).state_dict()
+    del state["fc.bias"]
+    assert "is a resnet8 with 5 classes, 7 are needed" in refusal("resnet8", state)

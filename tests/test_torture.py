@@ -1,100 +1,86 @@
-"""`make torture`: its rows can be called, its table says what failed, no process is left behind."""
+"""The long forms of the tests of whole runs: killed, stopped, in two processes, scored in many ways.
 
-import os
-import subprocess
+`make torture` runs these, and all other tests that have a long form (tests.helpers.long_form).
+"""
+
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-pytest.importorskip("hypothesis")
-from tests import torture, torture_rows
-from tests.kills import descendants, finished
-from tests.torture_rows import ROWS, NotTried, Row
+from tests.helpers import places
+from tests.kills import TORCHRUN, differences, finished, killed_runs, killed_under_torchrun, stopped_runs
+from tests.scoring import Scored
+from tests.seeds import seed_runs
+from tests.spoil import DATA
 
-
-def row(work: Callable[[Path, int], str]) -> Row:
-    return Row("a row", "{} times", 2, 9, work, 1)
-
-
-def test_every_row_can_be_called_and_tries_more_in_the_long_form():
-    assert len({one.what for one in ROWS}) == len(ROWS) >= 20
-    assert all(
-        callable(one.work) and one.quick <= one.long and "{" in one.tried for one in ROWS if one.long > 1
-    )
-    assert sum(one.seconds for one in ROWS) < 25 * 60
-
-
-def test_a_row_by_the_command_line_ends_in_a_table(tmp_path):
-    words = [
-        sys.executable,
-        "-m",
-        "tests.torture",
-        "--quick",
-        "--only",
-        "pack cut",
-        "--out",
-        tmp_path / "t.md",
-    ]
-    code, out, error = finished([*words, "--only", "pack cut", "--out", tmp_path / "t.md"])
-    assert code == 0, error
-    assert out == (tmp_path / "t.md").read_text() and "1 rows (quick form), 0 failed" in out.splitlines()[0]
-    assert out.splitlines()[-1].startswith("| a pack cut off")
-    assert "1/1 a pack cut off" in error and "done in" in error
-    with pytest.raises(SystemExit, match="2"):
-        torture.main(["--only", "no such row"])
-
-
-def fail(folder: Path, count: int) -> str:
-    raise AssertionError("broken | here")
-
-
-def leave_processes_behind(folder: Path, count: int) -> str:
-    for _ in range(count):
-        subprocess.Popen(["sleep", "100"], start_new_session=True)
-    return "left"
-
-
-def hang(folder: Path, count: int) -> str:
-    subprocess.run(["sleep", "100"], check=True)
-    return "never"
-
-
-def leave(folder: Path, count: int) -> str:
-    raise NotTried("no disk")
-
-
-def die(folder: Path, count: int) -> str:
-    os._exit(3)
+pytestmark = pytest.mark.torture
+ONE = ["--dataset", "digits_lt", "--seed", "0", "--epochs"]
+TWO = ["--dataset", "digits_lt", "--pretrained_pth", str(DATA / "v1_stage1.pth"), "--finetune_epoch"]
+ALL = ["--method", "all", "--seeds", "0,1"]
+AS_UNBROKEN = "weights, rows and tables as unbroken"
 
 
 @pytest.mark.parametrize(
-    ("work", "failed", "found"),
+    ("script", "words", "every"),
     [
-        (fail, True, "AssertionError: broken | here"),
-        (leave_processes_behind, False, "left"),
-        (hang, True, "not done after 2 s"),
-        (leave, False, "not tried: no disk"),
-        (die, True, "its process ended"),
+        ("main_stage1", [*ONE, "60"], 1),
+        ("main_stage2", [*TWO, "60", "--seed", "0"], 1),
+        ("main_stage2", [*TWO, "20", *ALL], 10),
     ],
 )
-def test_a_row_ends_with_what_it_found_and_leaves_no_process_behind(work, failed, found):
-    outcome = torture.try_row(row(work), quick=True, limit=2 if work is hang else 60)
-    assert (outcome.failed, outcome.found, outcome.tried) == (failed, found, "2 times")
-    assert ("**FAILED**" in outcome.line) == failed and outcome.line.count("|") == 4
-    assert not descendants(os.getpid())
+def test_a_run_that_is_killed_50_times_ends_as_the_unbroken_one(
+    tmp_path, script, words, every, record_property
+):
+    """An epoch has 5 steps, so that every kill finds the run unfinished."""
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    killed_runs(whole, [*words, *places(whole)], 0, script)
+    killed_runs(cut, [*words, "--save_every", every, *places(cut)], 50, script)
+    assert not differences(cut, whole)
+    record_property("found", f"a readable checkpoint after 50 of 50 kills; {AS_UNBROKEN}")
 
 
-def test_a_failed_row_is_the_exit_status(monkeypatch, capsys):
-    monkeypatch.setattr(torture, "ROWS", [row(fail), row(leave)])
-    assert torture.main(["--quick"]) == 1
-    assert "2 rows (quick form), 1 failed" in capsys.readouterr().out
-    monkeypatch.setattr(torture, "ROWS", [row(leave)])
-    assert torture.main(["--quick"]) == 0
+def test_without_whole_files_or_the_optimisers_state_kills_would_be_noticed(tmp_path):
+    words = [*ONE, "50", "--save_every", "1", *places(tmp_path / "in place")]
+    with pytest.raises(AssertionError, match=r"(?s)last\.pth.*"):
+        killed_runs(tmp_path / "in place", words, 20, spoil="files in place")
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    killed_runs(whole, [*ONE, "5", *places(whole)], 0)
+    killed_runs(cut, [*ONE, "5", "--save_every", "1", *places(cut)], 5, spoil="no optimiser state")
+    assert "weights" in differences(cut, whole)
 
 
-def test_a_control_fails_where_the_protection_is_there_after_all(tmp_path, monkeypatch):
-    monkeypatch.setattr(torture_rows, "unnoticed_flips", lambda folder, count: 0)
-    with pytest.raises(AssertionError):
-        torture_rows.without_digest(tmp_path, 4)
+@pytest.mark.parametrize(
+    ("script", "words", "stops"),
+    [("main_stage1.py", [*ONE, "100"], 20), ("main_stage2.py", [*TWO, "25", *ALL], 5)],
+)
+def test_a_run_that_is_told_to_stop_says_how_to_go_on_and_ends_as_the_unbroken_one(
+    tmp_path, script, words, stops, record_property
+):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert finished([sys.executable, script, *words, *places(whole)])[0] == 0
+    said = stopped_runs([*words, *places(cut)], stops, script)
+    assert len(said) == stops and all(line.startswith("stopped by a signal after ") for line in said)
+    assert not differences(cut, whole)
+    record_property("found", f"status 143 and how to go on, {stops} of {stops}; {AS_UNBROKEN}")
+
+
+def test_two_processes_that_are_killed_5_times_end_as_the_unbroken_ones(tmp_path, record_property):
+    whole, cut, words = tmp_path / "whole", tmp_path / "cut", [*ONE, "25", "--device", "cpu"]
+    assert finished([*TORCHRUN, "main_stage1.py", *words, *places(whole)])[0] == 0
+    killed_under_torchrun(cut, [*words, "--save_every", "1", *places(cut)], 5)
+    assert not differences(cut, whole)
+    record_property("found", f"resumed 5 of 5; {AS_UNBROKEN}")
+
+
+def test_five_seeds_are_the_same_in_two_processes_and_each_other_than_the_next(tmp_path):
+    seed_runs(tmp_path, 5)
+
+
+def test_300_images_are_scored_alike_in_every_way(tmp_path: Path, record_property):
+    scored = Scored(tmp_path, test_per_class=100)
+    ways = dict(scored.ways())
+    assert not any(ways.values()), ways
+    changed = scored.changed_by_batch_statistics()
+    assert changed > 0
+    record_property("found", f"{len(ways)} ways change no image; batch statistics (control) {changed}")

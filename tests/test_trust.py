@@ -4,11 +4,7 @@ import ast
 import gc
 import io
 import os
-import pickle
-import subprocess
-import sys
 import threading
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +13,8 @@ import pytest
 import torch
 
 from tests import attacks
-from tests.helpers import last_line, run_evaluate
-from tests.spoil import KINDS, cuts, flips, lost_blocks, unnoticed_flips
+from tests.helpers import last_line, long_form, run_evaluate
+from tests.spoil import KINDS, block_lost, cuts, flipped, refused, unnoticed
 from utils.base.digest import same_bits
 from utils.base.errors import UserError, complain, exit_cleanly, printable
 from utils.base.safe_load import load_plain
@@ -49,23 +45,31 @@ def test_checkpoints_that_were_released_or_are_under_way_load_too():
     assert len(paths) >= 2 and all(checkpoint.read(path).facts["num_class"] == 100 for path in paths)
 
 
+@long_form(300, 5000)
+@pytest.mark.parametrize("harm", [flipped, block_lost])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_flipped_bit_at_500_random_places_is_noticed_or_has_no_effect_at_all(tmp_path, kind):
-    assert flips(kind, tmp_path, 500) >= 450
+def test_a_flipped_bit_or_a_lost_block_at_a_random_place_is_noticed_or_has_no_effect_at_all(
+    tmp_path, kind, harm, count, record_property
+):
+    found = refused(kind, tmp_path, count, harm)
+    assert found >= 0.9 * count
+    record_property("found", f"{found} of {count} refused by name; {count - found} in dead bytes")
 
 
-def test_without_the_digest_flips_go_unnoticed(tmp_path):
-    assert unnoticed_flips(tmp_path, 20) >= 15
+@long_form(20, 200)
+@pytest.mark.parametrize("harm", [flipped, block_lost])
+def test_without_the_digest_it_goes_unnoticed(tmp_path, harm, count, record_property):
+    found = unnoticed(tmp_path, count, harm)
+    assert found >= 0.75 * count
+    record_property("found", f"{found} of {count} read as other weights without a word")
 
 
+@long_form(200, 2000)
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_cut_at_every_record_and_at_200_random_lengths_is_noticed(tmp_path, kind):
-    assert cuts(kind, tmp_path, 200) > 205
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_block_that_the_disk_lost_is_noticed_or_has_no_effect_at_all(tmp_path, kind):
-    assert lost_blocks(kind, tmp_path, 20) >= 18
+def test_a_cut_at_every_record_and_at_random_lengths_is_noticed(tmp_path, kind, count, record_property):
+    total = cuts(kind, tmp_path, count)
+    assert total > count + 5
+    record_property("found", f"{total} of {total} cuts refused by name")
 
 
 class Call:
@@ -76,74 +80,6 @@ class Call:
 
     def __reduce__(self):
         return (self.function, self.values)
-
-
-def zipped(path: Path, value: object, record: bytes = b"", compression: int = zipfile.ZIP_STORED) -> None:
-    with zipfile.ZipFile(path, "w", compression) as file:
-        file.writestr("a/data.pkl", pickle.dumps(value, 2))
-        file.writestr("a/data/0", record)
-        file.writestr("a/version", "3\n")
-
-
-def nested() -> list:
-    value = [1] * 10
-    for _ in range(12):
-        value = [value] * 10
-    return value
-
-
-def circle() -> dict:
-    value = {"w": torch.zeros(2)}
-    value["state_dict"] = value
-    return value
-
-
-def huge_old_storage(path: Path) -> None:
-    torch.save({"w": torch.zeros(1 << 10)}, path, _use_new_zipfile_serialization=False)
-    declared = b"\x8a\x05" + (1 << 33).to_bytes(5, "little")
-    path.write_bytes(path.read_bytes().replace(b"M\x00\x04", declared))
-
-
-GREEDY = {
-    "bytearray": lambda path: zipped(path, {"w": Call(bytearray, 1 << 34)}),
-    "a tensor by its size": lambda path: zipped(path, {"w": Call(torch.Tensor, 1 << 34)}),
-    "a zip bomb": lambda path: zipped(path, {"w": 1}, bytes(1 << 28), zipfile.ZIP_DEFLATED),
-    "stride 0": lambda path: torch.save({"w": torch.zeros(1).expand(1 << 36)}, path),
-    "a huge storage in the old format": huge_old_storage,
-    "lists of lists of lists": lambda path: torch.save({"w": torch.zeros(2), "x": nested()}, path),
-    "a circle": lambda path: torch.save(circle(), path),
-    "much plain data": lambda path: zipped(path, [[] for _ in range(3 << 20)]),
-}
-PEAK = """
-import resource, sys
-from pathlib import Path
-from utils.run import checkpoint
-from utils.base.errors import UserError
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-for name in sys.argv[1:]:
-    try:
-        checkpoint.read(Path(name))
-    except UserError as error:
-        print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024, error)
-"""
-
-
-def test_files_that_declare_too_much_are_refused_before_memory_is_taken(tmp_path):
-    for number, make in enumerate(GREEDY.values()):
-        make(tmp_path / f"greedy{number}.pth")
-    paths = sorted(tmp_path.iterdir())
-    done = subprocess.run(
-        [sys.executable, "-c", PEAK, *paths],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=100,
-    )
-    lines = done.stdout.splitlines()
-    assert len(lines) == len(GREEDY), done.stdout
-    for line, path in zip(lines, paths, strict=True):
-        assert path.name in line and int(line.split()[0]) < 100, line
 
 
 @pytest.mark.parametrize("old", [False, True])
@@ -159,10 +95,16 @@ def test_a_hostile_pickle_does_not_run_in_either_format(tmp_path, old):
     assert marker.exists()  # the payload does work
 
 
+@long_form(300, 2500)
 @pytest.mark.parametrize("kind", attacks.KINDS)
-def test_attack_files_are_refused_whatever_they_do_and_take_neither_memory_nor_time(tmp_path, kind):
-    tried, refused, mutations, spoilt, _ = attacks.limited_attack(kind, tmp_path, 300)
-    assert tried == refused > 70 and mutations == 300 and spoilt > 150
+def test_attack_files_are_refused_whatever_they_do_and_take_neither_memory_nor_time(
+    tmp_path, kind, count, record_property
+):
+    tried, refused, mutations, spoilt, grown = attacks.limited_attack(kind, tmp_path, count)
+    assert tried == refused > 70 and mutations == count and spoilt > count / 2
+    record_property(
+        "found", f"{refused} of {tried} refused; of {mutations} mutations {spoilt}; {grown} MB of memory"
+    )
 
 
 SHARED = torch.arange(12.0)

@@ -1,23 +1,19 @@
-"""Heads that correct the fixed stage-1 classifier; their contract and notation: models/classifiers.py.
-
-Shapes: N batch, D feature, K classes.
-"""
+"""Heads that correct the fixed stage-1 classifier. Contract and notation: models/heads/__init__.py."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from models.heads.linear import affine, copy_stage1
-from utils.base.ranges import check_not_negative
+from models.heads import Head, affine, copy_stage1
+from utils.base.ranges import check_class_counts, check_not_negative
 
 _TINY = 1e-12
 
 
-class StageOneHead(nn.Module):
+class StageOneHead(Head):
     """Base of the heads that correct the fixed stage-1 classifier, kept in `weight` [K, D], `bias` [K]."""
 
-    needs: tuple[str, ...] = ()
     stacks = True
 
     def __init__(self, in_features: int, num_classes: int) -> None:
@@ -25,7 +21,6 @@ class StageOneHead(nn.Module):
         self.register_buffer("weight", torch.zeros(num_classes, in_features))
         self.register_buffer("bias", torch.zeros(num_classes))
 
-    @torch.no_grad()
     def start(self, fc: nn.Linear) -> None:
         """Keep a copy of `fc`; the correction is as it was made: none."""
         copy_stage1(self, fc)
@@ -50,7 +45,6 @@ class ScaledLinear(StageOneHead):
         self.scale = nn.Parameter(torch.ones(num_classes))
 
     def forward(self, features: Tensor) -> Tensor:
-        """features [..., N, D] -> logits [..., N, K]."""
         return self.scale.unsqueeze(-2) * self.stage1_logits(features)
 
     def folded(self) -> tuple[Tensor, Tensor]:
@@ -69,7 +63,6 @@ class Marc(StageOneHead):
         self.shift = nn.Parameter(torch.zeros(num_classes))
 
     def forward(self, features: Tensor) -> Tensor:
-        """features [..., N, D] -> logits [..., N, K]."""
         shift = self.shift * self.weight.norm(dim=-1)
         return self.scale.unsqueeze(-2) * self.stage1_logits(features) + shift.unsqueeze(-2)
 
@@ -95,7 +88,6 @@ class DisAlign(StageOneHead):
         self.confidence_bias = nn.Parameter(torch.zeros(1))
 
     def forward(self, features: Tensor) -> Tensor:
-        """features [..., N, D] -> logits [..., N, K]."""
         score = (features * self.confidence_weight.unsqueeze(-2)).sum(dim=-1) + self.confidence_bias
         confidence = score.sigmoid().unsqueeze(-1)  # [..., N, 1]
         factor = 1 + confidence * self.scale.unsqueeze(-2)
@@ -109,7 +101,7 @@ class PriorAdjusted(StageOneHead):
 
     Raises:
         ValueError: τ is negative or not finite; at `start`: there is not one count a class, or one is not
-            above 0 (log π_k would not be finite).
+            above 0.
     """
 
     needs = ("class_counts",)
@@ -123,22 +115,19 @@ class PriorAdjusted(StageOneHead):
     def start(self, fc: nn.Linear, class_counts: Sequence[int]) -> None:
         """Keep a copy of `fc` and the logarithms of the class frequencies."""
         super().start(fc)
-        counts = torch.as_tensor(class_counts, dtype=torch.float64)
+        counts = check_class_counts(class_counts)
         if counts.shape != self.bias.shape:
-            raise ValueError(f"class_counts must hold {len(self.bias)} counts, got {tuple(counts.shape)}")
-        if not (counts > 0).all():
-            raise ValueError(f"class {int((counts > 0).long().argmin())} has no training image: log 0")
+            raise ValueError(f"class_counts must hold {len(self.bias)} counts, got {len(counts)}")
         self.adjustment.copy_(self.tau * (counts / counts.sum()).log())
 
     def forward(self, features: Tensor) -> Tensor:
-        """features [..., N, D] -> logits [..., N, K]."""
         return self.stage1_logits(features) - self.adjustment.unsqueeze(-2)
 
     def folded(self) -> tuple[Tensor, Tensor]:
         return self.weight, self.bias - self.adjustment
 
 
-class TauNorm(nn.Module):
+class TauNorm(Head):
     """logit_k = w_k x / ‖w_k‖^τ, the bias dropped; nothing is learned. `weight` holds the divided rows.
 
     Source: τ-normalised classifier (Kang et al. 2020).
@@ -147,7 +136,6 @@ class TauNorm(nn.Module):
         ValueError: τ is negative or not finite.
     """
 
-    needs = ()
     stacks = True
 
     def __init__(self, in_features: int, num_classes: int, tau: float = 1.0) -> None:
@@ -162,7 +150,6 @@ class TauNorm(nn.Module):
         self.weight.copy_(rows / rows.norm(dim=1, keepdim=True).clamp_min(_TINY) ** self.tau)
 
     def forward(self, features: Tensor) -> Tensor:
-        """features [..., N, D] -> logits [..., N, K]."""
         return affine(features, self.weight)
 
     def folded(self) -> tuple[Tensor, Tensor]:

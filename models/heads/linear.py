@@ -1,18 +1,6 @@
-"""Classifier heads of the re-training methods: features [N, D] -> logits [N, K].
+"""Heads whose rows are learned, and the closed-form step of LOS.
 
-Here: heads whose rows are learned, and the closed-form step of LOS. models/corrections.py: heads that correct
-the fixed stage-1 classifier. models/class_means.py: the nearest mean.
-
-A head is made empty from (D, K, options), then filled by `start` from the stage-1 classifier or by
-`load_state_dict` from a checkpoint. What the method learns is a Parameter that asks for a gradient; what
-stays fixed asks for none and is in the state dict too, which so holds all of the head. Every head has a
-matrix `weight` [K, D], from which its two sizes can be read. One whose logits are affine in the feature has
-`folded()`: weight [K, D] and bias [K] of the nn.Linear that gives the same logits. `needs` names what `start`
-takes beside the stage-1 classifier. A stage-1 classifier without a bias counts as one whose bias is 0.
-Nothing here draws from torch's global random state.
-
-Shapes: N batch, D feature, K classes. Notation: x feature, w_k and b_k row and bias of the stage-1
-classifier, z_k = w_k x + b_k its logit, n_k training images of class k, π_k = n_k / Σ n.
+Contract and notation: models/heads/__init__.py.
 """
 
 import math
@@ -21,21 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.heads import Head, affine, copy_stage1
 from models.heads.means import check_training_set, class_means
 from utils.base.ranges import check_above_zero, check_not_negative
 
 
-def affine(features: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """features [N, D], weight [K, D], bias [K] -> [N, K]; of H heads each has one dimension [H] more.
-
-    One product for all heads, in which the bits of each do not depend on how many they are.
-    """
-    if weight.ndim == 2:
-        return F.linear(features, weight, bias)
-    return features.bmm(weight.mT) if bias is None else torch.baddbmm(bias.unsqueeze(1), features, weight.mT)
-
-
-class Linear(nn.Linear):
+class Linear(Head, nn.Linear):
     """logit_k = w_k x + b_k, both learned.
 
     Starts as a copy of the stage-1 classifier, or where `fresh`, as torch initialises an nn.Linear but from
@@ -75,7 +54,7 @@ class LosStep(Linear):
 
     One full-batch gradient step of LabelOverSmooth(δ) with learning rate r, s = r δ (`strength`), where the
     training predictions are one-hot and right, as they nearly are after stage 1. A class without training
-    feature has π_k μ_k = 0. An nn.Linear whose parameters ask for no gradient.
+    feature has π_k μ_k = 0.
 
     Source: LOS to first order, worked out here.
 
@@ -101,7 +80,7 @@ class LosStep(Linear):
         self.bias.copy_(self.bias.to(means) - self.strength * bias_step)
 
 
-class CosineLinear(nn.Module):
+class CosineLinear(Head):
     """logit_k = s cos(x, v_k); the rows v (`weight` [K, D]) are learned, s is `scale`.
 
     Starts from the normalised stage-1 rows, the bias dropped.
@@ -113,7 +92,6 @@ class CosineLinear(nn.Module):
     """
 
     stacks = True
-    needs = ()
 
     def __init__(self, in_features: int, num_classes: int, scale: float = 30.0) -> None:
         super().__init__()
@@ -130,7 +108,7 @@ class CosineLinear(nn.Module):
         return self.scale * affine(F.normalize(features, dim=-1), F.normalize(self.weight, dim=-1))
 
 
-class EtfHead(nn.Module):
+class EtfHead(Head):
     """logit_k = s cos(V x, m_k): V (`weight` [K, D], no bias) is learned; s is `scale`.
 
     The m_k, rows of M = sqrt(K/(K-1)) (I - 11ᵀ/K), are a simplex equiangular tight frame: unit length,
@@ -164,12 +142,6 @@ class EtfHead(nn.Module):
         mapped = F.normalize(affine(features, self.weight), dim=-1)
         length = math.sqrt(num_classes / (num_classes - 1))
         return self.scale * length * (mapped - mapped.mean(dim=-1, keepdim=True))
-
-
-def copy_stage1(head: nn.Module, fc: nn.Linear) -> None:
-    """Copy weight and bias of the stage-1 classifier into `head`; no bias counts as zeros."""
-    head.weight.copy_(fc.weight)
-    head.bias.copy_(fc.weight.new_zeros(fc.out_features) if fc.bias is None else fc.bias)
 
 
 def _drawn_weight(like: Tensor, generator: torch.Generator) -> Tensor:

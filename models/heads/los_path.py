@@ -1,6 +1,6 @@
 """The length of the way that LOS goes from the stage-1 classifier, in logits: a scale that networks share.
 
-To first order (models.classifiers.LosStep) LOS lowers the logit of the most frequent class, 1, at its own
+To first order (models.heads.linear.LosStep) LOS lowers the logit of the most frequent class, 1, at its own
 mean feature μ_1 by s δ (π_1 (‖μ_1‖² + 1) - (μ·μ_1 + 1)/K), with s = lr · schedule_sum / (1 - momentum).
 
 Shapes: N training images, D feature, K classes.

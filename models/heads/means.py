@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.heads import Head
 from utils.base.errors import SettingError
 
 CHUNK = 4096  # rows: 64 MiB of float64 at D = 2048
@@ -51,7 +52,7 @@ def _class_sums(features: Tensor, labels: Tensor, num_classes: int, centre: Tens
     return sums
 
 
-class NearestMean(nn.Module):
+class NearestMean(Head):
     """logit_k = cos(x - c, μ_k): c (`centre` [D]) the mean training feature, μ_k the mean over the training
     images of class k of (x - c) / ‖x - c‖; nothing is learned. `weight` holds the rows μ_k / ‖μ_k‖.
 

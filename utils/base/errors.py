@@ -139,13 +139,21 @@ def _told(error: Exception) -> str | None:
         return str(error)
     if isinstance(error, OSError) and (isinstance(error, PermissionError) or error.errno in _OF_A_PLACE):
         return f"{error.filename}: {error.strerror}"
-    return _out_of_memory(error) if is_out_of_memory(error) else _not_deterministic(error)
+    if is_out_of_memory(error):
+        return _out_of_memory(error)
+    operation, found, _ = str(error).partition(" does not have a deterministic implementation")
+    if not found:
+        return None
+    return (
+        f"--deterministic: {operation.split()[-1]} has no deterministic form in torch: take another network, "
+        "or leave --deterministic out"
+    )
 
 
 def _out_of_memory(error: Exception) -> str:
     asked = _ASKED_FOR.search(str(error))
-    found = f", {error}" if isinstance(error, NoMemoryError) else ""
-    found = f", {asked[1]} more were asked for" if asked and not found else found
+    found = f", {asked[1]} more were asked for" if asked else ""
+    found = f", {error}" if isinstance(error, NoMemoryError) else found
     smaller = _SMALLER.get(Path(sys.argv[0]).name, "with more memory free")
     device = ", or --device cpu" if "CUDA" in str(error) else ""
     return f"out of memory{found}: try {smaller}{device}; what was saved before, last.pth too, is as it was"
@@ -159,13 +167,3 @@ def _let_go_of_output() -> None:
     except (OSError, ValueError):
         with suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _not_deterministic(error: Exception) -> str | None:
-    operation, found, _ = str(error).partition(" does not have a deterministic implementation")
-    if not found:
-        return None
-    return (
-        f"--deterministic: {operation.split()[-1]} has no deterministic form in torch: take another network, "
-        "or leave --deterministic out"
-    )

@@ -1,6 +1,7 @@
 """The one writer of files: whole and on the disk, or the old file stays; and what a reader looks at first."""
 
 import errno
+import io
 import json
 import math
 import os
@@ -10,6 +11,7 @@ import stat
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -45,8 +47,7 @@ def write_atomically(
         target = _target(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         partial, mode = _temporary(target)
-        with open(partial, "wb") as handle:
-            _call(write, handle)
+        _write(partial, write)
         _settle(Path(partial), check)
         os.chmod(partial, mode)  # `write` may have put a file of its own there
         os.replace(partial, target)
@@ -60,7 +61,15 @@ def write_atomically(
 
 def json_text(content: object, **options: object) -> str:
     """Plain data as JSON, which has no word for a number that is not finite: it becomes null."""
-    return json.dumps(_finite(content), ensure_ascii=False, allow_nan=False, **options)
+
+    def finite(value: object) -> object:
+        if isinstance(value, dict):
+            return {name: finite(entry) for name, entry in value.items()}
+        if isinstance(value, list | tuple):
+            return [finite(entry) for entry in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps(finite(content), ensure_ascii=False, allow_nan=False, **options)
 
 
 def read_json(path: Path) -> object:
@@ -77,32 +86,20 @@ def read_json(path: Path) -> object:
     return json.loads(content)
 
 
-def _finite(value: object) -> object:
-    if isinstance(value, dict):
-        return {name: _finite(entry) for name, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(entry) for entry in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def sweep(folder: Path, older_than: float = STALE_SECONDS) -> list[Path]:
     """Remove temporaries that a killed writer left in `folder`; returns them. What cannot be removed stays.
 
     Only regular files of this writer's pattern of names that nobody has written to for `older_than` seconds.
     """
-    removed = []
-    try:
+    removed, found = [], []
+    with suppress(OSError):
         found = [entry for entry in os.scandir(folder) if _TEMPORARY.fullmatch(entry.name)]
-    except OSError:
-        return []
     for entry in found:
-        try:
+        with suppress(OSError):
             status = entry.stat(follow_symlinks=False)
             if stat.S_ISREG(status.st_mode) and time.time() - status.st_mtime > older_than:
                 os.unlink(entry.path)
                 removed.append(Path(entry.path))
-        except OSError:
-            continue
     return removed
 
 
@@ -198,27 +195,24 @@ def _target(path: Path) -> Path:
     return target
 
 
-class _Watched:
-    """A handle that remembers the first OSError: torch reports a full disk in words of its own."""
+class _Watched(io.FileIO):
+    """A file that remembers the first OSError: torch reports a full disk in words of its own."""
 
-    def __init__(self, handle: BinaryIO) -> None:
-        self._handle, self.name, self.error = handle, handle.name, None
+    error: OSError | None = None
 
-    def write(self, data: object) -> int:
+    def write(self, data: bytes) -> int:
         try:
-            return self._handle.write(data)
+            return super().write(data)
         except OSError as error:
             self.error = self.error or error
             raise
 
-    def flush(self) -> None:
-        self._handle.flush()
 
-
-def _call(write: Callable[[BinaryIO], object], handle: BinaryIO) -> None:
-    watched = _Watched(handle)
+def _write(partial: str, write: Callable[[BinaryIO], object]) -> None:
+    watched = _Watched(partial, "wb")
     try:
-        write(watched)
+        with io.BufferedWriter(watched) as handle:
+            write(handle)
     except Exception as error:
         raise (watched.error or error) from error
     if watched.error:
@@ -227,11 +221,11 @@ def _call(write: Callable[[BinaryIO], object], handle: BinaryIO) -> None:
 
 def _settle(partial: Path, check: Callable[[Path], object] | None) -> None:
     """Bring the file to the disk, and read it back, a large one meanwhile."""
+    check = check or (lambda path: None)
     with open(partial, "rb+") as handle:  # anew: `write` may have put another
-        if check is None or os.fstat(handle.fileno()).st_size < MEANWHILE_BYTES:
+        if os.fstat(handle.fileno()).st_size < MEANWHILE_BYTES:
             os.fsync(handle.fileno())
-            if check is not None:
-                check(partial)
+            check(partial)
             return
         with ThreadPoolExecutor(1) as pool:
             synced = pool.submit(os.fsync, handle.fileno())

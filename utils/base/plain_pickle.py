@@ -1,23 +1,23 @@
 """Pickles read without trust: containers, numbers, text and stubs of arrays; nothing is imported or called.
 
-A pickle is a program. Here it is taken apart by the standard library's own lexer and read by a machine that
-knows plain containers alone. What it asks for must stand in a table of makers, which get what the pickle says
-of a thing and look at every bit of it. Neither memory nor time grows faster than the file: keys are short and
-cannot collide, what a maker copies is counted, and text is never encoded.
+A pickle is a program. The standard library's lexer takes it apart, and a machine that knows plain containers
+alone reads it. What it asks for must stand in a table of makers, which look at every bit of what they get.
+Neither memory nor time grows faster than the file: keys are short and cannot collide, what a maker copies is
+counted, and text is never encoded.
 """
 
 import math
 import pickletools
 import re
 from collections.abc import Callable
-from typing import BinaryIO
+from typing import BinaryIO, Self
 
 import numpy as np
 
 MAX_STEPS = 4_000_000  # a value takes one step, a container or an entry of the memo four
 MAX_BITS, MAX_KEY = 512, 1024  # of a number, of a key in characters
 MAX_DIMENSIONS = 64
-Makers = dict[str, Callable[..., object] | None]
+Makers = dict[str, Callable[..., object] | None]  # None: it is only named
 _VALUES = {
     *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
     *("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "STRING", "BINSTRING", "SHORT_BINSTRING"),
@@ -33,10 +33,6 @@ _NUMBERS = re.compile("[<>|=]?(b1|[iu][1248]|f[248])")
 
 class UnwantedError(ValueError):
     """The pickle asks for something that is no plain data."""
-
-
-class TooMuchError(ValueError):
-    """The pickle holds more than is read."""
 
 
 class Name(str):
@@ -64,17 +60,14 @@ class Array:
     def __init__(self, *_: object) -> None:
         self.dtype, self.shape, self.order, self.data = "|u1", (0,), "C", b""
 
-    def fill(self, version: object, shape: object, dtype: object, fortran: object, data: object) -> None:
+    def fill(self, version: object, shape: object, dtype: object, fortran: object, data: object) -> Self:
         """Take what NumPy pickles of an array. Raises ValueError: it does not fit together."""
-        if not (
-            isinstance(dtype, Dtype)
-            and isinstance(data, str | bytes | bytearray)
-            and are_lengths(shape)
-            and math.prod(shape) * int(dtype.text[-1]) == len(data)
-        ):
+        fits = isinstance(dtype, Dtype) and isinstance(data, str | bytes | bytearray) and are_lengths(shape)
+        if not fits or math.prod(shape) * int(dtype.text[-1]) != len(data):
             raise ValueError("the shape of an array does not fit its bytes")
         self.dtype, self.shape, self.data = dtype.text, shape, data
         self.order = "F" if fortran is True else "C"
+        return self
 
     def numbers(self) -> np.ndarray:
         """The array; it may be read-only."""
@@ -88,29 +81,11 @@ def are_lengths(value: object) -> bool:
     return fits and all(type(one) is int and 0 <= one < 1 << 62 for one in value)
 
 
-def _from_buffer(data: object, dtype: object, shape: object, order: object) -> Array:
-    if order not in ("C", "F"):
-        raise ValueError("an array is neither in C nor in Fortran order")
-    array = Array()
-    array.fill(1, shape, dtype, order == "F", data)
-    return array
-
-
-def _scalar(dtype: object, data: object) -> object:
-    array = Array()
-    array.fill(1, (), dtype, False, data)
-    return array.numbers().item()
-
-
 def _as_text(text: object, codec: object) -> str:
     """Bytes of an old protocol, left as the text that stands for them: many copies could be asked for."""
     if not isinstance(text, str) or codec not in ("latin1", "latin-1"):
         raise UnwantedError("it asks for another codec than latin-1")
     return text
-
-
-def _dict(pairs: object = ()) -> dict:
-    return {_key(key): value for key, value in (pairs.items() if isinstance(pairs, dict) else pairs)}
 
 
 def _set(values: object = ()) -> set:
@@ -119,12 +94,15 @@ def _set(values: object = ()) -> set:
     return {_key(value) for value in values}
 
 
+def _dict(pairs: object = ()) -> dict:
+    return {_key(key): value for key, value in (pairs.items() if isinstance(pairs, dict) else pairs)}
+
+
 def _key(value: object) -> object:
     """A key that takes no time to look up. Raises ValueError: it is long, or built so that it might."""
     short = isinstance(value, str | bytes) and len(value) <= MAX_KEY
-    if short or value is None or type(value) in (bool, float):
-        return value
-    if type(value) is int and value.bit_length() <= 60:  # beyond, many numbers have one hash
+    few_alike = type(value) is int and value.bit_length() <= 60  # beyond, many numbers have one hash
+    if short or few_alike or value is None or type(value) in (bool, float):
         return value
     raise ValueError(f"a key is long, or a {type(value).__name__}")
 
@@ -134,23 +112,24 @@ PLAIN: Makers = {
     **dict.fromkeys(("collections OrderedDict", "collections Counter"), _dict),
     **dict.fromkeys(("builtins set", "__builtin__ set"), _set),
     **{"numpy ndarray": None, "numpy dtype": Dtype},
-    **{f"numpy.{core}.multiarray _reconstruct": Array for core in ("core", "_core")},
-    **{f"numpy.{core}.multiarray scalar": _scalar for core in ("core", "_core")},
-    **{f"numpy.{core}.numeric _frombuffer": _from_buffer for core in ("core", "_core")},
 }
+for _core in ("core", "_core"):  # before and since NumPy 2
+    PLAIN[f"numpy.{_core}.multiarray _reconstruct"] = Array
+    PLAIN[f"numpy.{_core}.multiarray scalar"] = lambda dtype, data: (
+        Array().fill(1, (), dtype, False, data).numbers().item()
+    )
+    PLAIN[f"numpy.{_core}.numeric _frombuffer"] = lambda data, dtype, shape, order: Array().fill(
+        1, shape, dtype, order == "F", data
+    )
 
 
 class _Bounded:
     """A file up to `end`: whatever length a pickle states, no more is asked for than is there."""
 
     def __init__(self, source: BinaryIO, end: int) -> None:
-        self.tell, self._source, self._end = source.tell, source, end
-
-    def read(self, count: int) -> bytes:
-        return self._source.read(min(count, self._end - self.tell()))
-
-    def readline(self) -> bytes:
-        return self._source.readline(self._end - self.tell())
+        self.tell = source.tell
+        self.read = lambda count: source.read(min(count, end - source.tell()))
+        self.readline = lambda: source.readline(end - source.tell())
 
 
 def load(
@@ -160,8 +139,7 @@ def load(
 
     Raises:
         UnwantedError: it asks for what is not in `makers`.
-        TooMuchError: too many values.
-        Exception: whatever a broken pickle leads to.
+        Exception: whatever a broken pickle leads to; ValueError: it holds more than is read.
     """
     stack, marks, memo, left = [], [], {}, MAX_STEPS
 
@@ -176,7 +154,7 @@ def load(
         left -= 1 if name in _LIGHT else 4
         if name in _VALUES:
             if type(argument) is int and argument.bit_length() > MAX_BITS:
-                raise TooMuchError(f"a number of more than {MAX_BITS} bits")
+                raise ValueError(f"it holds a number of more than {MAX_BITS} bits")
             stack.append(argument)
         elif name in _FRESH:
             stack.append(_FRESH[name]())
@@ -188,9 +166,10 @@ def load(
             memo[len(memo)] = stack[-1]
         elif name == "MARK":
             marks.append(len(stack))
-        elif name in ("TUPLE", "LIST"):
-            items = popped()
-            stack.append(tuple(items) if name == "TUPLE" else items)
+        elif name == "LIST":
+            stack.append(popped())
+        elif name == "TUPLE":
+            stack.append(tuple(popped()))
         elif name in ("TUPLE1", "TUPLE2", "TUPLE3"):
             stack[-int(name[-1]) :] = [tuple(stack[-int(name[-1]) :])]
         elif name in ("APPEND", "APPENDS"):
@@ -234,5 +213,5 @@ def load(
         elif name not in ("PROTO", "FRAME", "STOP"):
             raise UnwantedError(f"it asks for the operation {name}")
         if left < 0:
-            raise TooMuchError(f"over {MAX_STEPS} values")
+            raise ValueError(f"it holds over {MAX_STEPS} values")
     return stack.pop()
