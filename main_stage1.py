@@ -16,7 +16,6 @@ import torch
 
 from losses import build_loss
 from models import THIN_NETWORKS
-from utils import metrics
 from utils.base import distributed
 from utils.base.errors import exit_cleanly
 from utils.base.seeding import epoch_order
@@ -27,6 +26,7 @@ from utils.engine.mixup import Mixup
 from utils.engine.precision import loss_scaler, speed_up
 from utils.engine.step import TrainStep
 from utils.engine.steps import Steps
+from utils.metrics import accuracy as metrics
 from utils.report import summary
 from utils.report.resume import AUTO_FOUND_NONE, read_resume, words_to_resume
 from utils.run import checkpoint
