@@ -69,7 +69,7 @@ def write_photographs(folder: Path, count: int) -> FileSet:
         image = source.crop((left, top, left + width, top + height)).resize(PHOTO)
         image = image.transpose(Image.Transpose.ROTATE_90) if i % 4 == 3 else image
         image.save(folder / f"{i:032x}.jpg", quality=QUALITY)
-    return FileSet(folder, PathTable.of([b"%032x.jpg" % i for i in range(count)]), torch.arange(count) % 10)
+    return FileSet(folder, PathTable([b"%032x.jpg" % i for i in range(count)]), torch.arange(count) % 10)
 
 
 def path_of(files: FileSet, index: int) -> Path:

@@ -49,7 +49,7 @@ def start_rows(folder: Path, files: FileSet, repeats: int) -> str:
     seconds, private = [], []
     for repeat in range(repeats):
         started = time.perf_counter()
-        images = FileImages(FileSet(folder, PathTable.of(paths), labels), VIEWS, workers=WORKERS)
+        images = FileImages(FileSet(folder, PathTable(paths), labels), VIEWS, workers=WORKERS)
         batches = images.augmented(epoch_order(SEED, repeat, INATURALIST), BATCH_SIZE, SEED, repeat)
         next(batches)
         seconds.append(time.perf_counter() - started)
@@ -58,7 +58,7 @@ def start_rows(folder: Path, files: FileSet, repeats: int) -> str:
         private += [private_megabytes(process.pid) for process in multiprocessing.active_children()]
         images.close()
     verdict = "under" if max(seconds) < START_TARGET else "NOT under"
-    arrays, objects = PathTable.of(paths).nbytes / 1e6, object_megabytes(paths, labels)
+    arrays, objects = PathTable(paths).nbytes / 1e6, object_megabytes(paths, labels)
     return (
         f"First batch of {BATCH_SIZE} after {spread(seconds)} s (min / median / max of {repeats}), "
         f"{verdict} {START_TARGET:g} s. The paths are arrays of {arrays:.1f} MB, shared by all processes; as "

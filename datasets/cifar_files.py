@@ -1,28 +1,22 @@
 """CIFAR files of the official Python layout: found or fetched, read without running code, checked.
 
-The files are pickles. They are read as plain containers and stubs of arrays: see utils/plain_pickle.py.
+The files are pickles. They are read as plain containers and stubs of arrays: see utils/base/plain_pickle.py.
 """
 
 import hashlib
 import os
-import socket
+import tarfile
 from pathlib import Path
 
 import numpy as np
 from torchvision.datasets import CIFAR10, CIFAR100
-from torchvision.datasets.utils import download_and_extract_archive
 
-from datasets.fetch import (
-    DOWNLOAD_ERRORS,
-    MAX_FILE_BYTES,
-    TIMEOUT_SECONDS,
-    check_place,
-    scratch_folder,
-)
+from datasets.fetch import MAX_FILE_BYTES, fetch
 from utils.base.errors import UserError, reason
 from utils.base.files import open_regular
 from utils.base.plain_pickle import Array, UnwantedError, load
 
+SOURCES = {"cifar10": (CIFAR10, 10), "cifar100": (CIFAR100, 100)}
 ROW_BYTES = 3 * 32 * 32
 
 
@@ -31,23 +25,18 @@ def read_cifar(name: str, data_dir: Path) -> dict:
 
     `official` tells whether the training files are byte-identical to the published ones.
 
-    Raises:
-        UserError: files missing and not to be fetched, unreadable, hostile, or of another content.
+    Raises UserError: files missing and not to be fetched, unreadable, hostile, or of another content.
     """
-    source = {"cifar10": CIFAR10, "cifar100": CIFAR100}[name]
+    source, num_classes = SOURCES[name]
     folder = find_folder(source, data_dir)
-    label_key, names_key = (
-        ("labels", "label_names") if name == "cifar10" else ("fine_labels", "fine_label_names")
-    )
-    num_classes = 10 if name == "cifar10" else 100
-    train = [_read_part(folder / part, label_key, num_classes) for part, _ in source.train_list]
-    test = [_read_part(folder / part, label_key, num_classes) for part, _ in source.test_list]
-    content = {
-        "class_names": _read_names(folder / source.meta["filename"], names_key, num_classes),
-        "official": all(_md5(folder / part) == md5 for part, md5 in source.train_list),
-    }
-    for split, parts, total in (("train", train, 50_000), ("test", test, 10_000)):
-        labels = np.concatenate([part[1] for part in parts])
+    names_key = source.meta["key"]
+    label_key = names_key.replace("label_names", "labels")
+    content = {"class_names": _read_names(folder / source.meta["filename"], names_key, num_classes)}
+    for split, files in (("train", source.train_list), ("test", source.test_list)):
+        parts = [_read_part(folder / file, label_key, num_classes) for file, _ in files]
+        content[split] = tuple(np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    for split, total in (("train", 50_000), ("test", 10_000)):
+        _, labels = content[split]
         counts, wanted = np.bincount(labels, minlength=num_classes), total // num_classes
         if (counts != wanted).any():
             wrong = int(np.flatnonzero(counts != wanted)[0])
@@ -55,8 +44,7 @@ def read_cifar(name: str, data_dir: Path) -> dict:
                 f"{folder}: class {wrong} has {counts[wrong]} {split} images instead of {wanted}; "
                 "delete the folder to download it again"
             )
-        images = [part[0] for part in parts]
-        content[split] = (images[0] if len(images) == 1 else np.concatenate(images), labels)
+    content["official"] = all(_md5(folder / file) == md5 for file, md5 in source.train_list)
     return content
 
 
@@ -65,37 +53,32 @@ def find_folder(source: type[CIFAR10], data_dir: Path) -> Path:
     needed = [part for part, _ in source.train_list + source.test_list] + [source.meta["filename"]]
     official = data_dir / source.base_folder
     for folder in (official, data_dir):
-        present = [part for part in needed if (folder / part).is_file()]
-        if len(present) == len(needed):
+        missing = [part for part in needed if not (folder / part).is_file()]
+        if not missing:
             return folder
-        if present:
-            missing = ", ".join(part for part in needed if part not in present)
+        if len(missing) < len(needed):
             raise UserError(
-                f"{folder} lacks {missing}: complete it, or delete it to download the whole set again"
+                f"{folder} lacks {', '.join(missing)}: complete it, or delete it to download the whole set "
+                "again"
             )
-    _download(source, data_dir)
+    remedy = (
+        f"fetch {source.url} on a machine with a network, unpack it, and name the folder that holds "
+        f"{source.base_folder}/ with --data_dir"
+    )
+    address, name = source.url.rsplit("/", 1)
+    missing = f"no {source.base_folder} in {data_dir}"
+    fetch(address, [name], data_dir, lambda scratch: [_unpacked(source, scratch / name)], missing, remedy)
     return official
 
 
-def _download(source: type[CIFAR10], data_dir: Path) -> None:
-    """Fetch and unpack beside the target, then move into place: a failure leaves nothing behind."""
-    check_place(data_dir)
-    timeout = socket.getdefaulttimeout()
-    try:
-        socket.setdefaulttimeout(TIMEOUT_SECONDS)
-        with scratch_folder(data_dir) as partial:
-            download_and_extract_archive(
-                source.url, str(partial), filename=source.filename, md5=source.tgz_md5
-            )
-            os.replace(partial / source.base_folder, data_dir / source.base_folder)
-    except DOWNLOAD_ERRORS as error:
-        raise UserError(
-            f"no {source.base_folder} in {data_dir}, and the download failed ({reason(error)}): fetch "
-            f"{source.url} on a machine with a network, unpack it, and name the folder that holds "
-            f"{source.base_folder}/ with --data_dir"
-        ) from error
-    finally:
-        socket.setdefaulttimeout(timeout)
+def _unpacked(source: type[CIFAR10], archive: Path) -> Path:
+    if _md5(archive) != source.tgz_md5:
+        raise OSError("it answers with something else than the archive, whose checksum is known")
+    with tarfile.open(archive) as files:
+        # not in the first releases of Python 3.11
+        files.extraction_filter = getattr(tarfile, "data_filter", None)
+        files.extractall(archive.parent)
+    return archive.parent / source.base_folder
 
 
 def _read_pickle(path: Path) -> dict:
@@ -144,8 +127,8 @@ def _read_part(path: Path, label_key: str, num_classes: int) -> tuple[np.ndarray
 
 def _read_names(path: Path, key: str, num_classes: int) -> list[str]:
     names = _read_pickle(path).get(key)
-    names = [_text(name) for name in names] if isinstance(names, list) else names
-    if not (isinstance(names, list) and len(names) == num_classes and all(isinstance(n, str) for n in names)):
+    names = [_text(name) for name in names] if isinstance(names, list) else []
+    if len(names) != num_classes or not all(isinstance(name, str) for name in names):
         raise UserError(f"{path}: '{key}' must be a list of {num_classes} names")
     return names
 

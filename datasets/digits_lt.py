@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.long_tail import long_tail_counts
-from datasets.split import split_long_tailed
-from datasets.types import ImageSet, LongTailedData, ViewSpec
+from datasets.balanced import cut_long_tail
+from datasets.long_tail import by_class, long_tail_counts
+from datasets.types import LongTailedData, ViewSpec
 
 MAX_COUNT = 110
 TEST_PER_CLASS = 50
@@ -19,8 +19,7 @@ def build_digits_lt(data_dir: Path | None, imb_ratio: float, **split_options: ob
 
     They come with scikit-learn, whatever `data_dir`. `split_options` are those of `split_long_tailed`.
 
-    Raises:
-        UserError: a ratio out of range, or validation images that cannot be had.
+    Raises UserError: a ratio out of range, or validation images that cannot be had.
     """
     from sklearn.datasets import load_digits
 
@@ -29,19 +28,7 @@ def build_digits_lt(data_dir: Path | None, imb_ratio: float, **split_options: ob
     images = (digits.images * 15).astype(np.uint8)[:, None]  # 0..16 -> 0..240, [N, 1, 8, 8]
     labels = digits.target.astype(np.int64)
     is_test = np.zeros(len(labels), dtype=bool)
-    for label in range(10):
-        is_test[np.flatnonzero(labels == label)[-TEST_PER_CLASS:]] = True
-    pool = np.flatnonzero(~is_test)
-    split = split_long_tailed(labels[pool], counts, **split_options)
-    train, val = pool[split.train], None if split.val is None else pool[split.val]
-    return LongTailedData(
-        name="digits_lt",
-        class_names=[str(label) for label in range(10)],
-        class_counts=counts,
-        train=ImageSet.from_numpy(images[train], labels[train]),
-        val=None if val is None else ImageSet.from_numpy(images[val], labels[val]),
-        val_source=split.val_source,
-        test=ImageSet.from_numpy(images[is_test], labels[is_test]),
-        views=VIEWS,
-        notes=split.notes,
-    )
+    is_test[[of_class[-TEST_PER_CLASS:] for of_class in by_class(labels).values()]] = True
+    train, test = ((images[mask], labels[mask]) for mask in (~is_test, is_test))
+    names = [str(label) for label in range(10)]
+    return cut_long_tail("digits_lt", train, test, counts, names, VIEWS, **split_options)

@@ -1,19 +1,19 @@
 """Fetching files: beside the target first, then moved into place, so that a failure leaves nothing behind."""
 
 import http.client
+import os
 import shutil
 import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from utils.base.errors import UserError
+from utils.base.errors import UserError, complain, reason
 
 TIMEOUT_SECONDS = 60
 MAX_FILE_BYTES = 1 << 30
-DOWNLOAD_ERRORS = (OSError, RuntimeError, http.client.HTTPException)
 _CHUNK = 1 << 20
 _not_into: list[Path] = []
 
@@ -28,21 +28,44 @@ def nothing_fetched_into(folders: list[Path]) -> Iterator[None]:
         _not_into.clear()
 
 
-def check_place(folder: Path) -> None:
-    """Raise a UserError where the user has not named the folder that is to be downloaded to."""
+def fetch(
+    address: str,
+    names: Sequence[str],
+    folder: Path,
+    settle: Callable[[Path], Iterable[Path]],
+    missing: str,
+    remedy: str,
+) -> None:
+    """Fetch the files `names` below `address` and put what they hold into `folder`, all of it or nothing.
+
+    `settle(scratch)` checks what has come into a scratch folder, and gives the paths to be moved from there.
+
+    Raises:
+        UserError: it failed, or `settle` raised an OSError, or a file and not the user has named the folder.
+    """
     if folder in _not_into:
         raise UserError(
             f"{folder} lacks files of the data set. A file names that folder and not you, so nothing is "
             "downloaded there: give --data_dir (or --split_dir)"
         )
+    complain(f"fetching {', '.join(names)} from {address} into {folder}")
+    try:
+        with scratch_folder(folder) as scratch:
+            for name in names:
+                _download(f"{address}/{name}", scratch / name)
+            for path in settle(scratch):
+                os.replace(path, folder / path.name)
+    except (OSError, http.client.HTTPException) as error:
+        raise UserError(
+            f"{missing}, and fetching from {address} failed ({reason(error)}): {remedy}"
+        ) from error
 
 
 @contextmanager
 def scratch_folder(target: Path) -> Iterator[Path]:
     """A temporary folder in `target`, gone at the end; folders made for it go too if they stay empty.
 
-    Raises:
-        OSError: it cannot be made.
+    Raises OSError: it cannot be made.
     """
     scratch = None
     created = [folder for folder in (target, *target.parents) if not folder.exists()]
@@ -58,20 +81,17 @@ def scratch_folder(target: Path) -> Iterator[Path]:
                 folder.rmdir()
 
 
-def fetch_file(url: str, target: Path) -> None:
+def _download(url: str, target: Path) -> None:
     """Write what `url` answers to `target`.
 
-    Raises:
-        OSError, http.client.HTTPException: no answer within the time, an error, half a file, a huge one.
+    Raises OSError, http.client.HTTPException: no answer within the time, an error, half a file, a huge one.
     """
     try:
         with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as answer, open(target, "wb") as out:
-            size = 0
             while chunk := answer.read(_CHUNK):
-                size += len(chunk)
-                if size > MAX_FILE_BYTES:
-                    raise OSError(f"{url} answers with more than {MAX_FILE_BYTES >> 20} MiB")
                 out.write(chunk)
+                if out.tell() > MAX_FILE_BYTES:
+                    raise OSError(f"{url} answers with more than {MAX_FILE_BYTES >> 20} MiB")
             if answer.length:  # what the server announced and did not send
                 raise OSError(f"{url} ends {answer.length} bytes early")
     except urllib.error.HTTPError as error:

@@ -17,8 +17,7 @@ def long_tail_counts(num_classes: int, max_count: int, imb_ratio: float) -> list
 
     Source: Cui et al. 2019; the law of CIFAR100-LT in all later work.
 
-    Raises:
-        UserError: the ratio is not a number of 1 or more, or leaves a class without an image.
+    Raises UserError: the ratio is not a number of 1 or more, or leaves a class without an image.
     """
     if not (np.isfinite(imb_ratio) and imb_ratio >= 1):
         raise UserError(f"--imb_ratio must be a number of 1 or more, got {imb_ratio:g}")
@@ -57,25 +56,20 @@ def keep_indices(labels: np.ndarray, counts: list[int], subset_seed: int | None 
     return np.concatenate(kept)
 
 
-def unused_indices(labels: np.ndarray, kept: np.ndarray, per_class: int = UNUSED_PER_CLASS) -> np.ndarray:
-    """Up to `per_class` images of each class that `kept` leaves out: the last ones in file order.
-
-    The most frequent class has none at full count; it is then missing from the split.
-    """
+def unused_indices(labels: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    """Up to UNUSED_PER_CLASS images of each class that `kept` leaves out: the last ones in file order."""
     left_out = np.ones(len(labels), dtype=bool)
     left_out[kept] = False
-    picked = [of_class[left_out[of_class]][-per_class:] for of_class in by_class(labels).values()]
-    return np.concatenate(picked)
+    every = by_class(labels).values()
+    return np.concatenate([of_class[left_out[of_class]][-UNUSED_PER_CLASS:] for of_class in every])
 
 
 def held_out_mask(labels: np.ndarray, fraction: float, seed: int = 0) -> np.ndarray:
     """Boolean [N], true for a stratified share of the training images that is set aside before stage 1.
 
-    Each class gives round(fraction * n_k) images, at least one where it has two or more, and keeps at least
-    one.
+    A class of two or more gives round(fraction * n_k) images, at least one, and keeps at least one.
 
-    Raises:
-        UserError: the fraction is not in (0, 1).
+    Raises UserError: the fraction is not in (0, 1).
     """
     if not 0 < fraction < 1:
         raise UserError(f"--val_fraction must be between 0 and 1, got {fraction:g}")

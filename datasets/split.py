@@ -1,6 +1,7 @@
 """Train and validation indices of a long-tailed set: as it is, or cut out of a larger one."""
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -8,17 +9,13 @@ from datasets.long_tail import held_out_mask, keep_indices, long_tail_counts, un
 from utils.base.errors import UserError
 
 
-@dataclass(frozen=True)
-class Split:
-    """Index arrays into the original training images.
-
-    `val` is None where there are no validation images, and where they are the data set's own.
-    """
+class Split(NamedTuple):
+    """Index arrays into the original training images; `val` is None where none of them validate."""
 
     train: np.ndarray
     val: np.ndarray | None
     val_source: str
-    notes: list[str] = field(default_factory=list)
+    notes: Sequence[str] = ()
 
 
 def split_long_tailed(
@@ -32,12 +29,11 @@ def split_long_tailed(
 ) -> Split:
     """Keep `counts` images a class (None: all, in their own order), and find validation images beside them.
 
-    `own`: the data set's own, if it `has_own`; `unused` in its place if not. `unused`: up to 20 images a
-    class that the long-tailed set leaves out. `heldout`: a stratified share of the long-tailed set, set aside
-    (the same one for every run seed). `none`: no validation. labels int64 [N].
+    labels int64 [N]. `val_source`: `own`, the data set's own if it `has_own`, else as `unused`; `unused`, up
+    to 20 images a class that the long-tailed set leaves out; `heldout`, a stratified share of the long-tailed
+    set, the same one for every run seed; `none`.
 
-    Raises:
-        UserError: validation is required and cannot be made, or `own` is required and there is none.
+    Raises UserError: validation is required and cannot be made, or `own` is required and there is none.
     """
     kept = np.arange(len(labels)) if counts is None else keep_indices(labels, counts, subset_seed)
     if val_source == "own" and has_own:
@@ -64,8 +60,7 @@ def split_long_tailed(
 def fitting_counts(available: list[int], imb_ratio: float) -> list[int]:
     """The law of `long_tail_counts` from the largest first count for which every class has enough images.
 
-    Raises:
-        UserError: the ratio is not a number of 1 or more, or leaves a class without an image.
+    Raises UserError: the ratio is not a number of 1 or more, or leaves a class without an image.
     """
     num_classes = len(available)
     long_tail_counts(num_classes, max(available), imb_ratio)  # refuses a ratio that no first count could have

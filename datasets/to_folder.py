@@ -21,11 +21,7 @@ from utils.settings.presets import preset_for
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Write the tree.
-
-    Raises:
-        UserError: the target exists or cannot be written, or the data set cannot be had.
-    """
+    """Write the tree. Raises UserError: the target exists or cannot be written, or there is no such data."""
     summary = __doc__.splitlines()[0]
     parser = Parser(prog="python -m datasets.to_folder", description=summary, allow_abbrev=False)
     in_memory = [name for name in DATASETS if name not in FILE_DATASETS]
@@ -40,9 +36,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     data = build_data(given.dataset, given.data_dir, ratio, val_source="none")
     try:
         with scratch_folder(given.to.parent) as scratch:
-            made = scratch / "tree"
-            write_tree(data, made)
-            os.replace(made, given.to)  # whole, or not at all
+            write_tree(data, scratch / "tree")
+            os.replace(scratch / "tree", given.to)  # whole, or not at all
     except OSError as error:
         raise UserError(f"{given.to} cannot be written: {error.strerror or error}") from error
     for part, images in (("train", data.train), ("test", data.test)):

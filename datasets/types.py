@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -33,11 +33,11 @@ class ImageSet:
 
     @staticmethod
     def from_numpy(images: np.ndarray, labels: np.ndarray) -> "ImageSet":
-        """images uint8 [N, C, H, W], labels int64 [N]; both are copied."""
+        """A copy of images uint8 [N, C, H, W] and labels [N]."""
         return ImageSet(torch.from_numpy(images.copy()), torch.from_numpy(labels.astype(np.int64)))
 
     def digest(self) -> str:
-        """Hex sha256 of pixels and labels: tells whether two runs saw the same images in the same order."""
+        """Hex sha256 of pixels and labels, in order."""
         state = hashlib.sha256(repr(tuple(self.images.shape)).encode())
         state.update(self.images.numpy().tobytes())
         state.update(self.labels.numpy().tobytes())
@@ -49,20 +49,13 @@ class ImageSet:
 
 
 class PathTable:
-    """N relative paths in one block of bytes: two arrays instead of N Python objects.
+    """N relative paths as two arrays, which a forked loader process shares: no reference count is touched."""
 
-    A forked loader process shares the arrays with its parent: reading them touches no reference count.
-    """
-
-    def __init__(self, block: np.ndarray, ends: np.ndarray) -> None:
-        self.block, self.ends = block, ends  # uint8 [bytes], int64 [N]: where each path ends
-
-    @staticmethod
-    def of(paths: Sequence[bytes]) -> "PathTable":
+    def __init__(self, paths: Sequence[bytes]) -> None:
         """Paths as the file system spells them."""
-        block = np.frombuffer(b"".join(paths), dtype=np.uint8)
-        ends = np.fromiter(map(len, paths), dtype=np.int64, count=len(paths)).cumsum()
-        return PathTable(block, ends)
+        self.block = np.frombuffer(b"".join(paths), dtype=np.uint8)
+        # where each path ends in the block, int64 [N]
+        self.ends = np.fromiter(map(len, paths), dtype=np.int64, count=len(paths)).cumsum()
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -75,8 +68,10 @@ class PathTable:
         """The path as text; bytes that are no UTF-8 are escaped as the file system's calls expect."""
         return self.raw(index).decode("utf-8", "surrogateescape")
 
-    def take(self, index: np.ndarray) -> "PathTable":
-        return PathTable.of([self.raw(i) for i in index.tolist()])
+    def every(self) -> Iterator[bytes]:
+        """All paths, as the file system spells them."""
+        block, ends = self.block.tobytes(), self.ends.tolist()
+        return (block[start:end] for start, end in zip([0, *ends], ends, strict=False))
 
     @property
     def nbytes(self) -> int:
@@ -85,13 +80,17 @@ class PathTable:
 
 @dataclass(frozen=True)
 class FileSet:
-    """Images on disk: `root` / paths[i], labels int64 [N]; the files `passed_over` lie beside them."""
+    """Images on disk: `root` / paths[i], labels int64 [N]; the files `passed_over` lie beside them.
+
+    `source` is the list or folder that named them, for messages.
+    """
 
     root: Path
     paths: PathTable
     labels: Tensor
     passed_over: tuple[bytes, ...] = ()
     full: bool = False  # `contents` reads every byte, not a sample
+    source: str = ""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -106,33 +105,31 @@ class FileSet:
     @cached_property
     def names(self) -> Tensor:
         """A fingerprint of every relative path, int64 [N]: which images these are, whatever their order."""
-        return torch.tensor([_fingerprint(self.paths.raw(i)) for i in range(len(self))], dtype=torch.int64)
+        return torch.tensor([_fingerprint(path) for path in self.paths.every()], dtype=torch.int64)
 
     @cached_property
     def sampled(self) -> Tensor:
-        """The images whose bytes are looked at, int64 [n]: all, of many `SAMPLED` evenly over the list.
-
-        Lists go class by class, or in no order at all: an even spread meets every large class and folder.
-        """
+        """The images whose bytes are looked at, int64 [n]: of many `SAMPLED`, from every large class."""
         return evenly(min(len(self), SAMPLED), len(self))
 
     @cached_property
     def contents(self) -> dict:
         """What the files were like, for a checkpoint: whether others lie under these names now shows by it.
 
-        Fingerprints of all paths, a digest of all sizes, one of all times of change, fingerprints of the
-        first and last `PIECE` bytes of the files `sampled`. So a set of 437,513 files costs a look at each
-        one's entry in its folder, some seconds, and 1,024 reads. A copy has other times and nothing else;
-        a file of the same size that is not in the sample shows by its time alone. Where `full`, a digest of
-        all bytes too. A file that cannot be read counts as empty: it is refused where it is decoded.
+        Fingerprints of all paths, a digest of all sizes, one of all times of change, fingerprints of the ends
+        of the files `sampled`: for 437,513 files some seconds. A copy has other times and nothing else. A
+        file of the same size that is not in the sample shows by its time alone, or by the digest of all bytes
+        where `full`. A file that cannot be read counts as empty: it is refused where it is decoded.
         """
         status = np.array([self._status(i) for i in range(len(self))], dtype=np.int64).reshape(-1, 2)
         sizes, times = (hashlib.sha256(np.ascontiguousarray(row).data).hexdigest() for row in status.T)
         found = {"names": self.names, "sizes": sizes, "times": times, "bytes": self.bytes_of(self.sampled)}
         state = hashlib.sha256()
-        for i in range(len(self)) if self.full else ():
-            state.update(self._read(i, -1))
-        return found | ({"all": state.hexdigest()} if self.full else {})
+        if self.full:
+            for i in range(len(self)):
+                state.update(self._read(i, -1))
+            found["all"] = state.hexdigest()
+        return found
 
     def bytes_of(self, index: Tensor) -> Tensor:
         """Fingerprints int64 [n] of the first and last `PIECE` bytes of the files `index`, int64 [n]."""
@@ -170,8 +167,8 @@ class FileSet:
 
     def take(self, index: np.ndarray) -> "FileSet":
         """The images `index` int64 [n], in that order."""
-        labels = self.labels[torch.from_numpy(index)]
-        return replace(self, paths=self.paths.take(index), labels=labels)
+        paths = PathTable([self.paths.raw(i) for i in index.tolist()])
+        return replace(self, paths=paths, labels=self.labels[index])
 
 
 def evenly(count: int, number: int) -> Tensor:
@@ -202,11 +199,10 @@ class ViewSpec:
 class FileViews:
     """How an image file becomes a network input of `size` x `size` pixels.
 
-    `augment`, the training view: `resized_crop` is torchvision's RandomResizedCrop(size) with its defaults;
-    `pad_crop` resizes to size x size where the file has another size, pads with `padding` zeros, crops;
-    `plain` takes the test view. The test view resizes the shorter side to `resize`, antialiased, and crops
-    the centre (`pad_crop`: resizes to size x size). `jitter` is the strength of torchvision's ColorJitter in
-    brightness, contrast and saturation.
+    The training view, `augment`: `resized_crop` is torchvision's RandomResizedCrop; `pad_crop` resizes to
+    size x size, pads with `padding` zeros, crops; `plain` is the test view. The test view resizes the shorter
+    side to `resize` and crops the centre (`pad_crop`: resizes to size x size). `jitter` is the strength of
+    torchvision's ColorJitter in brightness, contrast and saturation.
     """
 
     mean: tuple[float, ...]
@@ -224,9 +220,8 @@ class FileViews:
 class LongTailedData:
     """A long-tailed training set with its validation and test parts, in memory or on disk.
 
-    `class_counts` are those of the long-tailed set itself and define the shot groups by the limits `shots`;
-    `train_counts` are what is left for training after a hold-out. `val` is None where no validation images
-    exist.
+    `class_counts`, of the long-tailed set itself, define the shot groups by the limits `shots`;
+    `train_counts` are what is left for training after a hold-out.
     """
 
     name: str
@@ -243,6 +238,12 @@ class LongTailedData:
     @property
     def num_classes(self) -> int:
         return len(self.class_counts)
+
+    @property
+    def parts(self) -> dict[str, ImageSet | FileSet]:
+        """The parts that exist, by name: train, val, test."""
+        parts = {"train": self.train, "val": self.val, "test": self.test}
+        return {name: part for name, part in parts.items() if part is not None}
 
     @property
     def groups(self) -> list[str]:

@@ -17,9 +17,6 @@ import numpy as np
 import pytest
 from torchvision import datasets as official
 
-from datasets import build_data
-from utils.base.errors import UserError
-
 ROW = 3072
 
 
@@ -170,12 +167,3 @@ def publish_as_cifar100(monkeypatch: pytest.MonkeyPatch, url: str, md5: str) -> 
     monkeypatch.setattr(official.CIFAR100, "url", url)
     monkeypatch.setattr(official.CIFAR100, "filename", url.rsplit("/", 1)[1])
     monkeypatch.setattr(official.CIFAR100, "tgz_md5", md5)
-
-
-def refusal(root: Path, name: str = "cifar100_lt") -> str:
-    """The one line with which the data set is refused."""
-    with pytest.raises(UserError) as caught:
-        build_data(name, root, 100)
-    message = str(caught.value)
-    assert message and "\n" not in message
-    return message

@@ -73,16 +73,15 @@ def imagenet_tree(
     val_per_class: int = 2,
     flat_val: bool = False,
     kaggle: bool = False,
-    lists: Path | None = None,
 ) -> Path:
-    """ImageNet and the lists of ImageNet-LT, in `root` or in the folder `lists`.
+    """ImageNet and the lists of ImageNet-LT; up to 7 classes.
 
-    `flat_val`: val/ without class folders. `kaggle`: images in ILSVRC/Data/CLS-LOC. Up to 7 classes.
+    `flat_val`: val/ without class folders. `kaggle`: images in ILSVRC/Data/CLS-LOC.
     """
     train_name, test_name = "train/{0}/{0}_{1}.JPEG", "val/{0}/ILSVRC2012_val_{1:08}.JPEG"
     parts = _listed(WNIDS, train_name, test_name, counts, test_per_class, val_per_class)
     for part, entries in parts.items():
-        write_list((lists or root) / f"ImageNet_LT_{part}.txt", entries)
+        write_list(root / f"ImageNet_LT_{part}.txt", entries)
         places = [_flat(name) if flat_val else name for name, _ in entries]
         write_images(root / "ILSVRC/Data/CLS-LOC" if kaggle else root, entries, places)
     return root
@@ -160,12 +159,10 @@ def inat_lists(counts: Sequence[int], test_per_class: int) -> Lists:
     """Entries of train and val in mixed order, as the official annotations have them."""
     parts: Lists = {}
     for part, sizes in (("train", counts), ("val", [test_per_class] * len(counts))):
-        entries = []
-        for label, size in enumerate(sizes):
-            folder = f"train_val2018/{KINGDOMS[label % 3]}/{label}"
-            names = [hashlib.md5(f"{part} {label} {i}".encode()).hexdigest() for i in range(size)]
-            entries += [(f"{folder}/{name}.jpg", label) for name in names]
-        parts[part] = sorted(entries, key=lambda entry: entry[0].rpartition("/")[2])
+        images = [(label, i) for label, size in enumerate(sizes) for i in range(size)]
+        names = [(hashlib.md5(f"{part} {label} {i}".encode()).hexdigest(), label) for label, i in images]
+        folder = "train_val2018/{}/{}/{}.jpg".format
+        parts[part] = [(folder(KINGDOMS[label % 3], label, name), label) for name, label in sorted(names)]
     return parts
 
 
@@ -206,10 +203,9 @@ def folder_tree(
     suffix: str = ".jpg",
 ) -> Path:
     """Class folders under train/ and test/, under val/ too where val_per_class is not 0."""
-    for entries in _own_parts(
-        "{part}/{name}/{i:03}", classes, counts, test_per_class, val_per_class
-    ).values():
-        write_images(root, [(name + suffix, label) for name, label in entries])
+    parts = _own_parts("{part}/{name}/{i:03}" + suffix, classes, counts, test_per_class, val_per_class)
+    for entries in parts.values():
+        write_images(root, entries)
     return root
 
 

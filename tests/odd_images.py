@@ -172,5 +172,5 @@ def file_set(folder: Path, files: dict[str, bytes]) -> FileSet:
     """Files by name, written; labels 0 to 6 in turn."""
     for name, content in files.items():
         write(folder, name, content)
-    paths = PathTable.of([os.fsencode(name) for name in files])
+    paths = PathTable([os.fsencode(name) for name in files])
     return FileSet(folder, paths, torch.arange(len(files)) % 7)

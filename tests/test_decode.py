@@ -55,7 +55,7 @@ def test_every_kind_of_file_has_pillows_pixels(tmp_path, name):
 
 
 @pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0"])
-@pytest.mark.parametrize("quality", [30, 75, 90, 95])
+@pytest.mark.parametrize("quality", [30, 95])
 def test_jpegs_of_every_quality_and_odd_size_have_pillows_pixels_to_the_last_bit(quality, subsampling):
     data = encoded(picture(quality, 501, 333), "JPEG", quality=quality, subsampling=subsampling)
     assert torch.equal(decode_image(bytearray(data), "x.jpg"), pillow_pixels(data))
@@ -77,18 +77,9 @@ def test_the_exif_orientation_is_ignored(tmp_path):
 def test_interlaced_png_has_pillows_pixels():
     """Adam7, by hand, of an 8 x 8 grey image: Pillow reads such files but cannot write them."""
     pixels = np.random.default_rng(0).integers(0, 256, (8, 8), dtype=np.uint8)
-    passes = (
-        (0, 0, 8, 8),
-        (0, 4, 8, 8),
-        (4, 0, 8, 4),
-        (0, 2, 4, 4),
-        (2, 0, 4, 2),
-        (0, 1, 2, 2),
-        (1, 0, 2, 1),
-    )
-    rows = b"".join(
-        b"\0" + row.tobytes() for top, left, down, right in passes for row in pixels[top::down, left::right]
-    )
+    passes = [pixels[::8, ::8], pixels[::8, 4::8], pixels[4::8, ::4], pixels[::4, 2::4]]
+    passes += [pixels[2::4, ::2], pixels[::2, 1::2], pixels[1::2]]
+    rows = b"".join(b"\0" + row.tobytes() for rows in passes for row in rows)
     data = png_of(8, 8, rows, colour=0, interlaced=1)
     assert torch.equal(pillow_pixels(data)[0], torch.from_numpy(pixels))
     assert torch.equal(decode_image(bytearray(data), "x.png"), pillow_pixels(data))
@@ -144,18 +135,12 @@ def test_names_with_line_breaks_or_bytes_that_are_no_text_stay_on_one_line(tmp_p
         assert read_image(path).shape == (3, 72, 96)
 
 
-@pytest.mark.parametrize("name", ["plain.jpg", "progressive.JPEG", "grey.jpg", "cmyk.jpg"])
-def test_a_jpeg_is_refused_wherever_it_is_cut_off(name):
-    data = READABLE[name]
-    for length in [*range(0, len(data) - 1, max(len(data) // 40, 1)), len(data) - 2, len(data) - 1]:
-        with pytest.raises(UserError):
-            decode_image(bytearray(data[:length]), name)
+JPEGS = ("plain.jpg", "progressive.JPEG", "grey.jpg", "cmyk.jpg")
+PNGS = ("plain.png", "rgba.png", "palette.png", "sixteen_bit.png")
 
 
-@pytest.mark.parametrize(
-    "name", ["plain.png", "rgba.png", "palette.png", "sixteen_bit.png", "plain.webp", "plain.tif"]
-)
-def test_other_files_are_refused_wherever_they_are_cut_off(name):
+@pytest.mark.parametrize("name", [*JPEGS, *PNGS, "plain.webp", "plain.tif"])
+def test_a_file_is_refused_wherever_it_is_cut_off(name):
     data = READABLE[name]
     for length in [*range(0, len(data) - 1, max(len(data) // 40, 1)), len(data) - 2, len(data) - 1]:
         with pytest.raises(UserError):
@@ -212,9 +197,7 @@ def test_a_png_that_declares_too_many_pixels_is_refused_unread(depth, colour):
     side = int(MAX_PIXELS**0.5)
     with pytest.raises(UserError, match=f"{side + 1} x {side + 1} pixels"):
         decode_image(bytearray(bomb_png(side + 1, side + 1, depth, colour)), "bomb.png")
-    with pytest.raises(
-        UserError, match=r"cannot be decoded|cut off"
-    ):  # as large as may be, but not all there
+    with pytest.raises(UserError, match=r"cannot be decoded|cut off"):  # as large as may be, not all there
         decode_image(bytearray(bomb_png(side, side, 1, 0)), "large.png")
 
 

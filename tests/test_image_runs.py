@@ -11,11 +11,16 @@ import pandas as pd
 import pytest
 import torch
 from torch import nn
+from torchvision.transforms.v2 import functional
 
 import evaluate
 import main_stage1
 import main_stage2
 from datasets import build_data
+from datasets.images.decode import read_image
+from datasets.images.in_memory import DeviceImages
+from datasets.images.open import open_images
+from datasets.types import ImageSet, ViewSpec
 from tests.file_trees import folder_tree, imagenet_tree, inat_tree, list_tree, places_tree
 from tests.helpers import call, last_line, places, published, read_metrics, refusal, run_folder
 from tests.odd_images import readable_files, write
@@ -24,23 +29,29 @@ from utils.packs.pack import read_pack
 from utils.run import checkpoint
 from utils.run.network import try_network
 from utils.settings.config import resolve
-from utils.settings.data import load_data
+from utils.settings.data import file_views, load_data
+from utils.settings.parse import STAGE1, parse
 
 COUNTS = (24, 12, 6)
 SMALL = ["--image_size", "32", "--network", "resnet8", "--workers", "0"]
 SHORT = {
     main_stage1.main: ["--epochs", "2", "--batch_size", "16", "--seed", "0"],
     main_stage2.main: ["--finetune_epoch", "2", "--batch_size", "16", "--seed", "0"],
-    evaluate.main: [],
 }
+
+
+def stage1(root: Path, *words: object) -> str:
+    return call(main_stage1.main, *SHORT[main_stage1.main], *words, *places(root))
+
+
+def stage2(root: Path, *words: object) -> str:
+    return call(main_stage2.main, *SHORT[main_stage2.main], *words, *places(root))
 
 
 def sequence(root: Path, *words: object) -> list[str]:
     """Stage 1, stage 2 and evaluate, one after another; what each printed."""
-    texts = []
-    for script, stage in zip(SHORT, ("stage1", "stage2", "stage2"), strict=True):
-        texts.append(call(script, "--cur_stage", stage, *words, *places(root), *SHORT[script]))
-    return texts
+    scored = ["--cur_stage", "stage2", *words, *places(root)]
+    return [stage1(root, *words), stage2(root, *words), call(evaluate.main, *scored)]
 
 
 TREES = {
@@ -57,14 +68,14 @@ TREES = {
 def test_a_published_data_set_trains_and_evaluates_on_its_true_layout(tmp_path, dataset, make):
     make(tmp_path / "data", counts=COUNTS, test_per_class=4)
     words = ["--dataset", dataset, "--data_dir", tmp_path / "data"]
-    stage1, stage2, found = sequence(tmp_path, *words, *SMALL, "--allow_partial")
-    assert "42 training" in stage1 and "12 test images of 3 classes" in stage1
-    assert f"note: not the published {dataset}" in stage1
-    assert "0.66287" not in stage2 and "logit gap 1.11 at its optimum" in stage2
-    assert "(views x images: " in stage2 and "train 2 x 42, plain 1 x 42" in stage2
-    assert last_line(stage2) == last_line(found)
+    first, second, found = sequence(tmp_path, *words, *SMALL, "--allow_partial")
+    assert "42 training" in first and "12 test images of 3 classes" in first
+    assert f"note: not the published {dataset}" in first
+    assert "0.66287" not in second and "logit gap 1.11 at its optimum" in second
+    assert "(views x images: " in second and "train 2 x 42, plain 1 x 42" in second
+    assert last_line(second) == last_line(found)
     if dataset != "inaturalist18":
-        assert "validation (own)" in stage1 and "val_overall" in stage1
+        assert "validation (own)" in first and "val_overall" in first
     message = refusal(main_stage1.main, *words, *SMALL, *places(tmp_path / "again"))
     assert "--allow_partial" in message and not (tmp_path / "again").exists()
 
@@ -82,55 +93,46 @@ def of_own(own: Path, *words: object) -> list[object]:
     return ["--dataset", "folder", "--data_dir", own / "pets", *SMALL, *words]
 
 
+def model_of(root: Path, stage: str = "stage2") -> Path:
+    return published(root, "folder_pets", f"resnet8_{stage}.pth")
+
+
 def test_own_images_are_named_by_their_folder_and_keep_their_class_names(own):
-    assert published(own, "folder_pets", "resnet8_stage2.pth").is_file()
-    facts = checkpoint.read(published(own, "folder_pets", "resnet8_stage1.pth")).facts
+    assert model_of(own).is_file()
+    facts = checkpoint.read(model_of(own, "stage1")).facts
     assert facts["class_names"] == ["ant", "bee", "cat"] and facts["class_counts"] == list(COUNTS)
     assert (facts["image_size"], facts["augment"], facts["num_class"]) == (32, "resized_crop", 3)
     assert not list(own.rglob("*.bin"))  # the features are gone with the run
 
 
-def test_predictions_of_the_test_set_are_a_row_an_image(own, tmp_path):
-    text = call(
-        evaluate.main,
-        *of_own(own, "--cur_stage", "stage2", "--predictions", tmp_path / "p.csv", *places(own)),
-    )
-    rows = pd.read_csv(tmp_path / "p.csv")
+def test_predictions_are_a_row_an_image_the_same_for_the_test_set_and_a_folder_without_labels(own, tmp_path):
+    words = of_own(own, "--cur_stage", "stage2", "--predictions", tmp_path / "known.csv")
+    text = call(evaluate.main, *words, *places(own))
+    rows = pd.read_csv(tmp_path / "known.csv")
     assert len(rows) == 15 and rows["image"].is_unique
     assert all((own / "pets" / name).is_file() for name in rows["image"])
     assert list(rows["label_name"]) == [name for name in ("ant", "bee", "cat") for _ in range(5)]
     accuracy = 100 * (rows["label"] == rows["predicted"]).mean()
     assert f"overall={accuracy:.2f} " in last_line(text)
     assert rows["confidence"].between(1 / 3, 1).all()
-
-
-def test_a_folder_without_labels_is_predicted_as_the_test_set_is(own, tmp_path):
-    call(
-        evaluate.main,
-        *of_own(own, "--cur_stage", "stage2", "--predictions", tmp_path / "known.csv", *places(own)),
-    )
-    model = published(own, "folder_pets", "resnet8_stage2.pth")
-    text = call(
-        evaluate.main,
-        *("--pretrained_pth", model, "--predict", own / "pets" / "test", "--predictions", tmp_path / "p.csv"),
-        *("--out", tmp_path / "out", "--workers", "0"),
-    )
+    words = ["--predict", own / "pets" / "test", "--predictions", tmp_path / "p.csv", "--workers", "0"]
+    text = call(evaluate.main, "--pretrained_pth", model_of(own), *words, "--out", tmp_path / "out")
     assert last_line(text) == f"predicted images=15 file={tmp_path / 'p.csv'}"
-    known, found = pd.read_csv(tmp_path / "known.csv"), pd.read_csv(tmp_path / "p.csv")
-    assert list("test/" + found["image"]) == list(known["image"])
+    found = pd.read_csv(tmp_path / "p.csv")
+    assert list("test/" + found["image"]) == list(rows["image"])
     for column in ("predicted", "predicted_name", "confidence"):
-        assert list(found[column]) == list(known[column])
+        assert list(found[column]) == list(rows[column])
 
 
 def test_the_features_of_image_files_are_kept_in_the_type_that_is_asked_for(own, tmp_path):
-    stage1 = published(own, "folder_pets", "resnet8_stage1.pth")
-    words = of_own(own, "--pretrained_pth", stage1, "--method", "stage1", "--views", "0", *places(tmp_path))
+    words = of_own(own, "--pretrained_pth", model_of(own, "stage1"), "--method", "stage1", "--views", "0")
+    words += places(tmp_path)
     assert "features as torch.float16" in call(main_stage2.main, *words)
     assert "features as torch.float32" in call(main_stage2.main, *words, "--pack_dtype", "fp32")
 
 
 def test_images_without_a_finite_prediction_have_no_name_and_are_counted_in_a_warning(own, tmp_path, capsys):
-    model = checkpoint.read(published(own, "folder_pets", "resnet8_stage1.pth"))
+    model = checkpoint.read(model_of(own, "stage1"))
     weights = model.state | {"fc.weight": torch.full_like(model.state["fc.weight"], 3e38)}
     checkpoint.save(tmp_path / "huge.pth", model.facts | {"model": weights})
     words = ["--pretrained_pth", tmp_path / "huge.pth", "--predictions", tmp_path / "p.csv", "--quiet"]
@@ -149,11 +151,9 @@ def test_images_without_a_finite_prediction_have_no_name_and_are_counted_in_a_wa
 
 
 def test_a_network_of_images_in_memory_predicts_files_of_any_size(own, tmp_path):
-    text = call(
-        evaluate.main,
-        *("--network", "resnet32", "--imb_ratio", "100", "--cur_stage", "stage2", "--out", tmp_path),
-        *("--predict", own / "pets" / "test", "--predictions", tmp_path / "p.csv", "--workers", "0"),
-    )
+    words = ["--predict", own / "pets" / "test", "--predictions", tmp_path / "p.csv", "--workers", "0"]
+    words += ["--network", "resnet32", "--imb_ratio", "100", "--cur_stage", "stage2", "--out", tmp_path]
+    text = call(evaluate.main, *words)
     assert last_line(text).startswith("predicted images=15")
     assert pd.read_csv(tmp_path / "p.csv")["predicted"].between(0, 99).all()
 
@@ -161,8 +161,7 @@ def test_a_network_of_images_in_memory_predicts_files_of_any_size(own, tmp_path)
 def test_saved_features_serve_a_later_stage_2_with_the_same_result(own, tmp_path):
     pack = tmp_path / "pets.safetensors"
     methods = ["--method", "ce,los,ncm,los_step,crt", "--finetune_epoch", "3", "--seed", "0"]
-    stage1 = published(own, "folder_pets", "resnet8_stage1.pth")
-    words = of_own(own, *methods, "--save_features", pack, "--pretrained_pth", stage1)
+    words = of_own(own, *methods, "--save_features", pack, "--pretrained_pth", model_of(own, "stage1"))
     texts = [call(main_stage2.main, *words, *places(tmp_path / "first"))]
     name = read_pack(pack).facts["dataset"]
     assert re.fullmatch("folder_pets-[0-9a-f]{8}", name) and not list(tmp_path.rglob("*.bin"))
@@ -176,10 +175,10 @@ def test_saved_features_serve_a_later_stage_2_with_the_same_result(own, tmp_path
     pd.testing.assert_frame_equal(first, again)
 
 
-def test_an_extraction_that_was_cut_off_is_gone_on_with(own, tmp_path, monkeypatch):
+def test_an_extraction_that_was_cut_off_is_gone_on_with(own, tmp_path):
     pack = tmp_path / "pets.safetensors"
     words = of_own(own, "--cur_stage", "stage2", "--save_features", pack, *places(tmp_path))
-    words += ["--pretrained_pth", published(own, "folder_pets", "resnet8_stage1.pth"), "--seed", "0"]
+    words += ["--pretrained_pth", model_of(own, "stage1"), "--seed", "0"]
     bad = own / "pets" / "train" / "cat" / "003.jpg"
     content = bad.read_bytes()
     bad.write_bytes(b"")
@@ -196,40 +195,27 @@ def test_an_extraction_that_was_cut_off_is_gone_on_with(own, tmp_path, monkeypat
 def test_lists_with_a_validation_part_select_on_it(tmp_path):
     list_tree(tmp_path / "data", counts=COUNTS, test_per_class=4, val_per_class=3)
     lists = [word for part in ("train", "val", "test") for word in (f"--{part}_list", f"{part}.txt")]
-    words = ["--dataset", "list", "--data_dir", tmp_path / "data", *lists, *SMALL]
-    texts = [
-        call(main_stage1.main, *words, "--select", "val", *places(tmp_path), *SHORT[main_stage1.main]),
-        call(main_stage2.main, *words, "--select", "val", *places(tmp_path), *SHORT[main_stage2.main]),
-    ]
+    words = ["--dataset", "list", "--data_dir", tmp_path / "data", *lists, *SMALL, "--select", "val"]
+    texts = [script(tmp_path, *words) for script in (stage1, stage2)]
     assert all(last_line(text).endswith("selected_on=val") for text in texts)
     assert "9 validation (own)" in texts[1]
-    message = refusal(main_stage1.main, "--dataset", "list", "--data_dir", tmp_path / "data")
-    assert message == "--dataset list needs --train_list FILE and --test_list FILE (lines `path label`)"
 
 
 def test_the_limits_of_the_shot_groups_can_be_set(own, tmp_path):
-    text = call(
-        main_stage1.main, *of_own(own, "--shots", "10,20", *places(tmp_path), *SHORT[main_stage1.main])
-    )
+    text = stage1(tmp_path, *of_own(own, "--shots", "10,20"))
     assert "classes: many 1, medium 1, few 1" in text
     rows = pd.read_csv(run_folder(tmp_path, "stage1", "folder_pets") / "per_class.csv")
     assert list(rows["group"]) == ["many", "medium", "few"]
     summary = json.loads((run_folder(tmp_path, "stage1", "folder_pets") / "summary.json").read_text())
     assert [summary["test"][name] for name in ("many", "medium", "few")] == list(rows["accuracy"])
-    text = call(
-        main_stage2.main, *of_own(own, *places(tmp_path), *SHORT[main_stage2.main], "--method", "ce,los")
-    )
+    text = stage2(tmp_path, *of_own(own, "--method", "ce,los"))
     assert "classes: many 1, medium 1, few 1" in text  # the checkpoint's
-    for wrong in ("20", "100,20", "1,2,3", "0,20"):
-        assert "--shots" in refusal(main_stage1.main, *of_own(own, "--shots", wrong, *places(tmp_path)))
 
 
 def test_balanced_images_are_made_long_tailed_and_the_rest_validates(tmp_path):
     folder_tree(tmp_path / "data", counts=(20, 20, 20), test_per_class=4)
-    text = call(
-        main_stage1.main,
-        *("--dataset", "folder", "--data_dir", tmp_path / "data", "--imb_ratio", "4", *SMALL),
-        *(*places(tmp_path), *SHORT[main_stage1.main]),
+    text = stage1(
+        tmp_path, "--dataset", "folder", "--data_dir", tmp_path / "data", "--imb_ratio", "4", *SMALL
     )
     assert "35 training, 25 validation (unused), 12 test images" in text
     assert published(tmp_path, "folder_data", "IR=4/resnet8_stage1.pth").is_file()
@@ -237,20 +223,10 @@ def test_balanced_images_are_made_long_tailed_and_the_rest_validates(tmp_path):
 
 def test_small_images_take_the_way_of_cifar_with_the_same_bits(tmp_path):
     """The same pixels as PNG files and in memory: the same weights after training, to the last bit."""
-    from datasets.images.decode import read_image
-    from datasets.images.in_memory import DeviceImages
-    from datasets.images.open import open_images
-    from datasets.types import ImageSet, ViewSpec
-    from utils.settings.config import resolve
-    from utils.settings.data import file_views
-    from utils.settings.parse import STAGE1, parse
-
     folder_tree(tmp_path / "data", counts=COUNTS, test_per_class=4, suffix=".png")
     line = "--dataset folder --image_size 64 --augment pad_crop --normalise cifar"
     views = file_views(resolve(STAGE1, parse(STAGE1, "", line.split())))
     data = build_data("folder", tmp_path / "data", views=views, val_source="none")
-    from torchvision.transforms.v2 import functional
-
     files = [read_image(str(data.train.root / data.train.paths[i])) for i in range(len(data.train))]
     pixels = torch.stack([functional.resize(image, [64, 64], antialias=True) for image in files])
     memory = DeviceImages(
@@ -283,8 +259,8 @@ def test_files_that_are_no_images_are_counted_and_named_and_predicted_with_a_rea
     text = call(main_stage1.main, *words)
     told = "2 file(s) passed over (1 .heic, 1 without ending), 'train/ant/IMG_1.HEIC' first"
     assert told in text and "2 file(s) passed over (1 .db, 1 .heic), 'test/ant/Thumbs.db' first" in text
-    model, table = published(own, "folder_pets", "resnet8_stage2.pth"), tmp_path / "p.csv"
-    words = ("--pretrained_pth", model, "--predict", pets / "test", "--predictions", table)
+    table = tmp_path / "p.csv"
+    words = ("--pretrained_pth", model_of(own), "--predict", pets / "test", "--predictions", table)
     text = call(evaluate.main, *words, "--out", tmp_path / "out", "--workers", "0")
     assert "2 file(s) passed over" in text and "15 predictions left" in text
     found = pd.read_csv(table, dtype={"predicted": "Int64"})
@@ -320,23 +296,13 @@ def tiny(num_classes):
 """
 
 
-def test_a_network_of_torchvision_trains_by_its_name(own, tmp_path):
-    words = of_own(own, *places(tmp_path))
-    words[words.index("resnet8")] = "mobilenet_v3_small"
-    for script, stage in ((main_stage1.main, "stage1"), (main_stage2.main, "stage2")):
-        text = call(script, "--cur_stage", stage, *words, *SHORT[script])
-    assert last_line(call(evaluate.main, "--cur_stage", "stage2", *words)) == last_line(text)
-
-
-def test_a_network_of_the_users_own_trains_by_module_and_function(own, tmp_path, monkeypatch):
+@pytest.mark.parametrize("network", ["mobilenet_v3_small", "my_nets:tiny"])
+def test_a_network_of_torchvision_or_of_the_users_own_trains_by_its_name(own, tmp_path, monkeypatch, network):
     (tmp_path / "my_nets.py").write_text(TINY)
     monkeypatch.chdir(tmp_path)
-    words = of_own(own, *places(tmp_path))
-    words[words.index("resnet8")] = "my_nets:tiny"
-    for script, stage in ((main_stage1.main, "stage1"), (main_stage2.main, "stage2")):
-        text = call(script, "--cur_stage", stage, *words, *SHORT[script])
-    assert published(tmp_path, "folder_pets", "my_nets_tiny_stage2.pth").is_file()
-    assert last_line(call(evaluate.main, "--cur_stage", "stage2", *words)) == last_line(text)
+    _, text, found = sequence(tmp_path, *of_own(own, "--network", network))
+    assert published(tmp_path, "folder_pets", f"{network.replace(':', '_')}_stage2.pth").is_file()
+    assert last_line(found) == last_line(text)
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler here")
@@ -346,10 +312,9 @@ def test_a_compiled_network_trains_as_the_plain_one_does(own, tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     losses, lines = [], []
     for name, words in (("plain", []), ("compiled", ["--compile"])):
-        shared = of_own(own, *places(tmp_path / name), *words)
-        shared[shared.index("resnet8")] = "compiled_nets:tiny"
-        call(main_stage1.main, *shared, *SHORT[main_stage1.main])
-        lines.append(last_line(call(main_stage2.main, *shared, *SHORT[main_stage2.main])))
+        shared = of_own(own, *words, "--network", "compiled_nets:tiny")
+        stage1(tmp_path / name, *shared)
+        lines.append(last_line(stage2(tmp_path / name, *shared)))
         losses.append(
             read_metrics(run_folder(tmp_path / name, "stage1", "folder_pets"))["train_loss"].tolist()
         )
@@ -358,7 +323,7 @@ def test_a_compiled_network_trains_as_the_plain_one_does(own, tmp_path, monkeypa
 
 
 def test_stage_1_starts_from_weights_of_another_data_set(own, tmp_path):
-    start = published(own, "folder_pets", "resnet8_stage1.pth")
+    start = model_of(own, "stage1")
     folder_tree(tmp_path / "data", classes=("x", "y"), counts=(8, 4), test_per_class=2)
     words = ["--dataset", "folder", "--data_dir", tmp_path / "data", *SMALL, "--seed", "0"]
     words += ["--epochs", "1", "--lr", "1e-12", "--batch_size", "8", *places(tmp_path)]
@@ -375,12 +340,11 @@ def test_stage_1_starts_from_weights_of_another_data_set(own, tmp_path):
 
 @pytest.mark.parametrize(("stem", "size"), [("small", 3), ("imagenet", 7)])
 def test_the_stem_is_the_users_choice_and_the_checkpoints_memory(own, tmp_path, stem, size):
-    words = of_own(own, *places(tmp_path))
-    words[words.index("resnet8")] = "resnet10"
-    call(main_stage1.main, *words, "--stem", stem, *SHORT[main_stage1.main])
+    words = of_own(own, "--network", "resnet10")
+    stage1(tmp_path, *words, "--stem", stem)
     source = checkpoint.read(published(tmp_path, "folder_pets", "resnet10_stage1.pth"))
     assert source.state["conv1.weight"].shape == (64, 3, size, size)
-    text = call(evaluate.main, *words, "--cur_stage", "stage1")
+    text = call(evaluate.main, *words, "--cur_stage", "stage1", *places(tmp_path))
     assert re.search(rf'stem +"{stem}" +checkpoint', text)
 
 
@@ -391,15 +355,12 @@ def test_mixed_precision_trains_close_to_full_precision(own, tmp_path):
     lines = []
     for amp in ("off", "bf16"):
         root = tmp_path / amp
-        call(main_stage1.main, *of_own(own, *places(root), "--amp", amp, *SHORT[main_stage1.main]))
+        stage1(root, *of_own(own, "--amp", amp))
         lines.append(pd.read_csv(run_folder(root, "stage1", "folder_pets") / "metrics.csv")["train_loss"])
-        weights = checkpoint.read(published(root, "folder_pets", "resnet8_stage1.pth")).state
+        weights = checkpoint.read(model_of(root, "stage1")).state
         assert all(value.dtype in (torch.float32, torch.int64) for value in weights.values())
     assert lines[0].tolist() != lines[1].tolist()
     assert lines[0].tolist() == pytest.approx(lines[1].tolist(), rel=0.05)
-    assert "--amp fp16 needs a CUDA device" in refusal(
-        main_stage1.main, *of_own(own, "--amp", "fp16", "--device", "cpu", *places(tmp_path / "fp16"))
-    )
 
 
 def test_a_presets_learning_rate_goes_with_the_batch_size_and_a_given_one_does_not(own, tmp_path):
@@ -413,15 +374,10 @@ def test_a_presets_learning_rate_goes_with_the_batch_size_and_a_given_one_does_n
 def test_parts_of_a_step_add_up_to_it(own, tmp_path):
     """In one process too: what --accum changes is rounding and batch-norm's statistics, not the recipe."""
     for accum in ("1", "2"):
-        words = of_own(own, *places(tmp_path / accum), "--accum", accum, *SHORT[main_stage1.main])
-        text = call(main_stage1.main, *words)
-        assert "steps an epoch: 3" in text
-    assert "must be a multiple of 1 process(es) x --accum 3" in refusal(
-        main_stage1.main, *of_own(own, *places(tmp_path), "--accum", "3", *SHORT[main_stage1.main])
-    )
+        assert "steps an epoch: 3" in stage1(tmp_path / accum, *of_own(own, "--accum", accum))
 
 
 def test_a_backbone_moves_no_bit_in_stage_2_over_files(own):
-    one, two = (checkpoint.read(published(own, "folder_pets", f"resnet8_stage{k}.pth")) for k in (1, 2))
+    one, two = (checkpoint.read(model_of(own, stage)) for stage in ("stage1", "stage2"))
     assert all(torch.equal(one.state[n], two.state[n]) for n in one.state if not n.startswith("fc."))
     assert not torch.equal(one.state["fc.weight"], two.state["fc.weight"])

@@ -1,26 +1,24 @@
 """iNaturalist 2018: annotations and text lists give the same set, wherever its images lie."""
 
-import json
 import shutil
-import sys
 
-import numpy as np
 import pytest
 
 from datasets import build_data
+from datasets.listed.annotations import read_annotations
 from tests.file_trees import (
     INAT_JSON,
     INAT_LISTS,
-    edit,
+    annotations,
     entries,
     inat_lists,
     inat_tree,
     refused,
     write_annotations,
 )
-from tests.measure import measure
 
 COUNTS, TEST = (12, 6, 3), 4
+PARTS = inat_lists(COUNTS, TEST)
 
 
 @pytest.fixture(scope="module")
@@ -44,24 +42,16 @@ def build(root, **options):
 # ---- annotations and lists ----
 
 
-def test_annotations_and_text_lists_give_the_same_images_and_labels(both, lists):
-    from_json, from_text = build(both), build(both, split_dir=lists)
-    parts = inat_lists(COUNTS, TEST)
-    for data in (from_json, from_text):
-        assert entries(data.train) == parts["train"] and entries(data.test) == parts["val"]
+def test_annotations_and_text_lists_give_the_same_images_and_labels_and_the_notes_say_which(both, lists):
+    for data, names in ((build(both), INAT_JSON), (build(both, split_dir=lists), INAT_LISTS)):
+        folder = both if names is INAT_JSON else lists
+        assert entries(data.train) == PARTS["train"] and entries(data.test) == PARTS["val"]
         assert data.class_counts == list(COUNTS) and data.val is None and data.val_source == "none"
-    assert from_json.train.digest() == from_text.train.digest()
-    assert from_json.test.digest() == from_text.test.digest()
-
-
-def test_the_notes_say_which_were_read(both, lists):
-    assert build(both).notes[0] == f"read from {both / 'train2018.json'} and {both / 'val2018.json'}"
-    found = build(both, split_dir=lists).notes[0]
-    assert found == f"read from {lists / 'iNaturalist18_train.txt'} and {lists / 'iNaturalist18_val.txt'}"
+        assert data.notes[0] == f"read from {folder / names['train']} and {folder / names['val']}"
 
 
 def test_annotations_in_a_folder_of_their_own_are_found_after_lists_beside_the_images(tmp_path):
-    root = inat_tree(tmp_path / "images", kind="json", lists=tmp_path / "images" / "annotations")
+    root = inat_tree(tmp_path / "images", lists=tmp_path / "images" / "annotations")
     assert f"{root / 'annotations' / 'train2018.json'}" in build(root).notes[0]
     inat_tree(tmp_path / "images", kind="txt")
     assert "iNaturalist18_train.txt" in build(root).notes[0]
@@ -74,31 +64,38 @@ def test_half_of_the_annotations_do_not_come_before_whole_lists(tmp_path):
 
 
 def test_category_ids_with_gaps_become_ranks_the_same_for_train_and_test(tmp_path):
-    root = inat_tree(tmp_path, COUNTS, TEST)
-    parts = inat_lists(COUNTS, TEST)
-    ids = {0: 41, 1: 7, 2: 5000}
-    for part, found in parts.items():
+    root, ids, ranks = inat_tree(tmp_path, COUNTS, TEST), {0: 41, 1: 7, 2: 5000}, {0: 1, 1: 0, 2: 2}
+    for part, found in PARTS.items():
         write_annotations(root / INAT_JSON[part], [(name, ids[label]) for name, label in found])
     data = build(root)
-    ranks = {0: 1, 1: 0, 2: 2}
-    assert entries(data.train) == [(name, ranks[label]) for name, label in parts["train"]]
-    assert entries(data.test) == [(name, ranks[label]) for name, label in parts["val"]]
+    assert entries(data.train) == [(name, ranks[label]) for name, label in PARTS["train"]]
+    assert entries(data.test) == [(name, ranks[label]) for name, label in PARTS["val"]]
     assert data.class_names == ["Species 7", "Species 41", "Species 5000"] and data.class_counts == [6, 12, 3]
 
 
 def test_annotations_are_joined_to_images_by_id_not_by_position(tmp_path):
-    root = inat_tree(tmp_path, COUNTS, TEST)
-    found = inat_lists(COUNTS, TEST)["train"]
+    root, found = inat_tree(tmp_path, COUNTS, TEST), PARTS["train"]
     turned = [{"id": i, "image_id": 9 + i, "category_id": found[i][1]} for i in reversed(range(len(found)))]
     write_annotations(root / "train2018.json", found, annotations=turned)
     assert entries(build(root).train) == found
 
 
-def test_a_byte_order_mark_is_let_pass(tmp_path):
+def test_a_byte_order_mark_and_what_is_not_asked_for_are_let_pass(tmp_path):
     root = inat_tree(tmp_path)
+    more = [{"id": 9, "file_name": "of another list.jpg"}, {"image_id": 9, "category_id": 7}]
+    write_annotations(root / "train2018.json", PARTS["train"], more=more)
     path = root / "train2018.json"
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
     assert build(root).class_counts == list(COUNTS)
+
+
+def test_bad_file_names_can_be_collected_and_keep_their_places(tmp_path):
+    found, images = [], annotations(PARTS["train"])["images"]
+    images[1]["file_name"] = "../b.jpg"
+    write_annotations(tmp_path / "train2018.json", PARTS["train"], images=images)
+    read = read_annotations(tmp_path / "train2018.json", found.append)
+    assert len(found) == 1
+    assert list(read.paths.every())[:3] == [PARTS["train"][0][0].encode(), b"", PARTS["train"][2][0].encode()]
 
 
 # ---- class names ----
@@ -115,7 +112,7 @@ def test_class_names_are_those_of_the_categories(both, lists):
 )
 def test_without_a_name_for_each_category_the_folders_name_the_classes(tmp_path, categories):
     root = inat_tree(tmp_path)
-    write_annotations(root / "train2018.json", inat_lists(COUNTS, TEST)["train"], categories=categories)
+    write_annotations(root / "train2018.json", PARTS["train"], categories=categories)
     assert build(root).class_names == ["0", "1", "2"]
 
 
@@ -163,57 +160,8 @@ def test_other_totals_and_a_ratio_are_refused(both):
     assert "leave --imb_ratio out" in refused("inaturalist18", both, imb_ratio=10)
 
 
-def test_a_category_in_val_that_train_lacks_is_refused(tmp_path):
-    root = inat_tree(tmp_path)
-    found = inat_lists(COUNTS, TEST)["val"]
-    write_annotations(root / "val2018.json", [*found[1:], (found[0][0], 8)])
-    message = refused("inaturalist18", root, allow_partial=True)
-    assert (
-        f"{root / 'val2018.json'}: category 8 has no training image in {root / 'train2018.json'}" in message
-    )
-
-
-def test_a_class_in_the_val_list_that_train_lacks_is_refused(both, lists):
-    path = lists / "iNaturalist18_val.txt"
-    first = path.read_text().splitlines()[0]
-    edit(path, first, first.rsplit(" ", 1)[0] + " 3")
-    message = refused("inaturalist18", both, split_dir=lists, allow_partial=True)
-    assert message.startswith(f"{path}: class 3 of ")
-
-
 def test_the_same_file_in_train_and_val_is_refused(tmp_path):
     root = inat_tree(tmp_path)
-    parts = inat_lists(COUNTS, TEST)
-    write_annotations(root / "val2018.json", [*parts["val"], parts["train"][5]])
+    write_annotations(root / "val2018.json", [*PARTS["val"], PARTS["train"][5]])
     message = refused("inaturalist18", root, allow_partial=True)
     assert f"is in both {root / 'train2018.json'} and {root / 'val2018.json'}" in message
-
-
-# ---- full size ----
-
-READ = """
-from datasets.annotations import read_annotations as read
-summary = lambda found: [len(found.paths), int(found.categories.sum()), len(found.names)]
-"""
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="memory is read off /proc")
-def test_annotations_of_full_size_are_read_in_three_seconds_and_400_mb(tmp_path):
-    labels = np.arange(437_513) * 7 % 8142
-    image = (
-        '{"license": 3, "file_name": "train_val2018/Plantae/%d/%032x.jpg", "rights_holder": "A. Person", '
-        '"height": 600, "width": 800, "id": %d}'
-    )
-    path = tmp_path / "train2018.json"
-    with open(path, "w") as out:
-        out.write('{"info": {"year": 2018}, "images": [')
-        out.write(", ".join(image % (k, i, i) for i, k in enumerate(labels.tolist())))
-        out.write('], "licenses": [{"id": 3, "name": "free"}], "annotations": [')
-        entry = '{"image_id": %d, "category_id": %d, "id": %d}'
-        out.write(", ".join(entry % (i, k, i) for i, k in enumerate(labels.tolist())))
-        categories = [{"id": k, "name": f"Species {k}"} for k in range(8142)]
-        out.write(f'], "categories": {json.dumps(categories)}}}')
-    (measured,) = measure(READ, path)
-    path.unlink()
-    assert measured.summary == [437_513, int(labels.sum()), 8142]
-    assert measured.seconds < 3 and measured.megabytes < 400, measured

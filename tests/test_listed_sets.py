@@ -8,7 +8,7 @@ import pytest
 from datasets import build_data, data_name
 from datasets.listed.imagenet_places import IMAGENET_LT, PLACES_LT
 from datasets.types import FileViews
-from tests.file_trees import edit, imagenet_tree, places_tree, refused, write_list
+from tests.file_trees import edit, entries, imagenet_tree, places_tree, problems_of, refused, write_list
 
 PARTIAL = {"allow_partial": True}
 
@@ -34,42 +34,33 @@ def files_of(images) -> list:
 # ---- what is built ----
 
 
-def test_imagenet_lt_is_what_its_lists_say(imagenet):
+def test_imagenet_lt_is_what_its_lists_say_and_the_notes_say_that_it_is_a_part(imagenet):
     data = build_data("imagenet_lt", imagenet, **PARTIAL)
     assert data.name == "imagenet_lt" and data.class_names == ["n01440764", "n01443537", "n01484850"]
     assert data.class_counts == data.train_counts == [12, 6, 3] and data.in_channels == 3
     for part, images in (("train", data.train), ("val", data.val), ("test", data.test)):
         lines = (imagenet / f"ImageNet_LT_{part}.txt").read_text().splitlines()
-        found = [f"{images.paths[i]} {images.labels[i]}" for i in range(len(images))]
-        assert found == lines
+        assert [f"{path} {label}" for path, label in entries(images)] == lines
         assert all(path.is_file() for path in files_of(images))
     assert data.val_source == "own" and data.shots == (20, 100)
-
-
-def test_the_part_of_the_whole_is_said_in_the_notes(imagenet):
-    (note,) = build_data("imagenet_lt", imagenet, **PARTIAL).notes
+    (note,) = data.notes
     assert "21 train images instead of 115,846" in note and "3 classes instead of 1,000" in note
 
 
-def test_views_and_shots_are_handed_on(imagenet):
+def test_views_and_shots_are_handed_on_and_shot_limits_in_the_wrong_order_refused(imagenet):
     views = FileViews((0.5,) * 3, (0.25,) * 3, size=64)
     data = build_data("imagenet_lt", imagenet, views=views, shots=(4, 9), **PARTIAL)
     assert data.views is views and data.shots == (4, 9)
     assert build_data("imagenet_lt", imagenet, **PARTIAL).views.mean == (0.485, 0.456, 0.406)
+    for shots in ((100, 20), (-1, 20)):
+        assert "--shots" in refused("imagenet_lt", imagenet, shots=shots, **PARTIAL)
 
 
-@pytest.mark.parametrize("shots", [(100, 20), (-1, 20)])
-def test_shot_limits_in_the_wrong_order_are_refused(imagenet, shots):
-    assert "--shots" in refused("imagenet_lt", imagenet, shots=shots, **PARTIAL)
-
-
-def test_classes_without_class_folders_are_numbered(lists, imagenet):
+def test_classes_without_class_folders_are_numbered(lists):
     for path in lists.glob("*.txt"):
         path.write_text(path.read_text().replace("n01443537/", "n01440764/"))
-    data_dir = lists / "images"
-    data_dir.mkdir()
-    found = []
-    data = build_data("imagenet_lt", data_dir, split_dir=lists, report=found.append, **PARTIAL)
+    (lists / "images").mkdir()
+    data = build_data("imagenet_lt", lists / "images", split_dir=lists, report=[].append, **PARTIAL)
     assert data.class_names == ["0", "1", "2"]
 
 
@@ -101,8 +92,7 @@ def test_places_lt_is_found_in_class_folders_and_as_places365_is_shipped(tmp_pat
 
 
 def test_lists_in_split_dir_come_before_those_in_data_dir(lists, imagenet):
-    first = "train/n01440764/n01440764_10.JPEG 0\n"
-    edit(lists / "ImageNet_LT_train.txt", first, "")
+    edit(lists / "ImageNet_LT_train.txt", "train/n01440764/n01440764_10.JPEG 0\n", "")
     (lists / "ImageNet_LT_val.txt").unlink()
     data = build_data("imagenet_lt", imagenet, split_dir=str(lists), **PARTIAL)
     assert data.class_counts == [11, 6, 3] and len(data.val) == 6
@@ -111,10 +101,11 @@ def test_lists_in_split_dir_come_before_those_in_data_dir(lists, imagenet):
 @pytest.mark.parametrize("part", ["train", "val", "test"])
 def test_images_that_are_not_there_are_refused_with_the_tree_that_is_expected(lists, imagenet, part):
     path = lists / f"ImageNet_LT_{part}.txt"
-    lines = path.read_text().splitlines()
-    path.write_text("\n".join([lines[0].replace("_", "_9"), *lines[1:]]))
+    first, *rest = path.read_text().splitlines()
+    first = first.replace("_", "_9")
+    path.write_text("\n".join([first, *rest]))
     message = refused("imagenet_lt", imagenet, split_dir=lists, **PARTIAL)
-    assert str(path) in message and lines[0].replace("_", "_9").split()[0] in message
+    assert str(path) in message and first.split()[0] in message
     assert f"{imagenet}/train/n01440764/" in message and f"{imagenet}/val/ILSVRC2012_val_" in message
 
 
@@ -132,18 +123,51 @@ def test_a_data_dir_or_split_dir_that_is_no_folder_is_refused(imagenet, tmp_path
     assert "--data_dir" in refused("places_lt", a_file)
 
 
+# ---- parts at odds ----
+
+
+@pytest.mark.parametrize("part", ["val", "test"])
+def test_a_class_in_val_or_test_that_train_lacks_is_refused(lists, imagenet, part):
+    path = lists / f"ImageNet_LT_{part}.txt"
+    first = path.read_text().split()[0]
+    edit(path, f"{first} 0", f"{first} 3")
+    message = refused("imagenet_lt", imagenet, split_dir=lists, **PARTIAL)
+    assert message.startswith(f"{path}: class 3 of '{first}' has no training image in ")
+
+
+def test_images_in_two_lists_are_refused_with_both(lists, imagenet):
+    paths = [lists / f"ImageNet_LT_{part}.txt" for part in ("val", "test")]
+    lines = paths[0].read_text().splitlines(True)[1:3]
+    with open(paths[1], "a") as handle:
+        handle.writelines(lines)
+    message = refused("imagenet_lt", imagenet, split_dir=lists, **PARTIAL)
+    assert f"{lines[0].split()[0]}' is in both {paths[0]} and {paths[1]}, and so are 1 more" in message
+
+
+def test_everything_wrong_is_collected_and_what_is_left_still_built(lists, imagenet):
+    edit(lists / "ImageNet_LT_test.txt", "val/n01440764/ILSVRC2012_val_00000002", "../secret")
+    edit(lists / "ImageNet_LT_val.txt", "n01484850_5001.JPEG 2", "n01484850_5001.JPEG 9")
+    edit(lists / "ImageNet_LT_train.txt", "n01443537_12.JPEG 1", "n01443537_12.JPEG 40")
+    found = problems_of("imagenet_lt", imagenet, split_dir=lists)
+    for words in ("line 2: ", "not the published", "class 3 has no training image", "class 9 of "):
+        assert sum(words in problem for problem in found) == 1
+    data = build_data("imagenet_lt", imagenet, split_dir=lists, report=found.append)
+    assert data.num_classes == 4 and len(data.train) == 21 and len(data.test) == 11
+
+
+def test_nothing_but_bad_lines_is_collected_without_a_crash(lists, imagenet):
+    for path in lists.glob("*.txt"):
+        path.write_text("nothing\n")
+    assert len(problems_of("imagenet_lt", imagenet, split_dir=lists)) >= 6
+
+
 # ---- totals ----
 
 
-@pytest.mark.parametrize(
-    ("published", "classes", "counts"),
-    [
-        (IMAGENET_LT, 1000, (115_846, 20_000, 50_000, 1280, 5)),
-        (PLACES_LT, 365, (62_500, 7_300, 36_500, 4980, 5)),
-    ],
-)
-def test_the_published_totals_pass_and_any_other_is_refused(tmp_path, published, classes, counts):
-    train, val, test, most, least = counts
+@pytest.mark.parametrize("published", [IMAGENET_LT, PLACES_LT], ids=lambda published: published.name)
+def test_the_published_totals_pass_and_any_other_is_refused(tmp_path, published):
+    classes, most, least = published.num_classes, published.most, published.least
+    train, val, test = published.images.values()
     sizes = np.full(classes, least)
     sizes[0] = most
     share, rest = divmod(train - sizes.sum(), classes - 2)
@@ -151,9 +175,9 @@ def test_the_published_totals_pass_and_any_other_is_refused(tmp_path, published,
     sizes[1 : 1 + rest] += 1
     for part, per_class in (("train", sizes), ("val", val // classes), ("test", test // classes)):
         labels = np.repeat(np.arange(classes), per_class).tolist()
-        entries = [(f"{part}/c{label:04}/{i}.jpg", label) for i, label in enumerate(labels)]
-        write_list(tmp_path / published.lists[part], entries)
-        first = tmp_path / entries[0][0]
+        listed = [(f"{part}/c{label:04}/{i}.jpg", label) for i, label in enumerate(labels)]
+        write_list(tmp_path / published.lists[part], listed)
+        first = tmp_path / listed[0][0]
         first.parent.mkdir(parents=True)
         first.touch()
     data = build_data(published.name, tmp_path)
@@ -166,21 +190,13 @@ def test_the_published_totals_pass_and_any_other_is_refused(tmp_path, published,
     edit(train_list, "train/c0002/moved.jpg 2\n", "")
     message = refused(published.name, tmp_path)
     assert f"{train - 1:,} train images instead of {train:,}" in message and "--allow_partial" in message
-    assert build_data(published.name, tmp_path, allow_partial=True).class_counts[-1] == least - 1
+    assert build_data(published.name, tmp_path, **PARTIAL).class_counts[-1] == least - 1
 
 
-def test_other_totals_than_the_published_ones_are_refused(imagenet):
+def test_other_totals_and_a_ratio_are_refused(imagenet):
     message = refused("imagenet_lt", imagenet)
-    for words in (
-        "21 train images instead of 115,846",
-        "6 val images",
-        "12 test images",
-        "ImageNet_LT_test.txt",
-    ):
+    for words in ("21 train images instead of 115,846", "6 val images", "12 test", "ImageNet_LT_test.txt"):
         assert words in message
-
-
-def test_a_ratio_for_a_set_that_is_long_tailed_as_it_is_is_refused(imagenet):
     assert "leave --imb_ratio out" in refused("imagenet_lt", imagenet, imb_ratio=100, **PARTIAL)
 
 
@@ -196,15 +212,11 @@ def test_the_hold_out_comes_out_of_the_training_list_in_its_order(imagenet):
     assert train == [path for path in files_of(whole.train) if path not in val]
 
 
-def test_no_validation_is_given_where_none_is_asked_for(imagenet):
-    data = build_data("imagenet_lt", imagenet, val_source="none", **PARTIAL)
+@pytest.mark.parametrize("source", ["none", "unused"])
+def test_no_validation_is_given_where_none_is_asked_for_or_none_is_unused(imagenet, source):
+    data = build_data("imagenet_lt", imagenet, val_source=source, **PARTIAL)
     assert data.val is None and data.val_source == "none"
-
-
-def test_a_set_that_keeps_every_image_has_no_unused_ones(imagenet):
-    data = build_data("imagenet_lt", imagenet, val_source="unused", **PARTIAL)
-    assert data.val is None and data.val_source == "none"
-    message = refused("imagenet_lt", imagenet, val_source="unused", val_required=True, **PARTIAL)
+    message = refused("imagenet_lt", imagenet, val_source=source, val_required=True, **PARTIAL)
     assert message.endswith("take --val_source own or heldout")
 
 
@@ -220,16 +232,9 @@ def test_lists_of_ones_own_are_refused_for_a_named_set(imagenet, option):
 def test_options_of_files_are_refused_for_a_set_in_memory_and_their_defaults_let_pass(tmp_path):
     assert "--split_dir goes with" in refused("digits_lt", tmp_path, split_dir=tmp_path)
     assert "--allow_partial goes with" in refused("digits_lt", tmp_path, **PARTIAL)
-    usual = build_data("digits_lt", imb_ratio=50)
-    data = build_data(
-        "digits_lt", imb_ratio=50, views=None, split_dir=None, allow_partial=False, report=print
-    )
+    none = {"views": None, "split_dir": None, "allow_partial": False, "report": print}
+    usual, data = (build_data("digits_lt", imb_ratio=50, **options) for options in ({}, none))
     assert data.train.digest() == usual.train.digest() and data.views == usual.views
-
-
-def test_a_set_in_memory_takes_shot_limits_and_its_usual_ratio():
-    data = build_data("digits_lt", shots=(5, 50))
-    assert data.shots == (5, 50) and data.class_counts[0] == 110 and data.class_counts[-1] == 1
 
 
 def test_own_data_is_named_after_its_folder_and_the_others_after_themselves(tmp_path, monkeypatch):

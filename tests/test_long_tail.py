@@ -39,8 +39,8 @@ def test_cifar100_lt_has_the_published_size_and_shot_groups(ratio, total, many, 
     assert (counts[0], counts[-1]) == (500, 500 // ratio)
 
 
-def test_digits_lt_has_the_published_counts_at_ratio_50():
-    assert long_tail_counts(10, 110, 50) == [110, 71, 46, 29, 19, 12, 8, 5, 3, 2]
+def test_ratio_one_and_a_single_class_keep_every_image():
+    assert long_tail_counts(7, 30, 1) == [30] * 7 and long_tail_counts(1, 30, 50) == [30]
 
 
 @pytest.mark.parametrize("ratio", [1, 1.0001, 1.5, np.pi, 33, 499.5, 500])
@@ -50,14 +50,6 @@ def test_counts_never_grow_and_span_the_ratio(ratio):
     assert all(type(count) is int for count in counts)
     assert all(before >= after >= 1 for before, after in pairwise(counts))
     assert counts[-1] in (int(500 / ratio), int(500 / ratio) + 1, int(500 / ratio) - 1)
-
-
-def test_ratio_one_keeps_every_image():
-    assert long_tail_counts(7, 30, 1) == [30] * 7
-
-
-def test_a_single_class_keeps_every_image():
-    assert long_tail_counts(1, 30, 50) == [30]
 
 
 @pytest.mark.parametrize("ratio", [0, 0.99, -1, -100, float("nan"), float("inf"), float("-inf")])
@@ -126,19 +118,6 @@ def test_unused_images_are_disjoint_from_the_kept_and_at_most_20_a_class(labels,
     assert expected[0] == 0 and expected[-1] == 20
 
 
-def test_the_class_at_full_count_is_missing_from_the_unused(labels, counts):
-    split = split_long_tailed(labels, counts)
-    assert 0 not in labels[split.val]
-    assert set(labels[split.val]) == set(range(1, K))
-    assert split.notes == ["1 class(es) have no validation image and are left out of the validation mean"]
-
-
-def test_cifar100_at_ratio_100_leaves_1980_unused_images():
-    labels = np.repeat(np.arange(100), 500)
-    kept = keep_indices(labels, long_tail_counts(100, 500, 100))
-    assert len(unused_indices(labels, kept)) == 99 * 20
-
-
 # ---- held-out images ----
 
 
@@ -169,10 +148,22 @@ def test_a_hold_out_fraction_outside_0_to_1_is_refused(fraction):
 # ---- splits ----
 
 
-def test_the_unused_split_trains_on_every_kept_image(labels, counts):
-    split = split_long_tailed(labels, counts, val_source="unused")
+def test_unused_images_validate_beside_all_that_are_kept_and_the_class_at_full_count_has_none(labels, counts):
+    split = split_long_tailed(labels, counts, val_source="unused", val_required=True)
     assert split.train.tolist() == keep_indices(labels, counts).tolist()
     assert split.val_source == "unused" and not set(split.train) & set(split.val)
+    assert set(labels[split.val]) == set(range(1, K))
+    assert split.notes == ["1 class(es) have no validation image and are left out of the validation mean"]
+
+
+@pytest.mark.parametrize(("whole", "val_source"), [(True, "unused"), (False, "none")])
+def test_where_no_image_is_unused_or_none_is_asked_for_there_is_no_validation(
+    labels, counts, whole, val_source
+):
+    counts = [PER_CLASS] * K if whole else counts
+    split = split_long_tailed(labels, counts, val_source=val_source)
+    assert split.val is None and split.val_source == "none" and not split.notes
+    assert split.train.tolist() == keep_indices(labels, counts).tolist()
 
 
 @pytest.mark.parametrize("subset_seed", [None, 3])
@@ -185,27 +176,11 @@ def test_the_heldout_split_divides_the_kept_images(labels, counts, subset_seed):
     assert (again.train == split.train).all() and (again.val == split.val).all()
 
 
-def test_no_validation_leaves_the_training_images_as_they_are(labels, counts):
-    split = split_long_tailed(labels, counts, val_source="none")
-    assert split.val is None and split.val_source == "none" and split.notes == []
-    assert split.train.tolist() == keep_indices(labels, counts).tolist()
-
-
-def test_a_set_that_keeps_everything_has_no_unused_images(labels):
-    split = split_long_tailed(labels, [PER_CLASS] * K, val_source="unused")
-    assert split.val is None and split.val_source == "none" and len(split.train) == len(labels)
-
-
 def test_required_validation_that_cannot_be_had_is_refused(labels, counts):
     with pytest.raises(UserError, match="none is unused: take --val_source heldout"):
         split_long_tailed(labels, [PER_CLASS] * K, val_source="unused", val_required=True)
     with pytest.raises(UserError, match="take --val_source unused or heldout"):
         split_long_tailed(labels, counts, val_source="none", val_required=True)
-
-
-def test_required_validation_that_can_be_had_is_given(labels, counts):
-    for source in ("unused", "heldout"):
-        assert len(split_long_tailed(labels, counts, val_source=source, val_required=True).val) > 0
 
 
 # ---- shot groups ----
@@ -216,8 +191,3 @@ def test_shot_groups_divide_at_100_and_20():
     assert groups["many"].tolist() == [True, True] + [False] * 6
     assert groups["medium"].tolist() == [False, False, True, True, True, True, False, False]
     assert groups["few"].tolist() == [False] * 6 + [True, True]
-
-
-def test_every_class_is_in_exactly_one_shot_group():
-    groups = shot_groups(np.arange(1, 600))
-    assert (sum(mask.astype(int) for mask in groups.values()) == 1).all()

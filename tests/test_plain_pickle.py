@@ -6,7 +6,8 @@ import pickle
 import numpy as np
 import pytest
 
-from tests.cifar_folders import CIFAR10, CIFAR100, names_of, python2_pickle, refusal, small_part, write_small
+from tests.cifar_folders import CIFAR10, CIFAR100, names_of, python2_pickle, small_part, write_small
+from tests.file_trees import refused
 from utils.base.plain_pickle import Array, UnwantedError, load
 
 PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
@@ -74,4 +75,4 @@ def test_cifar_files_that_were_pickled_anew_are_read(tmp_path, layout, protocol,
     parts = {name: pickle.dumps(keys(part), protocol) for name in (*layout.train, layout.test)}
     write_small(tmp_path, layout, **parts, **{layout.meta: pickle.dumps(keys(names_of(layout)), protocol)})
     name = "cifar10_lt" if layout is CIFAR10 else "cifar100_lt"
-    assert "class 0 has " in refusal(tmp_path, name)  # all of them were read: now they are counted
+    assert "class 0 has " in refused(name, tmp_path)  # all of them were read: now they are counted

@@ -16,7 +16,7 @@ import struct
 import warnings
 import zlib
 from collections.abc import Callable
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -45,34 +45,22 @@ _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # markers of a JPEG's frame
 # of a segment: not a stuffed or filling byte, no restart
 _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]", re.DOTALL)
 _SCAN, _END, _NO_LENGTH = 0xDA, 0xD9, (0x01, 0xD8)
+_PALETTE = 3  # PNG's word for the kind of colours
 _TEXTS = (b"zTXt", b"iTXt", b"iCCP")  # chunks of a PNG that may be packed
 _TILE_SIZE, _STRIPS, _TILES = (322, 323), 273, 324  # tags of a TIFF
 _REMEDY = "get the file again, or leave it out of the data set"
 
 
-class Header(NamedTuple):
-    """What the first bytes declare; `decode` is None where Pillow has to decode."""
-
-    width: int
-    height: int
-    decode: Callable[[Tensor, ImageReadMode], Tensor] | None
+Decoder = Callable[[Tensor, ImageReadMode], Tensor]
 
 
 def read_image(path: str) -> Tensor:
-    """The pixels of an image file, RGB uint8 [3, H, W] (in memory channels last).
-
-    Raises:
-        UserError: see `read_bytes` and `decode_image`.
-    """
+    """The pixels of an image file: `decode_image` of its `read_bytes`, with their errors."""
     return decode_image(read_bytes(path), path)
 
 
 def read_bytes(path: str) -> bytearray:
-    """What a file holds.
-
-    Raises:
-        UserError: it is missing, a folder, a pipe or a device, larger than MAX_BYTES, or may not be read.
-    """
+    """What a file holds. Raises UserError: it is missing, no regular file, too large, or may not be read."""
     try:
         with open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
@@ -93,19 +81,17 @@ def read_bytes(path: str) -> bytearray:
 def decode_image(data: bytearray, path: str) -> Tensor:
     """The pixels of an image file's bytes, RGB uint8 [3, H, W] (in memory channels last).
 
-    Raises:
-        UserError: the bytes are none, no image, cut off or broken, or declare more than MAX_PIXELS pixels or
-            more work than an image of that size takes.
+    Raises UserError: no image, cut off or broken, more than MAX_PIXELS, or more work than these take.
     """
     if not data:
         raise UserError(f"{path} is empty: {_REMEDY}")
-    header = _read_header(data, path)
+    decode = _fast_decoder(data, path)
     with warnings.catch_warnings():
         # torchvision's that its decoders will move to another package, Pillow's about metadata
         warnings.simplefilter("ignore")
-        if header is not None and header.decode is not None:
+        if decode is not None:
             try:
-                return header.decode(torch.frombuffer(data, dtype=torch.uint8), ImageReadMode.RGB)
+                return decode(torch.frombuffer(data, dtype=torch.uint8), ImageReadMode.RGB)
             except RuntimeError:
                 pass  # the last word is Pillow's
         return _decode_with_pillow(data, path)
@@ -139,26 +125,26 @@ def _mode(file: BinaryIO) -> str:
         return ""
 
 
-def _read_header(data: bytearray, path: str) -> Header | None:
-    """None: neither JPEG nor PNG, or one whose header only Pillow may understand."""
+def _fast_decoder(data: bytearray, path: str) -> Decoder | None:
+    """torchvision's decoder of a whole JPEG or PNG of a common kind; None: Pillow has to decode."""
     if data.startswith(_PNG) and data[12:16] == b"IHDR" and len(data) > 32:
         width, height, depth, colour = struct.unpack_from(">IIBB", data, 16)
         _check_size(path, width, height)
         _check_png(data, path)
-        return Header(width, height, decode_png if depth == 8 and colour != 3 else None)
-    if not data.startswith(_JPEG):
-        if data[:1] == b"P" and data[1:2] in b"123" and len(data) > MAX_PLAIN_PPM:
-            raise _excessive(path, f"{len(data):,} bytes of numbers as text")
-        return None
-    frame, scans = _walk(data, path)
-    if frame is None:
-        return None
-    height, width, components = struct.unpack_from(">HHB", data, frame + 5)
-    _check_size(path, width, height)
-    _check_scans(path, scans, width, height)
-    if data.rfind(b"\xff\xd9") < frame:
-        raise UserError(f"{path} is cut off, its end is missing: {_REMEDY}")
-    return Header(width, height, decode_jpeg if components in (1, 3) else None)
+        return decode_png if depth == 8 and colour != _PALETTE else None
+    if data.startswith(_JPEG):
+        frame, scans = _walk(data, path)
+        if frame is None:
+            return None
+        height, width, components = struct.unpack_from(">HHB", data, frame + 5)
+        _check_size(path, width, height)
+        _check_scans(path, scans, width, height)
+        if data.rfind(b"\xff\xd9") < frame:
+            raise _cut_off(path)
+        return decode_jpeg if components in (1, 3) else None
+    if data[:1] == b"P" and data[1:2] in b"123" and len(data) > MAX_PLAIN_PPM:
+        raise _excessive(path, f"{len(data):,} bytes of numbers as text")
+    return None
 
 
 def _walk(data: bytearray, path: str) -> tuple[int | None, int]:
@@ -182,6 +168,10 @@ def _walk(data: bytearray, path: str) -> tuple[int | None, int]:
 def _check_scans(path: str, scans: int, width: int, height: int) -> None:
     if scans > MAX_SCANS or scans * width * height > MAX_SCANNED:
         raise _excessive(path, f"{scans:,} scans of {width} x {height} pixels")
+
+
+def _cut_off(path: str) -> UserError:
+    return UserError(f"{path} is cut off, its end is missing: {_REMEDY}")
 
 
 def _excessive(path: str, what: str) -> UserError:
@@ -213,11 +203,11 @@ def _check_png(data: bytearray, path: str) -> None:
         if kind == b"IEND":
             return
         at = end
-    raise UserError(f"{path} is cut off, its end is missing: {_REMEDY}")
+    raise _cut_off(path)
 
 
 def _check_tiff(image: Image.Image, data: bytearray, path: str) -> None:
-    """A TIFF holds tiles of any size, or strips, and each may be a JPEG."""
+    """A TIFF holds strips, or tiles of any size; each may be a JPEG of many scans."""
     tags = image.tag_v2
     _check_size(path, *(tags.get(tag, 1) for tag in _TILE_SIZE))
     if "jpeg" in image.info.get("compression", ""):

@@ -1,8 +1,7 @@
 """The whole set on the device as uint8; crops, flips and normalises a batch at a time.
 
-The law is that of torchvision's RandomCrop(size, padding), RandomHorizontalFlip, ToTensor, Normalize: zero
-padding before normalising, every one of the (2p + 1)^2 offsets equally likely, flips with probability 1/2,
-each image with draws of its own. The draws of a view depend on (seed, view, image) and the size of the set
+The law is that of torchvision's RandomCrop(size, padding), RandomHorizontalFlip, ToTensor, Normalize, with
+draws of its own for every image. The draws of a view depend on (seed, view, image) and the size of the set
 alone: not on batch size, order or device.
 
 Shapes: N batch, C channels, H, W; p padding.
@@ -19,6 +18,8 @@ from datasets.images.draws import crop_draws
 from datasets.images.jitter import jittered
 from datasets.types import ImageSet, ViewSpec
 from utils.base.seeding import generator_for
+
+Batches = Iterator[tuple[Tensor, Tensor]]  # images float32 [n, C, H, W], labels int64 [n]
 
 
 class Normalise:
@@ -91,18 +92,14 @@ class DeviceImages:
         top, left, flip = crop_draws(len(self), self.padding, generator_for(seed, "view", view))
         return top.to(self.device), left.to(self.device), flip.to(self.device) if self.mirror else None
 
-    def augmented(
-        self, order: Tensor, batch_size: int, seed: int, view: int
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches (images, labels) of view `view` in the order given (int64, indices of images)."""
+    def augmented(self, order: Tensor, batch_size: int, seed: int, view: int) -> Batches:
+        """Batches of view `view` in the order given (int64, indices of images)."""
         top, left, flip = self.draws(seed, view)
         for index in batch_indices(order.to(self.device), batch_size):
             chosen = None if flip is None else flip[index]
             yield self.crop(index, top[index], left[index], chosen), self.labels[index]
 
-    def batches(
-        self, batch_size: int, start: int = 0, stop: int | None = None
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches (images, labels) of the plain images `start` to `stop`, in file order."""
+    def batches(self, batch_size: int, start: int = 0, stop: int | None = None) -> Batches:
+        """Batches of the plain images `start` to `stop`, in file order."""
         for index in batch_indices(torch.arange(len(self), device=self.device)[start:stop], batch_size):
             yield self.plain(index), self.labels[index]

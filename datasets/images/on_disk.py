@@ -7,8 +7,6 @@ process holds the paths as two arrays, shared with the main process where that c
 Shapes: n images of a batch, S = `size` pixels of a side.
 """
 
-from collections.abc import Iterator
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -17,7 +15,7 @@ from torchvision.transforms.v2 import functional as F
 
 from datasets.images.decode import MAX_PIXELS, read_image
 from datasets.images.draws import crop_box, crop_rows, jitter_rows
-from datasets.images.in_memory import Normalise, batch_indices
+from datasets.images.in_memory import Batches, Normalise, batch_indices
 from datasets.images.processes import Processes
 from datasets.types import FileSet, FileViews
 from utils.base.errors import UserError
@@ -29,8 +27,8 @@ Request = tuple[np.ndarray, np.ndarray | None]
 class FileImages:
     """A FileSet that yields normalised channels_last batches of float32 [n, 3, S, S] on `device`.
 
-    `workers` loader processes start with the first batch and stay until `close`; 0 reads in this process. One
-    pass at a time: a new one ends the one before.
+    `workers` loader processes start with the first batch and stay until `close`; 0 reads in this process. A
+    new pass ends the one before.
     """
 
     def __init__(
@@ -50,36 +48,25 @@ class FileImages:
     def device(self) -> torch.device:
         return self.labels.device
 
-    def augmented(
-        self, order: Tensor, batch_size: int, seed: int, view: int
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches (images, labels) of view `view` in the order given (int64, indices of images).
+    def augmented(self, order: Tensor, batch_size: int, seed: int, view: int) -> Batches:
+        """Batches of view `view` in the order given (int64, indices of images).
 
-        Raises:
-            UserError: an image cannot be read (see `datasets.decode`), or a loader process died.
+        Raises UserError: an image cannot be read (see `datasets.images.decode`), or a loader process died.
         """
         if self._drawn[0] != (seed, view):
             rows = (draw(self._views, len(self), seed, view) for draw in (crop_rows, jitter_rows))
             self._drawn = ((seed, view), *rows)
         yield from self._pass(batch_indices(order.cpu(), batch_size), *self._drawn[1:])
 
-    def batches(
-        self, batch_size: int, start: int = 0, stop: int | None = None
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches (images, labels) of the test view of images `start` to `stop`, in file order.
-
-        Raises:
-            UserError: as `augmented`.
-        """
+    def batches(self, batch_size: int, start: int = 0, stop: int | None = None) -> Batches:
+        """Batches of the test view of images `start` to `stop`, in file order. Raises UserError as above."""
         yield from self._pass(batch_indices(torch.arange(len(self))[start:stop], batch_size), None, None)
 
     def close(self) -> None:
         """End the loader processes; a later pass starts new ones."""
         self._processes.close()
 
-    def _pass(
-        self, parts: tuple[Tensor, ...], rows: Tensor | None, jitter: Tensor | None
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    def _pass(self, parts: tuple[Tensor, ...], rows: Tensor | None, jitter: Tensor | None) -> Batches:
         if not parts:
             return
         requests = ((index.numpy(), None if rows is None else rows[index].numpy()) for index in parts)
@@ -112,45 +99,27 @@ class ViewedFiles(Dataset):
         return batch
 
     def _view(self, image: Tensor, row: list[float] | None, path: str) -> Tensor:
-        """uint8 [3, H, W] -> uint8 [3, S, S]."""
-        if row is None:
-            _check_shape(image, self.views, path)
-            return centre_view(image, self.views)
-        crop = pad_crop if self.views.augment == "pad_crop" else resized_crop
-        image = crop(image, row, self.views)
-        return image.flip(-1) if row[-1] else image
-
-
-def resized_crop(image: Tensor, row: list[float], views: FileViews) -> Tensor:
-    """uint8 [3, H, W] -> [3, S, S]: the crop of a row of `draws.resized_crop_draws`, not yet mirrored."""
-    top, left, height, width = crop_box(row, *image.shape[1:])
-    part = image.permute(1, 2, 0)[top : top + height, left : left + width]
-    # where the three values of a pixel lie together, resizing and collecting take half the time
-    return _squared(part.contiguous().permute(2, 0, 1), views.size)
-
-
-def pad_crop(image: Tensor, row: list[float], views: FileViews) -> Tensor:
-    """uint8 [3, H, W] -> [3, S, S]: resized where need be, zeros around, cropped at row[0], row[1]."""
-    padded = F.pad(_squared(image, views.size), views.padding)
-    return F.crop(padded, int(row[0]), int(row[1]), views.size, views.size)
-
-
-def centre_view(image: Tensor, views: FileViews) -> Tensor:
-    """The test view: uint8 [3, H, W] -> [3, S, S]."""
-    if views.augment == "pad_crop":
-        return _squared(image, views.size)
-    return F.center_crop(F.resize(image, [views.resize], antialias=True), [views.size] * 2)
+        """uint8 [3, H, W] -> uint8 [3, S, S]: the training view of a row of draws, or the test view."""
+        size = self.views.size
+        if self.views.augment == "pad_crop":
+            image = _squared(image, size)
+            if row is not None:
+                image = F.crop(F.pad(image, self.views.padding), int(row[0]), int(row[1]), size, size)
+        elif row is None:
+            short, long = sorted(image.shape[1:])
+            if self.views.resize**2 * long / short > MAX_PIXELS:  # enlarged it would take all memory
+                raise UserError(
+                    f"{path} is {long} x {short} pixels: with {self.views.resize} on the shorter side it "
+                    f"would have more than {MAX_PIXELS:,}; leave it out of the data set"
+                )
+            image = F.center_crop(F.resize(image, [self.views.resize], antialias=True), [size, size])
+        else:
+            top, left, height, width = crop_box(row, *image.shape[1:])
+            part = image.permute(1, 2, 0)[top : top + height, left : left + width]
+            # where the three values of a pixel lie together, resizing and collecting take half the time
+            image = _squared(part.contiguous().permute(2, 0, 1), size)
+        return image.flip(-1) if row is not None and row[-1] else image
 
 
 def _squared(image: Tensor, size: int) -> Tensor:
     return F.resize(image, [size, size], antialias=True)
-
-
-def _check_shape(image: Tensor, views: FileViews, path: str) -> None:
-    """Refuse what would take all memory once its shorter side is enlarged."""
-    short, long = sorted(image.shape[1:])
-    if views.augment != "pad_crop" and views.resize**2 * long / short > MAX_PIXELS:
-        raise UserError(
-            f"{path} is {long} x {short} pixels: with {views.resize} on the shorter side it "
-            f"would have more than {MAX_PIXELS:,}; leave it out of the data set"
-        )

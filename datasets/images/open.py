@@ -26,11 +26,10 @@ def open_images(
 def images_below(folder: Path) -> FileSet:
     """Every image file below `folder`, by name; nothing is known of their labels, which are 0.
 
-    Raises:
-        UserError: it is no folder, cannot be read, or holds no image.
+    Raises UserError: it is no folder, cannot be read, or holds no image.
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder" if folder.exists() else f"{folder} does not exist")
     found = image_paths(folder, ".", raise_problem)
     paths, others = ([path.removeprefix(b"./") for path in part] for part in found)
-    return FileSet(folder, PathTable.of(paths), torch.zeros(len(paths), dtype=torch.int64), tuple(others))
+    return FileSet(folder, PathTable(paths), torch.zeros(len(paths), dtype=torch.int64), tuple(others))

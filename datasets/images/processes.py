@@ -27,8 +27,8 @@ class Processes:
     """`workers` processes that answer requests in their order by `dataset[request]`; 0: this process does.
 
     They start with the first request and stay until `close`, or until this process ends, in whatever way;
-    signals that ask a run to end they leave to this process, whose step may need them. One series of requests
-    at a time: a new one ends the one before. `pin` puts tensors into memory that a GPU fetches by itself.
+    signals that ask a run to end they leave to this process, whose step may need them. A new series of
+    requests ends the one before. `pin` puts tensors into memory that a GPU fetches by itself.
     """
 
     def __init__(self, dataset: Dataset, workers: int, pin: bool = False) -> None:
@@ -53,8 +53,7 @@ class Processes:
     def answers(self, requests: Iterable) -> Iterator:
         """The answers in the order of the requests, which are read some way ahead.
 
-        Raises:
-            UserError: the processes cannot start, or one died.
+        Raises UserError: the processes cannot start, or one died.
         """
         self._series += 1
         mine = self._series

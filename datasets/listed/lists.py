@@ -2,7 +2,6 @@
 
 import os
 import posixpath
-from array import array
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,52 +28,44 @@ def read_list(path: Path, root: Path, report: Callable[[str], None] = raise_prob
         path that stands twice, an empty list.
     """
     seen: dict[bytes, int] = {}
-    labels = array("q")
+    labels = []
     try:
         with open_regular(path) as lines:
-            refuse_huge(path, lines.fileno())
+            refuse_huge(path, lines.fileno(), MAX_LIST_BYTES)
             for number, line in enumerate(lines, 1):
                 content = line.removeprefix(_BYTE_ORDER_MARK) if number == 1 else line
                 if content.isspace():
                     continue
                 try:
                     name, label = _parse(content)
+                    first = seen.setdefault(name, number)
+                    if first != number:
+                        raise ValueError(f"{shown(name)} stands on line {first} already")
+                    labels.append(label)
                 except ValueError as error:
                     report(f"{path}, line {number}: {error}")
-                    continue
-                first = seen.setdefault(name, number)
-                if first == number:
-                    labels.append(label)
-                else:
-                    report(f"{path}, line {number}: {shown(name)} stands on line {first} already")
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     if not seen:
         report(f"{path} names no image: a line is 'relative/path.jpg label'")
-    return FileSet(root, PathTable.of(list(seen)), torch.from_numpy(np.array(labels, dtype=np.int64)))
+    numbers = torch.tensor(labels, dtype=torch.int64)
+    return FileSet(root, PathTable(list(seen)), numbers, source=str(path))
 
 
 def clean_path(path: bytes) -> bytes:
     """`path` without `.`, `..` and double slashes.
 
-    Raises:
-        ValueError: it is absolute, leaves the folder, or no file can be called so.
+    Raises ValueError: it is absolute, leaves the folder, or no file can be called so.
     """
     if not path or b"\0" in path:
         raise ValueError("an empty path" if not path else f"a NUL byte in {shown(path)}")
-    if b"/." in path or b"//" in path or path[0] in b"./" or path[-1] in b"/":
-        if path.startswith(b"/"):
-            raise ValueError(f"{shown(path)} leaves the data folder: paths must be relative to it")
+    if path.startswith(b"/"):
+        raise ValueError(f"{shown(path)} leaves the data folder: paths must be relative to it")
+    if b"/." in path or b"//" in path or path.startswith(b".") or path.endswith(b"/"):
         path = posixpath.normpath(path)
         if path == b"." or path.split(b"/", 1)[0] == b"..":
             raise ValueError(f"{shown(path)} leaves the data folder")
     return path
-
-
-def paths_of(table: PathTable) -> list[bytes]:
-    """All paths at once, as objects: for work over the whole set, to be dropped soon."""
-    block, ends = table.block.tobytes(), table.ends.tolist()
-    return [block[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
 
 def shown(raw: bytes, limit: int = 100) -> str:
@@ -83,17 +74,17 @@ def shown(raw: bytes, limit: int = 100) -> str:
     return repr(text if len(text) <= limit else f"{text[:limit]}...")
 
 
-def refuse_huge(path: Path, handle: int, limit: int = MAX_LIST_BYTES) -> None:
-    """Raises: UserError: the open file is larger than any list."""
+def refuse_huge(path: Path, handle: int, limit: int) -> None:
+    """Raises: UserError: the open file is larger than `limit` bytes."""
     if os.fstat(handle).st_size > limit:
         raise UserError(f"{path} is larger than any list of images (limit {limit >> 20} MiB)")
 
 
 def _parse(line: bytes) -> tuple[bytes, int]:
-    pieces = line.rsplit(None, 1)
-    if len(pieces) < 2:
+    path, *rest = line.rsplit(None, 1)
+    if not rest:
         raise ValueError(f"a line is 'relative/path.jpg label', found {shown(line)}")
-    path, digits = pieces
+    (digits,) = rest
     if not digits.isdigit() or len(digits) > 10 or int(digits) > MAX_LABEL:
         raise ValueError(f"the label must be a whole number from 0 to {MAX_LABEL}, found {shown(digits)}")
     return clean_path(path), int(digits)

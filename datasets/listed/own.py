@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from datasets.images.decode import ENDINGS, NOT_READ, is_image
-from datasets.listed.lists import read_list, shown
-from datasets.listed.parts import Part, Parts, Report, as_name, as_seen, assemble, check_parts, folder_names
-from datasets.listed.published import as_listed, place
+from datasets.listed.lists import shown
+from datasets.listed.parts import Report, as_name, as_seen, assemble
+from datasets.listed.published import as_listed, place, read_lists
 from datasets.types import FileSet, FileViews, LongTailedData, PathTable
 from utils.base.errors import UserError, raise_problem
 
@@ -25,30 +25,28 @@ def build_folder(
 ) -> LongTailedData:
     """Images in train/<class>/ and test/<class>/ or val/<class>/; `split_options` are those of `assemble`.
 
-    With both, val/ is the validation part; alone, it is the test part. Classes are the folders of train/,
-    sorted; images may lie deeper; other files are passed over with a note, hidden ones without, linked
-    folders followed.
+    Without test/, val/ is the test part. Classes are the folders of train/, sorted; images may lie deeper;
+    other files are passed over with a note, hidden ones without, linked folders followed.
 
-    Raises:
-        UserError: no such tree, an unreadable or empty class folder, a class that train/ lacks.
+    Raises UserError: no such tree, an unreadable or empty class folder, a class that train/ lacks.
     """
-    present = [part for part in ("train", "val", "test") if (data_dir / part).is_dir()]
-    if "train" not in present or len(present) < 2:
-        raise UserError(
-            f"{data_dir} has no {'train' if 'train' not in present else 'test'}/: expected "
-            f"{data_dir}/train/<class>/<image> and {data_dir}/test/<class>/<image>, val/ beside or instead"
-        )
+    folders = {part: part for part in ("train", "val", "test") if (data_dir / part).is_dir()}
     notes = []
-    if "test" not in present:
+    if "val" in folders and "test" not in folders:
+        folders["test"] = folders.pop("val")
         notes.append("val/ is taken as the test part, since there is no test/")
-    folders = {"test" if part == "val" and "test" not in present else part: part for part in present}
+    for part in ("train", "test"):
+        if part not in folders:
+            raise UserError(
+                f"{data_dir} has no {part}/: expected {data_dir}/train/<class>/<image> and "
+                f"{data_dir}/test/<class>/<image>, val/ beside or instead"
+            )
     classes = _class_folders(data_dir / "train", report)
     parts = {part: _scan(data_dir, folder, classes, report) for part, folder in folders.items()}
     for part in parts.values():
-        notes += passed_over(part.source, part.images.passed_over)
-    parts = check_parts(parts, report)
+        notes += passed_over(part.source, part.passed_over)
     names = [as_name(os.fsencode(name)) for name in classes]
-    return assemble("folder", parts, names, views, imb_ratio, tuple(notes), **split_options)
+    return assemble("folder", parts, names, views, report, imb_ratio, notes, **split_options)
 
 
 def build_list(
@@ -63,28 +61,18 @@ def build_list(
 ) -> LongTailedData:
     """Images named by lists, their paths relative to `data_dir`; `split_options` are those of `assemble`.
 
-    A list is looked for as it is given, then in `data_dir`.
-
-    Raises:
-        UserError: no list for training or test, lists missing, broken or at odds, no images.
+    Raises UserError: no list for training or test, lists missing, broken or at odds, no images.
     """
     if train_list is None or test_list is None:
         raise UserError(
             "--dataset list needs --train_list and --test_list (and --val_list where there is one)"
         )
     given = {"train": train_list, "val": val_list, "test": test_list}
-    parts: Parts = {}
-    for part, path in given.items():
-        if path is not None:
-            found = find_list(path, data_dir)
-            parts[part] = Part(str(found), read_list(found, data_dir, report))
-    parts = {
-        name: place(part, (data_dir,), (as_listed,), f"it below --data_dir, {data_dir}", report)
-        for name, part in parts.items()
-    }
-    names = folder_names(parts["train"].images)
-    parts = check_parts(parts, report)
-    return assemble("list", parts, names, views, imb_ratio, **split_options)
+    files = {part: find_list(path, data_dir) for part, path in given.items() if path is not None}
+    parts, names = read_lists(files, data_dir, report)
+    expected = f"it below --data_dir, {data_dir}"
+    parts = {name: place(part, (data_dir,), (as_listed,), expected, report) for name, part in parts.items()}
+    return assemble("list", parts, names, views, report, imb_ratio, **split_options)
 
 
 def find_list(path: Path, data_dir: Path) -> Path:
@@ -93,7 +81,7 @@ def find_list(path: Path, data_dir: Path) -> Path:
     return inside if not path.exists() and inside.exists() else path
 
 
-def _scan(root: Path, part: str, classes: list[str], report: Report) -> Part:
+def _scan(root: Path, part: str, classes: list[str], report: Report) -> FileSet:
     """The images of all class folders of a part, class after class."""
     known, spelt = {as_seen(name) for name in classes}, {}
     for name in _class_folders(root / part, report):
@@ -112,7 +100,7 @@ def _scan(root: Path, part: str, classes: list[str], report: Report) -> Part:
         paths += found
         others += more
     labels = torch.from_numpy(np.repeat(np.arange(len(classes)), counts))
-    return Part(f"{root / part}/", FileSet(root, PathTable.of(paths), labels, tuple(others)))
+    return FileSet(root, PathTable(paths), labels, tuple(others), source=f"{root / part}/")
 
 
 def _class_folders(folder: Path, report: Report) -> list[str]:
@@ -140,16 +128,14 @@ def passed_over(source: str, others: Sequence[bytes]) -> list[str]:
 def image_paths(root: Path, folder: str, report: Report) -> tuple[list[bytes], list[bytes]]:
     """Images at any depth below root/folder, relative to root, in the order of torchvision's ImageFolder.
 
-    And the other files that are not hidden. A folder that holds no image is reported; one that is not there
-    has none.
+    And the other files that are not hidden. A folder without an image is reported, if it is there.
     """
-    found: list[tuple[bytes, list[bytes]]] = []
+    found: list[tuple[bytes, bytes]] = []  # folder and name: so they sort
     others: list[bytes] = []
     waiting: list[tuple[bytes, tuple]] = [(os.fsencode(folder), ())]
     while waiting:
         where, above = waiting.pop()
         path = os.path.join(os.fsencode(root), where)
-        names = []
         try:
             status = os.stat(path)
             here = (*above, (status.st_dev, status.st_ino))
@@ -164,17 +150,15 @@ def image_paths(root: Path, folder: str, report: Report) -> tuple[list[bytes], l
                     if entry.is_dir():
                         waiting.append((where + b"/" + name, here))
                     elif is_image(os.fsdecode(entry.path)):
-                        names.append(name)
+                        found.append((where, name))
                     else:
                         others.append(where + b"/" + name)
         except OSError as error:
             if isinstance(error, FileNotFoundError) and not above:
                 return [], []
             report(f"{os.fsdecode(path)} cannot be read: {error.strerror}")
-        found.append((where, sorted(names)))
-    paths = [where + b"/" + name for where, names in sorted(found) for name in names]
     others.sort()
-    if not paths:
+    if not found:
         source = f"{root / folder} holds no image"
         report("".join(passed_over(source, others)) or f"{source} ({', '.join(ENDINGS)})")
-    return paths, others
+    return [where + b"/" + name for where, name in sorted(found)], others

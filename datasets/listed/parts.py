@@ -1,26 +1,17 @@
 """From the parts of a data set on disk to LongTailedData: what must hold across them, and their splits."""
 
 import unicodedata
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 
-from datasets.listed.lists import paths_of, shown
+from datasets.listed.lists import shown
 from datasets.split import fitting_counts, split_long_tailed
 from datasets.types import FileSet, FileViews, LongTailedData
 
-
-@dataclass(frozen=True)
-class Part:
-    """The images of one part, and the list or folder that named them, for messages."""
-
-    source: str
-    images: FileSet
-
-
-Parts = dict[str, Part]  # by "train", "val", "test"; "val" may be absent
+Parts = dict[str, FileSet]  # by "train", "val", "test"; "val" may be absent
 Report = Callable[[str], None]
 
 
@@ -30,45 +21,37 @@ def check_parts(parts: Parts, report: Report) -> Parts:
     Where `report` goes on, labels become ranks among those of train, so that the rest can go on as well.
     """
     _check_distinct(parts, report)
-    source, labels = parts["train"].source, parts["train"].images.labels.numpy()
-    classes = np.unique(labels)
-    sound = True
+    source = parts["train"].source
+    classes = np.unique(parts["train"].labels.numpy())
     if len(classes) < 2:
         report(f"{source} has {len(classes)} class(es) of images, 2 or more are needed")
     gaps = np.flatnonzero(classes != np.arange(len(classes)))
     if len(gaps):
-        sound = False
         report(
             f"{source}: class {gaps[0]} has no training image, class {classes[-1]} has: "
             "labels must run from 0 without gaps"
         )
-    for part in (parts[name] for name in parts if name != "train"):
-        unknown = np.flatnonzero(~np.isin(part.images.labels.numpy(), classes))
+    ranked = {}
+    for name, part in parts.items():
+        labels = part.labels.numpy()
+        unknown = np.flatnonzero(~np.isin(labels, classes))
         if len(unknown):
-            sound = False
-            first = int(unknown[0])
-            report(
-                f"{part.source}: class {part.images.labels[first]} of {shown(part.images.paths.raw(first))} "
-                f"has no training image in {source}"
-            )
-    return parts if sound else {name: _ranked(part, classes) for name, part in parts.items()}
-
-
-def _ranked(part: Part, classes: np.ndarray) -> Part:
-    ranks = np.searchsorted(classes, part.images.labels.numpy()).clip(max=max(len(classes) - 1, 0))
-    return replace(part, images=replace(part.images, labels=torch.from_numpy(ranks)))
+            first = unknown[0]
+            of_what = f"class {labels[first]} of {shown(part.paths.raw(first))}"
+            report(f"{part.source}: {of_what} has no training image in {source}")
+        ranks = np.searchsorted(classes, labels).clip(max=max(len(classes) - 1, 0))
+        ranked[name] = replace(part, labels=torch.from_numpy(ranks))
+    return ranked
 
 
 def _check_distinct(parts: Parts, report: Report) -> None:
     seen: dict[bytes, str] = {}
     clashes: dict[tuple[str, str], list[bytes]] = {}
     for name, part in parts.items():
-        for path in paths_of(part.images.paths):
-            other = seen.get(path)
-            if other is None:
-                seen[path] = name
-            else:
-                clashes.setdefault((other, name), []).append(path)
+        for path in part.paths.every():
+            if path in seen:
+                clashes.setdefault((seen[path], name), []).append(path)
+            seen.setdefault(path, name)
     for (one, other), paths in clashes.items():
         more = f", and so are {len(paths) - 1} more" if len(paths) > 1 else ""
         where = f"twice in {parts[one].source}"
@@ -101,20 +84,20 @@ def assemble(
     parts: Parts,
     class_names: list[str],
     views: FileViews,
+    report: Report,
     imb_ratio: float | None = None,
-    notes: tuple[str, ...] = (),
+    notes: Sequence[str] = (),
     val_source: str = "own",
     **split_options: object,
 ) -> LongTailedData:
-    """The data set of checked parts, made long-tailed by `imb_ratio`, or as it is (None).
+    """The data set of these parts, checked, and made long-tailed by `imb_ratio`, or as it is (None).
 
     `split_options` are those of `split_long_tailed`.
 
-    Raises:
-        UserError: a ratio that the images cannot have; validation that is required and cannot be made.
+    Raises UserError: see `check_parts`; a ratio that the images cannot have; validation that cannot be made.
     """
-    train = parts["train"].images
-    labels = train.labels.numpy()
+    parts = check_parts(parts, report)
+    train, labels = parts["train"], parts["train"].labels.numpy()
     available = np.bincount(labels, minlength=len(class_names)).tolist()
     counts = None if imb_ratio is None else fitting_counts(available, imb_ratio)
     split = split_long_tailed(labels, counts, val_source=val_source, has_own="val" in parts, **split_options)
@@ -124,15 +107,13 @@ def assemble(
             f"made long-tailed by --imb_ratio {imb_ratio:g}: {counts[0]} images of class 0, "
             f"{class_names[0]}, down to {counts[-1]} of class {len(counts) - 1}, {class_names[-1]}"
         )
-    used = {"test": "test"} | ({"val": "validation"} if split.val_source == "own" else {})
-    for part, word in used.items():
-        missing = len(class_names) - len(np.unique(parts[part].images.labels.numpy()))
+    val, used = None if split.val is None else train.take(split.val), {"test": parts["test"]}
+    if split.val_source == "own":
+        used["validation"] = val = parts["val"]
+    for word, images in used.items():
+        missing = len(class_names) - len(images.labels.unique())
         if missing:
             notes.append(f"{missing} class(es) have no {word} image and are left out of the {word} means")
-    if split.val_source == "own":
-        val = parts["val"].images
-    else:
-        val = None if split.val is None else train.take(split.val)
     return LongTailedData(
         name=name,
         class_names=class_names,
@@ -140,7 +121,7 @@ def assemble(
         train=train if counts is None and split.val is None else train.take(split.train),
         val=val,
         val_source=split.val_source,
-        test=parts["test"].images,
+        test=parts["test"],
         views=views,
         notes=notes,
     )

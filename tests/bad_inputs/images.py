@@ -120,6 +120,8 @@ def _cifar() -> list[Row]:
             os.mkfifo(root / "cifar-100-python" / part),
         )
         rows.append(Row(f"cifar, a pipe as {part}", STAGE1, words, says, gone))
+        broken = f"cifar-100-python/{part} is not an intact CIFAR file"
+        rows.append(Row(f"cifar, broken {part}", STAGE1, words, broken, cifar(**{part: b"\x80\x02}q"})))
     return [
         *rows,
         Row("cifar: too few images", STAGE1, words, "class 0 has 1 train images instead of 500", cifar()),

@@ -1,10 +1,13 @@
 """What names images: text lists and annotations."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from datasets.listed.annotations import MAX_BYTES
+from datasets.listed.lists import MAX_LIST_BYTES
 from tests.bad_inputs import Kitchen, Make, Row
 from tests.bad_inputs.checkpoints import NO_FILE
 from tests.file_trees import annotations
@@ -26,6 +29,11 @@ def alone(content: bytes) -> Make:
     return lambda root, kitchen: (root / "bad").write_bytes(content)
 
 
+def huge(name: str, size: int = MAX_LIST_BYTES + 1) -> Make:
+    """A file of one hole, which takes no space."""
+    return lambda root, kitchen: ((root / name).touch(), os.truncate(root / name, size))
+
+
 def outside(root: Path, kitchen: Kitchen) -> None:
     """The first test image, by a name that leaves the folder."""
     (root / "bad").write_text(f"{kitchen.lists}/photos/ant/test000.jpg 0\n")
@@ -43,7 +51,11 @@ LINES = {
         b"b.jpg 1.5\n",
         "bad, line 13: the label must be a whole number .* found '1.5'",
     ),
-    "a huge label": (b"b.jpg 2147483648\n", "bad, line 13: the label must be a whole number"),
+    **{
+        f"the label {label!r}": (f"b.jpg {label}\n".encode(), "bad, line 13: the label must be a whole")
+        for label in ("+1", "1_0", "0x1", "2147483648")
+    },
+    "a label alone": (b"5\n", "bad, line 13: a line is 'relative/path.jpg label', found '5'"),
     "an endless label": (b"b.jpg " + b"9" * 5000 + b"\n", "bad, line 13: the label must be a whole number"),
     "a label of another script": ("b.jpg ١\n".encode(), "bad, line 13: the label must be a whole number"),
     "a class that is not there": (
@@ -73,6 +85,10 @@ WHOLE_LISTS = {
         b"photos/ant/train000.jpg 0\nphotos/cat/train000.jpg 2\n",
         "bad: class 1 has no training image, class 2",
     ),
+    "labels from 1": (
+        b"photos/ant/train000.jpg 1\nphotos/cat/train000.jpg 2\n",
+        "bad: class 0 has no training image, class 2",
+    ),
     "another folder's": (
         b"elsewhere/a.jpg 0\nelsewhere/b.jpg 1\n",
         "bad: its first image 'elsewhere/a.jpg' is not there",
@@ -86,6 +102,7 @@ def _lists() -> list[Row]:
     rows += [
         Row(f"list: {kind}", STAGE1, LISTS, says, alone(text)) for kind, (text, says) in WHOLE_LISTS.items()
     ]
+    rows.append(Row("list: huge", STAGE1, LISTS, "bad is larger than any list of images", huge("bad")))
     for kind, (make, named) in NO_FILE.items():
         says = named.replace("bad is not a file", "bad cannot be read: it is a pipe or a device")
         rows.append(Row(f"list: {kind}", STAGE1, LISTS, says, make))
@@ -156,6 +173,10 @@ def annotation(**fields: object) -> Make:
     return noted(lambda known: known["annotations"][1].update(fields))
 
 
+def lacking(key: str, field: str) -> Make:
+    return noted(lambda known: known[key][1].pop(field))
+
+
 NOTES: dict[str, tuple[Make, str]] = {
     "empty": (noted(content=b""), "is no intact JSON"),
     "cut": (noted(content=json.dumps(annotations([("a/b.jpg", 0)]))[:-20].encode()), "is no intact JSON"),
@@ -204,6 +225,27 @@ NOTES: dict[str, tuple[Make, str]] = {
     "two annotations": (
         noted(lambda k: k["annotations"].append(k["annotations"][0])),
         "has more than one annotation",
+    ),
+    **{
+        f"{key} without {field}": (lacking(key, field), rf"{key}\[1\] lacks {both}")
+        for key, both in (("images", "'id' or 'file_name'"), ("annotations", "'image_id' or 'category_id'"))
+        for field in both.replace("'", "").split(" or ")
+    },
+    **{
+        f"{entry!r} as an image": (noted(lambda k, e=entry: k["images"].append(e)), r"images\[12\] lacks")
+        for entry in (7, None, [], {"id": 1})
+    },
+    **{
+        f"{value!r} as the id of an image": (
+            annotation(image_id=value),
+            r"annotations\[1\].image_id must be a whole number, found",
+        )
+        for value in ("5", 5.0, True, None, [5])
+    },
+    "no path": (image(file_name=""), r"images\[1\].file_name: an empty path"),
+    "huge": (
+        lambda root, kitchen: (noted()(root, kitchen), huge(JSON, MAX_BYTES + 1)(root, kitchen)),
+        f"{JSON} is larger than any list",
     ),
     "no images": (noted(lambda known: known.pop("images")), "'images' is missing, empty or no list"),
     "no annotations": (

@@ -23,8 +23,7 @@ def load_data(config: Config, report: Callable[[str], None] = raise_problem) -> 
     options = {"subset_seed": config.subset_seed, "val_source": "none"}
     if "val_source" in config:
         asked = config.source("val_source") == "given" and config.val_source != "none"
-        options["val_source"] = config.val_source
-        options["val_fraction"] = config.val_fraction
+        options |= {"val_source": config.val_source, "val_fraction": config.val_fraction}
         options["val_required"] = asked or ("select" in config and config.select == "val")
     if config.dataset in FILE_DATASETS:
         options |= {name: getattr(config, name) for name in ("split_dir", *LISTS, "allow_partial")}
@@ -33,8 +32,7 @@ def load_data(config: Config, report: Callable[[str], None] = raise_problem) -> 
         options["shots"] = tuple(config.shots)
     data = build_data(config.dataset, config.data_dir, config.imb_ratio, **options)
     if "data_digest" in config and config.data_digest == "full":
-        parts = {name: getattr(data, name) for name in ("train", "val", "test")}
-        data = replace(data, **{name: part and replace(part, full=True) for name, part in parts.items()})
+        data = replace(data, **{name: replace(part, full=True) for name, part in data.parts.items()})
     if config.num_class not in (None, data.num_classes):
         raise UserError(f"--num_class {config.num_class}, but {data.name} has {data.num_classes} classes")
     if config.dataset.startswith("cifar") and "normalise" in config and config.normalise:
@@ -66,12 +64,7 @@ def mirror_at_test(data: LongTailedData, config: Config) -> bool:
 
 def open_parts(data: LongTailedData, device: torch.device, workers: int = 0) -> dict[str, Images]:
     """The parts that exist, by name: train, val, test."""
-    parts = {"train": data.train, "val": data.val, "test": data.test}
-    return {
-        name: open_images(part, data.views, device, workers)
-        for name, part in parts.items()
-        if part is not None
-    }
+    return {name: open_images(part, data.views, device, workers) for name, part in data.parts.items()}
 
 
 def scored_parts(parts: Iterable[str], select: str) -> list[str]:

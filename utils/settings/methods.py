@@ -1,7 +1,7 @@
 """The table of stage-2 methods: what each learns, from which start, on which sampler, with which settings.
 
-A method is one entry here: a head of `models.HEADS`, a loss of `losses.LOSSES`, its source's settings, and its
-options. A user's own is one outside: `--method my_methods:build` takes what that function gives.
+A method is one entry here: a head of `models.HEADS`, a loss of `losses.LOSSES`, its source's settings, and
+its options. A user's own is one outside: `--method my_methods:build` takes what that function gives.
 """
 
 import difflib
