@@ -38,44 +38,24 @@ from utils.settings.parse import STAGE1, STAGE2, parse
 GRIDS = Path(__file__).resolve().parent / "grids"
 # key -> may it be a list, the kinds of one value
 _KEYS = {
-    "dataset": (False, (str,)),
-    "network": (False, (str,)),
-    "recipe": (False, (str,)),
-    "stage2": (False, (str,)),
+    **dict.fromkeys(("dataset", "network", "recipe", "stage2", "features"), (False, (str,))),
     "views": (False, (str, int)),
-    "features": (False, (str,)),
     "imb_ratio": (True, (int, float)),
-    "seeds": (True, (int,)),
-    "methods": (True, (str,)),
-    "stage2_seeds": (True, (int,)),
-    "select": (True, (str,)),
+    **dict.fromkeys(("seeds", "stage2_seeds"), (True, (int,))),
+    **dict.fromkeys(("methods", "select"), (True, (str,))),
 }
 _NEEDED = ("seeds", "methods", "stage2_seeds", "select", "views")
-# what a cell says by a key of its own, or the runner for all
-_OWN = (
-    "dataset",
-    "network",
-    "imb_ratio",
-    "seed",
-    "seeds",
-    "method",
-    "select",
-    "views",
-    "pretrained_pth",
-    "features",
-)
-_RUNNERS = (
-    *("cur_stage", "out", "ckpt_dir", "resume", "force_resume", "overwrite", "device", "gpu", "quiet"),
-    "data_dir",
-)
+# what the free words of a cell may not say: it has a key for that, or the runner says it for all
+_TAKEN = {
+    *("dataset", "network", "imb_ratio", "seed", "seeds", "method", "select", "views", "features"),
+    *("pretrained_pth", "cur_stage", "out", "ckpt_dir", "resume", "force_resume", "overwrite"),
+    *("device", "gpu", "quiet", "data_dir"),
+}
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One stage 1 of one seed, or its pack, and the stage 2 of each selection on it.
-
-    `data` are words of the machine's.
-    """
+    """One stage 1 of one seed, or its pack, and the stage 2 of each selection on it."""
 
     data: tuple[str, ...]  # --dataset, --network, --imb_ratio, --data_dir
     seed: int
@@ -132,13 +112,13 @@ class Cell:
 
 def slug(facts: dict[str, str], names: Sequence[str]) -> str:
     """Values as one name of a file; what a file's name should not hold becomes a dash."""
-    values = dict(facts)
-    if values.get("imb_ratio"):
-        values["imb_ratio"] = f"IR={values['imb_ratio']}"
-    if "network" in values:
-        values["network"] = network_label(values["network"])
-    words = [re.sub(r"[^\w.=]+", "-", values[name]).strip("-") for name in names]
-    return "_".join(word for word in words if word)
+    ratio, network = facts.get("imb_ratio"), facts.get("network")
+    shown = facts | {
+        "imb_ratio": f"IR={ratio}" if ratio else "",
+        "network": network and network_label(network),
+    }
+    words = [re.sub(r"[^\w.=]+", "-", shown[name]).strip("-") for name in names]
+    return "_".join(filter(None, words))
 
 
 def read_grid(name: str, data_dir: Path | None = None) -> list[Cell]:
@@ -176,8 +156,7 @@ def _expand(table: dict, data_dir: Path | None) -> Iterator[Cell]:
         if key not in values:
             raise UserError(f"it needs {key}")
     one = {key: found[0] for key, found in values.items() if not _KEYS[key][0]}
-    views = one["views"]
-    features = os.path.expanduser(one.get("features", ""))
+    views, features = one["views"], os.path.expanduser(one.get("features", ""))
     if bool(features) != (views == "pack"):
         raise UserError(f'features and views = "pack" belong together, got views {views!r:.60}')
     if views not in ("fresh", "pack") and not isinstance(views, int):
@@ -188,10 +167,10 @@ def _expand(table: dict, data_dir: Path | None) -> Iterator[Cell]:
         )
     words = [word for key in ("dataset", "network") if key in one for word in (f"--{key}", one[key])]
     words += [] if data_dir is None or features else ["--data_dir", str(data_dir)]
+    extra = [" ".join(one.get(key, "").split()) for key in ("recipe", "stage2")]
+    lists = [tuple(values[key]) for key in ("methods", "stage2_seeds", "select")]
     for ratio, seed in product(values.get("imb_ratio", [None]), values["seeds"]):
         data = [*words, *([] if ratio is None else ["--imb_ratio", f"{ratio:.10g}"])]
-        extra = [" ".join(one.get(key, "").split()) for key in ("recipe", "stage2")]
-        lists = [tuple(values[key]) for key in ("methods", "stage2_seeds", "select")]
         cell = Cell(() if known else tuple(data), seed, *extra, *lists, views, features, known)
         _check(cell)
         yield cell
@@ -236,10 +215,8 @@ def _check(cell: Cell) -> None:
         words = shlex.split(text)
         if {"-h", "--help"} & set(words):
             raise UserError(f"{key} may not ask for help")
-        taken = [name for name in parse(script, "", words) if name in (*_OWN, *_RUNNERS)]
-        if taken:
-            who = "a key of the grid" if taken[0] in _OWN else "the runner"
-            raise UserError(f"{key} may not say --{taken[0]}: that is for {who}")
+        if taken := [name for name in parse(script, "", words) if name in _TAKEN]:
+            raise UserError(f"{key} may not say --{taken[0]}: a key of the grid or the runner says it")
     known = cell.known
     if known is None:
         config = cell.config()
