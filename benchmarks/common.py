@@ -171,7 +171,9 @@ def row(
     medians = [UNITS[unit](median(seconds)) for seconds in (ours, opponent) if seconds]
     pairs = ours if opponent is None else [b / a for a, b in zip(ours, opponent, strict=True)]
     low, middle, high = min(pairs), median(pairs), max(pairs)
-    reached = "-" if target is None else "yes" if (middle <= target) == (opponent is None) else "no"
+    reached = "-"
+    if target is not None:
+        reached = "yes" if (middle <= target if opponent is None else middle >= target) else "no"
     told = [what, against, unit, *map(figure, medians), *(["-"] if opponent is None else [])]
     told += [*map(figure, (low, middle, high)), str(len(pairs)), "-" if target is None else f"{target:g}"]
     return dict(zip(COLUMNS, [*told, reached], strict=True))
