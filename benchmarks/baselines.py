@@ -4,9 +4,6 @@ PIL images, torchvision's transforms, a DataLoader, channels first, `.item()` at
 whole network runs forward in training mode and backward, the optimiser holds the classifier alone, and the
 test set is encoded again after every epoch, image and mirror image. Nothing here is slowed down on purpose:
 the number of worker processes is the benchmark's to choose, the test batch is as large as ours.
-
-Below it the best-known practice: transforms v2 on images that lie in memory as one tensor, channels_last by
-the caller, and a loop over features that were computed once.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -16,7 +13,6 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
-from torchvision.transforms import v2
 
 from datasets import ImageSet, ViewSpec
 
@@ -117,47 +113,3 @@ def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> floa
         hits += (mirrored_logits(model, inputs).argmax(dim=1) == labels).sum().item()
         seen += len(labels)
     return hits / seen
-
-
-class TensorImages:
-    """Best-known practice on a CPU: uint8 images [N, C, H, W] in memory, transforms v2, no workers."""
-
-    def __init__(self, data: ImageSet, views: ViewSpec) -> None:
-        self.images, self.labels = data.images, data.labels
-        self.crop = v2.Compose(
-            [v2.RandomCrop(data.images.shape[-1], padding=views.padding), v2.RandomHorizontalFlip()]
-        )
-        self.finish = v2.Compose(
-            [v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(views.mean), list(views.std))]
-        )
-
-    def each(self, index: Tensor) -> Tensor:
-        """Images `index` [N] with draws of their own, normalised together: float32 [N, C, H, W]."""
-        return self.finish(torch.stack([self.crop(image) for image in self.images[index]]))
-
-    def together(self, index: Tensor) -> Tensor:
-        """The same with one crop and one flip for the whole batch: faster, and not the same law."""
-        return self.finish(self.crop(self.images[index]))
-
-    def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches (images in channels_last, labels) without end, shuffled."""
-        while True:
-            for index in torch.randperm(len(self.labels)).split(batch_size):
-                yield self.each(index).to(memory_format=torch.channels_last), self.labels[index]
-
-
-def train_head(
-    head: nn.Module,
-    features: Tensor,
-    labels: Tensor,
-    order: Tensor,
-    batch_size: int,
-    loss_fn: nn.Module,
-    optimizer: torch.optim.Optimizer,
-) -> None:
-    """Best-known practice in stage 2: a pass of SGD over cached features [N, D], without any bookkeeping."""
-    for index in order.split(batch_size):
-        loss = loss_fn(head(features[index].float()), labels[index])
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()

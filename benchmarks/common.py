@@ -1,47 +1,63 @@
-"""What the benchmarks share: the data, networks with settled statistics, timing in alternation."""
+"""What the benchmarks share: data, networks with settled statistics, timing in turns, rows, the machine."""
 
 import argparse
-import time
-from collections.abc import Callable, Iterator
+import os
+import platform
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from datetime import datetime
 from functools import cache
 from pathlib import Path
+from statistics import median
+from typing import NamedTuple
 
+import numpy as np
 import torch
+import torchvision
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
+from torch.utils.benchmark import timer  # waits for a CUDA device, where there is one
 
 from benchmarks import baselines
-from benchmarks.machine import machine_line
-from datasets import ImageSet, LongTailedData, ViewSpec, build_data, long_tail_counts
+from datasets import ImageSet, LongTailedData, build_data, long_tail_counts
 from datasets.cifar_lt import VIEWS
 from models import build_model
 
 IMB_RATIO, NUM_CLASSES, IMAGE_SHAPE, NUM_TEST = 100, 100, (3, 32, 32), 10_000
-SETTLE_IMAGES, SEED = 128, 0
+SETTLE_IMAGES, SEED, WORKER_CHOICES = 128, 0, (0, 1)
 ROOT = Path(__file__).resolve().parent.parent
+# a unit -> how seconds, of an image where it says so, become a figure
+UNITS = {
+    "images/s": lambda seconds: 1 / seconds,
+    "µs an image": lambda seconds: 1e6 * seconds,
+    "s": lambda seconds: seconds,
+    "minutes": lambda seconds: seconds / 60,
+}
+COLUMNS = ("what", "against", "unit", "ours", "opponent", "min", "median", "max", "n", "target", "reached")
 
 
 class DiffersError(Exception):
     """What is compared does not give the same: its speed would say nothing."""
 
 
-@dataclass(frozen=True)
+class Findings(NamedTuple):
+    """What a part of the benchmark gives: rows, and lines to stand under the table."""
+
+    rows: list[dict[str, str]]
+    notes: list[str]
+
+
 class Bench:
-    """What a part of the table is measured with; `quick`: tiny sizes, to see that everything runs."""
+    """What a part of the table is measured with; `quick`: tiny sizes, to see that everything runs.
 
-    data: LongTailedData
-    what: str
-    quick: bool = False
-    compile: bool = False
-    tick: Callable[[], None] = lambda: None  # told of every measured turn
-    model: Callable[[str], nn.Module] = field(init=False)  # by name, built once; to be copied, not changed
+    `model(name)` is built once; it is to be copied, not changed.
+    """
 
-    def __post_init__(self) -> None:
-        images = SETTLE_IMAGES // 8 if self.quick else SETTLE_IMAGES
-        build = cache(lambda name: fresh_model(name, self.data.train, self.data.views, images))
-        object.__setattr__(self, "model", build)
+    def __init__(self, data: LongTailedData, what: str, quick: bool = False) -> None:
+        self.data, self.what, self.quick = data, what, quick
+        self.model = cache(
+            lambda name: fresh_model(name, data, SETTLE_IMAGES // 8 if quick else SETTLE_IMAGES)
+        )
 
 
 def positive(text: str) -> int:
@@ -96,49 +112,36 @@ def sample(images: ImageSet, count: int) -> ImageSet:
     return ImageSet(images.images[index], images.labels[index])
 
 
-def fresh_model(network: str, images: ImageSet, views: ViewSpec, settle: int = SETTLE_IMAGES) -> nn.Module:
-    """A network with random weights whose batch-norm statistics fit `settle` of the images: no value runs
-    away."""
+def fresh_model(network: str, data: LongTailedData, settle: int = SETTLE_IMAGES) -> nn.Module:
+    """A network with random weights whose batch-norm statistics fit training images: no value runs away."""
     torch.manual_seed(SEED)
     model = build_model(network, NUM_CLASSES)
-    loader = baselines.test_loader(sample(images, settle), views, settle)
-    update_bn(loader, model)
+    update_bn(baselines.test_loader(sample(data.train, settle), data.views, settle), model)
     return model
 
 
 def alternate(
-    works: dict[str, Callable[[], object]], repeats: int, tick: Callable[[], None] = lambda: None
+    works: dict[str, Callable[[], object]], turns: int, warm: bool = True
 ) -> dict[str, list[float]]:
-    """Seconds of every work, `repeats` times in turn, backwards every other time, after one turn unmeasured.
+    """Seconds of every work, `turns` times, backwards every other time.
 
-    Neighbours in time share the machine's state, so ratios are taken within a turn. `tick` is told of every
-    measured one.
+    Neighbours in time share the machine's state, so ratios are taken within a turn. `warm`: after a turn that
+    is not measured, which processes of their own do not need.
     """
-    for work in works.values():
+    for work in works.values() if warm else ():
         work()
-    return turns_of(works, repeats, tick)
-
-
-def turns_of(
-    works: dict[str, Callable[[], object]], repeats: int, tick: Callable[[], None] = lambda: None
-) -> dict[str, list[float]]:
-    """The same where nothing needs a turn to warm up, as with processes."""
     seconds = {name: [] for name in works}
-    for turn in range(repeats):
+    for turn in range(turns):
         for name in list(works)[:: -1 if turn % 2 else 1]:
-            started = time.perf_counter()
+            started = timer()
             works[name]()
-            seconds[name].append(time.perf_counter() - started)
-        tick()
+            seconds[name].append(timer() - started)
     return seconds
 
 
-def fastest(works: dict[int, Callable[[], object]], warm: bool = True) -> int:
-    """The name of the work that is done first, of one turn: an opponent's setting, chosen in its favour.
-
-    `warm`: after one turn unmeasured.
-    """
-    seconds = alternate(works, 1) if warm else turns_of(works, 1)
+def fastest(works: dict[int, Callable[[], object]]) -> int:
+    """The name of the work that is done first, of one turn: an opponent's setting, chosen in its favour."""
+    seconds = alternate(works, 1)
     return min(seconds, key=lambda name: seconds[name])
 
 
@@ -153,9 +156,67 @@ def threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def row(
+    what: str,
+    against: str,
+    unit: str,
+    ours: Sequence[float],
+    opponent: Sequence[float] | None = None,
+    target: float | None = None,
+) -> dict[str, str]:
+    """A row from the seconds of both (of an image, where the unit is): one value a turn.
+
+    `target`: the least ratio; without an opponent the most that ours may be.
+    """
+    medians = [UNITS[unit](median(seconds)) for seconds in (ours, opponent) if seconds]
+    pairs = ours if opponent is None else [b / a for a, b in zip(ours, opponent, strict=True)]
+    low, middle, high = min(pairs), median(pairs), max(pairs)
+    reached = "-"
+    if target is not None:
+        reached = "yes" if (middle <= target if opponent is None else middle >= target) else "no"
+    told = [what, against, unit, *map(figure, medians), *(["-"] if opponent is None else [])]
+    told += [*map(figure, (low, middle, high)), str(len(pairs)), "-" if target is None else f"{target:g}"]
+    return dict(zip(COLUMNS, [*told, reached], strict=True))
+
+
+def each(seconds: Sequence[float], images: int) -> list[float]:
+    """Seconds of one image."""
+    return [value / images for value in seconds]
+
+
+def figure(value: float) -> str:
+    """Three digits at least, and no power of ten."""
+    digits = 0 if value >= 100 else 1 if value >= 10 else 2 if value >= 0.1 else 4
+    return f"{value:.{digits}f}"
+
+
+def load() -> str:
+    """Processes at work, mean of the last minute."""
+    return f"{os.getloadavg()[0]:.1f}"
+
+
+def facts() -> dict[str, str]:
+    """What the figures depend on: name -> value, for people and for columns of a table."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return {
+        "processor": next(iter(names), platform.processor() or "unknown processor"),
+        "cores": str(os.cpu_count()),
+        "threads": str(torch.get_num_threads()),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "torch": str(torch.__version__),
+        "torchvision": str(torchvision.__version__),
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "date": datetime.now().strftime("%Y-%m-%d %H:%M"),
+    }
+
+
 def publish(sections: list[str], out: Path | None) -> None:
     """Print the report of a command of its own, and write it where asked."""
-    text = "\n\n".join([*sections, f"Machine: {machine_line()}."]) + "\n"
+    machine = ", ".join(f"{name} {value}" for name, value in facts().items())
+    text = "\n\n".join([*sections, f"Machine: {machine}, load at the end {load()}."]) + "\n"
     print(text, end="", flush=True)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)

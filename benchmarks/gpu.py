@@ -1,4 +1,4 @@
-"""Stage 1 and the feature pass of stage 2 on one CUDA device, against the roof of a matrix product.
+"""Stage 1 and the feature pass of stage 2 on one CUDA device.
 
     python -m benchmarks.gpu [--epochs 5] [--data_dir data] [--out FILE]
 
@@ -7,10 +7,7 @@ here): plain steps and steps in CUDA graphs, in TF32 and bf16. Times are whole e
 end of the epoch included, after as many as it takes to record both graphs.
 """
 
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from itertools import count
 from statistics import median
 
@@ -18,6 +15,7 @@ import torch
 from torch import nn
 
 from benchmarks import common
+from benchmarks.common import SEED
 from datasets import LongTailedData
 from datasets.images.in_memory import DeviceImages
 from losses import build_loss
@@ -31,160 +29,78 @@ from utils.engine.precision import speed_up
 from utils.engine.scoring import predict
 from utils.engine.step import TrainStep
 from utils.features.views import TrainFeatures
+from utils.report.table import markdown_lines
 from utils.settings.config import Config, resolve
 from utils.settings.parse import STAGE1
 
-SEED = 0
-GFLOP_AN_IMAGE = 6.95  # ResNet-34 at 32 x 32 pixels, forward and backward, a multiply-add as two
-GEMM_SIDE, GEMM_REPEATS = 8192, 10
-PRECISIONS = {"off": ("TF32", torch.float32), "bf16": ("bf16", torch.bfloat16)}
+PRECISIONS = {"off": "TF32", "bf16": "bf16"}
+HEADER = [
+    *("precision", "steps", "stage 1, images/s", "epoch, s, min / median / max"),
+    *("200 epochs, scored once, s", "stage-2 feature pass, images/s"),
+]
 
 
-@dataclass(frozen=True)
-class Epochs:
-    """What was measured of one way to train: seconds of each epoch of `images`, the roof in FLOP/s."""
-
-    seconds: list[float]
-    images: int
-    roof: float
-
-    @property
-    def rate(self) -> float:
-        """Images a second at the median time."""
-        return self.images / median(self.seconds)
-
-    @property
-    def share(self) -> float:
-        """Part of the roof that the convolutions' arithmetic comes to."""
-        return self.rate * GFLOP_AN_IMAGE * 1e9 / self.roof
-
-    def whole_run(self, epochs: int, scoring: float) -> float:
-        """Seconds of a run of `epochs` that is scored once, in `scoring` seconds."""
-        return epochs * median(self.seconds) + scoring
-
-
-def timed(work: Callable[[], object], repeats: int, device: torch.device) -> list[float]:
-    """Seconds of each of `repeats` calls, the device waited for before and after."""
-    seconds = []
-    for _ in range(repeats):
-        wait(device)
-        started = time.perf_counter()
-        work()
-        wait(device)
-        seconds.append(time.perf_counter() - started)
-    return seconds
-
-
-def wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-@contextmanager
-def tf32_products() -> Iterator[None]:
-    """Within, float32 products take TF32 too, as convolutions do by torch's default."""
-    before = torch.backends.cuda.matmul.fp32_precision
-    torch.backends.cuda.matmul.fp32_precision = "tf32"
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.fp32_precision = before
-
-
-def gemm_roof(device: torch.device, dtype: torch.dtype, side: int = GEMM_SIDE) -> float:
-    """FLOP/s of the product of two square matrices; of float32 ones in TF32."""
-    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
-    with tf32_products():
-        timed(lambda: a @ b, 3, device)
-        return 2 * side**3 / min(timed(lambda: a @ b, GEMM_REPEATS, device))
-
-
-def network(config: Config, channels: int, device: torch.device) -> nn.Module:
-    torch.manual_seed(SEED)
-    model = build_model(config.network, config.num_class, channels).to(device, memory_format=LAYOUT)
-    speed_up(model, config, device)
-    return model
-
-
-def trainer(
-    model: nn.Module, train: DeviceImages, config: Config, capture: CudaCapture | None
-) -> Callable[[], None]:
-    """What trains `model` for one more epoch, by graphs where there is a capture."""
-    optimizer = sgd(model.parameters(), config.lr, config.momentum, config.wd, config.nesterov)
-    step = TrainStep(model, build_loss("ce"), optimizer)
-    step = GraphedSteps(step, capture) if capture else step
-    done = 0
-
-    def epoch() -> None:
-        nonlocal done
-        model.train()
-        batches = train.augmented(epoch_order(SEED, done, len(train)), config.batch_size, SEED, done)
-        train_epoch(step, batches, Progress(), config.lr)
-        done += 1
-
-    return epoch
+def timed(work: Callable[[], object], repeats: int) -> list[float]:
+    """Seconds of each of `repeats` calls, after one unmeasured."""
+    return common.alternate({"work": work}, repeats)["work"]
 
 
 def measure(
-    train: DeviceImages,
-    config: Config,
-    roof: float,
-    epochs: int,
-    capture: CudaCapture | None,
-    channels: int = 3,
-) -> tuple[nn.Module, Epochs]:
-    """Train for some epochs unmeasured, then for `epochs` measured ones."""
-    device = train.device
-    model = network(config, channels, device)
-    epoch = trainer(model, train, config, capture)
-    timed(epoch, WARM_STEPS + 1 if capture else 1, device)
-    return model, Epochs(timed(epoch, epochs, device), len(train), roof)
+    train: DeviceImages, config: Config, epochs: int, capture: CudaCapture | None, channels: int = 3
+) -> tuple[nn.Module, list[float]]:
+    """Train a network for some epochs unmeasured, by graphs where there is a capture.
+
+    Returns it and the seconds of `epochs` more.
+    """
+    torch.manual_seed(SEED)
+    model = build_model(config.network, config.num_class, channels).to(train.device, memory_format=LAYOUT)
+    speed_up(model, config, train.device)
+    done = count()
+    optimizer = sgd(model.parameters(), config.lr, config.momentum, config.wd, config.nesterov)
+    step = TrainStep(model, build_loss("ce"), optimizer)
+    step = GraphedSteps(step, capture) if capture else step
+
+    def epoch() -> None:
+        number = next(done)
+        model.train()
+        order = epoch_order(SEED, number, len(train))
+        batches = train.augmented(order, config.batch_size, SEED, number)
+        train_epoch(step, batches, Progress(), config.lr)
+
+    for _ in range(WARM_STEPS if capture else 0):
+        epoch()
+    return model, timed(epoch, epochs)
 
 
 def feature_rate(model: nn.Module, train: DeviceImages, repeats: int) -> float:
     """Images a second of a view's feature pass in stage 2."""
     features, views = TrainFeatures(model.eval(), train, SEED, None), count()
-
-    def one_pass() -> None:
-        features.of_epoch(next(views))
-
-    timed(one_pass, 1, train.device)
-    return len(train) / median(timed(one_pass, repeats, train.device))
+    return len(train) / median(timed(lambda: features.of_epoch(next(views)), repeats))
 
 
-def row(precision: str, steps: str, epochs: Epochs, run_epochs: int, scoring: float, features: float) -> str:
-    cells = (
-        precision,
-        steps,
-        f"{epochs.rate:.0f}",
-        f"{min(epochs.seconds):.3f} / {median(epochs.seconds):.3f} / {max(epochs.seconds):.3f}",
-        f"{100 * epochs.share:.1f} %",
-        f"{epochs.whole_run(run_epochs, scoring):.0f}",
-        f"{features:.0f}",
-    )
-    return f"| {' | '.join(cells)} |"
+def figures(images: int, seconds: list[float], epochs: int, scoring: float, rate: float) -> list[str]:
+    """Cells of a way to train: seconds of epochs of `images`, of a scoring, the rate of a feature pass."""
+    middle = median(seconds)
+    return [
+        f"{images / middle:.0f}",
+        f"{min(seconds):.3f} / {middle:.3f} / {max(seconds):.3f}",
+        f"{epochs * middle + scoring:.0f}",
+        f"{rate:.0f}",
+    ]
 
 
-def report(data: LongTailedData, what: str, device: torch.device, epochs: int) -> Iterator[str]:
-    """Lines of a Markdown table, one as soon as it is measured."""
+def table(data: LongTailedData, device: torch.device, epochs: int) -> list[list[str]]:
+    """A line each precision and kind of steps, below the header."""
     train, test = (DeviceImages(part, data.views, device) for part in (data.train, data.test))
-    name = torch.cuda.get_device_name(device)
-    yield f"ResNet-34 on {name}, torch {torch.__version__}, {what}, n = {epochs}"
-    yield (
-        "\n| precision | steps | stage 1, images/s | epoch, s, min / median / max | share of the roof | "
-        "200 epochs, scored once, s | stage-2 feature pass, images/s |\n" + "|---" * 7 + "|"
-    )
-    roofs = {}
-    for amp, (name, dtype) in PRECISIONS.items():
-        roof = roofs[name] = gemm_roof(device, dtype)
+    lines = [HEADER]
+    for amp, name in PRECISIONS.items():
         config = resolve(STAGE1, {"amp": amp, "seed": SEED})
         for steps, capture in (("plain", None), ("graphs", CudaCapture())):
-            model, figures = measure(train, config, roof, epochs, capture)
-            scoring = timed(lambda model=model: predict(model, test, mirror=True), 2, device)[-1]
+            model, seconds = measure(train, config, epochs, capture)
+            scoring = timed(lambda model=model: predict(model, test, mirror=True), 1)[0]
             rate = feature_rate(model, train, epochs)
-            yield row(name, steps, figures, config.epochs, scoring, rate)
-    told = ", ".join(f"{name} {roof / 1e12:.0f} TFLOP/s" for name, roof in roofs.items())
-    yield f"\nRoof: a product of {GEMM_SIDE} x {GEMM_SIDE} matrices: {told}."
+            lines.append([name, steps, *figures(len(train), seconds, config.epochs, scoring, rate)])
+    return lines
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -199,13 +115,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not torch.cuda.is_available():
         raise UserError(f"benchmarks.gpu needs a CUDA device, torch {torch.__version__} sees none here")
     data, what = common.load_cifar100_lt(args.data_dir)
-    lines = []
-    for line in report(data, what, torch.device("cuda"), args.epochs):
-        print(line, flush=True)
-        lines.append(line)
-    if args.out is not None:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    device = torch.device("cuda")
+    lines = table(data, device, args.epochs)
+    title = f"ResNet-34 on {torch.cuda.get_device_name(device)}, {what}, n = {args.epochs}"
+    common.publish([title, markdown_lines(lines)], args.out)
 
 
 if __name__ == "__main__":

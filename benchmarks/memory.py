@@ -21,18 +21,18 @@ import torch
 
 from benchmarks import common
 from models import NETWORKS
+from utils.report.table import markdown_lines
 
-ROOT = Path(__file__).resolve().parent.parent
 POLL_SECONDS, KILL_SECONDS, TARGET_GB = 0.1, 60, 2.5
 
 
-def peak_gb(pid: int) -> float:
-    """The most resident memory that a process has had so far; 0 where it is gone."""
+def memory_gb(pid: int | str, key: str) -> float:
+    """A figure of /proc/PID/status in GB, as VmHWM or RssAnon; 0 where the process is gone."""
     try:
         status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
     except OSError:
         return 0.0
-    kibibytes = [line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:")]
+    kibibytes = [line.split()[1] for line in status.splitlines() if line.startswith(f"{key}:")]
     return int(kibibytes[0]) * 1024 / 1e9 if kibibytes else 0.0
 
 
@@ -43,11 +43,11 @@ def watch(command: list[str], seconds: float, log: Path) -> tuple[float, str]:
         SystemExit: the command failed by itself.
     """
     with open(log, "wb") as output:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(command, cwd=common.ROOT, stdout=output, stderr=subprocess.STDOUT)
         peak, deadline = 0.0, math.inf
         try:
             while process.poll() is None and time.monotonic() < deadline:
-                peak = max(peak, peak_gb(process.pid))
+                peak = max(peak, memory_gb(process.pid, "VmHWM"))
                 if deadline == math.inf and log.stat().st_size:
                     deadline = time.monotonic() + seconds
                 time.sleep(POLL_SECONDS)
@@ -70,22 +70,6 @@ def end(process: subprocess.Popen) -> None:
         process.wait()
 
 
-def commands(network: str, data_dir: Path, folder: Path) -> dict[str, list[str]]:
-    """The two command lines; writes the weights that stage 2 starts from."""
-    data, _ = common.load_cifar100_lt(data_dir)
-    weights = folder / "stage1.pth"
-    torch.save(common.fresh_model(network, data.train, data.views).state_dict(), weights)
-    shared = f"--network {network} --imb_ratio {common.IMB_RATIO} --device cpu --seed 0".split()
-    shared += ["--data_dir", str(data_dir.resolve()), "--out", str(folder), "--ckpt_dir", str(folder)]
-    return {
-        "main_stage1.py": [sys.executable, "main_stage1.py", *shared, "--epochs", "1"],
-        "main_stage2.py": [
-            *(sys.executable, "main_stage2.py", *shared, "--finetune_epoch", "1"),
-            *("--pretrained_pth", str(weights)),
-        ],
-    }
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     parser = common.arguments(__doc__)
     parser.add_argument("--network", default="resnet34", choices=tuple(NETWORKS))
@@ -93,15 +77,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if not common.has_cifar100(args.data_dir):
         parser.error(f"no CIFAR-100 in {args.data_dir}: the scripts would have to download it first")
-
-    lines = ["| script | peak resident memory, GB | |", "| --- | --- | --- |"]
+    data, what = common.load_cifar100_lt(args.data_dir)
+    lines = [["script", "peak resident memory, GB", ""]]
     with tempfile.TemporaryDirectory() as name:
-        for script, command in commands(args.network, args.data_dir, Path(name)).items():
-            peak, ending = watch(command, args.seconds, Path(name) / f"{script}.log")
+        folder = Path(name)
+        torch.save(common.fresh_model(args.network, data).state_dict(), folder / "stage1.pth")
+        shared = f"--network {args.network} --imb_ratio {common.IMB_RATIO} --device cpu --seed 0".split()
+        shared += ["--data_dir", str(args.data_dir.resolve()), "--out", name, "--ckpt_dir", name]
+        own = {
+            "main_stage1.py": ["--epochs", "1"],
+            "main_stage2.py": ["--finetune_epoch", "1", "--pretrained_pth", str(folder / "stage1.pth")],
+        }
+        for script, words in own.items():
+            command = [sys.executable, script, *shared, *words]
+            peak, ending = watch(command, args.seconds, folder / f"{script}.log")
             verdict = "under" if peak < TARGET_GB else "NOT under"
-            lines.append(f"| {script} | {peak:.2f} | {ending}; {verdict} {TARGET_GB} GB |")
-    title = f"## Memory, {args.network}, CIFAR100-LT, IR {common.IMB_RATIO}, batches of 64"
-    common.publish([title, "\n".join(lines)], args.out)
+            lines.append([script, f"{peak:.2f}", f"{ending}; {verdict} {TARGET_GB} GB"])
+    title = f"## Memory, {args.network}, {what}, batches of 64"
+    common.publish([title, markdown_lines(lines)], args.out)
 
 
 if __name__ == "__main__":

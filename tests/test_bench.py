@@ -1,173 +1,140 @@
-"""The benchmark's table: every row is there, its forms agree, and a comparison that differs ends the run."""
+"""The benchmarks: every row is there, its forms agree, and a comparison that differs ends the run."""
 
-import csv
-import os
-import subprocess
-import sys
-from pathlib import Path
-
+import pandas as pd
 import pytest
 import torch
 
 from benchmarks import __main__ as bench
-from benchmarks import augment, common, evaluation, pack, stage1, stage2
-from benchmarks.bar import TurnsBar
-from benchmarks.sections import PARTS, SECTIONS
-from benchmarks.table import COLUMNS, Row, aligned
+from benchmarks import common, gpu, profile, scaling, stage1, stage2
+from benchmarks.common import COLUMNS, DiffersError
+from datasets import build_data
 from datasets.images.in_memory import DeviceImages
-
-ROOT = Path(__file__).resolve().parent.parent
-FACTS = ("processor", "cores", "threads", "instructions", "torch", "torchvision", "pillow", "numpy", "date")
-FACTS += ("load at start", "load at end", "minutes", "data")
+from tests.helpers import call, refusal
+from tests.plain_capture import PlainCapture
+from utils.settings.config import resolve
 
 
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory) -> common.Bench:
     """Random images, tiny sizes."""
-    data, what = common.load_cifar100_lt(tmp_path_factory.mktemp("none"))
-    return common.Bench(data, what, quick=True)
-
-
-def run_bench(*words: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "benchmarks", *map(str, words)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-
-
-def read_tables(folder: Path) -> tuple[list[dict], list[dict]]:
-    """The rows of table.csv, and of table.md."""
-    with open(folder / "table.csv", newline="", encoding="utf-8") as handle:
-        rows = list(csv.DictReader(handle))
-    lines = (folder / "table.md").read_text(encoding="utf-8").splitlines()
-    cells = [line.strip("| ").split(" | ") for line in lines if line.startswith("|")]
-    return rows, [dict(zip(cells[0], line, strict=True)) for line in cells[2:]]
+    return common.Bench(*common.load_cifar100_lt(tmp_path_factory.mktemp("none")), quick=True)
 
 
 @pytest.mark.parametrize(
-    ("sections", "rows", "targets"),
+    ("section", "targets"),
     [
-        ("augment,decode,evaluate", 7, ["20", "-", "-", "1.3", "1.3", "1.5", "1.05"]),
-        ("stage1", 6, ["1.25", "-", "0.85", "1.03", "-", "0.85"]),
-        ("stage2", 6, ["5", "25", "500"] * 2),
-        ("pack", 2, ["4", "-"]),
+        ("stage1", ["1.25", "0.85", "1.03", "0.85"]),
+        ("stage2", ["1.5", "5", "25", "500", "1.05", "5", "25", "500"]),
+        ("commands", ["1.5", "-"]),
     ],
 )
-def test_a_quick_run_leaves_every_row_and_both_files_agree(tmp_path, sections, rows, targets):
+def test_a_quick_run_leaves_every_row_and_both_files_agree(tmp_path, section, targets):
     places = ("--data_dir", tmp_path / "none", "--out", tmp_path / "out")
-    done = run_bench("--quick", "--only", sections, *places)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""  # a bar is for terminals
-    table, listed = read_tables(tmp_path / "out")
-    assert len(table) == rows and [row["target"] for row in table] == targets
-    assert [{name: row[name] for name in COLUMNS} for row in table] == listed
-    for row in table:
-        assert all(row[name] for name in (*COLUMNS, *FACTS))
-        assert row["n"] == "1" and float(row["min"]) <= float(row["median"]) <= float(row["max"])
-        assert row["reached"] == ("-" if row["target"] == "-" else row["reached"])
-        assert row["what"] in done.stdout and row["data"].startswith("random images")
-    assert "tolerance" in done.stdout and "tolerance" in (tmp_path / "out" / "table.md").read_text()
-    assert ("--compile is left out" in done.stdout) == (sections == "stage1")
+    said = call(bench.main, "--quick", "--only", section, *places)
+    table = pd.read_csv(tmp_path / "out" / "table.csv", dtype=str)
+    text = (tmp_path / "out" / "table.md").read_text(encoding="utf-8")
+    lines = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("|")]
+    assert table["target"].tolist() == targets and table[list(COLUMNS)].to_numpy().tolist() == lines[2:]
+    assert table.notna().all(axis=None) and set(table["n"]) == {"1"}
+    assert all(what in said for what in table["what"]) and table["data"].str.startswith("random images").all()
+    assert section == "commands" or "tolerance" in text
 
 
-def test_all_sections_together_are_the_whole_table():
-    assert SECTIONS == ("augment", "decode", "stage1", "evaluate", "stage2", "pack")
-    assert bench.chosen(None) == list(PARTS)
-    few = [part.name for part in PARTS if part.turns < 5]
-    assert few == ["pack", "evaluate resnet34", "stage2 resnet34", "stage1 resnet34"]
-    assert all(part.turns >= 3 for part in PARTS)
-
-
-def test_an_unknown_section_is_one_line_and_status_2(tmp_path):
-    done = run_bench("--only", "stage3", "--out", tmp_path)
-    assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr == f"error: --only has no 'stage3', known: {', '.join(SECTIONS)}\n"
+def test_an_unknown_section_is_refused_and_nothing_is_written(tmp_path):
+    said = refusal(bench.main, "--only", "stage3", "--out", tmp_path / "out")
+    assert said == "--only has no 'stage3', known: stage1, stage2, commands"
     assert not list(tmp_path.iterdir())
 
 
-def test_one_spoiled_weight_ends_the_run_and_names_the_part(tmp_path, monkeypatch):
-    def spoiled(model):
-        copy = unspoiled(model)
-        copy.conv1.weight.data[0, 0, 0, 0] += 0.1
-        return copy
-
-    unspoiled = evaluation.in_our_layout
-    monkeypatch.setattr(evaluation, "in_our_layout", spoiled)
-    words = ["--quick", "--only", "evaluate", "--data_dir", str(tmp_path), "--out", str(tmp_path / "out")]
-    with pytest.raises(SystemExit, match="comparison failed in evaluate resnet32: test logits differ by"):
+def test_a_comparison_that_differs_ends_the_run_and_names_the_part(tmp_path, monkeypatch):
+    monkeypatch.setattr(stage2, "TOLERANCE", 0)
+    words = ["--quick", "--only", "stage2", "--data_dir", str(tmp_path), "--out", str(tmp_path / "out")]
+    with pytest.raises(SystemExit, match="comparison failed in stage2 resnet32: the classifiers differ by"):
         bench.main(words)
     assert not (tmp_path / "out").exists()
 
 
-def test_stage_1_from_another_start_is_noticed(quick):
-    contest = stage1.Contest(quick, "resnet32")
+def another_start(contest: stage1.Contest) -> None:
     contest.models["ours"].layer2[0].conv1.weight.data[0, 0, 0, 0] += 0.1
-    with pytest.raises(common.DiffersError, match="`ours` differs from the plain loop"):
-        stage1.check_same(contest)
 
 
-def test_stage_1_with_another_momentum_is_noticed(quick):
-    contest = stage1.Contest(quick, "resnet32")
+def another_momentum(contest: stage1.Contest) -> None:
     contest.optimizers["ours"].param_groups[0]["momentum"] = 0.0
-    with pytest.raises(common.DiffersError, match="`ours` differs from the plain loop"):
-        stage1.check_same(contest)
 
 
-def test_stage_2_over_a_spoiled_backbone_is_noticed(quick):
-    contest = stage2.Contest(quick, "resnet32")
+def another_backbone(contest: stage2.Contest) -> None:
     contest.frozen.conv1.weight.data[0, 0, 0, 0] += 0.1
-    with pytest.raises(common.DiffersError, match="the classifiers differ by"):
-        stage2.check_same(contest)
 
 
-def test_another_pixel_is_noticed(quick, monkeypatch):
-    def shifted(self, seed, view):
-        top, left, flip = unshifted(self, seed, view)
-        return top, (left + 1) % 9, flip
-
-    unshifted = DeviceImages.draws
-    monkeypatch.setattr(DeviceImages, "draws", shifted)
-    assert augment.check_same(quick.data, 16) < augment.TOLERANCE  # both see the same draws
-    monkeypatch.setattr(DeviceImages, "draws", unshifted)
-    monkeypatch.setattr(
-        DeviceImages, "augmented", lambda self, order, size, seed, view: [(self.plain(order), None)]
-    )
-    with pytest.raises(common.DiffersError, match="gives other pixels"):
-        augment.check_same(quick.data, 16)
-
-
-def test_another_accuracy_than_the_plain_run_is_noticed():
-    said = {"ce": "accuracy=38.62\n", "los": "accuracy=43.17\n"}
-    said["ours"] = "test method=ce overall=38.60 many=1\ntest method=los overall=43.40 many=1\n"
-    assert pack.check_same(said) == pytest.approx(0.23)
-    with pytest.raises(common.DiffersError, match=r"accuracy of los: 0\.33 points"):
-        pack.check_same(said | {"los": "accuracy=43.73\n"})
+@pytest.mark.parametrize(
+    ("module", "spoil", "said"),
+    [
+        (stage1, another_start, "it differs from the plain loop"),
+        (stage1, another_momentum, "it differs from the plain loop"),
+        (stage2, another_backbone, "the classifiers differ by"),
+    ],
+)
+def test_a_loop_that_trains_otherwise_is_noticed(quick, module, spoil, said):
+    contest = module.Contest(quick, "resnet32")
+    spoil(contest)
+    with pytest.raises(DiffersError, match=said):
+        module.check_same(contest)
 
 
-def test_turns_alternate_and_each_is_told():
-    order, told = [], []
+def test_turns_alternate_and_threads_are_put_back():
+    order, before = [], torch.get_num_threads()
     works = {name: lambda name=name: order.append(name) for name in "ab"}
-    seconds = common.alternate(works, 3, lambda: told.append(len(order)))
-    assert order == ["a", "b", "a", "b", "b", "a", "a", "b"] and told == [4, 6, 8]
+    with common.threads(1):
+        seconds = common.alternate(works, 3)
+        assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == before
+    assert order == ["a", "b", "a", "b", "b", "a", "a", "b"]
     assert [len(values) for values in seconds.values()] == [3, 3]
 
 
-def test_the_bar_takes_long_turns_for_long(monkeypatch):
-    bar = TurnsBar([1.0, 1.0, 10.0])
-    bar.began -= 4
-    assert bar.eta == 12  # nothing is known yet but what was expected
-    bar.index = 2
-    assert bar.eta == 20  # twice as slow as expected
+def test_a_row_says_reached_by_the_median_of_its_pairs_or_of_its_own_seconds():
+    row = common.row("a", "b", "s", [1.0, 1.0, 1.0], [1.0, 3.0, 2.0], 2.0)
+    assert list(row.values())[3:] == ["1.00", "2.00", "1.00", "2.00", "3.00", "3", "2", "yes"]
+    assert common.row("a", "b", "s", [1.0, 1.0], [1.0, 1.9], 2.0)["reached"] == "no"
+    alone = common.row("a", "-", "s", [1.0, 1.2, 9.0], target=1.5)
+    assert list(alone.values())[3:] == ["1.20", "-", "1.00", "1.20", "9.00", "3", "1.5", "yes"]
+    assert common.row("a", "-", "s", [1.6], target=1.5)["reached"] == "no"
 
 
-def test_a_row_says_reached_by_the_median_of_its_pairs():
-    row = Row("a", "b", "s", 1.0, 2.0, [1.0, 3.0, 2.0], 2.0)
-    assert list(row.cells().values())[5:] == ["1.00", "2.00", "3.00", "3", "2", "yes"]
-    assert Row("a", "b", "s", 1.0, 2.0, [1.0, 1.9], 2.0).cells()["reached"] == "no"
-    assert len({len(line.rstrip()) for line in aligned([row, row]).splitlines()[1:]}) == 1
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_without_a_cuda_device_the_gpu_benchmark_says_so_in_one_line():
+    says = f"benchmarks.gpu needs a CUDA device, torch {torch.__version__} sees none here"
+    assert refusal(gpu.main) == says
 
 
-def test_threads_are_put_back():
-    before = torch.get_num_threads()
-    with common.threads(1):
-        assert torch.get_num_threads() == 1
-    assert torch.get_num_threads() == before
+def test_figures_of_the_gpu_benchmark_follow_from_the_times():
+    cells = gpu.figures(10_000, [0.5, 0.4, 0.9], 200, scoring=0.7, rate=55_000.4)
+    assert cells == ["20000", "0.400 / 0.500 / 0.900", "101", "55000"]
+
+
+@pytest.mark.parametrize(("amp", "capture"), [("off", None), ("bf16", PlainCapture())])
+def test_epochs_and_feature_passes_of_the_gpu_benchmark_are_timed(amp, capture):
+    data = build_data("digits_lt", imb_ratio=50)
+    train = DeviceImages(data.train, data.views)
+    config = resolve("main_stage1.py", {"dataset": "digits_lt", "amp": amp, "seed": 0})
+    model, seconds = gpu.measure(train, config, 2, capture, channels=1)
+    assert len(seconds) == 2 and gpu.feature_rate(model, train, 2) > 0
+
+
+def test_the_profile_has_a_table_of_operations_for_every_stage(tmp_path):
+    said = call(profile.main, "--networks", "resnet8", "--steps", "1", "--data_dir", tmp_path)
+    stage1, features, head, evaluation = said.split("## resnet8: ")[1:]
+    assert all("convolution" in text for text in (stage1, features, evaluation)) and "aten::addmm" in head
+
+
+def test_every_factor_is_measured_in_processes_of_their_own(tmp_path):
+    said = call(scaling.main, "--quick", "--repeats", 1, "--csv", tmp_path / "made" / "scaling.csv")
+    rows = pd.read_csv(tmp_path / "made" / "scaling.csv")
+    assert rows["factor"].tolist() == [name for name in scaling.QUICK for _ in range(2)]
+    assert (rows["seconds"] > 0).all() and set(rows["n"]) == {1}
+    assert all(f"| {name} | " in said for name in scaling.QUICK)
+
+
+def test_the_slope_is_1_where_growth_is_linear():
+    assert scaling.slope([2.0, 20.0, 200.0], (1, 10, 100)) == pytest.approx(1)
+    assert scaling.slope([1.0, 4.0, 16.0], (3, 6, 12)) == pytest.approx(2)

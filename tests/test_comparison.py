@@ -14,7 +14,7 @@ from utils.heads.plan import plan_heads
 from utils.report.table import aligned, cells, label_of, markdown, mcnemar, table_rows
 
 SCORES = ("overall", "many", "medium", "few", "balanced")
-ARGV = (
+ARGV = [
     "--method",
     "los,ce,crt,ncm",
     "--seeds",
@@ -23,7 +23,7 @@ ARGV = (
     "2",
     "--label_smooth",
     "0.9,0.5",
-)
+]
 FACTS = {"budget": "source", "selected_on": "last"}
 
 
@@ -63,9 +63,7 @@ def test_the_paired_test_is_symmetric_and_1_for_equal_or_equally_good_prediction
     draw = torch.Generator().manual_seed(0)
     one, other, targets = torch.randint(0, 3, (3, 200), generator=draw)
     assert mcnemar(one, other, targets) == mcnemar(other, one, targets) < 1
-    assert mcnemar(one, one, targets) == 1
-    assert mcnemar(torch.tensor([0, 1, 2]), torch.tensor([1, 0, 2]), torch.tensor([0, 0, 2])) == 1
-    assert mcnemar(torch.tensor([1]), torch.tensor([2]), torch.tensor([0])) == 1  # both wrong, differently
+    assert mcnemar(one, one, targets) == mcnemar(torch.tensor([1]), torch.tensor([2]), torch.tensor([0])) == 1
 
 
 # ---- rows
@@ -121,12 +119,6 @@ def test_differences_and_tests_are_to_the_first_setting_and_seed_of_ce_and_los(o
             assert row[f"p_{name}"] == pytest.approx(p)
 
 
-def test_without_the_control_a_table_has_no_difference_to_it(outcomes):
-    few = [one for one in outcomes if one.run.plan.method.name in ("stage1", "crt")]
-    for row in table_rows(few, [], few[0].run.frozen.labels["test"], FACTS):
-        assert not [name for name in row if name.startswith(("minus_", "p_"))]
-
-
 def test_rows_say_what_was_learned_when_and_at_which_rate(rows):
     by_method = {row["method"]: row for row in rows}
     assert {name: row["learned"] for name, row in by_method.items()} == {
@@ -177,13 +169,6 @@ def test_the_table_of_a_run_can_be_recomputed_from_its_rows_by_class_and_head(fi
                 assert getattr(row, f"{found}_spread") == pytest.approx(spread)
 
 
-def test_epochs_of_every_head_are_in_one_file(finished):
-    metrics = read_table(finished[1], "metrics")
-    epochs = metrics.groupby(["method", "setting", "seed"], sort=False)["epoch"].apply(list)
-    assert epochs["los"].tolist() == [[1, 2]] * 6 and epochs["ncm"].tolist() == [[0]]
-    assert list(dict.fromkeys(metrics["method"])) == ["stage1", "los", "ce", "crt", "ncm"]
-
-
 # ---- for people
 
 
@@ -219,13 +204,9 @@ def test_what_cannot_be_is_a_dash_and_a_single_row_has_no_star(rows):
     assert shown["overall"].count("±") == (row["n"] > 1)
 
 
-def test_the_tables_in_log_and_folder_agree_and_their_caption_says_what_selected(finished):
+def test_the_caption_in_log_and_folder_says_what_selected(finished):
     text, folder = finished
     written = (folder / "table.md").read_text()
-    columns = [cell.strip() for cell in written.splitlines()[0].strip("|").split("|")]
-    for row in read_table(folder).itertuples():
-        line = next(line for line in written.splitlines() if f"| {row.method} |" in line)
-        assert len(line.strip("|").split("|")) == len(columns)
     for line in ("nothing was selected", "500 test images", "± over 3 seeds of stage 2"):
         assert line in written and line in text
     assert "[2 rows" not in text and "nan" not in text

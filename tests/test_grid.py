@@ -67,7 +67,6 @@ def test_a_cell_says_what_it_differs_in_and_the_scripts_get_every_word(tmp_path)
     [
         ("", r"has no \[\[cells\]\]: there is nothing to run"),
         ("cells = []", r"has no \[\[cells\]\]"),
-        ("cells = [1]", r"has no \[\[cells\]\]"),
         ("[[cells]", "cannot be read: .*line 1"),
         ("[[cells]]", "cell 1: it needs seeds"),
         (SMALL + "seed = 1", "cell 1: unknown key 'seed', did you mean seeds?"),
@@ -78,10 +77,8 @@ def test_a_cell_says_what_it_differs_in_and_the_scripts_get_every_word(tmp_path)
         (SMALL + "methods = ['list']", "--method list stands alone|--method has no 'list'"),
         (SMALL + "network = 'resnet9'", "--network: .*resnet9"),
         (SMALL + "network = 'os:abort'", "network 'os:abort' is code that no file may choose to run"),
-        (SMALL + "dataset = 'digits'", "argument --dataset: invalid choice: 'digits'"),
         (SMALL + "imb_ratio = true", "imb_ratio takes int or float, or a list, got True"),
         (SMALL + "imb_ratio = 0.5", "--imb_ratio must be a number of 1 or more"),
-        (SMALL + "imb_ratio = nan", "--imb_ratio must be a finite number"),
         (SMALL + "seeds = -1", "--seed must be 0 or more|expected one argument"),
         (SMALL + "select = 'best'", "argument --select: invalid choice: 'best'"),
         (SMALL + "views = 'new'", 'views must be "fresh", "pack" or a number'),
@@ -89,14 +86,17 @@ def test_a_cell_says_what_it_differs_in_and_the_scripts_get_every_word(tmp_path)
         (SMALL + "features = 'x'", 'features and views = "pack" belong together'),
         (SMALL + "recipe = ['--wd', '1']", "recipe takes str, got"),
         (SMALL + "recipe = '--epoch 3'", "unknown argument --epoch, did you mean --epochs?"),
-        (SMALL + "recipe = '--epochs x'", "argument --epochs: invalid int value: 'x'"),
-        (SMALL + "recipe = '--seed 1'", "recipe may not say --seed: that is for a key of the grid"),
-        (SMALL + "recipe = '--out x'", "recipe may not say --out: that is for the runner"),
+        (SMALL + "recipe = '--seed 1'", "recipe may not say --seed: a key of the grid"),
+        (SMALL + "recipe = '--out x'", "recipe may not say --out: a key of the grid or the runner says it"),
         (SMALL + "recipe = '--help'", "recipe may not ask for help"),
         (SMALL + "recipe = '\"'", "No closing quotation"),
         (SMALL + "stage2 = '--tau 1'", "--tau: no method of this run has it"),
         (SMALL + "stage2 = '--pretrained_pth x'", "stage2 may not say --pretrained_pth"),
         (SMALL + "[[cells]]", "names a stage 1 twice: digits_lt_IR=50_resnet8_epochs-3-wd-1e-3_seed0"),
+        (f"x = {'[' * 3000}{']' * 3000}", "cannot be read: maximum recursion depth"),
+        (f"{'a.' * 3000}a = 1", "cannot be read|has no .*cells"),
+        (SMALL.replace("seeds = [0, 1]", f"seeds.{'a.' * 900}a = 1", 1), "cell 1: "),
+        (SMALL + 'features = "a\\u0000b"\nviews = "pack"', "cell 1: features takes str"),
     ],
 )
 def test_a_bad_grid_is_one_line_that_names_file_and_cell(tmp_path, text, said):
@@ -111,21 +111,6 @@ def test_a_grid_file_of_ones_own_may_have_any_name(tmp_path, monkeypatch):
     (tmp_path / "mine").write_text(SMALL)
     monkeypatch.chdir(tmp_path)
     assert [cell.seed for cell in read_grid("mine")] == [0, 1]
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        (f"x = {'[' * 3000}{']' * 3000}", "cannot be read: maximum recursion depth"),
-        (f"{'a.' * 3000}a = 1", "cannot be read|has no .*cells"),
-        (SMALL.replace("seeds = [0, 1]", f"seeds.{'a.' * 900}a = 1", 1), "cell 1: "),
-        (SMALL + 'features = "a\\u0000b"\nviews = "pack"', "cell 1: features takes str"),
-    ],
-)
-def test_a_grid_that_nests_without_end_or_holds_a_zero_byte_is_one_line(tmp_path, text, said):
-    path = written(tmp_path, text)
-    message = refusal(reproduce.main, "--grid", path, "--out", tmp_path)
-    assert message.startswith(f"grid {path}") and re.search(said, message), message
 
 
 def test_an_unknown_grid_is_one_line_with_the_known_ones(tmp_path):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from utils.metrics.accuracy import logits_magnitude, regularized_std, report
+from utils.metrics import logits_magnitude, regularized_std, report
 from utils.metrics.logits import READINGS, LogitStatistics
 
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 import losses.label_over_smooth as module
 from losses import LabelOverSmooth, build_loss, label_smooth_for_gap, logit_gap, smooth_labels
-from utils.metrics.accuracy import logits_magnitude
+from utils.metrics import logits_magnitude
 
 DELTAS = [0.0, 0.1, 0.5, 0.98, 0.9999]
 

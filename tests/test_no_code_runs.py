@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDERS = ("datasets", "losses", "models", "utils", "benchmarks", "docs")
+FOLDERS = ("datasets", "losses", "models", "utils", "benchmarks")
 FORBIDDEN = {"eval", "exec", "__import__", "os.system", "os.popen", "joblib.load", "marshal.loads"}
 PICKLE = {"pickle.load", "pickle.loads", "pickle.Unpickler", "pickle._Unpickler", "pd.read_pickle"}
 

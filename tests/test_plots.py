@@ -1,5 +1,6 @@
 """Pictures of a run folder: which appear, what they show, gaps in the csv files, refusals."""
 
+import re
 import subprocess
 import sys
 from itertools import combinations
@@ -87,11 +88,9 @@ def test_every_picture_appears_as_a_png_and_twice_with_equal_bytes(tmp_path):
 
 def test_no_pyplot_is_loaded(tmp_path):
     folder = write(tmp_path, tables({"ce": [""]}, seeds=1))
-    code = "import sys; from pathlib import Path; from utils import plots\n"
-    code += "plots.PICTURES = {'balance': drawing.PICTURES['balance']}\n"
-    code += f"plots.draw(Path({str(folder)!r})); assert 'matplotlib.pyplot' not in sys.modules"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
+    code = "import sys; from pathlib import Path; from utils.plots import drawing\n"
+    code += f"drawing.draw(Path({str(folder)!r})); assert 'matplotlib.pyplot' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
     assert (folder / "plots" / "balance.png").is_file()
 
 
@@ -147,16 +146,13 @@ def test_a_sweep_of_delta_shows_the_logit_gap(tmp_path):
     assert [label.get_text() for label in axes.get_xticklabels()] == ["0\n∞", *gaps]
 
 
-def test_a_grid_gives_a_panel_a_key_with_the_rest_held_fixed(tmp_path):
+def test_a_grid_gives_a_panel_a_key_with_the_rest_held_fixed_four_at_most(tmp_path):
     grid = [f"lr={lr} tau={tau}" for lr in ("0.1", "0.001", "0.01") for tau in ("1", "2")]
     others = {"crt": [f"lr={lr}" for lr in ("2", "1")], "wb": ["kind=a", "kind=b"], "ce": [""]}
     figure = picture(write(tmp_path, tables({"la": grid} | others, seeds=1)), "sweep")
     shown = [(axes.get_title(), axes.get_xlabel(), axes.get_xscale()) for axes in figure.axes[:3]]
     assert shown == [("la tau=1", "lr", "log"), ("la lr=0.1", "tau", "linear"), ("crt", "lr", "linear")]
     assert list(figure.axes[0].get_lines()[0].get_xdata()) == [0.001, 0.01, 0.1]
-
-
-def test_no_more_than_four_sweeps_are_drawn_and_the_caption_says_so(tmp_path):
     swept = {name: ["tau=1", "tau=2"] for name in ("la", "crt", "cb", "los", "lws")}
     figure = picture(write(tmp_path, tables(swept, seeds=1)), "sweep")
     assert [axes.get_title() for axes in figure.axes] == ["la", "crt", "cb", "los"]
@@ -174,14 +170,6 @@ def test_the_labels_of_many_methods_do_not_overlap(tmp_path):
 
 
 # ---- gaps
-
-
-def test_epochs_that_were_not_scored_are_left_out_of_the_path(tmp_path):
-    files = tables()
-    scores = [f"val_{name}" for name in run_tables.SCORES]
-    files["metrics"].loc[files["metrics"]["epoch"] == 2, scores] = np.nan
-    lines = picture(write(tmp_path, files), "path").axes[0].get_lines()
-    assert lines and all(list(line.get_xdata()) == [10, 30] for line in lines)
 
 
 @pytest.mark.parametrize("counts", [[7], [500, 5]], ids=["one class", "no medium"])
@@ -205,7 +193,7 @@ def test_missing_figures_and_failed_heads_are_left_out(tmp_path):
     assert "no figures of 'etf'" in refusal(drawing.main, tmp_path, "--methods", "etf")
 
 
-@pytest.mark.parametrize("gap", ["no file", "no scored part", "one epoch"])
+@pytest.mark.parametrize("gap", ["no file", "no scored part", "one epoch", "an epoch that was not scored"])
 def test_without_a_course_of_epochs_only_the_path_is_missing(tmp_path, gap):
     files = tables(seeds=1)
     rows = files.pop("metrics")
@@ -213,47 +201,45 @@ def test_without_a_course_of_epochs_only_the_path_is_missing(tmp_path, gap):
         files["metrics"] = rows[["method", "setting", "seed", "epoch", "step"]]
     elif gap == "one epoch":
         files["metrics"] = rows[rows["epoch"] == 1]
-    assert not picture(write(tmp_path, files), "path")
-    if gap == "no scored part":
+    elif gap != "no file":
+        scores = [f"val_{name}" for name in run_tables.SCORES]
+        rows.loc[rows["epoch"] == 2, scores] = np.nan
+        files["metrics"] = rows
+    path = picture(write(tmp_path, files), "path")
+    if gap == "an epoch that was not scored":
+        assert all(list(line.get_xdata()) == [10, 30] for line in path.axes[0].get_lines())
+    else:
         assert names(tmp_path) == ["accuracy", "loma", "rsd", "sweep", "balance"]
 
 
 # ---- refusals
 
 
-@pytest.mark.parametrize("name", ["table", "per_class", "metrics"])
-def test_files_that_cannot_be_read_are_named(tmp_path, name):
+@pytest.mark.parametrize(
+    ("name", "old", "new", "said"),
+    [
+        ("per_class", "train_images", "other", "per_class.csv has no column train_images"),
+        ("metrics", "step", "other", "metrics.csv has no column step"),
+        ("metrics", ",10,", ",much,", "metrics.csv cannot be read: .*much"),
+        ("per_class", "\n", "\n1,2,3,4,5,6,7,8,9,", "per_class.csv cannot be read: "),
+    ],
+)
+def test_files_that_cannot_be_read_are_named(tmp_path, name, old, new, said):
     path = write(tmp_path, tables(seeds=1)) / f"{name}.csv"
-    column = "step" if name == "metrics" else run_tables.PER_CLASS[1] if name == "per_class" else "overall"
-    text = path.read_text()
-    for content, reason in (
-        ("", "cannot be read"),
-        ("a,b\n1,2\n1,2,3\n", "cannot be read"),
-        ("a,b\n1,2\n", "has no column method"),
-        (text.replace(column, "other", 1), f"has no column {column}"),
-        (pd.read_csv(path).assign(**{column: "much"}).to_csv(), "much"),
-    ):
-        path.write_text(content)
-        message = refusal(drawing.main, tmp_path)
-        assert str(path) in message and reason in message
-    if name != "metrics":
-        path.unlink()
-        assert refusal(drawing.main, tmp_path) == f"{path} cannot be read: No such file or directory"
+    path.write_text(path.read_text().replace(old, new, 1))
+    assert re.search(said, refusal(drawing.main, tmp_path))
     assert not (tmp_path / "plots").exists()
-
-
-def test_a_run_in_which_every_head_failed_is_refused(tmp_path):
-    files = tables(seeds=1)
-    files["table"]["overall"] = np.nan
-    assert "no head with figures" in refusal(drawing.main, write(tmp_path, files))
 
 
 def test_unknown_none_and_too_many_methods_are_refused(tmp_path):
     others = {f"{name}_head": [""] for name in "abcdefg"}
-    folder = write(tmp_path, tables(HEADS | others, seeds=1))
+    files = tables(HEADS | others, seeds=1)
+    folder = write(tmp_path, files)
     message = refusal(drawing.main, folder, "--methods", "ce, lso")
     assert message.startswith(f"no figures of 'lso' in {folder}, did you mean los? There are: crt, los,")
     assert "did you mean" not in refusal(drawing.main, folder, "--methods", "xyz")
     assert "got 0" in refusal(drawing.main, folder, "--methods", ",")
     assert "1 to 6 methods fit" in refusal(drawing.main, folder, "--methods", ",".join(others))
+    files["table"]["overall"] = np.nan
+    assert "no head with figures" in refusal(drawing.main, write(tmp_path, files))
     assert not (folder / "plots").exists()

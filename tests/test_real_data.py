@@ -12,7 +12,7 @@ import main_stage1
 import main_stage2
 from datasets import build_data
 from datasets.types import CHANNELS
-from tests.helpers import call, last_line, places, refusal
+from tests.helpers import call, last_line, places
 from utils.run import checkpoint
 from utils.settings.config import resolve
 from utils.settings.data import load_data
@@ -43,24 +43,6 @@ def test_both_stages_and_evaluate_run_on_the_real_set(short_run, cifar_dir):
         evaluated = call(evaluate.main, "--imb_ratio", "100", "--cur_stage", stage, *small)
         assert last_line(evaluated) == last_line(text)
     assert float(re.search(r"overall=([\d.]+)", last_line(stage1)).group(1)) > 4  # chance is 1
-
-
-def test_without_mirror_averaging_the_figures_differ_a_little(short_run, cifar_dir):
-    root, stage1, _ = short_run
-    small = ("--data_dir", cifar_dir, "--network", "resnet8", *places(root))
-    text = call(evaluate.main, "--imb_ratio", "100", "--cur_stage", "stage1", "--no_tta", *small)
-    assert "mirror averaging: off" in text
-    with_mirror, without = (
-        float(re.search(r"overall=([\d.]+)", last_line(printed)).group(1)) for printed in (stage1, text)
-    )
-    assert with_mirror != without and abs(with_mirror - without) < 3
-
-
-def test_a_checkpoint_of_another_ratio_is_refused(short_run, cifar_dir):
-    root, _, _ = short_run
-    file = root / "ckpt" / "cifar100_lt" / "IR=100" / "resnet8_stage1.pth"
-    argv = ("--imb_ratio", "50", "--pretrained_pth", file, "--data_dir", cifar_dir, *places(root))
-    assert "made with --imb_ratio 100.0" in refusal(main_stage2.main, *argv)
 
 
 def released_lines() -> dict[str, str]:

@@ -12,15 +12,14 @@ import pytest
 from PIL import Image
 
 from benchmarks.common import threads
-from losses import label_smooth_for_gap, logit_gap
+from losses import label_smooth_for_gap
 from tests.helpers import COMMAND, call_words, commands, last_line
 
 ROOT = Path(__file__).resolve().parent.parent
 PATH = ROOT / "docs" / "tutorial.md"
 PAGE = PATH.read_text(encoding="utf-8")
 SNIPPET = re.compile(r"^```python\n(.*?)^```$", flags=re.MULTILINE | re.DOTALL)
-POINTS = 5  # another processor rounds otherwise
-GROUP_POINTS = 10  # the same on fewer images
+POINTS = {"overall": 5, "many": 10, "medium": 10, "few": 10}  # another processor rounds otherwise
 
 
 class Walk:
@@ -71,16 +70,8 @@ def table(heading: str) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=first).set_index(heading)
 
 
-def test_the_page_has_14_commands_and_2_snippets(walk):
-    assert len(walk.said) == len(commands(PAGE)) == len(re.findall(r"^    python ", PAGE, re.MULTILINE)) == 14
-    assert len(SNIPPET.findall(PAGE)) == PAGE.count("```python") == 2
-
-
-def test_no_line_of_the_page_is_too_wide_to_read():
-    assert max(map(len, PAGE.splitlines())) <= 110
-
-
 def test_the_last_lines_have_the_accuracies_stated(walk):
+    assert len(walk.said) == len(re.findall(r"^    python ", PAGE, re.MULTILINE)) > 10
     compared = 0
     for said, stated in zip(walk.said, walk.stated, strict=True):
         lines = [line for line in said.splitlines() if line.startswith("test ") and "overall=" in line]
@@ -88,30 +79,25 @@ def test_the_last_lines_have_the_accuracies_stated(walk):
             wanted = result(line)
             [found] = [found for found in map(result, lines) if found.get("method") == wanted.get("method")]
             assert found.keys() == wanted.keys() and found["selected_on"] == wanted["selected_on"]
-            for name in ("overall", "many", "medium", "few"):
-                allowed = POINTS if name == "overall" else GROUP_POINTS
+            for name, allowed in POINTS.items():
                 assert float(found[name]) == pytest.approx(float(wanted[name]), abs=allowed), line
             compared += 1
-    assert compared == len(re.findall(r"^    test ", PAGE, re.MULTILINE)) == 7
+    assert compared == len(re.findall(r"^    test ", PAGE, re.MULTILINE)) > 5
 
 
 def test_stage_2_gains_on_the_few_shot_classes_and_evaluate_repeats_its_line(walk):
     stage1, stage2, evaluated = (result(last_line(text)) for text in walk.said[:3])
-    assert float(stage2["overall"]) > float(stage1["overall"])
-    assert float(stage2["few"]) > float(stage1["few"])
+    for name in ("overall", "few"):
+        assert float(stage2[name]) > float(stage1[name])
     assert evaluated == stage2
 
 
 def test_the_lines_quoted_from_the_output_are_printed(walk):
     quoted = re.findall(r"^    ((?:data |  █|model |label over-smoothing).*)$", PAGE, flags=re.MULTILINE)
-    assert len(quoted) == 5
-    printed = {line for text in walk.said for line in text.splitlines()}
-    assert set(quoted) <= printed
-    [rate] = re.findall(
-        r"^    los, path 5: learning rate (\S+), from the features' norms$", PAGE, re.MULTILINE
-    )
-    found = re.search(r"los, path 5: learning rate (\S+), from", walk.output("--logit_gap"))[1]
-    assert float(found) == pytest.approx(float(rate), rel=0.5)
+    assert quoted and set(quoted) <= {line for text in walk.said for line in text.splitlines()}
+    rate = re.compile(r"los, path 5: learning rate (\S+), from")
+    found = rate.search(walk.output("--logit_gap"))[1]
+    assert float(found) == pytest.approx(float(rate.search(PAGE)[1]), rel=0.5)
 
 
 def test_every_file_that_the_page_names_exists(walk):
@@ -131,89 +117,59 @@ def test_every_file_that_the_page_names_exists(walk):
 def test_what_the_page_says_of_its_snippets_is_so(walk):
     *_, by_hand, _ = walk.printed  # no snippet behind the last text
     near, far = (float(value) for value in re.findall(r"prints `accuracy ([\d.]+)`", PAGE))
-    assert float(by_hand.split()[1]) == pytest.approx(near, abs=POINTS)
-    [longer] = [
-        code.replace("range(50)", "range(100)") for code in SNIPPET.findall(PAGE) if "range(50)" in code
-    ]
-    too_far = float(run_snippet(longer).split()[1])
-    assert too_far == pytest.approx(far, abs=POINTS) and too_far < float(by_hand.split()[1])
+    [code] = [code for code in SNIPPET.findall(PAGE) if "range(50)" in code]
+    longer = run_snippet(code.replace("range(50)", "range(100)"))
+    short, long = (float(text.split()[1]) for text in (by_hand, longer))
+    assert short == pytest.approx(near, abs=5) and long == pytest.approx(far, abs=5) and long < short
 
 
-def test_the_table_of_gaps_is_the_one_that_is_computed():
-    rows = table("g")
-    assert rows.shape == (3, 3)
-    for gap, deltas in rows.iterrows():
-        for classes, delta in deltas.items():
-            assert delta == f"{label_smooth_for_gap(float(gap), int(classes.split()[-1])):.4f}"
-    assert f"logit gap {logit_gap(0.9, 10):.3g} at its optimum" in PAGE
-
-
-def test_the_table_of_methods_is_that_of_the_run(walk):
+def test_the_tables_of_methods_and_of_the_sweep_are_those_of_the_runs(walk):
     found = pd.read_csv(next(Path("output", "methods").rglob("table.csv"))).set_index("method")
-    rows = table("method")
-    assert len(found) == 19 and len(rows) == 7
-    for method, row in rows.iterrows():
-        for name in ("overall", "many", "medium", "few"):
-            allowed = POINTS if name == "overall" else GROUP_POINTS
+    for method, row in table("method").iterrows():
+        for name, allowed in POINTS.items():
             assert float(row[name]) == pytest.approx(100 * found[name][method], abs=allowed), (method, name)
         for name, column in (("LoMa (spread)", "loma"), ("RSD (spread)", "rsd")):
-            mean, _ = row[name].split()
-            assert float(mean) == pytest.approx(found[column][method], rel=0.3), (method, name)
-    assert found["overall"]["ce"] == pytest.approx(found["overall"]["stage1"], abs=0.01)
+            assert float(row[name].split()[0]) == pytest.approx(found[column][method], rel=0.3), method
     assert found["overall"]["los"] > found["overall"]["ce"]
     assert found["loma_spread"]["los"] < found["loma_spread"]["stage1"]
-    assert found["loma_spread"]["ncm"] == found.loc[rows.index, "loma_spread"].min()
-
-
-def test_the_scores_of_the_sweep_are_those_of_the_run(walk):
     scores = pd.read_csv(next(Path("output", "sweep").rglob("search.csv")))
-    rows = table("δ")
-    assert rows.size == len(scores[scores["method"] == "los"]) == 16
-    for delta, row in rows.iterrows():
+    for delta, row in table("δ").iterrows():
         for path, score in row.items():
             wanted = f"label_smooth={delta} path={path.split()[-1]}"
             [found] = scores[scores["setting"].str.endswith(wanted, na=False)]["score"]
-            assert 100 * found == pytest.approx(float(score), abs=POINTS)
+            assert 100 * found == pytest.approx(float(score), abs=5)
 
 
-def test_the_pictures_show_what_the_page_says(walk):
+def test_the_table_of_gaps_is_the_one_that_is_computed():
+    for gap, deltas in table("g").iterrows():
+        for classes, delta in deltas.items():
+            assert delta == f"{label_smooth_for_gap(float(gap), int(classes.split()[-1])):.4f}"
+
+
+def test_the_pictures_are_linked_small_drawn_by_the_page_and_show_what_it_says(walk):
+    linked = re.findall(r"^!\[[^\]]+\]\(([^)]+)\)$", PAGE, flags=re.MULTILINE)
+    assert sorted(PATH.parent / name for name in linked) == sorted((PATH.parent / "tutorial").iterdir())
+    for name in linked:
+        assert (PATH.parent / name).stat().st_size < 60_000
+        [drawn] = Path("output", "methods").rglob(f"plots/{Path(name).name}")
+        with Image.open(PATH.parent / name) as image, Image.open(drawn) as other:
+            assert other.size == image.size and image.format == "PNG"
     classes = pd.read_csv(next(Path("output", "methods").rglob("per_class.csv"))).set_index("class")
     stage1, los = (classes[classes["method"] == method] for method in ("stage1", "los"))
-    before, after = stage1["loma_per_sample"], los["loma_per_sample"]
-    assert before[0] > before[[8, 9]].max() + 2
-    drop = before - after
-    assert drop.idxmax() == 0 and drop[0] > 2 and drop[[7, 8, 9]].max() < 0
+    drop = stage1["loma_per_sample"] - los["loma_per_sample"]
+    assert stage1["loma_per_sample"].idxmax() == drop.idxmax() == 0 and drop[[7, 8, 9]].max() < 0
     assert stage1["rsd_per_sample"].idxmax() in (8, 9)
-    assert los["rsd_per_sample"][8] < stage1["rsd_per_sample"][8]
-
-
-def test_the_pictures_are_linked_small_valid_and_drawn_by_the_page(walk):
-    linked = re.findall(r"^!\[[^\]]+\]\(([^)]+)\)$", PAGE, flags=re.MULTILINE)
-    kept = sorted((PATH.parent / "tutorial").iterdir())
-    assert [PATH.parent / name for name in sorted(linked)] == kept and len(kept) == 2
-    for picture in kept:
-        assert picture.stat().st_size < 60_000
-        with Image.open(picture) as image:
-            image.load()
-            assert image.format == "PNG"
-            [drawn] = Path("output", "methods").rglob(f"plots/{picture.name}")
-            with Image.open(drawn) as other:
-                assert other.size == image.size
-    assert len(walk.output("utils.plots").split()) == 5
 
 
 def test_own_images_and_own_features_go_the_whole_way(walk):
     assert walk.output("datasets.check").startswith("folder_my_images: 805 images, 0 problems")
     assert len(pd.read_csv("predictions.csv")) == 500
-    stage2 = result(last_line(walk.output("main_stage2.py", "folder")))
-    lines = [
-        line for line in walk.output("evaluate.py", "folder").splitlines() if line.startswith("test overall")
-    ]
-    assert [result(line) for line in lines] == [stage2]
+    stage2 = last_line(walk.output("main_stage2.py", "folder"))
+    assert stage2 in walk.output("evaluate.py", "folder").splitlines()
     assert walk.output("pack").count("305 training") == 2
 
 
-def test_the_other_pages_that_the_page_links_exist():
+def test_the_other_pages_that_the_page_links_exist_and_its_lines_can_be_read():
+    assert max(map(len, PAGE.splitlines())) <= 110
     for target in re.findall(r"\]\(([^)]+)\)", PAGE):
         assert (PATH.parent / target).is_file(), target
-    assert "docs/tutorial.md" in (ROOT / "README.md").read_text(encoding="utf-8")

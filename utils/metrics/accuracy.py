@@ -18,20 +18,7 @@ from torch import Tensor
 
 from datasets.long_tail import SHOTS, shot_groups
 from utils.base.distributed import World
-from utils.metrics.logits import READINGS, LogitStatistics, logits_magnitude, regularized_std
-
-__all__ = [
-    "Scores",
-    "ShotAccuracy",
-    "calibration_error",
-    "logits_magnitude",
-    "predictions",
-    "regularized_std",
-    "report",
-    "shot_accuracy",
-    "shots_of",
-    "topk_accuracy",
-]
+from utils.metrics.logits import READINGS, LogitStatistics
 
 CALIBRATION_BINS = 15
 GROUPS = ("many", "medium", "few")
@@ -73,10 +60,7 @@ def confidences(logits: Tensor, predicted: Tensor) -> Tensor:
 def shot_accuracy(
     logits: Tensor, targets: Tensor, class_counts: list[int], shots: tuple[int, int] = SHOTS
 ) -> ShotAccuracy:
-    """Score logits [N, K] against targets [N]; groups by training counts [K], see `shot_groups`.
-
-    Ties and logits that are not finite: see `predictions`.
-    """
+    """Score logits [N, K] against targets [N]; groups by training counts [K], see `shot_groups`."""
     return shots_of(predictions(logits), targets, class_counts, shots)
 
 
@@ -107,11 +91,6 @@ def _plain(values: np.ndarray) -> list[float | None]:
     return np.where(np.isfinite(values), values, None).tolist()
 
 
-def _spread(values: np.ndarray) -> float | None:
-    known = values[np.isfinite(values)]
-    return float(known.std()) if len(known) else None
-
-
 def topk_accuracy(logits: Tensor, targets: Tensor, k: int = 5) -> float | None:
     """Share of images whose class is among the k largest logits; None with k classes or fewer."""
     if logits.shape[1] <= k:
@@ -129,16 +108,16 @@ def calibration_error(logits: Tensor, targets: Tensor, bins: int = CALIBRATION_B
     return _mean_gap(gaps, len(targets))
 
 
-def _mean_gap(gaps: Tensor, images: int) -> float | None:
-    error = float(gaps.abs().sum()) / images
-    return error if math.isfinite(error) else None
-
-
 def _calibration_gaps(confidence: Tensor, correct: Tensor, bins: int) -> Tensor:
     """Hits minus confidence, summed in each bin of confidence: float64 [bins]."""
     index = (confidence * bins).ceil().nan_to_num().long().sub(1).clamp(0, bins - 1)
     gap = torch.zeros(bins, dtype=torch.float64, device=confidence.device)
     return gap.index_add_(0, index, correct.double() - confidence)
+
+
+def _mean_gap(gaps: Tensor, images: int) -> float | None:
+    error = float(gaps.abs().sum()) / images
+    return error if math.isfinite(error) else None
 
 
 class Scores:
@@ -189,7 +168,7 @@ class Scores:
         by_group, logit_classes = logit_figures(self._statistics, class_counts, shots)
         images, lost = len(self.targets), int((self.predicted < 0).sum())
         return {
-            **{name: getattr(accuracy, name) for name in ("overall", *GROUPS, "balanced")},
+            **{name: getattr(accuracy, name) for name in EPOCH_FIGURES},
             "top5": None if self.num_classes <= 5 else float(self._top5_hits) / images,
             "calibration_error": _mean_gap(self._gaps, images),
             **({"without_prediction": lost} if lost else {}),
@@ -204,13 +183,12 @@ def logit_figures(
     """LoMa and RSD in both readings: group means with `spread`, the deviation over classes; lists [K]."""
     by_group, classes, masks = {}, {}, shot_groups(class_counts, shots)
     for reading in READINGS:
-        for name, found in (
-            (f"loma_{reading}", statistics.magnitude(reading)),
-            (f"rsd_{reading}", statistics.regularized_std(reading)),
-        ):
-            values = found.cpu().numpy()
+        for metric, found in (("loma", statistics.magnitude), ("rsd", statistics.regularized_std)):
+            values, name = found(reading).cpu().numpy(), f"{metric}_{reading}"
+            known = values[np.isfinite(values)]
             groups = {group: _mean(values[mask]) for group, mask in masks.items()}
-            by_group[name] = {"all": _mean(values), **groups, "spread": _spread(values)}
+            spread = float(known.std()) if len(known) else None
+            by_group[name] = {"all": _mean(values), **groups, "spread": spread}
             classes[name] = _plain(values)
     return by_group, classes
 

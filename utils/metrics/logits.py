@@ -5,8 +5,7 @@ named:
 
 - `per_sample` (default): LoMa of k is the mean of z_k - mean_{j != k} z_j over the samples of class k.
 - `per_class`: the mean of z_k over the samples of class k, minus the mean of z_k over the other classes, each
-of them
-  weighing the same. It cannot see a constant added to one class's logit.
+  of them weighing the same. It cannot see a constant added to one class's logit.
 
 RSD of k is the standard deviation (ddof 0) over the samples of class k of that very quantity (per_class: of
 z_k), divided by LoMa of k. Shapes: N images, K classes.
@@ -24,8 +23,7 @@ READINGS = ("per_sample", "per_class")
 class LogitStatistics:
     """Sums over logits that LoMa and RSD need: vectors of K values in float64, whatever the number of images.
 
-    Of the targets' number in each class, `support` int64 [K], all batches together must hold exactly that
-    many.
+    All batches together must hold exactly `support` int64 [K] images of each class.
     """
 
     support: Tensor
@@ -46,9 +44,7 @@ class LogitStatistics:
         logits = logits.double()
         own = logits.gather(1, targets[:, None]).squeeze(1)
         gap = own - (logits.sum(dim=1) - own) / (logits.shape[1] - 1)
-        for total, values in ((self._own, own), (self._gap, gap)):
-            total.index_add_(0, targets, values)
-        for total, values in ((self._own_square, own**2), (self._gap_square, gap**2)):
+        for total, values in zip(self.sums, (own, own**2, gap, gap**2), strict=False):
             total.index_add_(0, targets, values)
         self._class_means += self.support[targets].double().reciprocal() @ logits
 
@@ -58,7 +54,8 @@ class LogitStatistics:
         Raises:
             ValueError: the reading is unknown.
         """
-        _check(reading)
+        if reading not in READINGS:
+            raise ValueError(f"unknown reading {reading!r} of LoMa, known: {', '.join(READINGS)}")
         if reading == "per_sample":
             return self._gap / self.support
         present = (self.support > 0).sum()
@@ -68,16 +65,10 @@ class LogitStatistics:
     def regularized_std(self, reading: str = "per_sample") -> Tensor:
         """RSD, float64 [K]; not a number where LoMa is not above 0 or the class has no images."""
         magnitude = self.magnitude(reading)
-        total, square = (
-            (self._gap, self._gap_square) if reading == "per_sample" else (self._own, self._own_square)
-        )
+        own, own_square, gap, gap_square, _ = self.sums
+        total, square = (gap, gap_square) if reading == "per_sample" else (own, own_square)
         variance = square / self.support - (total / self.support) ** 2
         return torch.where(magnitude > 0, variance.clamp(min=0).sqrt() / magnitude, torch.nan)
-
-
-def _check(reading: str) -> None:
-    if reading not in READINGS:
-        raise ValueError(f"unknown reading {reading!r} of LoMa, known: {', '.join(READINGS)}")
 
 
 def logit_statistics(logits: Tensor, targets: Tensor) -> LogitStatistics:

@@ -22,6 +22,7 @@ TABLE = ["n", "loma_spread", *SCORES, *STDS]
 PER_CLASS = ["class", "train_images", "accuracy", "loma_per_sample", "rsd_per_sample"]
 SCORED = [f"{part}_{name}" for part in PARTS for name in SCORES]
 PERCENT = ["accuracy", *SCORES, *STDS, *SCORED]
+_TYPES = dict.fromkeys(TEXT, str) | dict.fromkeys([*TABLE, *PER_CLASS, "step", *SCORED], float)
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,24 @@ class RunTables:
     lines: pd.DataFrame  # the heads with a line in the pictures over classes
     classes: pd.DataFrame
     epochs: pd.DataFrame  # empty without metrics.csv
+
+
+def read_table(path: Path, columns: Sequence[str] = (), **options: object) -> pd.DataFrame:
+    """A csv file; `options` are those of pandas' reader.
+
+    Raises:
+        UserError: it cannot be read, a line has more cells than the header, or one of `columns` is missing.
+    """
+    try:
+        with open_regular(path) as handle:
+            frame = pd.read_csv(handle, low_memory=False, **options)
+        if not isinstance(frame.index, pd.RangeIndex):  # pandas takes what is too much for row labels
+            raise ValueError("its first line has more cells than the header")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {reason(error)}") from error
+    if missing := [column for column in columns if column not in frame]:
+        raise UserError(f"{path} has no column {missing[0]}")
+    return frame
 
 
 def read_run(folder: Path, methods: Sequence[str] | None = None) -> RunTables:
@@ -54,16 +73,8 @@ def read_run(folder: Path, methods: Sequence[str] | None = None) -> RunTables:
 
 
 def _read(path: Path, columns: list[str]) -> pd.DataFrame:
-    """A csv file that must have these columns; figures are finite or not a number, accuracies in percent."""
-    types = dict.fromkeys(TEXT, str) | dict.fromkeys([*TABLE, *PER_CLASS, "step", *SCORED], float)
-    try:
-        with open_regular(path) as handle:
-            frame = pd.read_csv(handle, dtype=types, low_memory=False)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {reason(error)}") from error
-    if missing := [column for column in columns if column not in frame]:
-        raise UserError(f"{path} has no column {missing[0]}: is it from a stage-2 run?")
-    frame = frame.fillna(dict.fromkeys(TEXT, ""))
+    """A csv file of a run; figures are finite or not a number, accuracies in percent."""
+    frame = read_table(path, columns, dtype=_TYPES).fillna(dict.fromkeys(TEXT, ""))
     figures = frame.select_dtypes("number")
     frame[list(figures)] = figures.where(figures.abs() < LARGEST)
     words = {name: frame[name].map(_as_drawn) for name in frame if name in TEXT}

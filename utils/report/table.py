@@ -4,7 +4,7 @@ Accuracies are fractions in the csv files and percent in what people read.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Sequence
 from statistics import fmean, stdev
 
 from scipy.stats import binomtest
@@ -19,7 +19,13 @@ from utils.metrics.accuracy import GROUPS, percent
 
 _SHARES = ("overall", *GROUPS, "balanced", "calibration_error")
 REFERENCES = ("ce", "los")
-# columns in which less is better
+# the columns that people read, and the figure that says which row is best: the smallest of those in _LOW
+_COLUMNS = {
+    **dict.fromkeys(("method", "n")),
+    **{name: name for name in ("overall", *GROUPS, "balanced")},
+    **{"ECE": "calibration_error", "LoMa (spread)": "loma_spread", "RSD (spread)": "rsd"},
+    **dict.fromkeys(("to ce", "to los", "learned", "seconds", "setting")),
+}
 _LOW = ("calibration_error", "loma_spread", "rsd")
 # how a table says what chose
 SELECTIONS = {
@@ -43,10 +49,8 @@ def mcnemar(predicted: Tensor, other: Tensor, targets: Tensor) -> float:
 def label_of(plan: HeadPlan, plans: Sequence[HeadPlan]) -> str:
     """What tells a head from the others of the run, as name=value: method, what is swept, seed."""
     same = [other for other in plans if other.method is plan.method]
-    settings = [dict(word.split("=") for word in other.setting.split()) for other in same]
-    own = dict(word.split("=") for word in plan.setting.split())
-    words = [f"method={plan.method.name}"]
-    words += [f"{name}={value}" for name, value in own.items() if any(o.get(name) != value for o in settings)]
+    shared = set.intersection(*(set(other.setting.split()) for other in same))
+    words = [f"method={plan.method.name}", *(word for word in plan.setting.split() if word not in shared)]
     if len({other.seed for other in same}) > 1:
         words.append(f"seed={plan.seed}")
     return " ".join(words)
@@ -73,89 +77,75 @@ def table_rows(
 
 
 def _row(group: list[Outcome], references: dict[str, list[Outcome] | None], targets: Tensor) -> dict:
-    first, figures = group[0], [one.figures for one in group]
-    plan = first.run.plan
+    first = group[0].run
+    plan, trained = first.plan, first.plan.method.trained
     row = {"method": plan.method.name, "setting": plan.setting, "n": len(group), "epochs": plan.epochs}
-    lr = first.run.lr if plan.method.trained else None
-    row |= {"lr": lr, "chosen_epoch": first.run.chosen_epoch}
-    for name in _SHARES:
-        row |= _mean_and_std(name, [figure[name] for figure in figures])
-    for prefix, sources in (("", figures), ("train_", [one.train_groups for one in group])):
-        for reading in ("per_sample", "per_class"):
-            suffix = "" if reading == "per_sample" else "_per_class"
-            for metric in ("loma", "rsd"):
-                groups = [source[f"{metric}_{reading}"] for source in sources]
-                for part in ("all", "spread", *GROUPS):
-                    values = [values[part] for values in groups]
-                    name = f"{prefix}{metric}{suffix}" + ("" if part == "all" else f"_{part}")
-                    row[name] = None if None in values else fmean(values)
+    row |= {"lr": first.lr if trained else None, "chosen_epoch": first.chosen_epoch}
+    figures = [_figures(one) for one in group]
+    for name in figures[0]:
+        values = [one[name] for one in figures]
+        known = None not in values
+        row[name] = fmean(values) if known else None
+        if name in _SHARES:
+            row[f"{name}_std"] = stdev(values) if known and len(values) > 1 else None
     for name, reference in references.items():
         if reference is not None and reference is not group:
             row[f"minus_{name}"] = row["overall"] - fmean(one.figures["overall"] for one in reference)
-            row[f"p_{name}"] = mcnemar(first.predicted, reference[0].predicted, targets)
-    learned = sum(p.numel() for p in first.run.head.parameters()) if plan.method.trained else 0
+            row[f"p_{name}"] = mcnemar(group[0].predicted, reference[0].predicted, targets)
+    learned = sum(p.numel() for p in first.head.parameters()) if trained else 0
     return row | {"learned": learned, "seconds": fmean(one.run.seconds for one in group), "failed": None}
 
 
-def _mean_and_std(name: str, values: list[float | None]) -> dict:
-    if None in values:
-        return {name: None, f"{name}_std": None}
-    return {name: fmean(values), f"{name}_std": stdev(values) if len(values) > 1 else None}
+def _figures(one: Outcome) -> dict[str, float | None]:
+    """The figures of one head of which a row has the mean, by their columns."""
+    row = {name: one.figures[name] for name in _SHARES}
+    for prefix, source in (("", one.figures), ("train_", one.train_groups)):
+        for reading, suffix in (("per_sample", ""), ("per_class", "_per_class")):
+            for metric in ("loma", "rsd"):
+                for part in ("all", "spread", *GROUPS):
+                    name = f"{prefix}{metric}{suffix}" + ("" if part == "all" else f"_{part}")
+                    row[name] = source[f"{metric}_{reading}"][part]
+    return row
 
 
 def per_class_rows(outcomes: Sequence[Outcome], data: LongTailedData) -> list[dict]:
     """A row a head and class: accuracy, LoMa and RSD on test, and LoMa and RSD on the training images."""
     rows = []
     for one in outcomes:
-        plan = one.run.plan
         columns = one.figures["classes"] | {f"train_{name}": v for name, v in one.train_classes.items()}
         classes = zip(data.class_names, data.class_counts, data.groups, strict=True)
         for k, (name, count, group) in enumerate(classes):
-            head = {"method": plan.method.name, "setting": plan.setting, "seed": plan.seed}
-            row = head | {"class": k, "name": name, "train_images": count, "group": group}
+            row = _named(one.run.plan) | {"class": k, "name": name, "train_images": count, "group": group}
             rows.append(row | {column: values[k] for column, values in columns.items()})
     return rows
 
 
+def _named(plan: HeadPlan) -> dict:
+    """The columns that name a head."""
+    return {"method": plan.method.name, "setting": plan.setting, "seed": plan.seed}
+
+
 def head_rows(runs: Sequence[HeadRun]) -> list[dict]:
     """A row a head and epoch, for metrics.csv."""
-    return [
-        {"method": run.plan.method.name, "setting": run.plan.setting, "seed": run.plan.seed} | row
-        for run in runs
-        for row in run.progress.rows
-    ]
+    return [_named(run.plan) | row for run in runs for row in run.progress.rows]
 
 
-def search_rows(runs: Sequence[HeadRun], chosen: Sequence[HeadRun]) -> list[dict]:
+def search_rows(runs: Sequence[HeadRun], chosen: Collection[HeadRun]) -> list[dict]:
     """A row a head that was up for selection: its score on the selecting images, and whether it was taken."""
-    return [
-        {
-            **{"method": run.plan.method.name, "setting": run.plan.setting, "seed": run.plan.seed},
-            **{"score": run.progress.best_score, "epoch": run.progress.best_epoch},
-            **{"chosen": run in chosen, "failed": run.failure},
-        }
-        for run in runs
-    ]
+    rows = []
+    for run in runs:
+        row = _named(run.plan) | {"score": run.progress.best_score, "epoch": run.progress.best_epoch}
+        rows.append(row | {"chosen": run in chosen, "failed": run.failure})
+    return rows
 
 
-def _percent(name: str) -> Callable[[dict], str]:
-    def cell(row: dict) -> str:
-        deviation = row.get(f"{name}_std")
-        return percent(row.get(name)) + ("" if deviation is None else f" ± {percent(deviation)}")
-
-    return cell
+def _spread(row: dict, name: str) -> str:
+    return "-" if row.get(name) is None else f"{row[name]:.2f} ({row[f'{name}_spread'] or 0:.2f})"
 
 
-def _spread(name: str) -> Callable[[dict], str]:
-    return lambda row: "-" if row.get(name) is None else f"{row[name]:.2f} ({row[f'{name}_spread'] or 0:.2f})"
-
-
-def _difference(name: str) -> Callable[[dict], str]:
-    def cell(row: dict) -> str:
-        value = row.get(f"minus_{name}")
-        return "-" if value is None else f"{100 * value:+.2f} (p {row[f'p_{name}']:.2g})"
-
-    return cell
+def _difference(row: dict, name: str) -> str:
+    value = row.get(f"minus_{name}")
+    return "-" if value is None else f"{100 * value:+.2f} (p {row[f'p_{name}']:.2g})"
 
 
 def _setting(row: dict) -> str:
@@ -166,31 +156,28 @@ def _setting(row: dict) -> str:
     return f"{short} failed: {row['failed']}" if row.get("failed") else short
 
 
-# title -> the cell of a row, and the figure that says which row is best
-_COLUMNS: dict[str, tuple[Callable[[dict], str], str | None]] = {
-    "method": (lambda row: row["method"], None),
-    "n": (lambda row: str(row["n"]), None),
-    **{name: (_percent(name), name) for name in ("overall", *GROUPS, "balanced")},
-    "ECE": (_percent("calibration_error"), "calibration_error"),
-    "LoMa (spread)": (_spread("loma"), "loma_spread"),
-    "RSD (spread)": (_spread("rsd"), "rsd"),
-    "to ce": (_difference("ce"), None),
-    "to los": (_difference("los"), None),
-    "learned": (lambda row: f"{row['learned']:,}" if row["n"] else "-", None),
-    "seconds": (lambda row: f"{row['seconds']:.1f}" if row["n"] else "-", None),
-    "setting": (_setting, None),
-}
+def _cells(row: dict) -> list[str]:
+    shares = [
+        percent(row.get(name))
+        + ("" if row.get(f"{name}_std") is None else f" ± {percent(row[f'{name}_std'])}")
+        for name in ("overall", *GROUPS, "balanced", "calibration_error")
+    ]
+    differences = [_difference(row, name) for name in REFERENCES]
+    cost = [f"{row['learned']:,}", f"{row['seconds']:.1f}"] if row["n"] else ["-", "-"]
+    logits = [_spread(row, "loma"), _spread(row, "rsd")]
+    return [row["method"], str(row["n"]), *shares, *logits, *differences, *cost, _setting(row)]
 
 
 def cells(rows: Sequence[dict]) -> list[list[str]]:
     """The table as text, a header first; the best of each column is marked with a star."""
+    best = {}
+    for key in filter(None, _COLUMNS.values()):
+        values = [row[key] for row in rows if row.get(key) is not None]
+        best[key] = (min if key in _LOW else max)(values) if len(values) > 1 else None
     lines = [list(_COLUMNS)]
     for row in rows:
-        lines.append([])
-        for cell, key in _COLUMNS.values():
-            values = [other[key] for other in rows if key and other.get(key) is not None]
-            best = (min if key in _LOW else max)(values, default=None) if len(values) > 1 else None
-            lines[-1].append(cell(row) + ("*" if best is not None and row.get(key) == best else ""))
+        starred = (key and best[key] is not None and row.get(key) == best[key] for key in _COLUMNS.values())
+        lines.append([cell + "*" * bool(star) for cell, star in zip(_cells(row), starred, strict=True)])
     return lines
 
 
@@ -207,13 +194,16 @@ def markdown_lines(lines: Sequence[Sequence[str]]) -> str:
 
 
 def aligned(rows: Sequence[dict]) -> list[str]:
-    """The lines of the table for the terminal: words to the left, figures to the right."""
-    lines = cells(rows)
+    """The lines of the table for the terminal."""
+    return aligned_lines(cells(rows), words=(0, len(_COLUMNS) - 1))
+
+
+def aligned_lines(lines: Sequence[Sequence[str]], words: Collection[int]) -> list[str]:
+    """Cells in columns of one width: to the left in the columns of `words`, else to the right as figures."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    left = {0, len(widths) - 1}
     return [
         "  ".join(
-            cell.ljust(width) if place in left else cell.rjust(width)
+            cell.ljust(width) if place in words else cell.rjust(width)
             for place, (cell, width) in enumerate(zip(line, widths, strict=True))
         ).rstrip()
         for line in lines
@@ -222,11 +212,10 @@ def aligned(rows: Sequence[dict]) -> list[str]:
 
 def caption(facts: dict, outcomes: Sequence[Outcome], num_test: int) -> str:
     """How to read the table: what selected, which budget, what the deviations and the tests are over."""
-    chosen = SELECTIONS[facts["selected_on"]]
     epochs = {"source": "as in each method's source", "equal": "the same for all"}[facts["budget"]]
     seeds = len({one.run.plan.seed for one in outcomes})
     lines = [
-        f"Selection: {chosen}. Epochs: {epochs}. * best of its column.",
+        f"Selection: {SELECTIONS[facts['selected_on']]}. Epochs: {epochs}. * best of its column.",
         f"Accuracy and calibration error in percent of {num_test:,} test images; LoMa and RSD per_sample, "
         "mean over classes (spread: their deviation); p: exact McNemar test of the first seeds, same images.",
     ]

@@ -13,28 +13,26 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from progress.bar import Bar
 
 from utils.base.errors import UserError, complain, exit_cleanly, say
-from utils.base.files import open_regular
+from utils.base.files import open_regular, write_atomically
 from utils.base.signals import Signals, Stopped
 from utils.report.summary import eta
-from utils.reproduce.cell import CellRuns, Stage1, epochs_done, same_training_images
+from utils.reproduce.cell import CellRuns, same_training_images
 from utils.reproduce.grid import read_grid
 from utils.reproduce.results import NOT_RUN, render, rows_of, write_tables
-from utils.run.checkpoint import write_atomically
-from utils.run.folder import check_writable, stage_folder
+from utils.run.folder import check_writable
 from utils.run.lock import FolderLock
 from utils.settings.parse import STAGE1, STAGE2, Parser
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 # a stage 2 counts as so many epochs of stage 1: its passes need no gradients
 STAGE2_UNITS = 10
-POLL_SECONDS = 0.2
 # becomes the command behind the number of this process, whose end Linux then tells it by SIGTERM
 _TIED = """
 import ctypes, os, signal, sys
@@ -55,10 +53,9 @@ class Runner(Signals):
         self.lock = lock
         self.cells, self.jobs, self.words = cells, jobs, [*words, "--quiet"]
         self.children: set[subprocess.Popen] = set()
-        self.epochs: dict[str, int] = {}  # cell -> epochs that its stage 1 still has before it
-        self.watched: dict[Path, int] = {}  # folder of a stage 1 under way -> epochs when it began
         self.failed: list[str] = []
-        self.finished, self.to_go = 0, ""
+        self.started = time.monotonic()
+        self.bar = Bar("grid", hide_cursor=False)
 
     def _hear(self, number: int) -> None:
         for child in list(self.children):
@@ -67,22 +64,9 @@ class Runner(Signals):
 
     def run(self) -> None:
         """Raises Stopped where a signal has come; the runs have then saved."""
-        units = sum(self._cost(runs) for runs in self.cells)
-        started, drawn = time.monotonic(), 0
-        bar = Bar("grid", max=max(1, units), hide_cursor=False)
+        self.bar.max = max(1, sum(self._cost(runs) for runs in self.cells))
         with ThreadPoolExecutor(self.jobs) as pool:
-            cells: list[Future] = [pool.submit(self._cell, runs) for runs in self.cells]
-            while not all(cell.done() for cell in cells):
-                time.sleep(POLL_SECONDS)
-                done = self.finished + sum(self._passed(*one) for one in list(self.watched.items()))
-                left = (time.monotonic() - started) / max(1, done) * (units - done)
-                self.to_go = f"{done} of {units} epochs, {eta(left) if done else 'eta unknown'}"
-                bar.suffix = self.to_go
-                if sys.stderr is not None and sys.stderr.isatty():
-                    bar.next(max(0, done - drawn))
-                    drawn = max(drawn, done)
-        for cell in cells:
-            cell.result()
+            list(pool.map(self._cell, self.cells))
         if self.asked:
             complain("stopped by a signal: the runs have saved, the same command goes on")
             raise Stopped(self.asked)
@@ -90,44 +74,29 @@ class Runner(Signals):
     def _cost(self, runs: CellRuns) -> int:
         """What is left to do of a cell, in epochs of stage 1."""
         stage1 = runs.stage1(same_training_images)
-        left = 0
-        if not stage1:
-            config = runs.stage1_config()
-            left = max(0, config.epochs - epochs_done(stage_folder(config, "stage1")))
-        self.epochs[runs.cell.name] = left
         missing = [select for select in runs.cell.selections if not (stage1 and runs.stage2(select, stage1))]
-        return left + STAGE2_UNITS * len(missing)
-
-    def _passed(self, folder: Path, before: int) -> int:
-        return max(0, epochs_done(folder) - before)
+        return (0 if stage1 else runs.stage1_config().epochs) + STAGE2_UNITS * len(missing)
 
     def _cell(self, runs: CellRuns) -> None:
         """Stage 1 of a cell, then the stage 2 of each selection; what is done is skipped."""
         try:
-            stage1 = runs.stage1(same_training_images) or self._stage1(runs)
-            for select in runs.cell.selections:
-                if stage1 is None or self.asked:
+            stage1 = runs.stage1(same_training_images)
+            if stage1 is None:
+                words = [*runs.stage1_words(), "--resume", str(runs.finished_stage1() or "auto")]
+                if not self._call(runs, "stage1", STAGE1, words, runs.stage1_config().epochs):
                     return
+                stage1 = runs.stage1(same_training_images)
+            for select in runs.cell.selections if stage1 else ():
                 if not runs.stage2(select, stage1):
                     words = [*runs.stage2_words(select, stage1), "--resume", "auto"]
-                    self._call(runs, runs.cell.label(select), STAGE2, words)
-                    self.finished += STAGE2_UNITS
+                    self._call(runs, runs.cell.label(select), STAGE2, words, STAGE2_UNITS)
         except (UserError, OSError) as error:
             self._fail(runs, str(error))
 
-    def _stage1(self, runs: CellRuns) -> Stage1 | None:
-        if self.asked:
-            return None
-        known = runs.adopt()
-        folder = stage_folder(runs.stage1_config(), "stage1")
-        self.watched[folder] = epochs_done(folder)
-        done = self._call(runs, "stage1", STAGE1, [*runs.stage1_words(), "--resume", str(known or "auto")])
-        del self.watched[folder]
-        self.finished += self.epochs[runs.cell.name]
-        return runs.stage1(same_training_images) if done else None
-
-    def _call(self, runs: CellRuns, label: str, script: str, words: Sequence[str]) -> bool:
+    def _call(self, runs: CellRuns, label: str, script: str, words: Sequence[str], units: int) -> bool:
         """One run in a process of its own, which prints to a log in the cell's folder. Is it at its end?"""
+        if self.asked:
+            return False
         runs.place.mkdir(parents=True, exist_ok=True)
         log, name = runs.place / f"{label}.log", f"{runs.cell.name} {label}"
         environment = dict(os.environ)
@@ -152,8 +121,18 @@ class Runner(Signals):
             lines = log.read_text(encoding="utf-8", errors="replace").splitlines() or [""]
             self._fail(runs, f"{label} ended with status {status}: {lines[-1]} (see {log})")
         elif not status:
-            complain(f"{name}: done in {eta(seconds).removeprefix('eta ')}; the grid: {self.to_go}")
+            took = eta(seconds).removeprefix("eta ")
+            complain(f"{name}: done in {took}; the grid: {self._passed(units)}")
         return status == 0
+
+    def _passed(self, units: int) -> str:
+        """Count what was done; how far the grid is, as text."""
+        self.bar.index += units
+        left = (time.monotonic() - self.started) / self.bar.index * max(0, self.bar.max - self.bar.index)
+        self.bar.suffix = f"{self.bar.index} of {self.bar.max} epochs, {eta(left)}"
+        if sys.stderr is not None and sys.stderr.isatty():
+            self.bar.update()
+        return self.bar.suffix
 
     def _fail(self, runs: CellRuns, why: str) -> None:
         self.failed.append(f"{runs.cell.name}: {why}")
@@ -172,17 +151,15 @@ def report(cells: Sequence[CellRuns], results: Path) -> str:
         stage1 = runs.stage1(lambda model, config: True)
         for select in runs.cell.selections:
             rows += rows_of(runs, select, stage1, runs.stage2(select, stage1) if stage1 else None)
-    if all(row["status"] == NOT_RUN for row in rows):
+    missing = sum(row["status"] == NOT_RUN for row in rows)
+    if missing == len(rows):
         raise UserError(
             f"no run of this grid is here: {results / 'results'} and RESULTS.md are left as they are"
         )
-    written = write_tables(rows, results / "results")
+    written, page = write_tables(rows, results / "results"), results / "RESULTS.md"
     text = render(sorted((results / "results").glob("*.csv"))).encode()
-    write_atomically(results / "RESULTS.md", lambda handle: handle.write(text))
-    missing = sum(row["status"] == NOT_RUN for row in rows)
-    return (
-        f"{results / 'RESULTS.md'} and {len(written)} table(s): {len(rows)} rows, {missing} of them {NOT_RUN}"
-    )
+    write_atomically(page, lambda handle: handle.write(text))
+    return f"{page} and {len(written)} table(s): {len(rows)} rows, {missing} of them {NOT_RUN}"
 
 
 def survey(cells: Sequence[CellRuns]) -> list[str]:
@@ -199,20 +176,15 @@ def survey(cells: Sequence[CellRuns]) -> list[str]:
 
 def _parser() -> Parser:
     parser = Parser("python -m utils.reproduce", description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--grid", required=True, help="thin, paper, or a TOML file (see utils/grid.py)")
-    parser.add_argument(
-        "--out", type=Path, default=Path("output"), help="the run folders lie in OUT/reproduce"
-    )
-    parser.add_argument(
-        "--results", type=Path, default=Path("."), help="where RESULTS.md and results/ are left"
-    )
-    parser.add_argument("--data_dir", type=Path, help="folder with the data files, where it is not data")
-    parser.add_argument("--jobs", type=int, default=1, help="cells at once; on one GPU they share it")
-    parser.add_argument("--device", default="auto", help="for all runs: auto, cpu, cuda, cuda:N or mps")
-    parser.add_argument("--list", action="store_true", help="print what is done and what is not, and end")
-    parser.add_argument(
-        "--report_only", action="store_true", help="write the results of what is there, and end"
-    )
+    add = parser.add_argument
+    add("--grid", required=True, help="thin, paper, or a TOML file (see utils/reproduce/grid.py)")
+    add("--out", type=Path, default=Path("output"), help="the run folders lie in OUT/reproduce")
+    add("--results", type=Path, default=Path("."), help="where RESULTS.md and results/ are left")
+    add("--data_dir", type=Path, help="folder with the data files, where it is not data")
+    add("--jobs", type=int, default=1, help="cells at once; on one GPU they share it")
+    add("--device", default="auto", help="for all runs: auto, cpu, cuda, cuda:N or mps")
+    add("--list", action="store_true", help="print what is done and what is not, and end")
+    add("--report_only", action="store_true", help="write the results of what is there, and end")
     return parser
 
 

@@ -39,27 +39,18 @@ from utils.settings.table import FIXED_BY_CHECKPOINT, INHERITED, STAGE1, STAGE2,
 GRIDS = Path(__file__).resolve().parent / "grids"
 # key -> may it be a list, the kinds of one value
 _KEYS = {
-    "dataset": (False, (str,)),
-    "network": (False, (str,)),
-    "recipe": (False, (str,)),
-    "stage2": (False, (str,)),
+    **dict.fromkeys(("dataset", "network", "recipe", "stage2", "features"), (False, (str,))),
     "views": (False, (str, int)),
-    "features": (False, (str,)),
     "imb_ratio": (True, (int, float)),
-    "seeds": (True, (int,)),
-    "methods": (True, (str,)),
-    "stage2_seeds": (True, (int,)),
-    "select": (True, (str,)),
+    **dict.fromkeys(("seeds", "stage2_seeds"), (True, (int,))),
+    **dict.fromkeys(("methods", "select"), (True, (str,))),
 }
 _NEEDED = ("seeds", "methods", "stage2_seeds", "select", "views")
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One stage 1 of one seed, or its pack, and the stage 2 of each selection on it.
-
-    `data` are words of the machine's.
-    """
+    """One stage 1 of one seed, or its pack, and the stage 2 of each selection on it."""
 
     data: tuple[str, ...]  # --dataset, --network, --imb_ratio, --data_dir
     seed: int
@@ -116,13 +107,13 @@ class Cell:
 
 def slug(facts: dict[str, str], names: Sequence[str]) -> str:
     """Values as one name of a file; what a file's name should not hold becomes a dash."""
-    values = dict(facts)
-    if values.get("imb_ratio"):
-        values["imb_ratio"] = f"IR={values['imb_ratio']}"
-    if "network" in values:
-        values["network"] = network_label(values["network"])
-    words = [re.sub(r"[^\w.=]+", "-", values[name]).strip("-") for name in names]
-    return "_".join(word for word in words if word)
+    ratio, network = facts.get("imb_ratio"), facts.get("network")
+    shown = facts | {
+        "imb_ratio": f"IR={ratio}" if ratio else "",
+        "network": network and network_label(network),
+    }
+    words = [re.sub(r"[^\w.=]+", "-", shown[name]).strip("-") for name in names]
+    return "_".join(filter(None, words))
 
 
 def read_grid(name: str, data_dir: Path | None = None) -> list[Cell]:
@@ -160,8 +151,7 @@ def _expand(table: dict, data_dir: Path | None) -> Iterator[Cell]:
         if key not in values:
             raise UserError(f"it needs {key}")
     one = {key: found[0] for key, found in values.items() if not _KEYS[key][0]}
-    views = one["views"]
-    features = os.path.expanduser(one.get("features", ""))
+    views, features = one["views"], os.path.expanduser(one.get("features", ""))
     if bool(features) != (views == "pack"):
         raise UserError(f'features and views = "pack" belong together, got views {views!r:.60}')
     if views not in ("fresh", "pack") and not isinstance(views, int):
@@ -172,10 +162,10 @@ def _expand(table: dict, data_dir: Path | None) -> Iterator[Cell]:
         )
     words = [word for key in ("dataset", "network") if key in one for word in (f"--{key}", one[key])]
     words += [] if data_dir is None or features else ["--data_dir", str(data_dir)]
+    extra = [" ".join(one.get(key, "").split()) for key in ("recipe", "stage2")]
+    lists = [tuple(values[key]) for key in ("methods", "stage2_seeds", "select")]
     for ratio, seed in product(values.get("imb_ratio", [None]), values["seeds"]):
         data = [*words, *([] if ratio is None else ["--imb_ratio", f"{ratio:.10g}"])]
-        extra = [" ".join(one.get(key, "").split()) for key in ("recipe", "stage2")]
-        lists = [tuple(values[key]) for key in ("methods", "stage2_seeds", "select")]
         cell = Cell(() if known else tuple(data), seed, *extra, *lists, views, features, known)
         _check(cell)
         yield cell

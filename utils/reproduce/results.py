@@ -4,11 +4,11 @@ A row is a method and setting on one stage 1: the columns of the run's table.csv
 those that say what was run. A protocol is all but the seed of stage 1: a file holds one.
 """
 
-import csv
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, stdev
+
+import pandas as pd
 
 from utils.base.errors import UserError
 from utils.base.files import write_atomically
@@ -19,7 +19,7 @@ from utils.reproduce.cell import CellRuns, Stage1, Stage2, read_rows
 from utils.reproduce.grid import slug
 
 PROTOCOL = ("dataset", "imb_ratio", "network", "recipe", "stage2", "views", "selected_on", "budget", "data")
-_NAMED_BY = ("dataset", "imb_ratio", "network", "recipe", "views", "stage2", "select")
+_NAMED_BY = ("dataset", "imb_ratio", "network", "recipe", "views", "stage2", "selected_on")
 _RUN = (
     *("stage1_seed", "stage1_overall", "stage1_digest", "source", "stage1_hours", "stage1_hardware"),
     *("hours", "hardware", "torch", "commit", "stage2_seeds", "status"),
@@ -28,6 +28,14 @@ _NEEDED = (*PROTOCOL, *_RUN, "method", "setting", "n", *SCORES)
 _TEXT = {*PROTOCOL, *_RUN, "method", "setting", "failed"}
 NOT_RUN = "not run"
 _BASES = ("stage1", "ce", "los")
+_OVERVIEW = ["data", "views", "selected on", "stage-1 seeds", *_BASES, "place of los", "best of the others"]
+_HEAD = f"""# Results
+
+Written by `python -m utils.reproduce` from results/*.csv alone, which it writes from the run folders; nothing
+is typed by hand. Every row of a table is in the csv file named above it, with all digits and the digests.
+Accuracies in percent of the test images; ± over seeds of stage 2 on one representation, or where it says so
+over those of stage 1; p: exact McNemar test of the first seeds, same images; LoMa and RSD per_sample, mean
+over classes, their spread in brackets. {CHOSEN_EPOCH}."""
 
 
 def rows_of(
@@ -37,65 +45,50 @@ def rows_of(
     cell = runs.cell
     facts = cell.protocol | {"selected_on": select, "stage1_seed": str(cell.seed)}
     if stage1 is not None:
-        facts |= _origin(runs, stage1)
+        hours = runs.hours("stage1") if stage1.source == "trained" else ""
+        facts |= {"stage1_digest": stage1.digest, "source": stage1.source, "stage1_hours": hours}
+        facts |= {"stage1_hardware": _hardware(stage1.model.facts.get("environment", {}))}
     if stage2 is None:
-        return [
-            facts | {"method": name, "setting": "", "n": "0", "status": NOT_RUN} for name in cell.method_names
-        ]
+        missing = {"setting": "", "n": "0", "status": NOT_RUN}
+        return [facts | {"method": name} | missing for name in cell.method_names]
     made = stage2.record["environment"]
     facts |= {"data": stage2.summary["train_digest"][:12], "torch": str(made.get("torch", ""))}
     facts |= {"hardware": _hardware(made), "commit": str(made.get("commit") or "")[:12]}
     facts |= {"hours": runs.hours(cell.label(select)), "stage2_seeds": " ".join(map(str, cell.stage2_seeds))}
     facts |= {"stage1_overall": next((r["overall"] for r in stage2.rows if r["method"] == "stage1"), "")}
-    return [facts | row | {"status": "failed" if row["failed"] else "done"} for row in stage2.rows]
-
-
-def _origin(runs: CellRuns, stage1: Stage1) -> dict[str, str]:
-    trained = stage1.source == "trained"
-    return {
-        "stage1_digest": stage1.digest,
-        "source": stage1.source,
-        "stage1_hours": runs.hours("stage1") if trained else "",
-        "stage1_hardware": _hardware(stage1.model.facts.get("environment", {})),
-    }
+    rows = [facts | row | {"status": "failed" if row["failed"] else "done"} for row in stage2.rows]
+    for row in rows:
+        _typed(row, stage2.folder / "table.csv")
+    return rows
 
 
 def _hardware(made: dict) -> str:
     """A device, with a CPU's kind and threads, as config.json has them."""
+    if made.get("device") != "cpu":
+        return str(made.get("device") or "")
     words = [made.get("device"), made.get("processor"), made.get("cpu_capability")]
-    words = words if made.get("device") == "cpu" else words[:1]
-    return " ".join(
-        [
-            *map(str, filter(None, words)),
-            *([f"{made.get('threads')} threads"] if made.get("device") == "cpu" else []),
-        ]
-    )
+    return " ".join([*map(str, filter(None, words)), f"{made.get('threads')} threads"])
 
 
 def write_tables(rows: Sequence[dict[str, str]], folder: Path) -> list[Path]:
     """Write a csv file a protocol to `folder`; returns their paths."""
     tables: dict[str, list[dict[str, str]]] = {}
     for row in rows:
-        tables.setdefault(slug(row | {"select": row["selected_on"]}, _NAMED_BY), []).append(row)
+        tables.setdefault(slug(row, _NAMED_BY), []).append(row)
     for name, table in tables.items():
-        # runs that are missing do not know the data and the budget of those that are there
-        for column in ("data", "budget"):
-            found = next((row[column] for row in table if row.get(column)), "")
-            table[:] = [{column: found} | row for row in table]
-        _check_protocol(name, table)
-        columns = dict.fromkeys([*_NEEDED, *(column for row in table for column in row)])
-        text = io.StringIO()
-        writer = csv.DictWriter(text, list(columns), restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(table)
-        content = text.getvalue().encode()
-        write_atomically(folder / f"{name}.csv", lambda handle, content=content: handle.write(content))
+        frame = pd.DataFrame(table)
+        frame = frame.reindex(columns=list(dict.fromkeys([*_NEEDED, *frame]))).astype(object)
+        for column in ("data", "budget"):  # which runs that are missing do not know
+            frame[column] = frame[column].fillna(next(iter(frame[column].dropna()), ""))
+        _check_protocol(name, frame)
+        text = frame.fillna("").to_csv(index=False, lineterminator="\n").encode()
+        write_atomically(folder / f"{name}.csv", lambda handle, text=text: handle.write(text))
     return [folder / f"{name}.csv" for name in tables]
 
 
-def _check_protocol(name: str, rows: Sequence[dict[str, str]]) -> None:
+def _check_protocol(name: str, table: pd.DataFrame) -> None:
     for column in PROTOCOL:
-        found = list(dict.fromkeys(row[column] for row in rows))
+        found = list(table[column].unique())
         if len(found) > 1:
             raise UserError(
                 f"{name} would mix different protocols: {column} is {found[0] or 'none'!r} and {found[1]!r}; "
@@ -114,73 +107,24 @@ def render(paths: Sequence[Path]) -> str:
         rows = read_rows(path, _NEEDED)
         if not rows:
             raise UserError(f"{path} has no row")
-        _check_protocol(str(path), rows)
+        _check_protocol(str(path), pd.DataFrame(rows))
         tables.append((path, [_typed(row, path) for row in rows]))
     tables.sort(key=lambda table: _place(table[1][0]))
-    sections = [_section(path, rows) for path, rows in tables]
-    overview = _overview([rows for _, rows in tables]) if tables else ""
-    return "\n\n".join([_HEAD, *filter(None, [overview]), *sections]) + "\n"
-
-
-_HEAD = f"""# Results
-
-Written by `python -m utils.reproduce` from results/*.csv alone, which it writes from the run folders; nothing
-is typed by hand. Every row of a table is in the csv file named above it, with all digits and the digests.
-Accuracies in percent of the test images; ± over seeds of stage 2 on one representation, or where it says so
-over those of stage 1; p: exact McNemar test of the first seeds, same images; LoMa and RSD per_sample, mean
-over classes, their spread in brackets. {CHOSEN_EPOCH}."""
-
-
-def _place(row: dict) -> tuple:
-    """Where a table stands: the ratios of a set and network together, the mildest last."""
-    ratio = -float(row["imb_ratio"] or 0)
-    return (
-        row["dataset"],
-        row["network"],
-        ratio,
-        row["recipe"],
-        row["stage2"],
-        row["views"],
-        row["selected_on"],
-    )
-
-
-_OVERVIEW = ("data", "views", "selected on", "stage-1 seeds", *_BASES, "place of los", "best of the others")
-
-
-def _overview(tables: Sequence[list[dict]]) -> str:
-    """A line a table: stage 1, control and LOS, and what is best beside them, overall accuracy."""
-    lines = [list(_OVERVIEW)]
-    for rows in tables:
-        seeds = len({row["stage1_seed"] for row in rows})
-        found: dict[str, list[float]] = {}
-        for row in rows:  # of a method with several settings the first one, which is the preset's
-            if row["overall"] is not None and len(found.setdefault(row["method"], [])) < seeds:
-                found[row["method"]].append(row["overall"])
-        means = {name: fmean(values) for name, values in found.items() if len(values) == seeds}
-        order = sorted(means.keys() - {"stage1", "ce"}, key=lambda name: -means[name])
-        others = [name for name in order if name != "los"]
-        place = f"{order.index('los') + 1} of {len(order)}" if "los" in order else "-"
-        first = rows[0]
-        words = [first["dataset"], first["imb_ratio"] and f"ratio {first['imb_ratio']}", first["network"]]
-        name = ", ".join(filter(None, [*words, f"`{first['recipe'] or 'preset'}`", first["stage2"]]))
-        values = [_spread(found[name]) if name in means else NOT_RUN for name in _BASES]
-        best = f"{others[0]} {_spread(found[others[0]])}" if others else "-"
-        run = f"{len({row['stage1_seed'] for row in rows if row['status'] != NOT_RUN})} of {seeds}"
-        lines.append([name, first["views"], first["selected_on"], run, *values, place, best])
     head = "Overall accuracy; ± over seeds of stage 1; the place of LOS among all methods but stage1 and ce:"
-    return f"{head}\n\n{markdown_lines(lines)}"
+    overview = markdown_lines([_OVERVIEW, *(_overview(rows) for _, rows in tables)])
+    parts = [f"{head}\n\n{overview}"] if tables else []
+    return "\n\n".join([_HEAD, *parts, *(_section(path, rows) for path, rows in tables)]) + "\n"
 
 
 def _typed(row: dict[str, str], path: Path) -> dict:
-    """A row as `comparison.cells` takes it."""
+    """A row as `cells` takes it."""
     typed = dict(row)
     try:
         for name in row.keys() - _TEXT:
             typed[name] = float(row[name]) if row[name] else None
         typed |= {"n": int(row["n"]), "learned": int(typed.get("learned") or 0)}
         for name in ("imb_ratio", "stage1_overall", "hours", "stage1_hours"):
-            float(row[name] or 0)
+            float(row.get(name) or 0)
         cells([typed])  # which needs more of a row that was run than of one that was not
     except KeyError as error:
         raise UserError(f"{path} has no column {error.args[0]}") from error
@@ -189,36 +133,65 @@ def _typed(row: dict[str, str], path: Path) -> dict:
     return typed
 
 
+def _place(row: dict) -> tuple:
+    """Where a table stands: the ratios of a set and network together, the mildest last."""
+    order = (row["recipe"], row["stage2"], row["views"], row["selected_on"])
+    return row["dataset"], row["network"], -float(row["imb_ratio"] or 0), *order
+
+
+def _overview(rows: list[dict]) -> list[str]:
+    """The line of a table: stage 1, control and LOS, and what is best beside them, overall accuracy."""
+    first, frame = rows[0], pd.DataFrame(rows)
+    seeds = frame["stage1_seed"].nunique()
+    # of a method with several settings the first one, which is the preset's
+    found = frame.dropna(subset="overall").groupby("method", sort=False)["overall"].apply(list)
+    whole = {name: values[:seeds] for name, values in found.items() if len(values) >= seeds}
+    order = sorted(whole.keys() - {"stage1", "ce"}, key=lambda name: -fmean(whole[name]))
+    others = [name for name in order if name != "los"]
+    words = [first["dataset"], first["imb_ratio"] and f"ratio {first['imb_ratio']}", first["network"]]
+    name = ", ".join(filter(None, [*words, f"`{first['recipe'] or 'preset'}`", first["stage2"]]))
+    run = frame.loc[frame["status"] != NOT_RUN, "stage1_seed"].nunique()
+    return [
+        *(name, first["views"], first["selected_on"], f"{run} of {seeds}"),
+        *(_spread(whole[base]) if base in whole else NOT_RUN for base in _BASES),
+        f"{order.index('los') + 1} of {len(order)}" if "los" in order else "-",
+        f"{others[0]} {_spread(whole[others[0]])}" if others else "-",
+    ]
+
+
 def _section(path: Path, rows: list[dict]) -> str:
     first = rows[0]
-    ratio = f", ratio {first['imb_ratio']}" if first["imb_ratio"] else ""
-    extra = f"; stage 2: `{first['stage2']}`" if first["stage2"] else ""
+    recipe, ratio = f"`{first['recipe'] or 'preset'}`", first["imb_ratio"] and f", ratio {first['imb_ratio']}"
+    extra = first["stage2"] and f"; stage 2: `{first['stage2']}`"
     named = {"fresh": "a fresh view an epoch", "pack": "the fixed training features of a pack"}
     views = named.get(first["views"], f"{first['views']} cached views")
-    chosen = SELECTIONS.get(first["selected_on"], first["selected_on"])
+    select = first["selected_on"]
     parts = [
-        f"## {first['dataset']}{ratio}, {first['network']}, `{first['recipe'] or 'preset'}`, "
-        f"selected on {first['selected_on']}",
-        f"[{path.name}](results/{path.name}). Stage 1: `{first['recipe'] or 'preset'}`{extra}; {views}. "
-        f"Selection: {chosen}. Training images: sha256 {first['data'] or 'unknown'}. * best of its column.",
+        f"## {first['dataset']}{ratio}, {first['network']}, {recipe}, selected on {select}",
+        f"[{path.name}](results/{path.name}). Stage 1: {recipe}{extra}; {views}. Selection: "
+        f"{SELECTIONS.get(select, select)}. Training images: sha256 {first['data'] or 'unknown'}. "
+        "* best of its column.",
     ]
     seeds = list(dict.fromkeys(row["stage1_seed"] for row in rows))
     if len(seeds) > 1:
-        parts += [f"Over {len(seeds)} seeds of stage 1:", _over_seeds(rows, seeds)]
+        parts += [f"Over {len(seeds)} seeds of stage 1:", _over_seeds(pd.DataFrame(rows), len(seeds))]
     for seed in seeds:
-        parts += [_told(own := [row for row in rows if row["stage1_seed"] == seed]), _table(own)]
+        own = [row for row in rows if row["stage1_seed"] == seed]
+        header, *lines = cells(own)
+        for row, line in zip(own, lines, strict=True):
+            line[-1] = NOT_RUN if row["status"] == NOT_RUN else line[-1]
+        parts += [_told(own[0]), markdown_lines([header, *lines])]
     return "\n\n".join(parts)
 
 
-def _told(rows: list[dict]) -> str:
+def _told(first: dict) -> str:
     """Of which stage 1 a table is, and at what cost."""
-    first = rows[0]
     if first["status"] == NOT_RUN and not first["stage1_digest"]:
         return f"Stage 1, seed {first['stage1_seed']}: {NOT_RUN}."
     overall = f", overall {percent(float(first['stage1_overall']))}" if first["stage1_overall"] else ""
-    where = f"Stage 1, seed {first['stage1_seed']}: sha256 {first['stage1_digest'][:12]}, {first['source']}"
     made = "pack made on " if first["stage1_hardware"] else "a pack of its own"
     made = made if first["views"] == "pack" else _hours(first["stage1_hours"])
+    where = f"Stage 1, seed {first['stage1_seed']}: sha256 {first['stage1_digest'][:12]}, {first['source']}"
     where += f"{overall} ({made}{first['stage1_hardware']})."
     if first["status"] == NOT_RUN:
         return f"{where} Stage 2: {NOT_RUN}."
@@ -230,29 +203,22 @@ def _hours(text: str) -> str:
     return f"{float(text):.2f} hours, " if text else ""
 
 
-def _table(rows: list[dict]) -> str:
-    header, *lines = cells(rows)
-    for row, line in zip(rows, lines, strict=True):
-        if row["status"] == NOT_RUN:
-            line[-1] = NOT_RUN
-    return markdown_lines([header, *lines])
-
-
-def _over_seeds(rows: list[dict], seeds: Sequence[str]) -> str:
+def _over_seeds(table: pd.DataFrame, seeds: int) -> str:
     """Mean and deviation over representations of the means over seeds of stage 2."""
-    chosen = rows[0]["selected_on"] != "last"  # then the setting may be another on each
-    groups: dict[tuple, list[dict]] = {}
-    for row in rows:
-        key = (row["method"], "" if chosen or row["status"] == NOT_RUN else row["setting"])
-        groups.setdefault(key, []).append(row)
+    # the setting that was chosen may be another on each, and a run that is missing has none
+    chosen = table["selected_on"] != "last"
+    settings = table["setting"].mask(chosen | (table["status"] == NOT_RUN), "")
+    told = set(table.loc[table["status"] == "done", "method"])
     lines = [["method", "stage-1 seeds", *SCORES, "setting"]]
-    for (method, setting), group in groups.items():
-        done = [row for row in group if row["status"] == "done"]
-        if not done and any(other == method for other, words in groups if words):
+    for (method, setting), group in table.groupby(["method", settings], sort=False):
+        done = group[group["status"] == "done"]
+        if done.empty and method in told:
             continue  # the other seeds' rows of the method say of how many they are
-        figures = [_spread([row[name] for row in done]) for name in SCORES]
+        figures = [
+            _spread(done[name].astype(object).where(done[name].notna(), None).tolist()) for name in SCORES
+        ]
         lines.append(
-            [method, f"{len(done)} of {len(seeds)}", *figures, setting or ("-" if done else NOT_RUN)]
+            [method, f"{len(done)} of {seeds}", *figures, setting or ("-" if len(done) else NOT_RUN)]
         )
     return markdown_lines(lines)
 

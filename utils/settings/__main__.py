@@ -1,4 +1,4 @@
-"""Write docs/arguments.md, the page of all arguments, from their table: `python -m docs.arguments`."""
+"""Write docs/arguments.md, the page of all arguments, from their table: `python -m utils.settings`."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -7,10 +7,10 @@ from utils.base.files import write_atomically
 from utils.settings.presets import PRESETS, preset_for
 from utils.settings.table import ARGUMENTS, CHECK, DATA, EVALUATE, STAGE1, STAGE2, Argument, Mark, marked
 
-PAGE = Path(__file__).with_suffix(".md")
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "arguments.md"
 _INTRO = """# All arguments
 
-`python -m docs.arguments` writes this page from utils/settings/table.py and utils/settings/presets.py.
+`python -m utils.settings` writes this page from utils/settings/table.py and utils/settings/presets.py.
 
 What you give wins over the checkpoint or pack that a step starts from, which wins over the default of the
 data set. A run prints every value that it ended up with, and where that came from. An argument that a script

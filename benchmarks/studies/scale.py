@@ -1,34 +1,36 @@
 """The cost table of docs/scale.md: operations and bytes are counted, durations estimated from stated rates.
 
-python -m docs.scale            prints the table
-python -m docs.scale --write    puts it into docs/scale.md
+python -m benchmarks.studies.scale            prints the table
+python -m benchmarks.studies.scale --write    puts it into docs/scale.md
 """
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from docs.pages import put
+from benchmarks.common import ROOT
+from benchmarks.studies.pages import put
 from models import build_model
 from utils.settings.presets import preset_for
 
-PAGE = Path(__file__).with_name("scale.md")
-PIXELS = 224
+PAGE = ROOT / "docs" / "scale.md"
+PIXELS, WIDTH = 224, 2048
 # images/s of ResNet-50 in training: as published for one RTX 3090 (timm, 224 px, AMP, channels last), doubled
 # for an H100. The factor is our assumption: memory bandwidth, which bounds this network, is 3.6 times as high
 H100_TRAIN = 2 * 1218
 # images/s of ResNet-50 measured on two cores of an AMD EPYC, batch 32, fp32, channels last
 CPU_TRAIN, CPU_FORWARD = 4.85, 14.9
-DECODED = 700  # images/s a core: 1 / 1434 µs, benchmarks/decode.py on the same machine
-STEP_H100, STEP_CPU = 2e-3, 0.274  # seconds: assumed; benchmarks/big_head.py
+DECODED = 700  # images/s a core: 1 / 1434 µs, measured on the same machine (docs/speed.md)
+STEP_H100, STEP_CPU = (
+    2e-3,
+    0.274,
+)  # seconds of a head's step, at 8142 classes: assumed; measured (docs/speed.md)
 
 
-@dataclass(frozen=True)
-class Set:
+class Set(NamedTuple):
     """Images of a data set, and the networks that its preset or the field takes."""
 
     name: str
@@ -67,11 +69,10 @@ def duration(seconds: float) -> str:
 def rows() -> list[str]:
     """Lines of a Markdown table."""
     base = forward_flops("resnet50", 1000)
-    lines = [
-        "| data set, network | stage | operations | bytes on disk | cores to feed one H100 | 1 H100 | "
-        "8 H100 | two CPU cores |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    header = (
+        "data set, network | stage | operations | bytes on disk | cores to feed one H100 | 1 H100 | 8 H100"
+    )
+    lines = [f"| {header} | two CPU cores |", "|---" * 8 + "|"]
     for one in SETS:
         preset = preset_for(one.name)
         for network in one.networks:
@@ -88,19 +89,18 @@ def rows() -> list[str]:
                 f"{cores:.1f} | {duration(gpu)} | {duration(gpu / 8)} | {duration(cpu)} |"
             )
             images = views * one.train + one.scored
-            width = 2048
-            size = images * width * 2 / 1e9
             gpu, cpu = (images * slower / rate for rate in (3 * H100_TRAIN, CPU_FORWARD))
             lines.append(
-                f"| | 2, features ({views} passes) | {images * flops / 1e15:,.1f} PFLOP | {size:.2f} GB | "
-                f"{3 * cores:.1f} | {duration(gpu)} | {duration(gpu / 8)} | {duration(cpu)} |"
+                f"| | 2, features ({views} passes) | {images * flops / 1e15:,.1f} PFLOP | "
+                f"{images * WIDTH * 2 / 1e9:.2f} GB | {3 * cores:.1f} | {duration(gpu)} | "
+                f"{duration(gpu / 8)} | {duration(cpu)} |"
             )
             steps = preset["finetune_epoch"] * -(-one.train // preset["batch_size"])
-            head = 4 * preset["batch_size"] * width * preset["num_class"]
-            relative = head / (4 * 512 * width * 8142)
+            head = 4 * preset["batch_size"] * WIDTH * preset["num_class"]
+            relative = head / (4 * 512 * WIDTH * 8142)
             lines.append(
                 f"| | 2, one head ({steps:,} steps) | {steps * head / 1e12:,.0f} TFLOP | "
-                f"{4 * width * preset['num_class'] / 1e6:.0f} MB | – | {duration(steps * STEP_H100)} | – | "
+                f"{4 * WIDTH * preset['num_class'] / 1e6:.0f} MB | – | {duration(steps * STEP_H100)} | – | "
                 f"{duration(steps * STEP_CPU * relative)} |"
             )
     return lines
@@ -111,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--write", action="store_true", help="put the table into docs/scale.md")
     table = "\n".join(rows()) + "\n"
     if parser.parse_args(argv).write:
-        put(PAGE, "costs", "python -m docs.scale --write", table)
+        put(PAGE, "costs", "python -m benchmarks.studies.scale --write", table)
     else:
         print(table, end="")
 

@@ -5,32 +5,21 @@ from pathlib import Path
 
 import pandas as pd
 
-from docs.ablation_statements import STATEMENTS, Tables, verdict
-from docs.pages import marked, put
-from utils.base.errors import UserError
-from utils.base.files import open_regular, write_atomically
+from benchmarks.studies.pages import marked, put
+from utils.base.files import write_atomically
 from utils.metrics.accuracy import GROUPS
+from utils.plots.tables import read_table
 from utils.report.table import markdown_lines
 
-COMMAND = "python -m docs.ablations"
-FILES = ("packs", "heads", "gains", "methods", "statements")
+COMMAND = "python -m benchmarks.studies.ablations"
+FILES = ("packs", "heads", "gains", "methods")
+
+Tables = dict[str, pd.DataFrame]
 
 
-def read(folder: Path, names: Sequence[str] = FILES) -> Tables:
-    """The csv files of a folder, by name.
-
-    Raises:
-        UserError: one is missing or is no csv file.
-    """
-    tables = {}
-    for name in names:
-        path = folder / f"{name}.csv"
-        try:
-            with open_regular(path) as handle:
-                tables[name] = pd.read_csv(handle, dtype={"setting": str})
-        except (OSError, ValueError) as error:
-            raise UserError(f"{path} cannot be read, run {COMMAND} first: {error}") from error
-    return tables
+def read(folder: Path) -> Tables:
+    """The csv files of a folder, by name; raises UserError where one is missing or is no csv file."""
+    return {name: read_table(folder / f"{name}.csv", dtype={"setting": str}) for name in FILES}
 
 
 def write(tables: Tables, page: Path) -> Path:
@@ -130,25 +119,10 @@ def methods_table(tables: Tables) -> str:
     return f"{', '.join(tables['methods']['pack'].unique())}:\n\n" + _table(header, lines)
 
 
-def statements_table(tables: Tables) -> str:
-    """Statement, rule and figures, verdict."""
-    lines = []
-    for one in STATEMENTS:
-        rows = tables["statements"].query("statement == @one.name")
-        seen = []
-        for pack, found in rows.dropna(subset="value").groupby("pack", sort=False):
-            figures = [f"{one.figure} {one.value:.3g}" for one in found.itertuples()]
-            seen.append(f"*{pack}*: {', '.join(figures)}")
-        holds = rows.groupby("pack", sort=False)["holds"].first()
-        lines.append([one.paper, "<br>".join([one.rule + ".", *seen]), verdict(holds) + one.limit])
-    return _table(["statement of the paper, in our own words", "what we see here", ""], lines)
-
-
 TABLES: dict[str, Callable[[Tables], str]] = {
     "packs": packs_table,
     "delta": delta_table,
     "grid": grid_table,
     "gains": gains_table,
     "methods": methods_table,
-    "statements": statements_table,
 }

@@ -9,15 +9,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure  # not pyplot: no window, no global state
 from matplotlib.patches import Rectangle
 
-from docs.ablation_statements import EVEN, Tables, los_heads, unevenness
-from docs.los_study import COLOURS, tidy
+from benchmarks.studies.los import COLOURS, MARKS, tidy
+from benchmarks.studies.tables import Tables
 from utils.base.files import write_atomically
 from utils.metrics.accuracy import GROUPS
 
 DPI, SMALL = 110, 8
-MARKS = {"balanced": "o", "many": "s", "medium": "^", "few": "D"}
 SETTINGS = {"preset": ("#0072B2", "-", "o"), "validation": ("#D55E00", "--", "s")}
 ENDLESS = 14.0  # where the axis of gaps has its ∞
+EVEN = 0.25  # the groups' LoMa counts as nearly equal up to this difference, relative to its mean
 
 
 def draw(tables: Tables, folder: Path) -> list[Path]:
@@ -60,13 +60,11 @@ def delta(tables: Tables) -> Figure:
         rows = sweep[sweep["pack"] == pack].sort_values("logit_gap")
         places = rows["logit_gap"].replace(np.inf, ENDLESS)
         tidy(axes)
-        for name, mark in MARKS.items():
-            colour = COLOURS["overall" if name == "balanced" else name]
-            style = {"color": colour, "marker": mark, "markersize": 3.5}
-            axes.plot(
-                places, rows[f"val_{name}"], label="all classes" if name == "balanced" else name, **style
-            )
-            axes.plot(places, rows[f"test_{name}"], color=colour, linestyle="--", linewidth=0.9)
+        for part, mark in MARKS.items():
+            name, label = ("balanced", "all classes") if part == "overall" else (part, part)
+            style = {"color": COLOURS[part], "marker": mark, "markersize": 3.5}
+            axes.plot(places, rows[f"val_{name}"], label=label, **style)
+            axes.plot(places, rows[f"test_{name}"], color=COLOURS[part], linestyle="--", linewidth=0.9)
         axes.set_xscale("log")
         axes.set_xticks([0.1, 0.3, 1, 3, ENDLESS], ["0.1", "0.3", "1", "3", "∞"])
         axes.minorticks_off()
@@ -163,30 +161,22 @@ def balance(tables: Tables) -> Figure:
 
 def size(tables: Tables) -> Figure:
     """Accuracy against the size of LoMa over the heads of LOS: nearly even ones filled, the others open."""
-    heads = los_heads(tables["heads"])
     packs = list(tables["packs"]["pack"])
     figure, panels = _panels(packs, 2.1)
     for axes, pack in zip(panels, packs, strict=False):
-        rows = heads[heads["pack"] == pack]
-        even = unevenness(rows) <= EVEN
+        own = tables["heads"][tables["heads"]["pack"] == pack]
+        rows = own[own["label_smooth"] > 0].drop_duplicates("setting")  # without the control
+        groups = rows[[f"test_loma_per_sample_{name}" for name in GROUPS]]
+        even = (groups.max(axis=1) - groups.min(axis=1)) / rows["test_loma_per_sample_all"] <= EVEN
+        first = own[own["study"] == "stage1"]
+        blue = {"color": "#0072B2", "marker": "o", "markersize": 5}
         tidy(axes)
-        for part, label, face in (
-            (~even, f"less even than {EVEN:g}", "white"),
-            (even, "nearly even", "#0072B2"),
+        for some, style in (
+            (rows[~even], blue | {"label": f"less even than {EVEN:g}", "markerfacecolor": "white"}),
+            (rows[even], blue | {"label": "nearly even"}),
+            (first, {"label": "stage 1", "color": "#000000", "marker": "x"}),
         ):
-            style = {
-                "color": "#0072B2",
-                "markerfacecolor": face,
-                "marker": "o",
-                "markersize": 5,
-                "linestyle": "",
-            }
-            axes.plot(
-                rows["test_loma_per_sample_all"][part], rows["test_balanced"][part], label=label, **style
-            )
-        first = tables["heads"].query("pack == @pack and study == 'stage1'").iloc[0]
-        style = {"color": "#000000", "marker": "x", "linestyle": "", "label": "stage 1"}
-        axes.plot(first["test_loma_per_sample_all"], first["test_balanced"], **style)
+            axes.plot(some["test_loma_per_sample_all"], some["test_balanced"], linestyle="", **style)
     _legend(figure, panels[0], "upper", ncols=3)
     figure.supxlabel("LoMa, mean over classes", fontsize=SMALL + 1)
     figure.supylabel("test accuracy (%)", fontsize=SMALL + 1)

@@ -8,7 +8,7 @@ from utils.base.files import write_atomically
 
 def marked(name: str, command: str, table: str) -> str:
     """A table between its markers; `table` ends with a newline."""
-    return f"{_start(name, command)}{table}{_end(name)}"
+    return f"<!-- {name}: {command} -->\n{table}<!-- end of {name} -->\n"
 
 
 def put(page: Path, name: str, command: str, table: str) -> None:
@@ -17,17 +17,10 @@ def put(page: Path, name: str, command: str, table: str) -> None:
     Raises:
         UserError: the markers are not there, or the page cannot be written.
     """
-    before, start, rest = page.read_text(encoding="utf-8").partition(_start(name, command))
-    _, end, after = rest.partition(_end(name))
-    if not end:
-        raise UserError(f"{page} lacks the lines {_start(name, command)!r} and {_end(name)!r}: put them in")
-    text = f"{before}{start}{table}{end}{after}"
+    start, end = marked(name, command, "|").split("|")
+    before, _, rest = page.read_text(encoding="utf-8").partition(start)
+    _, found, after = rest.partition(end)
+    if not found:
+        raise UserError(f"{page} lacks the lines {start!r} and {end!r}: put them in")
+    text = f"{before}{marked(name, command, table)}{after}"
     write_atomically(page, lambda handle: handle.write(text.encode()))
-
-
-def _start(name: str, command: str) -> str:
-    return f"<!-- {name}: {command} -->\n"
-
-
-def _end(name: str) -> str:
-    return f"<!-- end of {name} -->\n"
