@@ -9,8 +9,16 @@ import torchvision
 from torch import nn
 from torchvision.models import resnet as tv
 
-from models import NETWORKS, THIN_NETWORKS, build_model, check_network, load_pretrained, network_label
-from models.adapt import Adapted, torchvision_names
+from models import (
+    NETWORKS,
+    THIN_NETWORKS,
+    build_model,
+    check_network,
+    load_pretrained,
+    network_label,
+    torchvision_names,
+)
+from models.adapt import Adapted
 from tests.helpers import checkpoint_content
 from utils.base.errors import UserError
 from utils.run import checkpoint
@@ -22,6 +30,10 @@ SMALL = ["mobilenet_v3_small", "shufflenet_v2_x0_5", "mnasnet0_5", "regnet_x_400
 FAMILIES = "alexnet convnext_tiny efficientnet_b0 maxvit_t mobilenet_v2 swin_t swin_v2_t vgg11_bn vit_b_32"
 # torchvision builds a RegNet with numbers read from tensors, so never without memory: the small ones
 REGNETS = ["regnet_x_400mf", "regnet_x_800mf", "regnet_y_400mf", "regnet_y_800mf"]
+
+
+def test_the_names_read_from_torchvisions_files_are_those_that_it_registers():
+    assert torchvision_names() == torchvision.models.list_models(module=torchvision.models)
 
 
 def theirs(name: str, num_classes: int) -> nn.Module:
