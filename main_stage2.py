@@ -27,9 +27,9 @@ from utils.base.signals import Signals
 from utils.engine.device import pick_device
 from utils.features.frozen import make_pack
 from utils.features.source import find_source
+from utils.heads.epochs import all_epochs, start_heads, train_epoch
 from utils.heads.outcome import choose, outcome
 from utils.heads.plan import plan_heads
-from utils.heads.stack import all_epochs, start_heads, train_epoch
 from utils.packs.pack import write_pack
 from utils.report import head_report, summary
 from utils.report.resume import AUTO_FOUND_NONE, own_words, read_resume, words_to_resume
@@ -37,9 +37,9 @@ from utils.run import checkpoint
 from utils.run.checkpoint import published_path
 from utils.run.folder import Run
 from utils.run.saver import Saver
+from utils.settings.chosen import lead_method
 from utils.settings.config import resolve
 from utils.settings.data import scored_parts
-from utils.settings.methods import lead_method
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -70,16 +70,11 @@ def retrain(argv: Sequence[str] | None, held: ExitStack) -> None:
     epochs_of = [plan.epochs for plan in plans if plan.method.name == lead]
     summary.check_place(published, config, data, max(epochs_of), lead)
     if resumed:
-        resumed.check_data(data)
-        resumed.check_plans(plans)
-        resumed.check_source(source.origins())
-        notes += resumed.notes(data, device)
+        notes += resumed.check_stage2(data, plans, source.origins(), device)
 
     # ---- run folder
-    folder = resumed.folder if resumed else None
-    pack_folder = [config.save_features.parent] if config.save_features else []
-    also = [published.parent, *pack_folder]
-    lock = resumed.lock if resumed else None
+    folder, lock = (resumed.folder, resumed.lock) if resumed else (None, None)
+    also = [path.parent for path in (published, config.save_features) if path]
     run = held.enter_context(Run(config, "stage2", folder, also_writable=also, world=world, lock=lock))
     signals = held.enter_context(Signals())
     saver = Saver(run, STAGE2, signals, world, config.save_every, words_to_resume(config, STAGE2))
@@ -106,10 +101,8 @@ def retrain(argv: Sequence[str] | None, held: ExitStack) -> None:
         run.log(f"features left at {config.save_features} (sha256 {digest[:12]})")
     scored = scored_parts(frozen.labels, config.select)
 
-    # ---- heads and their optimisers: each starts from the stage-1 classifier, or as its method says
+    # ---- heads: each starts from the stage-1 classifier, or as its method says, and goes on where it was
     heads = start_heads(plans, frozen, scored, config)
-
-    # ---- resume: each goes on where it was
     if resumed:
         run.log(f"{resumed.restore_heads(heads, model)} of {len(heads)} heads go on")
 
@@ -123,8 +116,7 @@ def retrain(argv: Sequence[str] | None, held: ExitStack) -> None:
     watcher.end()
 
     # ---- report
-    chosen = choose(heads, config.select)
-    outcomes = [outcome(head) for head in chosen]
+    outcomes = [outcome(head) for head in choose(heads, config.select)]
     source.check_unchanged()
     head_report.publish(run, config, published, facts, model, data, outcomes, heads)
     frozen.discard()

@@ -4,9 +4,9 @@ from collections.abc import Callable, Sequence
 
 from utils.base.errors import UserError
 from utils.features.frozen import Representation
+from utils.heads.epochs import all_epochs, start_heads, train_epoch
 from utils.heads.head import HeadRun
 from utils.heads.plan import HeadPlan
-from utils.heads.stack import all_epochs, start_heads, train_epoch
 from utils.settings.config import Config
 
 

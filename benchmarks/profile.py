@@ -23,7 +23,7 @@ from utils.base.seeding import epoch_order
 from utils.engine.loop import Progress, sgd, train_epoch
 from utils.engine.scoring import logit_batches
 from utils.engine.step import TrainStep
-from utils.features.views import FIRST_VIEW, feature_batches
+from utils.features.views import feature_batches
 from utils.metrics import predictions
 from utils.settings.presets import preset_for
 
@@ -51,7 +51,7 @@ def works(network: str, data: LongTailedData, steps: int) -> dict[str, Callable[
         train_epoch(TrainStep(learner, build_loss("ce"), optimizer), batches, Progress(), preset["lr"])
 
     def feature_pass() -> None:
-        list(feature_batches(frozen, images, (SEED, FIRST_VIEW)))
+        list(feature_batches(frozen, images, (SEED, 0)))
 
     def head_epoch() -> None:
         with common.threads(1):  # as in stage 2

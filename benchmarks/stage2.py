@@ -30,7 +30,8 @@ from utils.engine.device import LAYOUT
 from utils.engine.loop import cosine_lr
 from utils.engine.scoring import EVAL_BATCH
 from utils.features.frozen import Representation, StoredViews
-from utils.features.views import FIRST_VIEW, FeatureViews, TrainFeatures, eval_features, head_logits
+from utils.features.logits import head_logits
+from utils.features.views import FIRST_VIEW, FeatureViews, TrainFeatures, eval_features
 from utils.heads.plan import plan_heads
 from utils.settings.config import resolve
 from utils.settings.parse import STAGE2

@@ -10,9 +10,9 @@ from tests.helpers import TrainedDigits
 from utils.features.frozen import Representation
 from utils.features.source import find_source
 from utils.features.views import unwatched
+from utils.heads.epochs import all_epochs, start_heads, train_epoch
 from utils.heads.head import HeadRun
 from utils.heads.plan import HeadPlan, plan_heads
-from utils.heads.stack import all_epochs, start_heads, train_epoch
 from utils.run import checkpoint
 from utils.settings.config import Config, resolve
 from utils.settings.data import scored_parts

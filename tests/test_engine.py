@@ -18,7 +18,8 @@ from utils.base.seeding import epoch_order
 from utils.engine.loop import Progress, cosine_lr, diverged, score_column, sgd, train_epoch
 from utils.engine.scoring import predict
 from utils.engine.step import DivergedError, TrainStep
-from utils.features.views import FIRST_VIEW, DriftingFeatures, TrainFeatures, eval_features, head_logits
+from utils.features.logits import head_logits
+from utils.features.views import FIRST_VIEW, DriftingFeatures, TrainFeatures, eval_features
 from utils.run import checkpoint
 
 LOSS = LabelOverSmooth(0.9)

@@ -15,18 +15,10 @@ from models import HEADS, build_head
 from tests.heads import COUNTS, D, K, seeded, training_set
 from tests.helpers import files_below, places, refusal, run_folder, run_stage2
 from utils.heads.plan import HeadPlan, plan_heads
+from utils.settings.chosen import chosen_methods, lead_method
 from utils.settings.commands import ROOT
 from utils.settings.config import resolve
-from utils.settings.methods import (
-    LR_FACTORS,
-    METHODS,
-    OPTIONS,
-    PATHS,
-    TAUS,
-    TRAINING,
-    chosen_methods,
-    lead_method,
-)
+from utils.settings.methods import LR_FACTORS, METHODS, OPTIONS, PATHS, TAUS, TRAINING
 from utils.settings.parse import ARGUMENTS, STAGE2, parse
 
 NAMES = [

@@ -17,10 +17,12 @@ from tests.helpers import (
 from tests.stage2 import frozen_features, read_table, result_lines, same_state, settle, trained
 from utils.engine.loop import cosine_lr
 from utils.features.frozen import Representation
+from utils.heads.epochs import start_heads
 from utils.heads.head import HeadRun
+from utils.heads.orders import balanced_order
 from utils.heads.outcome import outcome
 from utils.heads.plan import plan_heads
-from utils.heads.stack import Stack, balanced_order, run_epoch, start_heads
+from utils.heads.stack import Stack, run_epoch
 from utils.run import checkpoint
 from utils.run.checkpoint import Checkpoint
 from utils.settings.methods import METHODS

@@ -8,9 +8,9 @@ from torch.utils._pytree import tree_leaves
 from datasets import LongTailedData
 from datasets.types import ImageSet
 from utils.features.frozen import Representation, StoredViews
+from utils.heads.epochs import start_heads, train_epoch
 from utils.heads.outcome import outcome
 from utils.heads.plan import plan_heads
-from utils.heads.stack import start_heads, train_epoch
 from utils.settings.config import resolve
 from utils.settings.parse import STAGE2
 

@@ -18,10 +18,11 @@ from tests.stage2 import frozen_features, left_behind, result_lines, same_state,
 from utils.base.seeding import epoch_order
 from utils.base.signals import Stopped
 from utils.engine.loop import cosine_lr
-from utils.heads import stack
+from utils.heads import epochs
+from utils.heads.epochs import all_epochs, stacks_of, start_heads, train_epoch
 from utils.heads.head import HeadRun
 from utils.heads.plan import plan_heads
-from utils.heads.stack import all_epochs, run_epoch, stacks_of, start_heads, train_epoch
+from utils.heads.stack import run_epoch
 
 SIX = ("--method", "los,crt,ncm,marc,wb,lws", "--seeds", "0,1", "--finetune_epoch", "4")
 SWEEP = ("--method", "los", "--label_smooth", "0.3,0.6,0.9", "--finetune_lr", "0.001,0.01,0.1")
@@ -93,7 +94,7 @@ def test_heads_have_the_same_bits_however_they_are_cut_into_stacks(digits, froze
     config = settle(digits, *SWEEP, "--finetune_epoch", "2", "--seeds", "0,1")
     together = trained(config, frozen)
     numbers = 3 * frozen.fc.weight.numel() + 4 * 64 * 10
-    monkeypatch.setitem(stack.STACK_BYTES, "cpu", 4 * numbers * size)
+    monkeypatch.setitem(epochs.STACK_BYTES, "cpu", 4 * numbers * size)
     cut = [HeadRun(head.plan, frozen, config) for head in together]
     assert max(map(len, stacks_of(cut))) == size
     cut = trained(config, frozen)

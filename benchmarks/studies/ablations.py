@@ -26,8 +26,8 @@ from utils.base.errors import UserError, exit_cleanly
 from utils.base.files import write_atomically
 from utils.engine.scoring import score
 from utils.features.frozen import Representation, pack_data, pack_representation
+from utils.features.logits import logit_batches
 from utils.features.source import PackSource
-from utils.features.views import logit_batches
 from utils.heads.head import HeadRun
 from utils.heads.outcome import outcome
 from utils.heads.plan import plan_heads

@@ -23,7 +23,7 @@ from utils.base.errors import UserError, exit_cleanly
 from utils.engine.loop import cosine_lr
 from utils.engine.scoring import score
 from utils.features.frozen import Representation, pack_representation
-from utils.features.views import logit_batches
+from utils.features.logits import logit_batches
 from utils.heads.head import HeadRun
 from utils.heads.plan import HeadPlan
 from utils.metrics import logits_magnitude, shot_accuracy

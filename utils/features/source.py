@@ -25,7 +25,8 @@ from utils.engine.device import LAYOUT
 from utils.engine.precision import speed_up
 from utils.features.extraction import Backbone
 from utils.features.frozen import Representation, pack_classifier, pack_data, pack_representation
-from utils.features.views import Watch, logit_batches
+from utils.features.logits import logit_batches
+from utils.features.views import Watch
 from utils.packs.pack import Pack, read_pack
 from utils.run import checkpoint
 from utils.run.checkpoint import Checkpoint, published_path, read

@@ -10,14 +10,11 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 from torch import Tensor, nn
 
-from datasets.images.in_memory import batch_indices
 from datasets.images.open import Images
 from utils.engine.scoring import EVAL_BATCH, forward_views
 
 # stage 2 draws views that stage 1, which uses one an epoch from 0, never saw
 FIRST_VIEW = 1_000_000
-# rows and logits that are scored together
-SCORE_ROWS, SCORE_LOGITS = 4096, 2**22
 # shows how far a pass is: (batches, their number, title) -> the same batches
 Watch = Callable[[Iterable, int, str], Iterable]
 
@@ -58,19 +55,6 @@ def eval_features(model: nn.Module, images: Images, mirror: bool, watch: Watch =
     return torch.cat(list(feature_batches(model, images, mirror=mirror, watch=watch)), dim=1)
 
 
-@torch.no_grad()
-def head_logits(head: nn.Module, features: Tensor) -> Tensor:
-    """features [V, N, D] -> logits [N, K], the mean over the views."""
-    return head(features.flatten(0, 1).float()).unflatten(0, features.shape[:2]).mean(dim=0)
-
-
-def logit_batches(head: nn.Module, features: Tensor) -> Iterator[Tensor]:
-    """Logits [n, K] of features [V, N, D], a batch of images after another: no [N, K] is made."""
-    rows = max(1, min(SCORE_ROWS, SCORE_LOGITS // len(head.weight)))
-    for start in range(0, features.shape[1], rows):
-        yield head_logits(head, features[:, start : start + rows])
-
-
 class FeatureViews(ABC):
     """Training features by image, one view of them an epoch; `labels` int64 [N]."""
 
@@ -88,12 +72,6 @@ class FeatureViews(ABC):
     def stacked(self, count: int) -> Tensor:
         """The first `count` views [V, N, D]; of none the plain images."""
         return torch.stack([self.of_epoch(view) for view in range(count)] or [self.plain()])
-
-    def batches(self, order: Tensor, batch_size: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """(features float32 [N, D], labels [N]) batches of an epoch, in the order given."""
-        features = self.of_epoch(epoch)
-        for index in batch_indices(order.to(features.device), batch_size):
-            yield features[index].float(), self.labels[index]
 
 
 class StoredViews(FeatureViews):

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from utils.base.errors import UserError
 from utils.engine.scoring import score
-from utils.features.views import logit_batches
+from utils.features.logits import logit_batches
+from utils.heads.epochs import nothing_left
 from utils.heads.head import HeadRun
-from utils.heads.stack import nothing_left
 from utils.metrics.accuracy import logit_figures
 from utils.metrics.logits import LogitStatistics
 

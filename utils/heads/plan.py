@@ -6,17 +6,9 @@ from dataclasses import dataclass, replace
 from itertools import product
 
 from utils.base.errors import UserError
+from utils.settings.chosen import chosen_methods
 from utils.settings.config import Config
-from utils.settings.methods import (
-    EQUAL_EPOCHS,
-    LR_FACTORS,
-    METHODS,
-    OPTIONS,
-    PATHS,
-    TRAINING,
-    Method,
-    chosen_methods,
-)
+from utils.settings.methods import EQUAL_EPOCHS, LR_FACTORS, METHODS, OPTIONS, PATHS, TRAINING, Method
 
 
 @dataclass(frozen=True)

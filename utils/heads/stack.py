@@ -7,115 +7,18 @@ Shapes: N images, H heads, B batch, D feature, K classes, V views.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
 from copy import deepcopy
 
 import torch
 from torch import Tensor
 
-from losses.closed_form import StackedLoss, stacks
+from losses.closed_form import StackedLoss
 from models.heads.linear import Linear
-from utils.base.errors import UserError
-from utils.base.seeding import epoch_order, generator_for
 from utils.engine.loop import cosine_lr, score_column
-from utils.features.frozen import Representation
-from utils.features.views import SCORE_LOGITS, SCORE_ROWS
+from utils.features.logits import SCORE_LOGITS, SCORE_ROWS
 from utils.heads.head import DIVERGED, HeadRun, attempted, learned
-from utils.heads.plan import HeadPlan
+from utils.heads.orders import order_of
 from utils.metrics.accuracy import epoch_figures, predictions
-from utils.settings.config import Config
-
-# of weights, momentum, gradients and logits of a stack; what is more are several stacks. On a CPU they so lie
-# in the cache of a core.
-STACK_BYTES = {"cpu": 2**22, "other": 2**30}
-# a stack of heads of at most this many weights trains on one CPU thread: its steps are too small to share out
-ONE_THREAD_WEIGHTS = 2**18
-
-
-def start_heads(
-    plans: Sequence[HeadPlan], frozen: Representation, scored: Sequence[str], config: Config
-) -> list[HeadRun]:
-    """A head a plan, at its start. Features that all share are computed first, on no head's clock."""
-    if not frozen.drifting:
-        frozen.train.plain()
-        for name in ("test", *scored):
-            frozen.part(name)
-    return [HeadRun(plan, frozen, config) for plan in plans]
-
-
-def all_epochs(heads: Sequence[HeadRun]) -> range:
-    """The epochs of the head that has most; heads without training are scored in the first."""
-    return range(max([1, *(head.plan.epochs for head in heads)]))
-
-
-def train_epoch(
-    heads: Sequence[HeadRun],
-    epoch: int,
-    scored: Sequence[str] = (),
-    after_step: Callable[[], None] = lambda: None,
-    workers: int = 1,
-    asked: Callable[[], object] = lambda: False,
-) -> bool:
-    """Train every head that lacks epoch `epoch` (0: the first) for it and score it; was there one?
-
-    `scored` are the parts that are scored. Of `workers` threads each takes a stack at a time: then
-    `after_step()` is called once for all their steps, and they end after the step in which `asked()` turns
-    true; else after every step of a stack.
-
-    Raises:
-        UserError: no head is left.
-    """
-    todo = [head for head in heads if head.lacks(epoch)]
-    if not todo:
-        return False
-    frozen = todo[0].frozen
-    if not frozen.drifting:
-        frozen.train.of_epoch(epoch)  # on no head's clock
-    with threads_for(frozen) as small:
-        stacks = list(stacks_of(todo))
-        if small and workers > 1 and len(stacks) > 1:
-            _share_out(stacks, epoch, scored, workers, asked)
-            after_step()
-        else:
-            for stack in stacks:
-                run_epoch(stack, epoch, scored, after_step)
-    named = [head for head in heads if head.plan.named]
-    if all(head.failed for head in named):
-        raise UserError(nothing_left(named))
-    return True
-
-
-class _Halted(BaseException):
-    """The step is done in which a signal has come."""
-
-
-def _share_out(
-    stacks: list[list[HeadRun]], epoch: int, scored: Sequence[str], workers: int, asked: Callable[[], object]
-) -> None:
-    def after_step() -> None:
-        if asked():
-            raise _Halted
-
-    with ThreadPoolExecutor(workers) as pool:
-        work = [pool.submit(run_epoch, stack, epoch, scored, after_step) for stack in stacks]
-        for done in work:
-            with suppress(_Halted):
-                done.result()
-
-
-def stacks_of(heads: Sequence[HeadRun]) -> Iterator[list[HeadRun]]:
-    """Heads that take their steps together; those that cannot be stacked, and more than fit, stand apart."""
-    kinds: dict[tuple, list[HeadRun]] = {}
-    for head in heads:
-        kinds.setdefault(head.kind, []).append(head)
-    for kind in kinds.values():
-        first, size = kind[0].head, 1
-        if getattr(first, "stacks", False) and (kind[0].loss_fn is None or stacks(kind[0].loss_fn)):
-            numbers = 3 * first.weight.numel() + 4 * kind[0].config.batch_size * len(first.weight)
-            limit = STACK_BYTES["cpu" if first.weight.device.type == "cpu" else "other"]
-            size = max(1, limit // (numbers * first.weight.element_size()))
-        yield from (kind[start : start + size] for start in range(0, len(kind), size))
 
 
 def run_epoch(
@@ -200,8 +103,8 @@ class Stack:
         """Features [H, B, D] and labels [H, B] of the steps of an epoch; heads of one seed see the same."""
         heads, train, size = self.heads, self.frozen.train, self.config.batch_size
         seeds = list(dict.fromkeys(head.plan.seed for head in heads))
-        sampler = heads[0].plan.method.sampler
-        orders = torch.stack([_order(sampler, seed, epoch, self.frozen) for seed in seeds])
+        images = (heads[0].plan.method.sampler, epoch, train.labels, self.frozen.num_classes)
+        orders = torch.stack([order_of(seed, *images) for seed in seeds])
         if self.frozen.drifting:  # one head, whose batches move the backbone
             yield from ((x[None], y[None]) for x, y in train.batches(orders[0, skip * size :], size, epoch))
             return
@@ -258,45 +161,3 @@ def _side_by_side(tensors: list[Tensor]) -> Tensor:
     for tensor, part in zip(tensors, whole, strict=True):
         tensor.data = part
     return whole
-
-
-def _order(sampler: str, seed: int, epoch: int, frozen: Representation) -> Tensor:
-    """The order in which an epoch visits the training images, int64 [N]."""
-    labels = frozen.train.labels
-    if sampler == "balanced":
-        return balanced_order(seed, epoch, labels, frozen.num_classes)
-    return epoch_order(seed, epoch, len(labels))
-
-
-def balanced_order(seed: int, epoch: int, labels: Tensor, num_classes: int) -> Tensor:
-    """N draws with replacement: a class, each equally likely, then an image of it; int64 [N].
-
-    Source: class-balanced sampling, as in Kang et al. 2020; `labels` int64 [N], every class with an image.
-    """
-    generator = generator_for(seed, "balanced order", epoch)
-    by_class = labels.cpu().argsort(stable=True)
-    counts = torch.bincount(labels.cpu(), minlength=num_classes)
-    first = counts.cumsum(0) - counts
-    drawn = torch.randint(num_classes, (len(labels),), generator=generator)
-    place = torch.rand(len(labels), generator=generator, dtype=torch.float64) * counts[drawn]
-    return by_class[first[drawn] + place.long()]
-
-
-@contextmanager
-def threads_for(frozen: Representation) -> Iterator[bool]:
-    """One CPU thread for a step of small heads, which is faster. Is it so?"""
-    before, weight = torch.get_num_threads(), frozen.fc.weight
-    small = weight.device.type == "cpu" and weight.numel() <= ONE_THREAD_WEIGHTS and not frozen.drifting
-    if small:
-        torch.set_num_threads(1)
-    try:
-        yield small
-    finally:
-        torch.set_num_threads(before)
-
-
-def nothing_left(heads: Sequence[HeadRun]) -> str:
-    """The line with which a run ends whose heads have all failed."""
-    first = next(head for head in heads if head.failed)
-    who = "" if len(heads) == 1 else f"no method is left of {len(heads)} heads; {first.plan.method.name}: "
-    return f"{who}{first.failure}; nothing was published"

@@ -19,9 +19,9 @@ from utils.report import summary, table
 from utils.run import checkpoint
 from utils.run.folder import Run
 from utils.run.saver import Saver
+from utils.settings.chosen import lead_method
 from utils.settings.commands import command
 from utils.settings.config import Config
-from utils.settings.methods import lead_method
 
 # heads whose state is that of an nn.Linear
 _LINEAR = ("linear", "los_step")

@@ -165,6 +165,15 @@ class Resumed:
                 return f"class {k} had {count}, has {count_now}"
         return compared(self.source.facts, data.train)[0]
 
+    def check_stage2(
+        self, data: LongTailedData, plans: list[HeadPlan], origins: dict, device: torch.device
+    ) -> list[str]:
+        """The notes; raises a UserError where stage 2 would go on with other images, heads or features."""
+        self.check_data(data)
+        self.check_plans(plans)
+        self.check_source(origins)
+        return self.notes(data, device)
+
     def notes(self, data: LongTailedData, device: torch.device) -> list[str]:
         """For the log: what the user forced, and what differs from the run's own machine."""
         changed = self._changed_data(data) if self.forced else None  # else it was refused

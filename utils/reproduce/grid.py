@@ -31,8 +31,8 @@ from utils.base.files import open_regular
 from utils.heads.plan import plan_heads
 from utils.packs.pack import read_pack
 from utils.settings.checks import check_against
+from utils.settings.chosen import chosen_methods
 from utils.settings.config import Config, resolve
-from utils.settings.methods import chosen_methods
 from utils.settings.parse import parse
 from utils.settings.table import FIXED_BY_CHECKPOINT, INHERITED, STAGE1, STAGE2, Mark, marked
 

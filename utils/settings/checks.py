@@ -12,7 +12,8 @@ from datasets import FILE_DATASETS
 from models import check_network as network_exists
 from utils.base.errors import UserError
 from utils.base.files import check_output
-from utils.settings.methods import METHODS, OPTIONS, TRAINING, chosen_methods
+from utils.settings.chosen import chosen_methods
+from utils.settings.methods import METHODS, OPTIONS, TRAINING
 from utils.settings.table import (
     ARGUMENTS,
     EVALUATE,

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from utils.base.errors import exit_cleanly, say
 from utils.settings.checks import check_given
+from utils.settings.chosen import listing
 from utils.settings.config import resolve
-from utils.settings.methods import listing
 from utils.settings.parse import parse
 
 _FROM_FILES = {"resume", "features", "pretrained_pth"}  # with them a file decides what is left open

@@ -1,0 +1,81 @@
+"""The methods that a command line names: those of the table, and a user's own."""
+
+import difflib
+import importlib
+import os
+import sys
+
+from utils.base.errors import UserError, reason
+from utils.settings.methods import METHODS, OPTIONS, Method
+
+
+def chosen_methods(text: str) -> list[Method]:
+    """The methods that `--method` names; `all` puts the control rows first.
+
+    Raises:
+        UserError: an unknown name; suggests the nearest. Or a function of the user's that gives no method.
+    """
+    names = list(METHODS) if text == "all" else _names(text)
+    for name in names:
+        if name in ("all", "list"):
+            raise UserError(f"--method {name} stands alone, without other names")
+        if name not in METHODS and ":" not in name:
+            near = difflib.get_close_matches(name.lower(), METHODS, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(METHODS)}, all, list"
+            raise UserError(f"--method has no {name!r}, {hint}")
+    return [METHODS[name] if name in METHODS else _own_method(name) for name in names]
+
+
+def _own_method(name: str) -> Method:
+    """What a function of the user's, `module:function`, gives; the current folder is looked in too."""
+    module, _, function = name.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        method = getattr(importlib.import_module(module), function)()
+    except Exception as error:  # a user's code can raise anything
+        raise UserError(f"--method {name} fails: {type(error).__name__}: {reason(error)}") from error
+    if not isinstance(method, Method):
+        raise UserError(f"--method {name} gives no Method (utils.settings.methods), but {method!r:.60}")
+    if method.name in METHODS:
+        raise UserError(f"--method {name} gives a method of the name {method.name}, which is taken")
+    for option, value in method.options.items():
+        if option not in (*OPTIONS, *method.ranges):
+            raise UserError(f"--method {name} has an option {option} without a range: add it to its ranges")
+        if option in method.ranges and not method.ranges[option].holds(value):
+            words = method.ranges[option].words
+            raise UserError(f"--method {name}: its {option} is {value}, it must be {words}")
+    return method
+
+
+def lead_method(text: str) -> str:
+    """The method whose head is published: the first named, `los` under `all`."""
+    return "los" if text == "all" else chosen_methods(text)[0].name
+
+
+def _names(text: str) -> list[str]:
+    return list(dict.fromkeys(name.strip() for name in text.split(",")))
+
+
+def listing() -> str:
+    """The table of `--method list`."""
+    header = ("method", "what it is", "learns", "start", "sampler", "loss", "epochs", "lr @ batch", "options")
+    rows = [header, *(_cells(method) for method in METHODS.values())]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    sources = [f"  {method.name:<{widths[0]}}  {method.source}" for method in METHODS.values()]
+    return "\n".join([*(line.rstrip() for line in lines), "", "sources", *sources])
+
+
+def _cells(method: Method) -> tuple[str, ...]:
+    options = " ".join(
+        f"{name}={'preset' if value is None else value}" for name, value in method.options.items()
+    )
+    budget = ("-", "-")
+    if method.trained:
+        lr = "preset" if method.lr is None else f"{method.lr:g} @ {method.per_batch}"
+        budget = ("preset" if method.epochs is None else str(method.epochs), lr)
+    sampler = method.sampler if method.trained else "-"
+    wd = f" finetune_wd={method.wd:g}" if method.wd else ""
+    head = (method.name, method.what, method.learns, method.start, sampler, method.loss or "-")
+    return (*head, *budget, (options + wd).strip() or "-")
