@@ -2,7 +2,7 @@
 
 import difflib
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from utils.base.lazy import Registry, face
@@ -42,18 +42,21 @@ __getattr__, __all__ = face(
 )
 
 
-def build_loss(name: str, class_counts: Sequence[int] | None = None, **options: float) -> "nn.Module":
+def build_loss(
+    name: str | Callable[..., "nn.Module"], class_counts: Sequence[int] | None = None, **options: float
+) -> "nn.Module":
     """A module with `loss(logits [N, K], targets int64 [N])` -> mean over the batch, a scalar.
 
-    Losses that need no class counts ignore them.
+    `name` is one of LOSSES, or a builder like those there. Losses that need no class counts ignore them.
 
     Raises:
         ValueError: the name or an option is unknown, an option is missing or out of range, or the loss needs
             the class counts and there are none.
     """
-    if name not in LOSSES:
+    if not callable(name) and name not in LOSSES:
         raise ValueError(f"unknown loss {name!r}, known: {', '.join(LOSSES)}")
-    found = inspect.signature(LOSSES[name]).parameters.values()
+    builder = name if callable(name) else LOSSES[name]
+    found = inspect.signature(builder).parameters.values()
     parameters = {one.name: one for one in found if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)}
     counted = parameters.pop("class_counts", None) is not None
     if counted and class_counts is None:
@@ -64,7 +67,7 @@ def build_loss(name: str, class_counts: Sequence[int] | None = None, **options: 
     for option, parameter in parameters.items():
         if parameter.default is inspect.Parameter.empty and option not in options:
             raise ValueError(f"loss {name!r} needs the option {option!r}")
-    return LOSSES[name](class_counts, **options) if counted else LOSSES[name](**options)
+    return builder(class_counts, **options) if counted else builder(**options)
 
 
 def _known(option: str, known: list[str]) -> str:

@@ -43,7 +43,7 @@ def build_model(name: str, num_classes: int, in_channels: int = 3, stem: str = "
 
 
 def build_head(
-    kind: str,
+    kind: str | type[nn.Module],
     fc: nn.Linear,
     class_counts: Sequence[int] | None = None,
     generator: torch.Generator | None = None,
@@ -51,7 +51,7 @@ def build_head(
     labels: Tensor | None = None,
     **options: float,
 ) -> nn.Module:
-    """The head `kind` at its start, with the sizes, type and device of the stage-1 classifier `fc`.
+    """The head `kind`, one of HEADS or a class, at its start: sizes, type and device of the classifier `fc`.
 
     `fc` is copied, never changed. What a kind does not need is ignored: `class_counts` [K] is for la,
     `generator` for etf and for linear with fresh=True, `features` [N, D] (float16 or memory-mapped too) and
@@ -63,10 +63,11 @@ def build_head(
     """
     head = _empty_head(kind, fc.in_features, fc.out_features, options).to(fc.weight)
     given = {"class_counts": class_counts, "generator": generator, "features": features, "labels": labels}
-    missing = [name for name in head.needs if given[name] is None]
+    needs = getattr(head, "needs", ())
+    missing = [name for name in needs if given[name] is None]
     if missing:
         raise ValueError(f"head {kind!r} needs {' and '.join(missing)}")
-    head.start(fc, **{name: given[name] for name in head.needs})
+    head.start(fc, **{name: given[name] for name in needs})
     return head
 
 
@@ -91,13 +92,16 @@ def head_from_state(kind: str, state: Mapping[str, Tensor], **options: float) ->
     return head
 
 
-def _empty_head(kind: str, in_features: int, num_classes: int, options: Mapping[str, float]) -> nn.Module:
-    if kind not in HEADS:
+def _empty_head(
+    kind: str | type[nn.Module], in_features: int, num_classes: int, options: Mapping[str, float]
+) -> nn.Module:
+    if not callable(kind) and kind not in HEADS:
         raise ValueError(f"unknown head {kind!r}, known: {', '.join(HEADS)}")
-    known = list(inspect.signature(HEADS[kind]).parameters)[2:]
+    found = kind if callable(kind) else HEADS[kind]
+    known = list(inspect.signature(found).parameters)[2:]
     unknown = [name for name in options if name not in known]
     if unknown:
         raise ValueError(
             f"unknown option {unknown[0]!r} of head {kind!r}, known: {', '.join(known) or 'none'}"
         )
-    return HEADS[kind](in_features, num_classes, **options)
+    return found(in_features, num_classes, **options)

@@ -25,7 +25,8 @@ class Linear(Head, nn.Linear):
 
     def __init__(self, in_features: int, num_classes: int, fresh: bool = False) -> None:
         super().__init__(in_features, num_classes)
-        self.needs = ("generator",) if fresh else ()
+        if fresh:
+            self.needs = ("generator",)
 
     def forward(self, features: Tensor) -> Tensor:
         """features [..., N, D] -> logits [..., N, K]."""
@@ -62,9 +63,10 @@ class LosStep(Linear):
         ValueError: s is negative or not finite; at `start`: shapes or labels do not fit.
     """
 
+    needs = ("features", "labels")
+
     def __init__(self, in_features: int, num_classes: int, strength: float = 1.0) -> None:
         super().__init__(in_features, num_classes)
-        self.needs = ("features", "labels")
         self.strength = check_not_negative("strength", strength)
         self.requires_grad_(False)
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from losses import build_loss, max_norm_, max_norm_limit
 from losses.closed_form import has_closed_form
-from models import build_head
+from models import HEADS, build_head
 from models.heads.los_path import los_path_lr
 from utils.base.errors import UserError, is_out_of_memory, reason
 from utils.base.seeding import generator_for
@@ -51,7 +51,12 @@ class HeadRun:
             options["strength"] = path * frozen.strength_of_path
         elif path is not None:
             self.lr = self._path_lr(path)
-        needs_features = method.head in ("los_step", "ncm")
+        kind = method.head if callable(method.head) else HEADS[method.head]
+        if callable(method.head) and not hasattr(kind, "folded"):
+            raise UserError(
+                "a head of your own needs folded(), see models/heads, or an entry in models.HEADS"
+            )
+        needs_features = "features" in getattr(kind, "needs", ())
         self.head = build_head(
             method.head,
             frozen.fc,

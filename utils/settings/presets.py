@@ -1,5 +1,6 @@
 """Defaults per data set, one readable table. What a user gives always wins over them."""
 
+from datasets import DATASETS
 from models import THIN_NETWORKS
 from utils.settings.table import ARGUMENTS
 
@@ -46,6 +47,8 @@ PRESETS["list"] = PRESETS["folder"]
 _SCALE_FREE = ("num_class", "imb_ratio", "finetune_lr", "label_smooth", "logit_gap", "path")
 OWN_FEATURES = PRESETS["cifar100_lt"] | {name: PRESETS["folder"][name] for name in _SCALE_FREE}
 OWN_FEATURES |= {"network": "features", "val_source": "none"}
+# for a data set that has no column yet
+LIKE_CIFAR = PRESETS["cifar100_lt"] | {"num_class": None, "label_smooth": None, "logit_gap": 1.11}
 # ours, for ResNet-20/32/44/56 on CIFAR: the usual recipe of these networks, shortened
 THIN_ON_CIFAR = {"epochs": 60, "lr": 0.1, "warmup_epochs": 2, "wd": 1e-3, "finetune_lr": 1e-4}
 
@@ -64,7 +67,8 @@ def preset_for(dataset: str, network: str | None = None, kind: str | None = None
     """
     kind = dataset if kind is None else kind
     common = {argument.name: argument.default for argument in ARGUMENTS}
-    preset = common | {"dataset": dataset} | PRESETS.get(kind, OWN_FEATURES)
+    own = LIKE_CIFAR if kind in DATASETS else OWN_FEATURES
+    preset = common | {"dataset": dataset} | PRESETS.get(kind, own)
     if kind in ("cifar100_lt", "cifar10_lt") and network in THIN_NETWORKS:
         preset |= THIN_ON_CIFAR
     return preset
