@@ -42,10 +42,7 @@ class _RefusedError(Exception):
 
 
 def load_plain(path: Path, mapped: bool = False) -> object:
-    """What torch.save wrote: tensors on the CPU, in plain containers. `mapped`: tensors stay in the file.
-
-    Raises UserError: no readable file, damaged, compressed, holds Python objects, or declares too much.
-    """
+    """What torch.save wrote: tensors on the CPU, in plain containers. `mapped`: tensors stay in the file."""
     require_file(path)
     try:
         with open_regular(path) as handle:
@@ -62,7 +59,7 @@ def load_plain(path: Path, mapped: bool = False) -> object:
     except _RefusedError as error:
         raise UserError(f"{path} {error}") from error
     except plain_pickle.UnwantedError as error:
-        problem = f"holds Python objects, which could run code: {error}; save model.state_dict() instead"
+        problem = f"holds Python objects and may run code: {error}; save model.state_dict() instead"
         raise UserError(f"{path} {problem}") from error
     except Exception as error:  # a broken file can raise nearly anything
         if is_out_of_memory(error):

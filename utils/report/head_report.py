@@ -107,11 +107,7 @@ class Watcher:
         return step or f"epoch {self.epoch}"
 
     def save(self) -> None:
-        """Write last.pth, and best.pth where the method that is published has a new best epoch.
-
-        Raises:
-            UserError: the pack that the heads are trained on was changed meanwhile.
-        """
+        """Write last.pth, and best.pth where the method that is published has a new best epoch."""
         self.source.check_unchanged()
         lead, model = self.lead, self.model
         partial = any(head.step for head in self.heads)
