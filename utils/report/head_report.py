@@ -143,9 +143,8 @@ class Watcher:
         if len(trained) == 1:
             self.run.log(summary.epoch_line(trained[0].progress.rows[-1], self.epochs, seconds_left))
         elif trained:
-            self.run.log(
-                f"epoch {epoch}/{self.epochs}, {len(trained)} heads training, {summary.eta(seconds_left)}"
-            )
+            heads = f"{len(trained)} heads training"
+            self.run.log(f"epoch {epoch}/{self.epochs}, {heads}, {summary.eta(seconds_left)}")
         self.keeper.after_epoch(self.saved)
 
     def end(self) -> None:

@@ -163,14 +163,10 @@ class Resumed:
         before, now = self.source.facts["environment"], environment(device)
         other = [name for name in _SAME_BITS if before.get(name, now[name]) != now[name]]
         looked = compared(self.source.facts, data.train)[1]
-        return [
-            *([f"the training images were compared with those of the run {looked}"] if looked else []),
-            *(f"forced, the results are of neither run: {one}" for one in forced),
-            *(
-                f"the last bits may differ from the unbroken run's: {name} was {before[name]}, is {now[name]}"
-                for name in other
-            ),
-        ]
+        notes = [f"the training images were compared with those of the run {looked}"] if looked else []
+        notes += [f"forced, the results are of neither run: {one}" for one in forced]
+        changes = [f"{name} was {before[name]}, is {now[name]}" for name in other]
+        return notes + [f"the last bits may differ from the unbroken run's: {one}" for one in changes]
 
 
 def read_resume(script: str, given: dict, world: World, held: ExitStack) -> Resumed | None:

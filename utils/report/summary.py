@@ -220,18 +220,14 @@ def finish(run: Run, figures: dict, selected_on: str, facts: dict, label: str = 
     """Write summary.json, print the figures, and end with the result line."""
     run.write_json("summary.json", {"test": _scores(figures), "selected_on": selected_on} | facts)
     warn_of_lost(run, figures, label)
-    run.log(
-        f"test balanced accuracy {percent(figures['balanced'])}, top-5 {percent(figures['top5'])}, "
-        f"calibration error {percent(figures['calibration_error'])}"
-    )
+    balanced, top5, error = (percent(figures[name]) for name in ("balanced", "top5", "calibration_error"))
+    run.log(f"test balanced accuracy {balanced}, top-5 {top5}, calibration error {error}")
     for title, reading in product(("LoMa", "RSD"), READINGS):
         groups = figures[f"{title.lower()}_{reading}"].items()
         shares = (f"{group} {'-' if value is None else format(value, '.2f')}" for group, value in groups)
         run.log(f"{title} ({reading}): {', '.join(shares)}")
     if selected_on == "test":
-        run.log(
-            "note: the epoch was chosen on the test set, as in the published protocol: an optimistic figure"
-        )
+        run.log("note: the epoch was chosen on the test set, as in the published protocol: optimistic")
     run.result(result_line(figures, selected_on, label=label))
 
 
