@@ -79,11 +79,7 @@ ALONE = World()
 
 
 def join() -> World:
-    """The world that torchrun has set up, or a world of one.
-
-    Raises:
-        UserError: the processes do not find each other.
-    """
+    """The world that torchrun has set up, or a world of one."""
     size = number_of("WORLD_SIZE")
     if size == 1:
         return ALONE
@@ -110,9 +106,6 @@ def parallel(model: nn.Module, world: World, device: torch.device, sync_bn: bool
     """The model to train: the same one alone, else one whose gradients are averaged over the processes.
 
     Batch-norm statistics are each process's own, and the first one's are saved, unless `sync_bn`.
-
-    Raises:
-        UserError: `sync_bn` on a device that has none.
     """
     if sync_bn and device.type != "cuda":
         raise UserError(f"--sync_bn needs CUDA devices, this run is on {device.type}")

@@ -61,17 +61,14 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def printable(text: str) -> str:
-    """`text` as one line that is what it looks like, whatever file, name or argument it comes from.
-
-    Control characters, line breaks, marks that turn the direction of writing and lone surrogates are escaped;
-    letters, accents, spaces and signs of every script stay. All that is printed or logged goes through here.
-    """
+    """`text` as one line that is what it looks like; all that is printed or logged goes through here."""
     if text.isprintable():
         return text
-    shown = (c in _JOINERS or unicodedata.category(c) not in _NOT_SHOWN for c in text)
-    return "".join(
-        c if show else c.encode("unicode_escape").decode() for c, show in zip(text, shown, strict=True)
-    )
+
+    def shown(c: str) -> bool:
+        return c in _JOINERS or unicodedata.category(c) not in _NOT_SHOWN
+
+    return "".join(c if shown(c) else c.encode("unicode_escape").decode() for c in text)
 
 
 def show(*lines: object, end: str = "\n") -> None:
@@ -102,17 +99,16 @@ def about(argument: str) -> Iterator[None]:
 
 
 def exit_cleanly(main: Callable[[], None]) -> None:
-    """Run `main`; a UserError becomes one line on standard error and exit status 2.
+    """Run `main`; a mistake that the user can mend becomes one line on standard error and exit status 2.
 
-    So do memory that runs out, a file or folder that the user may not look into, and torch's refusal of what
-    has no deterministic form. A signal that asks to end where `main` does not take it: status 143, of SIGINT
-    130. Under torchrun a mistake that the first process makes too ends the others within a moment: what is
-    still there after that has something of its own to say.
+    A signal that asks to end where `main` does not take it: status 143, of SIGINT 130. Under torchrun a
+    mistake that the first process makes too ends the others within a moment: what is still there after that
+    has something of its own to say.
     """
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # names that the terminal cannot show
-    given = os.environ.get("RANK", "0")
-    rank = int(given) if given.isdecimal() else 0
+    rank = os.environ.get("RANK", "0")
+    rank = int(rank) if rank.isdecimal() else 0
     with Interrupting():
         try:
             with lost_pages_told():
@@ -144,10 +140,8 @@ def _told(error: Exception) -> str | None:
     operation, found, _ = str(error).partition(" does not have a deterministic implementation")
     if not found:
         return None
-    return (
-        f"--deterministic: {operation.split()[-1]} has no deterministic form in torch: take another network, "
-        "or leave --deterministic out"
-    )
+    way_out = "take another network, or leave --deterministic out"
+    return f"--deterministic: {operation.split()[-1]} has no deterministic form in torch: {way_out}"
 
 
 def _out_of_memory(error: Exception) -> str:

@@ -35,12 +35,9 @@ def write_atomically(
     """Call `write(handle)` on a temporary file in the same folder, then put it in place of `path`.
 
     `write` may as well write to the name `handle.name`, and then nothing to the handle. `check(temporary)`
-    reads the new file back and raises where it is not what was meant: the old file is then untouched. A
-    symbolic link is followed: what it points to is replaced and the link stays. A file that is replaced keeps
-    its mode, a new one has what the umask leaves. File and folder are on the disk when this returns.
-
-    Raises:
-        UserError: the file cannot be written; an older file of that name is then untouched.
+    reads the new file back and raises where it is not what was meant. A symbolic link stays: what it points
+    to is replaced. A file that is replaced keeps its mode. File and folder are on the disk when this returns.
+    Whatever is raised, a UserError where the file cannot be written, leaves an older file untouched.
     """
     partial = None
     try:
@@ -73,12 +70,7 @@ def json_text(content: object, **options: object) -> str:
 
 
 def read_json(path: Path) -> object:
-    """What a JSON file of ours holds.
-
-    Raises:
-        OSError: it is no regular file, or may not be read.
-        ValueError, RecursionError: it is no JSON, or larger than any that we write.
-    """
+    """What a JSON file of ours holds; raises OSError, ValueError or RecursionError where it is none."""
     with open_regular(path) as handle:
         content = handle.read(MAX_JSON + 1)
     if len(content) > MAX_JSON:
@@ -87,10 +79,7 @@ def read_json(path: Path) -> object:
 
 
 def sweep(folder: Path, older_than: float = STALE_SECONDS) -> list[Path]:
-    """Remove temporaries that a killed writer left in `folder`; returns them. What cannot be removed stays.
-
-    Only regular files of this writer's pattern of names that nobody has written to for `older_than` seconds.
-    """
+    """Remove temporaries that a killed writer left, and nobody has written to for so many seconds."""
     removed, found = [], []
     with suppress(OSError):
         found = [entry for entry in os.scandir(folder) if _TEMPORARY.fullmatch(entry.name)]
@@ -104,11 +93,7 @@ def sweep(folder: Path, older_than: float = STALE_SECONDS) -> list[Path]:
 
 
 def require_file(path: Path) -> os.stat_result:
-    """The status of a regular file that may be read; a pipe or device is not opened, so it cannot hang.
-
-    Raises:
-        UserError: it is absent, something else, or not to be read.
-    """
+    """The status of a regular file that may be read; a pipe or device is not opened, so it cannot hang."""
     try:
         status = os.stat(path)
     except FileNotFoundError:
@@ -123,11 +108,7 @@ def require_file(path: Path) -> os.stat_result:
 
 
 def open_regular(path: Path | str, mode: str = "rb") -> BinaryIO:
-    """Open a regular file: a pipe or a device can neither make it wait nor feed it for ever.
-
-    Raises:
-        OSError: it is something else, absent, or not to be read.
-    """
+    """Open a regular file; raises OSError for a pipe or a device, without waiting for it."""
     handle = open(  # noqa: SIM115
         path, mode, opener=lambda name, flags: os.open(name, flags | _NO_WAITING, 0o666)
     )
@@ -138,11 +119,7 @@ def open_regular(path: Path | str, mode: str = "rb") -> BinaryIO:
 
 
 def read_text(path: Path) -> str:
-    """The text of a note or log that a run has left; what is not UTF-8 in it becomes a mark.
-
-    Raises:
-        OSError: see `open_regular`.
-    """
+    """The text of a note or log that a run has left; what is not UTF-8 in it becomes a mark."""
     with open_regular(path) as handle:
         return handle.read(MOST_TEXT).decode("utf-8", "replace")
 
@@ -162,9 +139,8 @@ def check_output(option: str, path: Path, mark: bytes, within: int) -> None:
     except OSError as error:
         raise UserError(f"--{option} {path} cannot be looked at: {error.strerror}") from error
     if content and mark not in content:
-        raise UserError(
-            f"--{option} {path} is there and holds something else, an input perhaps: name another file"
-        )
+        problem = "is there and holds something else, an input perhaps: name another file"
+        raise UserError(f"--{option} {path} {problem}")
 
 
 def _temporary(target: Path) -> tuple[str, int]:
@@ -180,19 +156,13 @@ def _temporary(target: Path) -> tuple[str, int]:
 
 def _target(path: Path) -> Path:
     """Where the file goes, behind symbolic links. Raises OSError: a loop of links, or no regular file."""
-    try:
-        target = path.resolve()
-    except RuntimeError as error:  # how Python 3.11 and 3.12 tell of a loop
-        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP)) from error
-    try:
-        mode = os.stat(path).st_mode  # a loop raises here in later versions
-    except FileNotFoundError:
-        return target
-    if stat.S_ISDIR(mode):
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-    if not stat.S_ISREG(mode):
-        raise OSError(errno.EINVAL, _NO_FILE)
-    return target
+    with suppress(FileNotFoundError):
+        mode = os.stat(path).st_mode  # raises OSError for a loop; `resolve` raises what depends on Python
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if not stat.S_ISREG(mode):
+            raise OSError(errno.EINVAL, _NO_FILE)
+    return path.resolve()
 
 
 class _Watched(io.FileIO):

@@ -137,9 +137,7 @@ def load(
 ) -> object:
     """What the pickle at the place of `source` holds; `stored` gets what it says of things kept elsewhere.
 
-    Raises:
-        UnwantedError: it asks for what is not in `makers`.
-        Exception: whatever a broken pickle leads to; ValueError: it holds more than is read.
+    Raises UnwantedError where it asks for what is not in `makers`, anything where it is broken.
     """
     stack, marks, memo, left = [], [], {}, MAX_STEPS
 

@@ -10,11 +10,7 @@ from utils.base.errors import SettingError
 
 
 def check_class_counts(class_counts: Sequence[int] | Tensor) -> Tensor:
-    """Training images of each class, as float64 [K].
-
-    Raises:
-        SettingError: there are fewer than two classes, or one has no image.
-    """
+    """Training images of each class, as float64 [K]: two classes or more, each with an image."""
     counts = torch.as_tensor(class_counts, dtype=torch.float64)
     if counts.ndim != 1 or len(counts) < 2:
         raise SettingError(f"class_counts must list two classes or more, got shape {list(counts.shape)}")

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from utils.base import plain_pickle
-from utils.base.errors import NoMemoryError, UserError, is_out_of_memory
+from utils.base.errors import NoMemoryError, UserError, is_out_of_memory, reason
 from utils.base.files import open_regular, require_file
 
 MAX_PICKLE_BYTES = 16 << 20
@@ -42,11 +42,7 @@ class _RefusedError(Exception):
 
 
 def load_plain(path: Path, mapped: bool = False) -> object:
-    """What torch.save wrote: tensors on the CPU, in plain containers. `mapped`: tensors stay in the file.
-
-    Raises:
-        UserError: no readable file, damaged, compressed, holds Python objects, or declares too much.
-    """
+    """What torch.save wrote: tensors on the CPU, in plain containers. `mapped`: tensors stay in the file."""
     require_file(path)
     try:
         with open_regular(path) as handle:
@@ -63,15 +59,12 @@ def load_plain(path: Path, mapped: bool = False) -> object:
     except _RefusedError as error:
         raise UserError(f"{path} {error}") from error
     except plain_pickle.UnwantedError as error:
-        raise UserError(
-            f"{path} holds Python objects beside weights and is not loaded, since that could run code: "
-            f"{error}; save model.state_dict() instead"
-        ) from error
+        problem = f"holds Python objects and may run code: {error}; save model.state_dict() instead"
+        raise UserError(f"{path} {problem}") from error
     except Exception as error:  # a broken file can raise nearly anything
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         if is_out_of_memory(error):
-            raise NoMemoryError(f"{path} cannot be read, memory has run out: {reason:.200}") from error
-        raise UserError(f"{path} is damaged or not a checkpoint: {reason:.200}") from error
+            raise NoMemoryError(f"{path} cannot be read, memory has run out: {reason(error):.200}") from error
+        raise UserError(f"{path} is damaged or not a checkpoint: {reason(error):.200}") from error
     return content
 
 
@@ -169,9 +162,7 @@ def _read_zip(handle: BinaryIO, size: int, mapped: bool) -> object:
         if not start:
             raise _RefusedError("is a zip file without a checkpoint in it")
         if length > MAX_PICKLE_BYTES:
-            raise _RefusedError(
-                f"holds {length} bytes of plain data beside its weights, more than {MAX_PICKLE_BYTES}"
-            )
+            raise _RefusedError(f"holds {length} bytes of plain data, more than {MAX_PICKLE_BYTES}")
         if f"{prefix}/byteorder" in places:
             _check_byte_order(file.read(f"{prefix}/byteorder").decode())
         pickled = file.read(f"{prefix}/data.pkl")
@@ -193,9 +184,6 @@ def _places(handle: BinaryIO, file: zipfile.ZipFile, start: int, count: int) -> 
     """Where the bytes of each of `count` records begin and how many they are, by name.
 
     The records lie one behind the other, nothing between them but their heads, up to their table at `start`.
-
-    Raises:
-        _RefusedError: something is compressed or damaged, or another reader could find other records.
     """
     records = {record.filename: record for record in file.infolist()}
     different = {name.lower() for name in records}
@@ -219,11 +207,7 @@ def _places(handle: BinaryIO, file: zipfile.ZipFile, start: int, count: int) -> 
 
 
 def _directory(handle: BinaryIO, size: int) -> tuple[int, int]:
-    """Where the one table of a zip file's records begins, which ends where the file does; how many they are.
-
-    Raises:
-        _RefusedError: cut off, or another reader could find another table.
-    """
+    """Where the one table of a zip file begins, which ends where the file does; how many records it has."""
     handle.seek(max(0, size - 98))
     tail = handle.read(98).rjust(98, b"\0")
     signature, *_, count, length, start, comment = struct.unpack("<4s4H2LH", tail[76:])
@@ -269,9 +253,6 @@ def _read_stream(handle: BinaryIO, size: int) -> object:
         if handle.read(8) != struct.pack("<q", len(storages[key])):
             raise ValueError(f"storage {key!r:.40} has not the length declared")
         _read_numbers(handle, storages[key])
-    if handle.tell() != size:
-        raise _RefusedError(
-            f"goes on for {size - handle.tell()} bytes behind its weights, which another program could take "
-            "for the file: load it where you trust it and save it again"
-        )
+    if more := size - handle.tell():
+        raise _RefusedError(f"goes on for {more} bytes behind its weights: save it again where you trust it")
     return content

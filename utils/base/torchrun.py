@@ -6,11 +6,7 @@ from utils.base.errors import UserError
 
 
 def number_of(name: str) -> int:
-    """What torchrun says of its processes in a variable of the environment; without torchrun 1, of sizes.
-
-    Raises:
-        UserError: it says nothing that is a number.
-    """
+    """What torchrun says of its processes in a variable of the environment; without torchrun 1, of sizes."""
     given = os.environ.get(name, "1" if name.endswith("WORLD_SIZE") else "")
     if not given.isdecimal() or (name.endswith("WORLD_SIZE") and not int(given)):
         raise UserError(

@@ -110,11 +110,7 @@ class Watcher:
         return step or f"epoch {self.epoch}"
 
     def save(self) -> None:
-        """Write last.pth, and best.pth where the method that is published has a new best epoch.
-
-        Raises:
-            UserError: the pack that the heads are trained on was changed meanwhile.
-        """
+        """Write last.pth, and best.pth where the method that is published has a new best epoch."""
         self.source.check_unchanged()
         lead, model = self.lead, self.model
         partial = any(head.step for head in self.heads)
@@ -150,9 +146,8 @@ class Watcher:
         if len(trained) == 1:
             self.run.log(summary.epoch_line(trained[0].progress.rows[-1], self.epochs, seconds_left))
         elif trained:
-            self.run.log(
-                f"epoch {epoch}/{self.epochs}, {len(trained)} heads training, {summary.eta(seconds_left)}"
-            )
+            heads = f"{len(trained)} heads training"
+            self.run.log(f"epoch {epoch}/{self.epochs}, {heads}, {summary.eta(seconds_left)}")
         self.keeper.after_epoch(self.saved)
 
     def end(self) -> None:

@@ -39,9 +39,11 @@ _SAME_BITS = (
     *("float32_products", "deterministic"),
 )
 _ORIGINS = ("stage1_digest", "features_digest")
+_NO_PLACE = "no file chooses where is written"
 # what a state of another form raises where it is put to use
 _UNFIT = (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError)
 _NOT_KEPT = ("resume", "force_resume")
+_FORCE = "--force_resume goes on"
 AUTO_FOUND_NONE = "--resume auto: no unfinished run of this configuration, this is a fresh one"
 
 
@@ -66,11 +68,7 @@ class Resumed:
         config: Config,
         world: World,
     ) -> Progress:
-        """Stage 1: load weights, optimiser and scaler; return how far the run was.
-
-        Raises:
-            UserError: the training images are not those of the run, or the file does not fit the network.
-        """
+        """Stage 1: load weights, optimiser and scaler; return how far the run was."""
         self.check_data(data)
         facts = self.source.facts
         self._check_best(model, config)
@@ -98,18 +96,14 @@ class Resumed:
             raise
         except UserError as error:
             words = [*words_to_resume(config, STAGE1), "--resume", self.folder, "--force_resume"]
-            raise UserError(
-                f"{error}; --select {config.select} needs it: restore it, or take the last epoch with "
-                f"`{command(STAGE1, *words, '--select', 'last')}`"
-            ) from error
+            line = command(STAGE1, *words, "--select", "last")
+            way_out = f"restore it, or take the last epoch with `{line}`"
+            raise UserError(f"{error}; --select {config.select} needs it: {way_out}") from error
 
     def restore_heads(self, heads: list[HeadRun], model: nn.Module) -> int:
         """Stage 2: put every head where it was, and the statistics of a drifting backbone; returns how many.
 
         A head that the run did not have, which the user must have forced, starts at its beginning.
-
-        Raises:
-            UserError: the file does not fit the heads.
         """
         stored = self._states()
         known = [head for head in heads if _key(head.plan.name) in stored]
@@ -132,29 +126,10 @@ class Resumed:
         except _UNFIT as error:
             raise UserError(f"{self.source.path} cannot be resumed: {reason(error)}") from error
 
-    def check_plans(self, plans: list[HeadPlan]) -> None:
-        """Raise a UserError where stage 2 would train heads that the run did not have."""
-        stored = self._states()
-        new = [plan.name for plan in plans if _key(plan.name) not in stored]
-        if new and stored and not self.forced:
-            raise UserError(f"{self.source.path} knows no head {new[0]}: this code plans other heads")
-
-    def check_source(self, origins: dict) -> None:
-        """Raise a UserError where stage 2 starts from another stage 1, or other features, than it did."""
-        for name in _ORIGINS:
-            before, now = self.source.facts.get(name), origins.get(name)
-            if before != now and not self.forced:
-                raise UserError(
-                    f"{self.source.path} was trained on another stage 1 ({name} {str(before)[:12]}, now "
-                    f"{str(now)[:12]}): start a run of its own without --resume; --force_resume goes on"
-                )
-
     def check_data(self, data: LongTailedData) -> None:
         """Raise a UserError where the training images are not those of the run."""
         if not self.forced and (changed := self._changed_data(data)):
-            raise UserError(
-                f"{self.source.path} was trained on other images: {changed}; --force_resume goes on"
-            )
+            raise UserError(f"{self.source.path} was trained on other images: {changed}; {_FORCE}")
 
     def _changed_data(self, data: LongTailedData) -> str | None:
         before, now = self.source.facts["class_counts"], data.class_counts
@@ -170,8 +145,15 @@ class Resumed:
     ) -> list[str]:
         """The notes; raises a UserError where stage 2 would go on with other images, heads or features."""
         self.check_data(data)
-        self.check_plans(plans)
-        self.check_source(origins)
+        path, stored = self.source.path, self._states()
+        new = [plan.name for plan in plans if _key(plan.name) not in stored]
+        if new and stored and not self.forced:
+            raise UserError(f"{path} knows no head {new[0]}: this code plans other heads")
+        for name in _ORIGINS:
+            before, now = self.source.facts.get(name), origins.get(name)
+            if before != now and not self.forced:
+                other = f"another stage 1 ({name} {str(before)[:12]}, now {str(now)[:12]})"
+                raise UserError(f"{path} was trained on {other}: leave --resume out; {_FORCE}")
         return self.notes(data, device)
 
     def notes(self, data: LongTailedData, device: torch.device) -> list[str]:
@@ -181,14 +163,10 @@ class Resumed:
         before, now = self.source.facts["environment"], environment(device)
         other = [name for name in _SAME_BITS if before.get(name, now[name]) != now[name]]
         looked = compared(self.source.facts, data.train)[1]
-        return [
-            *([f"the training images were compared with those of the run {looked}"] if looked else []),
-            *(f"forced, the results are of neither run: {one}" for one in forced),
-            *(
-                f"the last bits may differ from the unbroken run's: {name} was {before[name]}, is {now[name]}"
-                for name in other
-            ),
-        ]
+        notes = [f"the training images were compared with those of the run {looked}"] if looked else []
+        notes += [f"forced, the results are of neither run: {one}" for one in forced]
+        changes = [f"{name} was {before[name]}, is {now[name]}" for name in other]
+        return notes + [f"the last bits may differ from the unbroken run's: {one}" for one in changes]
 
 
 def read_resume(script: str, given: dict, world: World, held: ExitStack) -> Resumed | None:
@@ -196,10 +174,6 @@ def read_resume(script: str, given: dict, world: World, held: ExitStack) -> Resu
 
     Its folder is locked before anything is read, so that what is read is what no other run goes on with;
     `held` gives it back.
-
-    Raises:
-        UserError: no such file, not a last.pth of this stage, another run is writing there, an argument that
-            contradicts the run's, or a place to write to that the user has not named.
     """
     if "resume" not in given:
         return None
@@ -230,9 +204,7 @@ def read_resume(script: str, given: dict, world: World, held: ExitStack) -> Resu
     ]
     forced = given.get("force_resume", False)
     if contradictions and not forced:
-        raise UserError(
-            f"{'; '.join(contradictions)}: leave the argument out, or go on regardless with --force_resume"
-        )
+        raise UserError(f"{'; '.join(contradictions)}: leave the argument out; {_FORCE}")
     known = {name: value for name, value in args.items() if not (forced and name in given)}
     paths = {argument.name for argument in ARGUMENTS if argument.kind is Path}
     words = {n: Path(value) if n in paths else value for n, value in facts.get("given", {}).items()}
@@ -258,9 +230,6 @@ def _check_places(path: Path, facts: dict, given: dict, forced: bool) -> list[Pa
     """No file chooses where is written: the places in it count where it lies in the folder of its run.
 
     Returns those that it chooses for reading, into which nothing may be downloaded.
-
-    Raises:
-        UserError: it lies among files of something else, or names a place that only the user may choose.
     """
     folder, usual = path.parent, preset_for(facts["dataset"], facts["network"])
     wanted = {name: value for name, value in facts["args"].items() if name not in _UNFIXED}
@@ -269,24 +238,18 @@ def _check_places(path: Path, facts: dict, given: dict, forced: bool) -> list[Pa
     others -= {path.name, "best.pth", "log.txt"}
     own = _has(folder / "config.json", wanted) if "config.json" in others else not others
     if not (own or forced):
-        raise UserError(
-            f"{folder} is not the folder of the run in {path.name}, which would write over what lies there: "
-            "put it into a folder of its own, or go on regardless with --force_resume"
-        )
+        problem = f"{folder} is not the folder of the run in {path.name}"
+        raise UserError(f"{problem}: put that into a folder of its own; {_FORCE}")
     had = facts.get("given", facts["args"])  # stage 2 goes on with its words, stage 1 with its settings
     had = usual | {name: value for name, value in had.items() if value is not None}
     places = ("save_features", "ckpt_dir", "data_dir", "split_dir")
     chosen = [name for name in places if name not in given and had.get(name) != usual.get(name)]
     if "save_features" in chosen:
-        raise UserError(
-            f"{path} was started with --save_features {had['save_features']}: no file chooses where is "
-            "written, so name that place again, or another"
-        )
+        problem = f"was started with --save_features {had['save_features']}: {_NO_PLACE}"
+        raise UserError(f"{path} {problem}, so name that place again, or another")
     if "ckpt_dir" in chosen and folder.resolve().parent.parent != Path(had["out"]).resolve():
-        raise UserError(
-            f"{path} does not lie where its run wrote it: no file chooses where is written, so say by "
-            f"--ckpt_dir where the model is to be left (its run had {had['ckpt_dir']})"
-        )
+        problem = f"does not lie where its run wrote it: {_NO_PLACE}"
+        raise UserError(f"{path} {problem}, so give --ckpt_dir (its run had {had['ckpt_dir']})")
     return [Path(had[name]) for name in ("data_dir", "split_dir") if name in chosen]
 
 

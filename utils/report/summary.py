@@ -59,14 +59,11 @@ def announce(
     sizes = f"{len(data.train)} training, {validation}, {len(data.test)} test images"
     run.log(f"data {data.name}: {sizes} of {data.num_classes} classes")
     run.log("  " + histogram(data.class_counts, data.shots))
-    notes = list(data.notes)
-    if data.views and config.dataset in NOTES:  # a pack has its own
-        notes.append(NOTES[config.dataset])
-    if slow := slow_bf16(config, device):
-        notes.append(slow)
+    of_the_set = NOTES.get(config.dataset) if data.views else None  # a pack has its own
+    notes = [*data.notes, of_the_set, slow_bf16(config, device)]
     if config.workers and not isinstance(data.train, FileSet):
         notes.append(f"--workers {config.workers} has no use here, {data.name} lives on the device")
-    for note in notes:
+    for note in filter(None, notes):
         run.log(f"  note: {note}")
     run.log(f"model {config.network}: {trainable:,} trainable of {total:,} parameters")
     if "batch_size" in config:
@@ -78,31 +75,22 @@ def announce(
 
 
 def model_facts(config: Config, data: LongTailedData, device: torch.device) -> dict:
-    """The facts of a checkpoint: plain data that says what the weights are and how they were made.
-
-    Raises:
-        UserError: no reader would take them, as with class names beyond all measure.
-    """
+    """The facts of a checkpoint: plain data that says what the weights are and how they were made."""
+    settings = ("dataset", "imb_ratio", "network", "subset_seed", "stem", "seed", *ON_DISK)
     facts = {
         "format": checkpoint.FORMAT,
         "version": checkpoint.WHOLE,
         "stage": config.cur_stage,
-        "dataset": config.dataset,
-        "imb_ratio": config.imb_ratio,
-        "network": config.network,
+        **{name: getattr(config, name) for name in settings},
         "head": {"kind": "linear"},
         "num_class": data.num_classes,
-        "subset_seed": config.subset_seed,
-        "stem": config.stem,
         "shots": list(data.shots),
-        **{name: getattr(config, name) for name in ON_DISK},
         "val_source": data.val_source,
         "val_fraction": config.val_fraction if data.val_source == "heldout" else None,
         "class_names": data.class_names,
         "class_counts": data.class_counts,
         "train_digest": data.train.digest(),
         **({"train_files": data.train.contents} if data.train.contents else {}),
-        "seed": config.seed,
         "args": config.as_dict(),
         "environment": environment(device),
     }
@@ -169,9 +157,6 @@ def check_place(
     """Ask for --overwrite before anything is trained where `publish` would put a lesser model into a place.
 
     Lesser: trained on other images, or for fewer epochs by the same method.
-
-    Raises:
-        UserError: it would, and the user has not said so.
     """
     if config.overwrite or not path.is_file():
         return
@@ -184,10 +169,8 @@ def check_place(
     longer = type(before) is int and before > epochs and old.get("method") == method
     if changed or longer:
         what = f"other images ({changed})" if changed else f"{before} epochs, this run has {epochs}"
-        raise UserError(
-            f"{path} holds a model of {what}: give a --ckpt_dir of its own, or --overwrite, which keeps the "
-            "older one under a number"
-        )
+        way_out = "give a --ckpt_dir of its own, or --overwrite, which keeps the older one under a number"
+        raise UserError(f"{path} holds a model of {what}: {way_out}")
 
 
 def publish(run: Run, path: Path, content: dict, figures: dict, selected_on: str) -> dict:
@@ -198,13 +181,13 @@ def publish(run: Run, path: Path, content: dict, figures: dict, selected_on: str
     if not run.main:
         return {}
     run.place("summary.json")  # a run whose folder was taken from it publishes nothing
-    content = checkpoint.with_identity(content | {"metrics": _scores(figures), "selected_on": selected_on})
-    kept = _keep(path, content["identity"])
+    content = content | {"metrics": _scores(figures), "selected_on": selected_on}
+    identity, epoch = checkpoint.identity_of(content), content["epoch"]
+    kept = _keep(path, identity)
     place = f"{path}, in place of an older one, kept as {kept}" if kept else path
-    digest = checkpoint.save(path, content)
-    run.log(f"model of epoch {content['epoch']} (selected on {selected_on}) left at {place}")
-    where = {"checkpoint": str(path), "digest": digest, "identity": content["identity"]}
-    return {"epoch": content["epoch"]} | where
+    digest = checkpoint.save(path, content | {"identity": identity})
+    run.log(f"model of epoch {epoch} (selected on {selected_on}) left at {place}")
+    return {"epoch": epoch, "checkpoint": str(path), "digest": digest, "identity": identity}
 
 
 def _scores(figures: dict) -> dict:
@@ -237,18 +220,14 @@ def finish(run: Run, figures: dict, selected_on: str, facts: dict, label: str = 
     """Write summary.json, print the figures, and end with the result line."""
     run.write_json("summary.json", {"test": _scores(figures), "selected_on": selected_on} | facts)
     warn_of_lost(run, figures, label)
-    run.log(
-        f"test balanced accuracy {percent(figures['balanced'])}, top-5 {percent(figures['top5'])}, "
-        f"calibration error {percent(figures['calibration_error'])}"
-    )
+    balanced, top5, error = (percent(figures[name]) for name in ("balanced", "top5", "calibration_error"))
+    run.log(f"test balanced accuracy {balanced}, top-5 {top5}, calibration error {error}")
     for title, reading in product(("LoMa", "RSD"), READINGS):
         groups = figures[f"{title.lower()}_{reading}"].items()
         shares = (f"{group} {'-' if value is None else format(value, '.2f')}" for group, value in groups)
         run.log(f"{title} ({reading}): {', '.join(shares)}")
     if selected_on == "test":
-        run.log(
-            "note: the epoch was chosen on the test set, as in the published protocol: an optimistic figure"
-        )
+        run.log("note: the epoch was chosen on the test set, as in the published protocol: optimistic")
     run.result(result_line(figures, selected_on, label=label))
 
 

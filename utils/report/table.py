@@ -132,11 +132,12 @@ def head_rows(runs: Sequence[HeadRun]) -> list[dict]:
 
 def search_rows(runs: Sequence[HeadRun], chosen: Collection[HeadRun]) -> list[dict]:
     """A row a head that was up for selection: its score on the selecting images, and whether it was taken."""
-    rows = []
-    for run in runs:
-        row = _named(run.plan) | {"score": run.progress.best_score, "epoch": run.progress.best_epoch}
-        rows.append(row | {"chosen": run in chosen, "failed": run.failure})
-    return rows
+    return [
+        _named(run.plan)
+        | {"score": run.progress.best_score, "epoch": run.progress.best_epoch}
+        | {"chosen": run in chosen, "failed": run.failure}
+        for run in runs
+    ]
 
 
 def _spread(row: dict, name: str) -> str:
@@ -157,10 +158,10 @@ def _setting(row: dict) -> str:
 
 
 def _cells(row: dict) -> list[str]:
+    spreads = {name: row.get(f"{name}_std") for name in _SHARES}
     shares = [
-        percent(row.get(name))
-        + ("" if row.get(f"{name}_std") is None else f" ± {percent(row[f'{name}_std'])}")
-        for name in ("overall", *GROUPS, "balanced", "calibration_error")
+        percent(row.get(name)) + ("" if spread is None else f" ± {percent(spread)}")
+        for name, spread in spreads.items()
     ]
     differences = [_difference(row, name) for name in REFERENCES]
     cost = [f"{row['learned']:,}", f"{row['seconds']:.1f}"] if row["n"] else ["-", "-"]

@@ -36,7 +36,6 @@ from utils.settings.table import FIXED_BY_CHECKPOINT, INHERITED, SHARED
 FORMAT = "label-over-smoothing checkpoint"
 # 2: saved within an epoch, which a reader of version 1 would take for its end
 WHOLE, VERSION = 1, 2
-_BASIC = ("dataset", "imb_ratio", "network")  # what a command that makes a checkpoint says always
 RELEASED = Path(__file__).resolve().parent.parent.parent / "checkpoints" / "released"
 _IDENTITY = ("model", "head", "head_state", "train_digest", "seed", *FIXED_BY_CHECKPOINT, *INHERITED)
 _STATE_KEYS = ("state_dict", "model", "model_state_dict", "model_state", "net", "weights", "state_dict_best")
@@ -60,10 +59,8 @@ _OTHERS = (
         f"is a plain pickle, and may run code: not read; {_AS_WEIGHTS}",
     ),
 )
-# what a command that makes a checkpoint says always; groups of arguments, and others, where they are given
+# what a command that makes a checkpoint says always
 _BASIC = ("dataset", "imb_ratio", "network")
-_SHARED = ("data", "images on disk", "model")
-_ALSO_SHARED = ("features", "ckpt_dir", "out", "device", "gpu")
 
 
 @dataclass(frozen=True)
@@ -85,7 +82,7 @@ class Checkpoint:
 
         That covers the words of the run too, and so is another where a finished run is resumed once more.
         """
-        return _identity(self.facts | {"model": self.state}) if "identity" in self.facts else self.digest
+        return identity_of(self.facts | {"model": self.state}) if "identity" in self.facts else self.digest
 
     @property
     def known(self) -> dict:
@@ -99,8 +96,7 @@ class Checkpoint:
 def save(path: Path, content: dict) -> str:
     """Write `content` (tensors and plain data) with its digest, which is returned.
 
-    The new file is read back, every bit, before it takes the place of an older one. Raises UserError where it
-    cannot be written, or does not read back as it was; an older file is then untouched.
+    The new file is read back, every bit, before it takes the place of an older one.
     """
     versions, digest = changes(content), content_digest(content)
     whole = content | {"digest": digest}
@@ -119,12 +115,8 @@ def save(path: Path, content: dict) -> str:
     return digest
 
 
-def with_identity(content: dict) -> dict:
-    """The content of a file that later steps start from, with what tells the model from others."""
-    return content | {"identity": _identity(content)}
-
-
-def _identity(content: dict) -> str:
+def identity_of(content: dict) -> str:
+    """What tells the model in a file from others, for the later steps that start from it."""
     return content_digest({name: content[name] for name in _IDENTITY if name in content})
 
 
@@ -146,10 +138,8 @@ def read(path: Path) -> Checkpoint:
         raise UserError(f"{path} {error}") from error
     if not state:
         names = ", ".join(map(repr, list(content)[:5])) if isinstance(content, dict) else "no names"
-        raise UserError(
-            f"{path} holds no weights by name: expected a checkpoint of this project or a state_dict, found "
-            f"a {type(content).__name__} with {names:.200}"
-        )
+        kind = type(content).__name__
+        raise UserError(f"{path} holds no weights by name: found a {kind} with {names:.200}")
     return Checkpoint(path, content_digest(state), state, {}, notes)
 
 
@@ -205,10 +195,8 @@ def _foreign_state(content: object) -> tuple[dict[str, Tensor], list[str]]:
         if not (backbone in inside and last in inside):
             continue
         if _SCALES in inside:
-            raise ValueError(
-                f"holds a factor on each logit ({_SCALES}), which no linear classifier has: save it with "
-                "weight and bias of the classifier times their factors"
-            )
+            way_out = "save weight and bias of the classifier times these"
+            raise ValueError(f"holds a factor on each logit ({_SCALES}): {way_out}")
         layer = {name if "." in name else f"fc.{name}": value for name, value in inside[last][0].items()}
         return inside[backbone][0] | layer, []
     weights = {name: value for name, value in content.items() if isinstance(value, Tensor)}
@@ -229,7 +217,6 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint, network: str) -> None
     """Load strictly into `model`, a `network`; a last layer of another name is renamed to `fc`.
 
     A file whose head is not linear has none, or one that `load_head` replaces: the head's size stands for it.
-    Raises UserError where names or shapes differ or a weight is not finite: says which, and what to do.
     """
     weight = checkpoint.facts.get("head_state", {}).get("weight")
     absent = {}
@@ -242,19 +229,15 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint, network: str) -> None
     wanted, found = _shapes(own), _shapes(state)
     if wanted != found:
         raise UserError(f"{checkpoint.path} {_mismatch(checkpoint.state, network, wanted, found)}")
-    problem = first_of_other_kind(own, state)
-    if problem is None and (broken := first_not_finite(state)):
-        problem = f"{broken} holds values that are not finite; the run had diverged"
-    if problem:
+    if problem := first_of_other_kind(own, state):
         raise UserError(f"{checkpoint.path}: {problem}")
+    if broken := first_not_finite(state):
+        raise UserError(f"{checkpoint.path}: {broken} holds values that are not finite; the run had diverged")
     load_state(model, state)
 
 
 def load_head(model: nn.Module, checkpoint: Checkpoint) -> None:
-    """Put a head that is not linear, if the file holds one, in the place of `model.fc`.
-
-    Raises UserError where its kind or weights are not what this code knows.
-    """
+    """Put a head that is not linear, if the file holds one, in the place of `model.fc`."""
     head = checkpoint.facts.get("head", {"kind": "linear"})
     if head["kind"] == "linear":
         return
@@ -283,15 +266,10 @@ def _mismatch(state: dict[str, Tensor], network: str, wanted: dict, found: dict)
         advice = f"its weights fit --network {fitting}" if fitting else "no ResNet here has such weights"
         return f"is not a {network}: {differences(wanted, found)}; {advice}"
     if len(theirs) == 2 and theirs[1] == ours[1] and theirs[0] != ours[0]:
-        return (
-            f"is a {network} with {theirs[0]} classes, {ours[0]} are needed: is it a checkpoint of another "
-            "data set?"
-        )
+        return f"is a {network} with {theirs[0]} classes, {ours[0]} are needed: is it of another data set?"
     if theirs == ours[::-1] and "fc.bias" not in found:
-        return (
-            f"is a {network} with a cosine classifier [{theirs[0]} features, {theirs[1]} classes], whose "
-            "logits no linear layer gives: --pretrained starts stage 1 from its backbone"
-        )
+        kind = f"a cosine classifier [{theirs[0]} features, {theirs[1]} classes], not a linear one"
+        return f"is a {network} with {kind}: --pretrained starts stage 1 from its backbone"
     return f"has the backbone of a {network}, not its classifier: {differences(wanted, found)}"
 
 
@@ -315,10 +293,7 @@ def _fitting_network(state: dict[str, Tensor]) -> str | None:
 def published_path(
     config: Config, stage: str, network: str, source: Path | str | None = None, root: Path | None = None
 ) -> Path:
-    """Where a stage leaves its final model for the next, below `root` (None: --ckpt_dir).
-
-    Raises UserError where a folder is in its place, or `source`, the file that the stage starts from.
-    """
+    """Where a stage leaves its final model, below `root` (None: --ckpt_dir): not over `source`, its start."""
     ratio = "" if config.imb_ratio is None else f"IR={config.imb_ratio:g}"
     folder = (root or Path(config.ckpt_dir)) / config.place_name / ratio
     path = folder / f"{network_label(network)}_{stage}.pth"
@@ -343,9 +318,9 @@ def nothing_published(config: Config, stage: str, network: str) -> UserError:
     basic = {} if config.features else {name: getattr(config, name) for name in _BASIC}
     words = [word for name, value in basic.items() if value is not None for word in option(name, value)]
     script = f"main_{stage}.py"
-    making = command(script, *words, *said(config, script, set(SHARED) - basic.keys()))
-    line = f"no {stage} checkpoint at {places[0]}: make it with `{making}`, or name one with --pretrained_pth"
-    return UserError(line + hint)
+    line = command(script, *words, *said(config, script, set(SHARED) - basic.keys()))
+    way_out = f"make it with `{line}`, or name one with --pretrained_pth"
+    return UserError(f"no {stage} checkpoint at {places[0]}: {way_out}{hint}")
 
 
 def _places(config: Config, stage: str, network: str) -> list[Path]:

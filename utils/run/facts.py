@@ -112,8 +112,10 @@ def _head(value: object) -> bool:
     return _settings(value.get("options", {} if value["kind"] == "linear" else None))
 
 
-_best = {"best_epoch": _or_none(_whole(0)), "best_score": _or_none(_is_number)}
-_progress = _record({"epoch": _whole(0), "rows": _list_of(_settings)} | _best)
+_progress = _record(
+    {"epoch": _whole(0), "rows": _list_of(_settings)}
+    | {"best_epoch": _or_none(_whole(0)), "best_score": _or_none(_is_number)}
+)
 
 
 def _optimizer(value: object) -> bool:
@@ -235,14 +237,10 @@ SCHEMA = (
 
 
 def problems(facts: dict, file: frozenset[str], whole: bool = True) -> Iterator[str]:
-    """What is wrong with the facts of a CHECKPOINT (its weights among them) or PACK, one line a problem.
-
-    Not `whole`: some may be missing still.
-    """
+    """What is wrong with the facts of a CHECKPOINT or PACK, a line each; not `whole`: some are to come."""
     rows = [row for row in SCHEMA if file <= row.files]
-    for row in rows:
-        if whole and file <= row.needed and row.name not in facts:
-            yield f"the fact {row.name} is missing"
+    missing = [row.name for row in rows if whole and file <= row.needed and row.name not in facts]
+    yield from (f"the fact {name} is missing" for name in missing)
     for row in rows:
         if row.name in facts and not row.test(facts[row.name]):
             yield f"the fact {row.name} must be {row.wanted}, found {_shown(facts[row.name])}"

@@ -28,9 +28,6 @@ class Run:
     """A run folder `out/<dataset>_IR=<r>_<stage>/<time>/`. Creating it is the first thing that a run writes.
 
     Of several processes only the first one writes and prints. `lock`: that on `folder`, where it is held.
-
-    Raises:
-        UserError: the folder, or one of `also_writable`, cannot be written.
     """
 
     def __init__(

@@ -15,9 +15,6 @@ class FolderLock:
 
     It lies on log.txt, so that it leaves no file of its own. A lock goes with the file, a run writes by name:
     `keep` tells whether the two still belong together.
-
-    Raises:
-        UserError: another run holds it, or log.txt cannot be opened.
     """
 
     def __init__(self, folder: Path, way_out: str = "or start a run of its own without --resume") -> None:
@@ -41,8 +38,8 @@ class FolderLock:
         except BlockingIOError as error:
             handle.close()
             os.close(place)
-            told = f"another run is writing to {self._folder}: let it end, {self._way_out}"
-            raise UserError(told) from error
+            problem = f"another run is writing to {self._folder}: let it end, {self._way_out}"
+            raise UserError(problem) from error
         except OSError:
             pass  # a file system without locks
         self.release()
@@ -56,10 +53,8 @@ class FolderLock:
         if not _is(self._place, self._folder):
             removed = os.fstat(self._place).st_nlink == 0
             if os.path.isdir(self._folder) or not removed:
-                raise UserError(
-                    f"{self._folder} was moved or replaced while a run was writing there: what it had saved "
-                    "is where that folder is now; go on from there with --resume"
-                )
+                problem = f"{self._folder} was moved or replaced while a run was writing there"
+                raise UserError(f"{problem}: go on with --resume from where that folder is now")
             with suppress(OSError):
                 os.makedirs(self._folder)
                 self._take()

@@ -18,10 +18,7 @@ from utils.settings.data import file_views
 
 
 def build_network(config: Config, num_classes: int, in_channels: int = 3) -> nn.Module:
-    """The network of a configuration, at its initialisation; a classifier without bias gets one, of zeros.
-
-    Raises UserError where there is no such network, or it cannot be built.
-    """
+    """The network of a configuration, at its initialisation; a classifier without bias gets one, of zeros."""
     try:
         model = build_model(config.network, num_classes, in_channels, config.stem)
     except ValueError as error:
@@ -32,10 +29,7 @@ def build_network(config: Config, num_classes: int, in_channels: int = 3) -> nn.
 
 
 def start_pretrained(model: nn.Module, config: Config, data: LongTailedData) -> str:
-    """Put the weights of --pretrained into all of `model` but its classifier; returns a line for the log.
-
-    Raises UserError where the file is broken, of another network, or was trained on images of this test set.
-    """
+    """Put the weights of --pretrained into all of `model` but its classifier; returns a line for the log."""
     with about("--pretrained"):
         source = read(Path(config.pretrained))
     check_apart(source, data)
@@ -72,11 +66,9 @@ def check_apart(source: Checkpoint, data: LongTailedData) -> None:
         elif (count := int(alike.sum())) * len(names) * 10 > len(now) * len(noted):
             met = max(met, (count, " or more, by their bytes,"))
     if met[0]:
-        raise UserError(
-            f"{source.path} was trained on {met[0]:,}{met[1]} of the {len(test):,} test images of "
-            f"{data.name}, figures on them tell nothing: name a model of this split by --pretrained_pth, or "
-            "train one with main_stage1.py"
-        )
+        known = f"was trained on {met[0]:,}{met[1]} of the {len(test):,} test images of {data.name}"
+        way_out = "name or train a model of this split"
+        raise UserError(f"{source.path} {known}, figures on them tell nothing: {way_out}")
 
 
 def note_channels(source: Checkpoint, views: ViewSpec | FileViews) -> None:
@@ -90,8 +82,7 @@ def note_channels(source: Checkpoint, views: ViewSpec | FileViews) -> None:
 def try_network(model: nn.Module, config: Config, data: LongTailedData, rows: int | None = None) -> None:
     """Run `model` on an empty image of the size of `data`, and where it trains on batches of `rows` at least.
 
-    Nothing of it is left: neither batch-norm statistics nor random state. Raises UserError where the network
-    cannot take these images, or so few at a time.
+    Nothing of it is left: neither batch-norm statistics nor random state.
     """
     files = isinstance(data.views, FileViews)
     size = data.views.size if files else data.train.images.shape[-1]
@@ -110,19 +101,16 @@ def try_forward(
     except (RuntimeError, ValueError, AssertionError) as error:
         if is_out_of_memory(error):
             raise
-        why, advice = reason(error), "another --image_size or another" if sized else "another"
-        problem = f"takes no images of {size} x {size} pixels ({why}): take {advice} --network"
+        problem = f"takes no images of {size} x {size} pixels"
+        way_out = "another --image_size or another --network" if sized else "another --network"
         if rows == 1:
-            problem = f"cannot train on one image at a time ({why}), as it would have to here: take another "
-            problem += "--batch_size, or a smaller --accum"
-        raise UserError(f"--network {config.network} {problem}") from error
+            problem = "cannot train on one image at a time"
+            way_out = "another --batch_size, or a smaller --accum"
+        raise UserError(f"--network {config.network} {problem} ({reason(error)}): take {way_out}") from error
 
 
 def network_for_files(config: Config, source: Checkpoint) -> tuple[nn.Module, FileViews, list[str]]:
-    """The network of a checkpoint for image files of no data set: it, their views, the class names.
-
-    Raises UserError where the checkpoint does not say how many classes it has, or is not for colour images.
-    """
+    """The network of a checkpoint for image files of no data set: it, their views, the class names."""
     if config.dataset == "digits_lt":
         raise UserError("--predict reads colour images, digits_lt has grey ones of 8 x 8 pixels")
     if config.num_class is None:

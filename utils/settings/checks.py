@@ -58,20 +58,16 @@ def check_given(script: str, given: dict) -> None:
     if own_stage and given.get("cur_stage", own_stage) != own_stage:
         raise UserError(f"--cur_stage {given['cur_stage']} contradicts {script}, which runs {own_stage}")
     if script == EVALUATE and not given.keys() & {"cur_stage", "pretrained_pth"}:
-        raise UserError(
-            "say what to evaluate: --cur_stage stage1, --cur_stage stage2, or --pretrained_pth FILE"
-        )
+        raise UserError("say what to evaluate: --cur_stage stage1 or stage2, or --pretrained_pth FILE")
     gpu, device = given.get("gpu"), given.get("device", "auto")
     if gpu is not None and device not in ("auto", "cuda", f"cuda:{gpu}"):
         raise UserError(f"--gpu {gpu} contradicts --device {device}: give one of them")
     if given.get("force_resume") and "resume" not in given:
         raise UserError("--force_resume has a meaning with --resume only")
-    if "features" in given:
-        idle = [name for name in NOT_WITH_PACK if name in given]
-        if idle:
-            raise UserError(f"--features holds the features already: --{idle[0]} has no use beside it")
-        if "pretrained_pth" in given and script == STAGE2:
-            raise UserError("--features holds its stage-1 classifier: leave --pretrained_pth out")
+    for name in (name for name in NOT_WITH_PACK if {name, "features"} <= given.keys()):
+        raise UserError(f"--features holds the features already: --{name} has no use beside it")
+    if {"pretrained_pth", "features"} <= given.keys() and script == STAGE2:
+        raise UserError("--features holds its stage-1 classifier: leave --pretrained_pth out")
     if "resume" not in given:  # the method may be the run's
         _check_options(given)
 
@@ -87,11 +83,7 @@ def _check_options(given: dict) -> None:
 
 
 def check_known(path: Path, known: dict, given: dict, is_pack: bool = False) -> None:
-    """What a file says of its making obeys the rules of the arguments, and chooses no code to run.
-
-    Raises:
-        UserError: it does not; names the file.
-    """
+    """What a file says of its making obeys the rules of the arguments, and chooses no code to run."""
     try:
         for name, value in known.items():
             if name in _ARGUMENTS and value is not None:
@@ -104,10 +96,8 @@ def check_known(path: Path, known: dict, given: dict, is_pack: bool = False) -> 
         raise UserError(f"{path} is of no use: {error!s:.200}") from error
     for name in ("network", "method"):
         if not is_pack and ":" in (known.get(name) or "") and name not in given:
-            raise UserError(
-                f"{path} was made with --{name} {known[name]}, code of its own that no file may choose to "
-                f"run: say --{name} yourself"
-            )
+            made = f"was made with --{name} {known[name]}, code of its own that no file may choose to run"
+            raise UserError(f"{path} {made}: say --{name} yourself")
 
 
 def _check_stored(argument: Argument, value: object, own: bool) -> None:
@@ -123,10 +113,8 @@ def _check_stored(argument: Argument, value: object, own: bool) -> None:
 def check_against(known: dict, given: dict) -> None:
     for name in FIXED_BY_CHECKPOINT:
         if name in known and name in given and given[name] != known[name]:
-            raise UserError(
-                f"the checkpoint or pack was made with --{name} {known[name]}, but --{name} {given[name]} is "
-                "asked for: leave the argument out, or name another file"
-            )
+            made = f"the checkpoint or pack was made with --{name} {known[name]}, but --{name} {given[name]}"
+            raise UserError(f"{made} is asked for: leave the argument out, or name another file")
 
 
 def check_ranges(values: dict) -> None:
@@ -149,21 +137,24 @@ def check_settled(given: dict, values: dict, num_class: int | None) -> None:
     dataset = values["dataset"]
     if num_class is not None and values["num_class"] != num_class:
         raise UserError(f"--num_class {values['num_class']}, but {dataset} has {num_class} classes")
-    if given.get("warmup_epochs", -1) >= values.get("epochs", math.inf):
-        raise UserError(
-            f"--warmup_epochs {values['warmup_epochs']} must be below --epochs {values['epochs']}"
-        )
-    if values.get("nesterov") and values["momentum"] == 0:
-        raise UserError("--nesterov needs a --momentum above 0")
-    if "val_fraction" in given and values.get("val_source") != "heldout":
-        raise UserError("--val_fraction has a meaning with --val_source heldout only")
-    if values.get("bn_mode") == "train" and values["views"] is not None:
-        raise UserError("--bn_mode train recomputes the features at every step: --views cannot cache them")
-    if values.get("bn_mode") == "train" and "save_features" in given:
-        raise UserError("--save_features needs frozen features, --bn_mode train lets them drift")
-    on_disk = dataset in FILE_DATASETS or os.environ.get("WORLD_SIZE", "1") != "1"
-    if "pack_dtype" in given and "save_features" not in given and not on_disk:
-        raise UserError("--pack_dtype is for --save_features: name a file, or leave it out")
+    warm, epochs = given.get("warmup_epochs", -1), values.get("epochs", math.inf)
+    drifts, saves = values.get("bn_mode") == "train", "save_features" in given
+    stored = saves or dataset in FILE_DATASETS or os.environ.get("WORLD_SIZE", "1") != "1"
+    problems = {
+        f"--warmup_epochs {warm} must be below --epochs {epochs}": warm >= epochs,
+        "--nesterov needs a --momentum above 0": values.get("nesterov") and values["momentum"] == 0,
+        "--val_fraction has a meaning with --val_source heldout only": (
+            "val_fraction" in given and values.get("val_source") != "heldout"
+        ),
+        "--bn_mode train recomputes the features at every step: --views cannot cache them": (
+            drifts and values["views"] is not None
+        ),
+        "--save_features needs frozen features, --bn_mode train lets them drift": drifts and saves,
+        "--pack_dtype is for --save_features: leave it out": "pack_dtype" in given and not stored,
+    }
+    for problem, found in problems.items():
+        if found:
+            raise UserError(problem)
     _ask_for_folder(given, dataset)
     _check_targets(given, values)
     _check_files(given, dataset)
@@ -179,10 +170,8 @@ def _ask_for_folder(given: dict, dataset: str) -> None:
         return
     names = (path.name.lower() for depth in ("*", "*/*") for path in place.glob(depth))
     if (place / "train").is_dir() or any(name.endswith(_PHOTOGRAPHS) for name in names):
-        raise UserError(
-            f"--data_dir {place} holds images, no CIFAR: was --dataset folder meant? (else say --dataset "
-            f"{dataset} as well)"
-        )
+        hint = f"was --dataset folder meant? (else say --dataset {dataset} as well)"
+        raise UserError(f"--data_dir {place} holds images, no CIFAR: {hint}")
 
 
 def _check_targets(given: dict, values: dict) -> None:
@@ -207,14 +196,13 @@ def _check_shots(values: dict) -> None:
 
 def _check_files(given: dict, dataset: str) -> None:
     """What speaks of images on disk has no meaning for a set in memory, and lists are for one of them."""
-    if dataset not in FILE_DATASETS and "predict" not in given:
-        takes = ("normalise",) if dataset.startswith("cifar") else ()
-        idle = [name for name in OF_FILES if name in given and name not in takes]
-        if idle:
-            raise UserError(f"--{idle[0]} is for images on disk, {dataset} has no use for it")
-    lists = [name for name in LISTS if name in given]
-    if lists and dataset != "list":
-        raise UserError(f"--{lists[0]} goes with --dataset list, not with {dataset}")
-    images = not {"predict", "features"} & given.keys()
-    if dataset == "list" and images and {"train_list", "test_list"} - set(lists):
+    takes = {"normalise"} if dataset.startswith("cifar") else set()
+    for name in (name for name in OF_FILES if name in given.keys() - takes):
+        if dataset not in FILE_DATASETS and "predict" not in given:
+            raise UserError(f"--{name} is for images on disk, {dataset} has no use for it")
+    for name in (name for name in LISTS if name in given):
+        if dataset != "list":
+            raise UserError(f"--{name} goes with --dataset list, not with {dataset}")
+    needed = not {"predict", "features"} & given.keys()
+    if dataset == "list" and needed and not {"train_list", "test_list"} <= given.keys():
         raise UserError("--dataset list needs --train_list FILE and --test_list FILE (lines `path label`)")

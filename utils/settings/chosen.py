@@ -10,12 +10,8 @@ from utils.settings.methods import METHODS, OPTIONS, Method
 
 
 def chosen_methods(text: str) -> list[Method]:
-    """The methods that `--method` names; `all` puts the control rows first.
-
-    Raises:
-        UserError: an unknown name; suggests the nearest. Or a function of the user's that gives no method.
-    """
-    names = list(METHODS) if text == "all" else _names(text)
+    """The methods that `--method` names; `all` puts the control rows first."""
+    names = METHODS if text == "all" else dict.fromkeys(name.strip() for name in text.split(","))
     for name in names:
         if name in ("all", "list"):
             raise UserError(f"--method {name} stands alone, without other names")
@@ -51,10 +47,6 @@ def _own_method(name: str) -> Method:
 def lead_method(text: str) -> str:
     """The method whose head is published: the first named, `los` under `all`."""
     return "los" if text == "all" else chosen_methods(text)[0].name
-
-
-def _names(text: str) -> list[str]:
-    return list(dict.fromkeys(name.strip() for name in text.split(",")))
 
 
 def listing() -> str:

@@ -40,9 +40,7 @@ class Config:
     @property
     def data_name(self) -> str:
         """The data set's name in paths: of a user's own images with their folder's."""
-        if not self._of_images:
-            return self.dataset
-        return datasets.data_name(self.dataset, self.data_dir)
+        return datasets.data_name(self.dataset, self.data_dir) if self._of_images else self.dataset
 
     @property
     def place_name(self) -> str:
@@ -58,17 +56,11 @@ class Config:
 
     def as_dict(self) -> dict:
         """Plain data, ready for JSON and for a checkpoint."""
-        return {
-            name: str(value) if isinstance(value, Path) else value for name, value in self._values.items()
-        }
+        return {name: str(v) if isinstance(v, Path) else v for name, v in self._values.items()}
 
 
 def resolve(script: str, given: dict, known: dict | None = None) -> Config:
-    """Merge `given` (the user's), `known` (a checkpoint's, None: not read yet) and the preset; check all.
-
-    Raises:
-        UserError: a value out of range, arguments that contradict each other, the script or the checkpoint.
-    """
+    """Merge `given` (the user's), `known` (a checkpoint's, None: not read yet) and the preset; check all."""
     check_given(script, given)
     if "imb_ratio" in given and known and known.get("imb_ratio", 1) is None:
         raise UserError("--imb_ratio has no meaning here: the checkpoint or pack has class counts of its own")
@@ -147,9 +139,8 @@ def _settle_label_smooth(given: dict, values: dict, sources: dict, settled: bool
         return
     deltas = [label_smooth_for_gap(gap, num_class) for gap in _several(gaps)]
     if 0.0 in deltas:
-        raise UserError(
-            f"--logit_gap {gaps} is beyond all numbers, δ would be 0: that is cross-entropy, --label_smooth 0"
-        )
+        way_out = "that is cross-entropy, --label_smooth 0"
+        raise UserError(f"--logit_gap {gaps} is beyond all numbers, δ would be 0: {way_out}")
     if len(set(deltas)) < len(deltas):
         raise UserError(f"--logit_gap names values that are the same δ: {gaps}")
     values["label_smooth"] = deltas if isinstance(gaps, list) else deltas[0]

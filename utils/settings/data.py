@@ -15,11 +15,7 @@ from utils.settings.table import LISTS
 
 
 def load_data(config: Config, report: Callable[[str], None] = raise_problem) -> LongTailedData:
-    """The data set of a resolved configuration; no validation images where the script has no use for them.
-
-    Raises:
-        UserError: see `datasets.build_data`; validation images must exist where they select or are asked for.
-    """
+    """The data set of a resolved configuration; no validation images where the script has no use for them."""
     options = {"subset_seed": config.subset_seed, "val_source": "none"}
     if "val_source" in config:
         asked = config.source("val_source") == "given" and config.val_source != "none"

@@ -61,11 +61,7 @@ def _several(kind: type) -> Callable[[str], object]:
 
 
 def parse(script: str, description: str, argv: Sequence[str] | None = None) -> dict:
-    """What the user gave, by name; an argument that was not given is absent.
-
-    Raises:
-        UserError: an unknown argument, one of another script, or a value of the wrong type.
-    """
+    """What the user gave, by name; an argument that was not given is absent."""
     parser = Parser(
         prog=script,
         description=description,

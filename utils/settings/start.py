@@ -14,9 +14,7 @@ _FROM_FILES = {"resume", "features", "pretrained_pth"}  # with them a file decid
 def asked_for(script: str, doc: str, argv: Sequence[str] | None = None) -> dict:
     """What the user gave, by name, as far as it can be checked without a file; `doc` begins with a summary.
 
-    Raises:
-        UserError: see `parse` and `resolve`.
-        SystemExit: help or the list of methods was asked for, and is printed.
+    Raises SystemExit where help or the list of methods was asked for, and is printed.
     """
     given = parse(script, doc.splitlines()[0], argv)
     if given.get("method") == "list":
