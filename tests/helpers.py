@@ -119,8 +119,8 @@ def wait_until(happened: Callable[[], object], over: Callable[[], object] = lamb
 
 
 def long_form(short: int, long: int) -> pytest.MarkDecorator:
-    """A test's `count`, how often it tries: the short form is of `make test`, the long of `make torture`."""
-    return pytest.mark.parametrize("count", [short, pytest.param(long, marks=pytest.mark.torture)])
+    """A test's `count`, how often it tries: the short form is of `make test`, the long of `make test-long`."""
+    return pytest.mark.parametrize("count", [short, pytest.param(long, marks=pytest.mark.long)])
 
 
 def stopped_at_step(root: Path, step: int, run: Callable[[], object]) -> tuple[int, str]:
