@@ -6,7 +6,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,7 @@ import torch
 import main_stage1
 from tests.distributed_worker import work
 from tests.file_trees import imagenet_tree
-from tests.helpers import HANG, call, last_line, places, read_metrics
+from tests.helpers import HANG, call, last_line, places, read_metrics, wait_until
 from utils.base import errors
 from utils.base.distributed import ALONE, World
 from utils.engine.steps import Steps
@@ -161,10 +160,13 @@ def test_the_published_sequence_runs_under_torchrun_and_equals_one_process(tree,
     import main_stage2
 
     code, out, err = torchrun(
-        *("main_stage1.py", "--cur_stage", "stage1", "--epochs", "2", "--batch_size", "16", "--seed", "0"),
+        *("main_stage1.py", "--cur_stage", "stage1", "--epochs", "2", "--batch_size", "16"),
         *line(tree, tmp_path),
     )
     assert code == 0, err
+    [config] = tmp_path.glob("out/imagenet_lt_stage1/*/config.json")
+    record = json.loads(config.read_text())  # without --seed one is drawn for both
+    assert record["environment"]["processes"] == 2 and isinstance(record["config"]["seed"], int)
     assert "2 processes, each on device cpu" in out
     assert out.count("run folder") == 1 and last_line(out).startswith("test overall=")
     second = ["--cur_stage", "stage2", "--finetune_epoch", "2", "--seed", "0", "--save_features"]
@@ -243,9 +245,7 @@ def test_a_killed_process_ends_the_others_and_the_run_goes_on_to_the_same_bits(t
     whole = checkpoint.read(tmp_path / "ckpt" / "imagenet_lt" / "resnet8_stage1.pth").state
     cut = tmp_path / "cut"
     process = start(*words[:1], *line(tree, cut), *words[-6:])
-    while not list(cut.rglob("last.pth")):
-        assert process.poll() is None
-        time.sleep(0.05)
+    wait_until(lambda: list(cut.rglob("last.pth")), over=lambda: process.poll() is not None)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     workers = [int(pid) for pid in children if b"main_stage1" in Path(f"/proc/{pid}/cmdline").read_bytes()]
     assert len(workers) == 2
@@ -260,11 +260,3 @@ def test_a_killed_process_ends_the_others_and_the_run_goes_on_to_the_same_bits(t
     resumed = checkpoint.read(cut / "ckpt" / "imagenet_lt" / "resnet8_stage1.pth").state
     assert all(torch.equal(resumed[name], value) for name, value in whole.items())
     assert list(read_metrics(folder)["epoch"]) == list(range(1, 13))
-
-
-def test_a_rank_of_its_own_seed_is_drawn_once_for_all(tree, tmp_path):
-    code, _, err = torchrun("main_stage1.py", *line(tree, tmp_path), "--epochs", "1", "--batch_size", "16")
-    assert code == 0, err
-    [folder] = (tmp_path / "out" / "imagenet_lt_stage1").iterdir()
-    record = json.loads((folder / "config.json").read_text())
-    assert record["environment"]["processes"] == 2 and isinstance(record["config"]["seed"], int)
