@@ -160,13 +160,10 @@ def test_the_published_sequence_runs_under_torchrun_and_equals_one_process(tree,
     import main_stage2
 
     code, out, err = torchrun(
-        *("main_stage1.py", "--cur_stage", "stage1", "--epochs", "2", "--batch_size", "16"),
+        *("main_stage1.py", "--cur_stage", "stage1", "--epochs", "2", "--batch_size", "16", "--seed", "0"),
         *line(tree, tmp_path),
     )
     assert code == 0, err
-    [config] = tmp_path.glob("out/imagenet_lt_stage1/*/config.json")
-    record = json.loads(config.read_text())  # without --seed one is drawn for both
-    assert record["environment"]["processes"] == 2 and isinstance(record["config"]["seed"], int)
     assert "2 processes, each on device cpu" in out
     assert out.count("run folder") == 1 and last_line(out).startswith("test overall=")
     second = ["--cur_stage", "stage2", "--finetune_epoch", "2", "--seed", "0", "--save_features"]
@@ -260,3 +257,11 @@ def test_a_killed_process_ends_the_others_and_the_run_goes_on_to_the_same_bits(t
     resumed = checkpoint.read(cut / "ckpt" / "imagenet_lt" / "resnet8_stage1.pth").state
     assert all(torch.equal(resumed[name], value) for name, value in whole.items())
     assert list(read_metrics(folder)["epoch"]) == list(range(1, 13))
+
+
+def test_a_rank_of_its_own_seed_is_drawn_once_for_all(tree, tmp_path):
+    code, _, err = torchrun("main_stage1.py", *line(tree, tmp_path), "--epochs", "1", "--batch_size", "16")
+    assert code == 0, err
+    [folder] = (tmp_path / "out" / "imagenet_lt_stage1").iterdir()
+    record = json.loads((folder / "config.json").read_text())
+    assert record["environment"]["processes"] == 2 and isinstance(record["config"]["seed"], int)
