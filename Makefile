@@ -1,5 +1,5 @@
 # make demo: both stages and evaluate on the embedded digits, then every method on the released features
-# make test: lint and tests. make torture: the reliability tests in their long form. All set up their own virtual
+# make test: lint and tests. make test-long, or make torture: the tests in their long form. All set up their own virtual
 # environment first; VENV=path takes another one.
 VENV ?= .venv
 PYTHON ?= python3
@@ -7,7 +7,7 @@ RUN := $(VENV)/bin/python
 PACK := checkpoints/released/cifar100_lt/IR=100/resnet32_features.safetensors
 DEMO := --dataset digits_lt --seed 0 --out output/demo --ckpt_dir output/demo/checkpoints
 
-.PHONY: setup setup-dev demo test torture lint format bench reproduce clean
+.PHONY: setup setup-dev demo test test-long torture lint format bench reproduce clean
 
 setup: $(VENV)/.ready
 $(VENV)/.ready: requirements.txt
@@ -35,8 +35,8 @@ lint: setup-dev
 test: lint
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --maxprocesses 8 --dist loadfile
 
-torture: setup-dev
-	$(RUN) -m pytest -m torture --durations=0 --durations-min=10
+test-long torture: setup-dev
+	$(RUN) -m pytest -m long --durations=0 --durations-min=10
 
 format: setup-dev
 	$(RUN) -m ruff format .

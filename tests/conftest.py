@@ -14,10 +14,10 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """The counts of `make torture`: what each test in its long form has said that it found."""
+    """The counts of `make test-long`: what each test in its long form has said that it found."""
     for report in terminalreporter.getreports("passed"):
         for name, found in report.user_properties:
-            if name == "found" and report.when == "call" and "torture" in report.keywords:
+            if name == "found" and report.when == "call" and "long" in report.keywords:
                 terminalreporter.write_line(f"| {report.nodeid.partition('::')[2]} | {found} |")
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from losses.closed_form import StackedLoss
 from tests.helpers import run_stage1, run_stage2
 from utils.engine.loop import Progress
 
@@ -41,15 +42,21 @@ NOTE = (
 
 def losses(stage: str, *argv: object) -> list[float]:
     """The mean loss of each of the first steps of a real run; `argv` goes on with its command line."""
-    seen, add = [], Progress.add
+    seen, add, stacked = [], Progress.add, StackedLoss.__call__
 
     def noted(self: Progress, loss: torch.Tensor, hits: torch.Tensor, images: int) -> None:
         seen.append(float(loss) / images)
         add(self, loss, hits, images)
 
+    def noted_of_the_head(self: StackedLoss, *of_batch: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        loss, *others = stacked(self, *of_batch)
+        seen.append(float(loss))
+        return loss, *others
+
     run, words = {"stage1": (run_stage1, STAGE1), "stage2": (run_stage2, STAGE2)}[stage]
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(Progress, "add", noted)
+        patch.setattr(StackedLoss, "__call__", noted_of_the_head)
         run(Path(folder), *words, *argv)
     return seen[:STEPS]
 

@@ -9,7 +9,7 @@ import re
 import shlex
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,7 @@ import evaluate
 import main_stage1
 import main_stage2
 from datasets import check, to_folder
+from losses.closed_form import StackedLoss
 from utils.base.errors import UserError
 from utils.base.signals import Stopped
 from utils.features.__main__ import main as features_main
@@ -119,22 +120,33 @@ def wait_until(happened: Callable[[], object], over: Callable[[], object] = lamb
 
 
 def long_form(short: int, long: int) -> pytest.MarkDecorator:
-    """A test's `count`, how often it tries: the short form is of `make test`, the long of `make torture`."""
-    return pytest.mark.parametrize("count", [short, pytest.param(long, marks=pytest.mark.torture)])
+    """A test's `count`, how often it tries: in `make test` the short form, in `make test-long` the long."""
+    return pytest.mark.parametrize("count", [short, pytest.param(long, marks=pytest.mark.long)])
+
+
+@contextlib.contextmanager
+def in_step(number: int, act: Callable[[], object]) -> Iterator[None]:
+    """Act within that optimiser step of a run of either stage."""
+    count, patched = [0], ((torch.optim.SGD, "step"), (StackedLoss, "__call__"))
+
+    def acting(real: Callable) -> Callable:
+        def step(*args, **options):
+            count[0] += 1
+            if count[0] == number:
+                act()
+            return real(*args, **options)
+
+        return step
+
+    with pytest.MonkeyPatch.context() as patch:
+        for owner, name in patched:
+            patch.setattr(owner, name, acting(getattr(owner, name)))
+        yield
 
 
 def stopped_at_step(root: Path, step: int, run: Callable[[], object]) -> tuple[int, str]:
     """`run` is sent SIGTERM within that optimiser step; its status, and the newest log's last line."""
-    count, real = [0], torch.optim.SGD.step
-
-    def counted(self, *args, **options):
-        count[0] += 1
-        if count[0] == step:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return real(self, *args, **options)
-
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped) as caught:
-        patch.setattr(torch.optim.SGD, "step", counted)
+    with in_step(step, lambda: os.kill(os.getpid(), signal.SIGTERM)), pytest.raises(Stopped) as caught:
         run()
     log = max(root.rglob("log.txt"), key=lambda path: path.stat().st_mtime_ns)
     return caught.value.code, log.read_text().splitlines()[-1]

@@ -26,6 +26,7 @@ from tests.bad_inputs import (
     snapshot,
 )
 from tests.bad_inputs.kitchen import furnish
+from tests.helpers import HANG
 from utils.base.errors import exit_cleanly
 from utils.settings.table import ARGUMENTS, CHECK, EVALUATE, STAGE1, STAGE2
 
@@ -33,7 +34,6 @@ ROOT = Path(__file__).resolve().parent.parent
 THEMES = (arguments, checkpoints, packs, images, named_images, runs)
 ROWS = [row for theme in THEMES for row in theme.ROWS]
 NOBODY = 65534
-SECONDS = 60  # for one row: what hangs is a failure, not the end of the suite
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +110,7 @@ def test_a_bad_input_ends_in_one_line_with_status_2_and_no_file_touched(
     monkeypatch.chdir(tmp_path / "w")
     capsys.readouterr()
     changed = without_power(row, tmp_path)
-    signal.alarm(SECONDS)
+    signal.alarm(HANG)
     try:
         with pytest.raises(SystemExit) as ending:
             exit_cleanly(lambda: MAINS[row.script](argv))
@@ -134,7 +134,7 @@ def test_a_bad_input_ends_so_from_the_shell_too(row, tmp_path, kitchen):
         capture_output=True,
         text=True,
         check=False,
-        timeout=100,
+        timeout=HANG,
     )
     check_ending(row, done.returncode, done.stdout, done.stderr, before, tmp_path)
 

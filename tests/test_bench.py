@@ -21,14 +21,24 @@ def quick(tmp_path_factory) -> common.Bench:
 
 
 @pytest.mark.parametrize(
-    ("section", "targets"),
+    ("section", "networks", "targets"),
     [
-        ("stage1", ["1.25", "0.85", "1.03", "0.85"]),
-        ("stage2", ["1.5", "5", "25", "500", "1.05", "5", "25", "500"]),
-        ("commands", ["1.5", "-"]),
+        ("stage2", ["resnet32"], ["1.5", "5", "25", "500"]),
+        pytest.param(
+            "stage2",
+            ["resnet32", "resnet34"],
+            ["1.5", "5", "25", "500", "1.05", "5", "25", "500"],
+            marks=pytest.mark.long,
+        ),
+        ("stage1", ["resnet32"], ["1.25", "0.85"]),
+        pytest.param(
+            "stage1", ["resnet32", "resnet34"], ["1.25", "0.85", "1.03", "0.85"], marks=pytest.mark.long
+        ),
+        pytest.param("commands", [""], ["1.5", "-"], marks=pytest.mark.long),
     ],
 )
-def test_a_quick_run_leaves_every_row_and_both_files_agree(tmp_path, section, targets):
+def test_a_quick_run_leaves_every_row_and_both_files_agree(tmp_path, monkeypatch, section, networks, targets):
+    monkeypatch.setattr(bench, "PARTS", [part for part in bench.PARTS if part.network in networks])
     places = ("--data_dir", tmp_path / "none", "--out", tmp_path / "out")
     said = call(bench.main, "--quick", "--only", section, *places)
     table = pd.read_csv(tmp_path / "out" / "table.csv", dtype=str)
@@ -127,6 +137,7 @@ def test_the_profile_has_a_table_of_operations_for_every_stage(tmp_path):
     assert all("convolution" in text for text in (stage1, features, evaluation)) and "aten::addmm" in head
 
 
+@pytest.mark.long
 def test_every_factor_is_measured_in_processes_of_their_own(tmp_path):
     said = call(scaling.main, "--quick", "--repeats", 1, "--csv", tmp_path / "made" / "scaling.csv")
     rows = pd.read_csv(tmp_path / "made" / "scaling.csv")

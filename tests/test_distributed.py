@@ -6,7 +6,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,7 @@ import torch
 import main_stage1
 from tests.distributed_worker import work
 from tests.file_trees import imagenet_tree
-from tests.helpers import call, last_line, places, read_metrics
+from tests.helpers import HANG, call, last_line, places, read_metrics, wait_until
 from utils.base import errors
 from utils.base.distributed import ALONE, World
 from utils.engine.steps import Steps
@@ -25,7 +24,6 @@ from utils.packs.pack import read_pack
 from utils.run import checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
-HANGS = 600  # seconds after which a process is taken to hang, on a machine however busy
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 
 
@@ -39,7 +37,7 @@ def start(*words: object) -> subprocess.Popen:
 def torchrun(*words: object) -> tuple[int, str, str]:
     """Run it to its end: exit status, standard output, standard error."""
     process = start(*words)
-    out, err = process.communicate(timeout=HANGS)
+    out, err = process.communicate(timeout=HANG)
     return process.returncode, out, err
 
 
@@ -192,7 +190,10 @@ def test_the_published_sequence_runs_under_torchrun_and_equals_one_process(tree,
     assert np.allclose(one["confidence"], other["confidence"], atol=1e-4)
 
 
-@pytest.mark.parametrize(("views", "shape"), [([], (1, 305, 64)), (["--views", "2"], (2, 305, 64))])
+@pytest.mark.parametrize(
+    ("views", "shape"),
+    [([], (1, 305, 64)), pytest.param(["--views", "2"], (2, 305, 64), marks=pytest.mark.long)],
+)
 def test_two_processes_save_the_features_that_one_saves(digits, tmp_path, views, shape):
     """Without --views the plain ones, though every epoch of the heads has augmented views of its own."""
     import main_stage2
@@ -241,14 +242,12 @@ def test_a_killed_process_ends_the_others_and_the_run_goes_on_to_the_same_bits(t
     whole = checkpoint.read(tmp_path / "ckpt" / "imagenet_lt" / "resnet8_stage1.pth").state
     cut = tmp_path / "cut"
     process = start(*words[:1], *line(tree, cut), *words[-6:])
-    while not list(cut.rglob("last.pth")):
-        assert process.poll() is None
-        time.sleep(0.05)
+    wait_until(lambda: list(cut.rglob("last.pth")), over=lambda: process.poll() is not None)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     workers = [int(pid) for pid in children if b"main_stage1" in Path(f"/proc/{pid}/cmdline").read_bytes()]
     assert len(workers) == 2
     os.kill(workers[1], signal.SIGKILL)
-    _, err = process.communicate(timeout=HANGS)
+    _, err = process.communicate(timeout=HANG)
     assert process.returncode != 0 and "Signal 9 (SIGKILL)" in err
     assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
     [folder] = (cut / "out" / "imagenet_lt_stage1").iterdir()

@@ -8,11 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 import main_stage1
 import main_stage2
-from tests.helpers import call, places, refusal, run_folder, run_stage1, run_stage2
+from tests.helpers import call, in_step, places, refusal, run_folder, run_stage1, run_stage2
 from utils.base.errors import UserError
 from utils.run import checkpoint
 from utils.run.lock import FolderLock
@@ -74,22 +73,6 @@ def test_last_pth_is_read_only_while_its_folder_is_locked(digits, tmp_path, monk
     ]
 
 
-def at_step(number: int, act, run) -> str:
-    """Act within that optimiser step of a run, which must then end in a line."""
-    count, step = [0], torch.optim.SGD.step
-
-    def counted(self, *args, **options):
-        count[0] += 1
-        if count[0] == number:
-            act()
-        return step(self, *args, **options)
-
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(UserError) as caught:
-        patch.setattr(torch.optim.SGD, "step", counted)
-        run()
-    return str(caught.value)
-
-
 @pytest.mark.parametrize("replaced", [False, True])
 @pytest.mark.parametrize("stage", [1, 2])
 def test_a_run_whose_folder_is_moved_writes_nothing_by_its_old_name_and_goes_on_in_the_new(
@@ -111,7 +94,9 @@ def test_a_run_whose_folder_is_moved_writes_nothing_by_its_old_name_and_goes_on_
         with pytest.raises(UserError, match="another run is writing"):  # the lock has gone along
             FolderLock(moved)
 
-    message = at_step(7, move, run)
+    with in_step(7, move), pytest.raises(UserError) as caught:
+        run()
+    message = str(caught.value)
     parent = tmp_path / "out" / f"digits_lt_IR=50_stage{stage}"
     assert message.startswith(f"{parent}/") and "was moved or replaced while a run was writing" in message
     after = {path: path.read_bytes() for path in parent.rglob("*") if path.is_file()}

@@ -16,7 +16,9 @@ from torch.utils._pytree import tree_leaves
 
 import evaluate
 import main_stage2
+from losses.closed_form import StackedLoss
 from tests.helpers import (
+    HANG,
     call,
     files_below,
     last_line,
@@ -371,7 +373,7 @@ UNHARMED = {
 def during(where: str, act, patch: pytest.MonkeyPatch) -> None:
     """Act once within a run: in an optimiser step, while heads are scored on test, while evaluate scores."""
     module, name = {
-        "step": (torch.optim.SGD, "step"),
+        "step": (StackedLoss, "__call__"),
         "scores": (main_stage2, "outcome"),
         "evaluate": (evaluate.scoring, "score"),
     }[where]
@@ -433,7 +435,7 @@ def test_a_pack_that_is_cut_short_during_a_run_ends_it_in_one_line_with_status_2
         f"    exit_cleanly(lambda: on_pack(root, own, {where!r}, patch, cut))\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False, timeout=300
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False, timeout=HANG
     )
     assert done.returncode == 2, done.stderr
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr

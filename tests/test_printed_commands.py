@@ -16,7 +16,7 @@ import main_stage1
 import main_stage2
 from datasets import data_name
 from tests.file_trees import list_tree
-from tests.helpers import PROGRAMS, call, refusal, stopped_at_step
+from tests.helpers import HANG, PROGRAMS, call, refusal, stopped_at_step
 from utils.features.__main__ import main as features_main
 from utils.run import checkpoint
 from utils.settings.commands import ROOT, command
@@ -125,7 +125,7 @@ def test_the_pictures_of_a_run_are_drawn_by_the_command_that_it_prints_in_a_shel
         capture_output=True,
         text=True,
         check=True,
-        timeout=300,
+        timeout=HANG,
     )
     drawn = done.stdout.split("\n")[:-1]
     assert drawn and all(Path(name).is_file() for name in drawn)

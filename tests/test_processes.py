@@ -6,7 +6,6 @@ import pickle
 import signal
 import subprocess
 import sys
-import time
 from contextlib import ExitStack, closing
 from pathlib import Path
 
@@ -16,13 +15,13 @@ import torch
 from datasets.images.decode import read_image
 from datasets.images.on_disk import FileImages, ViewedFiles
 from datasets.types import FileSet, PathTable
+from tests.helpers import wait_until
 from tests.odd_images import broken_files, file_set, png, readable_files
 from tests.test_file_images import COUNT, SMALL, USUAL, gather, view_of
 from utils.base.errors import UserError
 from utils.base.signals import ASKING
 
 ROOT = Path(__file__).resolve().parent.parent
-PATIENCE = 900  # seconds until what does not end counts as staying for ever
 WITH_TWO_PROCESSES = """
 import multiprocessing, os, signal, sys, time, torch
 from pathlib import Path
@@ -147,10 +146,7 @@ def test_no_loader_process_outlives_its_parent_however_that_ends(files):
         assert len(pids) == 2 * len(ENDS)
         for parent in parents:
             parent.wait()
-        until = time.monotonic() + PATIENCE
-        while any(map(alive, pids)) and time.monotonic() < until:
-            time.sleep(0.05)
-    assert not any(map(alive, pids))
+        wait_until(lambda: not any(map(alive, pids)))
 
 
 def test_no_loader_process_shares_a_lock_that_another_may_be_killed_with(files):

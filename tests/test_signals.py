@@ -13,12 +13,11 @@ import torch
 import main_stage1
 import main_stage2
 from tests.file_trees import imagenet_tree
-from tests.helpers import call, places, run_folder
+from tests.helpers import HANG, call, places, run_folder
 from utils.base.signals import Signals
 from utils.run import checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
-HANGS = 600  # seconds after which a process is taken to hang, on a machine however busy
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 
 
@@ -66,7 +65,7 @@ def test_two_processes_stop_at_the_same_step_and_resume_to_the_same_bits(tmp_pat
     with launched(words, start_new_session=True) as process:
         wait_for_an_epoch(process)
         os.killpg(process.pid, signal.SIGTERM)
-        out, err = process.communicate(timeout=HANGS)
+        out, err = process.communicate(timeout=HANG)
     assert process.returncode != 0
     [said] = [line for line in out.splitlines() if line.startswith("stopped by a signal after ")]
     command = said.partition("go on with: ")[2].split()
@@ -74,7 +73,7 @@ def test_two_processes_stop_at_the_same_step_and_resume_to_the_same_bits(tmp_pat
     folder = run_folder(tmp_path, "stage1")
     assert not (folder / "summary.json").exists()
     with launched([*TORCHRUN, *command[3:]]) as process:
-        out, err = process.communicate(timeout=HANGS)
+        out, err = process.communicate(timeout=HANG)
     assert process.returncode == 0, err
     resumed, whole = (checkpoint.read(place / "last.pth") for place in (folder, two_processes["folder"]))
     assert checkpoint.content_digest(resumed.state) == checkpoint.content_digest(whole.state)
@@ -89,7 +88,7 @@ def two_processes(tmp_path_factory) -> dict:
     line = [*TORCHRUN, "main_stage1.py", "--dataset", "digits_lt", "--device", "cpu", "--epochs", "25"]
     line += ["--seed", "0"]
     with launched([*line, *places(root)]) as process:
-        _, err = process.communicate(timeout=HANGS)
+        _, err = process.communicate(timeout=HANG)
     assert process.returncode == 0, err
     return {"line": line, "folder": run_folder(root, "stage1")}
 
@@ -108,7 +107,7 @@ def test_a_signal_to_all_processes_of_a_run_with_loaders_saves_the_step(tmp_path
     with launched([sys.executable, "main_stage1.py", *words], start_new_session=True) as process:
         wait_for_an_epoch(process)
         os.killpg(process.pid, number)
-        out, err = process.communicate(timeout=HANGS)
+        out, err = process.communicate(timeout=HANG)
     assert (process.returncode, err) == (status, ""), err
     last = out.splitlines()[-1]
     assert re.match(r"stopped by a signal after (step \d+ of )?epoch \d+; go on with: python", last), out
@@ -130,7 +129,7 @@ def test_two_processes_stop_in_their_features_and_one_goes_on_to_the_same_heads(
             if text.startswith("features as"):
                 break
         process.send_signal(signal.SIGUSR1)
-        out, err = process.communicate(timeout=HANGS)
+        out, err = process.communicate(timeout=HANG)
     [said] = [text for text in out.splitlines() if text.startswith("stopped by a signal after its start; go")]
     command = said.partition("go on with: ")[2].split()
     assert command[:4] == ["torchrun", "--nproc_per_node", "2", "main_stage2.py"], err

@@ -1,6 +1,6 @@
 """The long forms of the tests of whole runs: killed, stopped, in two processes, scored in many ways.
 
-`make torture` runs these, and all other tests that have a long form (tests.helpers.long_form).
+`make test-long` runs these, and all other tests that have a long form (tests.helpers.long_form).
 """
 
 import sys
@@ -14,7 +14,7 @@ from tests.scoring import Scored
 from tests.seeds import seed_runs
 from tests.spoil import DATA
 
-pytestmark = pytest.mark.torture
+pytestmark = pytest.mark.long
 ONE = ["--dataset", "digits_lt", "--seed", "0", "--epochs"]
 TWO = ["--dataset", "digits_lt", "--pretrained_pth", str(DATA / "v1_stage1.pth"), "--finetune_epoch"]
 ALL = ["--method", "all", "--seeds", "0,1"]
