@@ -18,8 +18,6 @@ def cut_long_tail(
     """Keep `counts` training images a class; `split_options` are those of `split_long_tailed`.
 
     `train` and `test`: images uint8 [N, C, H, W] and labels int64 [N].
-
-    Raises UserError: validation images that cannot be had.
     """
     images, labels = train
     split = split_long_tailed(labels, counts, **split_options)

@@ -42,9 +42,8 @@ def build_data(
     builders: `views` (None: as ImageNet's), `report`, `split_dir` and `allow_partial`, or the three lists.
     An `imb_ratio` of None leaves the counts of files as they are, and is 100 for the sets in memory.
 
-    Raises:
-        UserError: an unknown name, a ratio out of range, an option of another data set, missing or broken
-        files.
+    Raises UserError: an unknown name, a ratio out of range, an option of another data set, missing or broken
+    files.
     """
     if name not in DATASETS:
         raise UserError(f"unknown data set {name!r}, known: {', '.join(DATASETS)}")

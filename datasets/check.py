@@ -91,10 +91,7 @@ def _complaints() -> Iterator[Callable[[], str]]:
 
 
 def scan(parts: dict[str, FileSet], workers: int) -> Iterator[Finding]:
-    """Decode every image in `workers` processes (0: in this one); the last finding is of the parts as wholes.
-
-    Raises UserError: a process died.
-    """
+    """Decode every image in `workers` processes (0: in this one); the last finding is of whole parts."""
     processes, deep = Processes(Scanned(parts), workers), []
     digests: dict[str, list[int]] = {name: [] for name in parts}
     requests = [(name, at) for name, part in parts.items() for at in range(0, len(part), CHUNK)]

@@ -24,8 +24,6 @@ def read_cifar(name: str, data_dir: Path) -> dict:
     """Read `cifar10` or `cifar100`: images uint8 [N, 3, 32, 32], labels int64 [N] of both parts, names.
 
     `official` tells whether the training files are byte-identical to the published ones.
-
-    Raises UserError: files missing and not to be fetched, unreadable, hostile, or of another content.
     """
     source, num_classes = SOURCES[name]
     folder = find_folder(source, data_dir)

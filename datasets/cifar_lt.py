@@ -15,12 +15,7 @@ VIEWS = ViewSpec(*CHANNELS["cifar"], padding=4, mirror=True)
 
 
 def build_cifar_lt(name: str, data_dir: Path, imb_ratio: float, **split_options: object) -> LongTailedData:
-    """`cifar10_lt` or `cifar100_lt`; `split_options` are those of `split_long_tailed`.
-
-    Raises:
-        UserError: a ratio out of range, files missing or of another content, an all-black image among those
-        used.
-    """
+    """`cifar10_lt` or `cifar100_lt`; `split_options` are those of `split_long_tailed`."""
     source = name.removesuffix("_lt")
     _, num_classes = SOURCES[source]
     counts = long_tail_counts(num_classes, 50_000 // num_classes, imb_ratio)

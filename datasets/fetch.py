@@ -40,8 +40,8 @@ def fetch(
 
     `settle(scratch)` checks what has come into a scratch folder, and gives the paths to be moved from there.
 
-    Raises:
-        UserError: it failed, or `settle` raised an OSError, or a file and not the user has named the folder.
+    Raises UserError: it failed, or `settle` raised an OSError, or a file and not the user has named the
+    folder.
     """
     if folder in _not_into:
         raise UserError(
@@ -82,10 +82,7 @@ def scratch_folder(target: Path) -> Iterator[Path]:
 
 
 def _download(url: str, target: Path) -> None:
-    """Write what `url` answers to `target`.
-
-    Raises OSError, http.client.HTTPException: no answer within the time, an error, half a file, a huge one.
-    """
+    """Write what `url` answers to `target`."""
     try:
         with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as answer, open(target, "wb") as out:
             while chunk := answer.read(_CHUNK):

@@ -68,8 +68,6 @@ def held_out_mask(labels: np.ndarray, fraction: float, seed: int = 0) -> np.ndar
     """Boolean [N], true for a stratified share of the training images that is set aside before stage 1.
 
     A class of two or more gives round(fraction * n_k) images, at least one, and keeps at least one.
-
-    Raises UserError: the fraction is not in (0, 1).
     """
     if not 0 < fraction < 1:
         raise UserError(f"--val_fraction must be between 0 and 1, got {fraction:g}")

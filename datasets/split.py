@@ -58,10 +58,7 @@ def split_long_tailed(
 
 
 def fitting_counts(available: list[int], imb_ratio: float) -> list[int]:
-    """The law of `long_tail_counts` from the largest first count for which every class has enough images.
-
-    Raises UserError: the ratio is not a number of 1 or more, or leaves a class without an image.
-    """
+    """The law of `long_tail_counts` from the largest first count for which every class has enough images."""
     num_classes = len(available)
     long_tail_counts(num_classes, max(available), imb_ratio)  # refuses a ratio that no first count could have
     steps = max(num_classes - 1, 1)

@@ -62,8 +62,7 @@ def torchvision_names() -> list[str]:
 def check_network(name: str) -> None:
     """Refuse a name under which there can be no network; nothing is built or imported.
 
-    Raises:
-        ValueError: unknown, or not written as module:function: says what comes near.
+    Raises ValueError: unknown, or not written as module:function: says what comes near.
     """
     if ":" in name:
         if ".py:" in name or not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*", name):

@@ -37,11 +37,7 @@ class Adapted(Network):
 
 
 def torchvision_network(name: str, num_classes: int) -> Adapted:
-    """torchvision's network `name`, without weights, with K = `num_classes` outputs.
-
-    Raises:
-        ValueError: it cannot be adapted: says why.
-    """
+    """torchvision's network `name`, without weights, with K = `num_classes` outputs."""
     if name in _AUXILIARY:
         raise ValueError(f"network {name} has auxiliary classifiers, which nothing here trains: take another")
     network = tv.get_model(name, weights=None, num_classes=num_classes)

@@ -23,9 +23,8 @@ def build_model(name: str, num_classes: int, in_channels: int = 3, stem: str = "
     `module:function`. `stem` says how the ResNets of torchvision's widths begin: "small" with a 3x3
     convolution that keeps the resolution, "imagenet" as torchvision's; it has no meaning for the others.
 
-    Raises:
-        ValueError: the name or the stem is unknown, the network cannot have `in_channels`, cannot be adapted
-            to the contract, or a user's own fails.
+    Raises ValueError: the name or the stem is unknown, the network cannot have `in_channels`, cannot be
+    adapted to the contract, or a user's own fails.
     """
     check_network(name)
     if stem not in STEMS:
@@ -58,8 +57,8 @@ def build_head(
     `labels` [N] of the training images are for ncm and los_step. Options: `fresh` of linear, `tau` of la and
     tau_norm, `scale` of etf, `strength` of los_step.
 
-    Raises:
-        ValueError: the kind or an option is unknown, an option is out of range, or what it needs is missing.
+    Raises ValueError: the kind or an option is unknown, an option is out of range, or what it needs is
+    missing.
     """
     head = _empty_head(kind, fc.in_features, fc.out_features, options).to(fc.weight)
     given = {"class_counts": class_counts, "generator": generator, "features": features, "labels": labels}
@@ -73,8 +72,7 @@ def build_head(
 def head_from_state(kind: str, state: Mapping[str, Tensor], **options: float) -> nn.Module:
     """The head whose `state_dict()` this is, without its stage-1 classifier; `state` is copied.
 
-    Raises:
-        ValueError: the kind or an option is unknown, or names or shapes do not fit the kind: says which.
+    Raises ValueError: the kind or an option is unknown, or names or shapes do not fit the kind: says which.
     """
     weight = state.get("weight")
     if weight is None or weight.ndim != 2:

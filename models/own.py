@@ -29,10 +29,6 @@ def own_network(name: str, num_classes: int) -> nn.Module:
     contract stays as it is, any other is adapted. Which is so is found by one batch of two random images (32
     pixels wide, else 64, else 224) in evaluation mode, which leaves network and random state as they were; a
     network that takes none of these is believed.
-
-    Raises:
-        ValueError: no such module or function; it fails, gives no torch.nn.Module, or one that does not end
-            in a linear layer with K outputs.
     """
     with _current_folder_first():
         function = _find(name)

@@ -56,9 +56,8 @@ def load_pretrained(model: nn.Module, state: Mapping[str, Tensor], name: str) ->
 
     That is always the classifier, `fc`: even one that fits was trained for other classes.
 
-    Raises:
-        ValueError: names, shapes or kinds of numbers of the backbone differ, or a weight is not finite: says
-            which. `model` is then as it was.
+    Raises ValueError: names, shapes or kinds of numbers of the backbone differ, or a weight is not finite:
+    says which. `model` is then as it was.
     """
     own = model.state_dict()
     found = with_own_names(model, state)

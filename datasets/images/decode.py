@@ -60,7 +60,7 @@ def read_image(path: str) -> Tensor:
 
 
 def read_bytes(path: str) -> bytearray:
-    """What a file holds. Raises UserError: it is missing, no regular file, too large, or may not be read."""
+    """What a file holds."""
     try:
         with open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size

@@ -49,17 +49,14 @@ class FileImages:
         return self.labels.device
 
     def augmented(self, order: Tensor, batch_size: int, seed: int, view: int) -> Batches:
-        """Batches of view `view` in the order given (int64, indices of images).
-
-        Raises UserError: an image cannot be read (see `datasets.images.decode`), or a loader process died.
-        """
+        """Batches of view `view` in the order given (int64, indices of images)."""
         if self._drawn[0] != (seed, view):
             rows = (draw(self._views, len(self), seed, view) for draw in (crop_rows, jitter_rows))
             self._drawn = ((seed, view), *rows)
         yield from self._pass(batch_indices(order.cpu(), batch_size), *self._drawn[1:])
 
     def batches(self, batch_size: int, start: int = 0, stop: int | None = None) -> Batches:
-        """Batches of the test view of images `start` to `stop`, in file order. Raises UserError as above."""
+        """Batches of the test view of images `start` to `stop`, in file order."""
         yield from self._pass(batch_indices(torch.arange(len(self))[start:stop], batch_size), None, None)
 
     def close(self) -> None:

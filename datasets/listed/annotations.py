@@ -37,8 +37,6 @@ def read_annotations(path: Path, report: Report = raise_problem) -> Annotations:
 
     Each image must have exactly one annotation. An image with a bad path goes to `report` and, where that
     goes on, stays in its place.
-
-    Raises UserError: the file cannot be read, is no JSON or not of this form; says what is wrong.
     """
     tree = _parse(path)
     if not isinstance(tree, dict):

@@ -27,8 +27,6 @@ def build_folder(
 
     Without test/, val/ is the test part. Classes are the folders of train/, sorted; images may lie deeper;
     other files are passed over with a note, hidden ones without, linked folders followed.
-
-    Raises UserError: no such tree, an unreadable or empty class folder, a class that train/ lacks.
     """
     folders = {part: part for part in ("train", "val", "test") if (data_dir / part).is_dir()}
     notes = []
@@ -59,10 +57,7 @@ def build_list(
     report: Report = raise_problem,
     **split_options: object,
 ) -> LongTailedData:
-    """Images named by lists, their paths relative to `data_dir`; `split_options` are those of `assemble`.
-
-    Raises UserError: no list for training or test, lists missing, broken or at odds, no images.
-    """
+    """Images named by lists, their paths relative to `data_dir`; `split_options` are those of `assemble`."""
     if train_list is None or test_list is None:
         raise UserError(
             "--dataset list needs --train_list and --test_list (and --val_list where there is one)"

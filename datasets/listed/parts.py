@@ -93,8 +93,6 @@ def assemble(
     """The data set of these parts, checked, and made long-tailed by `imb_ratio`, or as it is (None).
 
     `split_options` are those of `split_long_tailed`.
-
-    Raises UserError: see `check_parts`; a ratio that the images cannot have; validation that cannot be made.
     """
     parts = check_parts(parts, report)
     train, labels = parts["train"], parts["train"].labels.numpy()

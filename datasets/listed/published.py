@@ -59,8 +59,6 @@ def build_published(
 
     `find` and `read` do so in place of `find_lists` and `read_lists`, and a note says what was read;
     `split_options` are those of `datasets.listed.parts.assemble`.
-
-    Raises UserError: folders or lists missing or broken, lists of something else, no images, a ratio given.
     """
     if imb_ratio is not None:
         raise UserError(f"{published.name} is long-tailed as it is: leave --imb_ratio out")
@@ -79,16 +77,13 @@ def build_published(
 
 
 def read_lists(files: dict[str, Path], root: Path, report: Report) -> tuple[Parts, list[str]]:
-    """The parts that lists name, and the names of their classes. Raises UserError: see `read_list`."""
+    """The parts that lists name, and the names of their classes."""
     parts = {part: read_list(path, root, report) for part, path in files.items()}
     return parts, folder_names(parts["train"])
 
 
 def find_lists(published: Published, folders: list[Path]) -> dict[str, Path]:
-    """The list of each part, from the first of `folders` that has it; missing ones are fetched into that.
-
-    Raises UserError: some are missing and cannot be fetched; names them all, and what may stand in for them.
-    """
+    """The list of each part, from the first of `folders` that has it; missing ones are fetched into that."""
     found = {
         part: next((folder / name for folder in folders if (folder / name).exists()), folders[0] / name)
         for part, name in published.lists.items()

@@ -98,10 +98,6 @@ class PriorAdjusted(StageOneHead):
     """logit_k = z_k - τ log π_k; nothing is learned. τ log π is kept in `adjustment` [K].
 
     Source: post-hoc logit adjustment (Menon et al. 2021).
-
-    Raises:
-        ValueError: τ is negative or not finite; at `start`: there is not one count a class, or one is not
-            above 0.
     """
 
     needs = ("class_counts",)
@@ -131,9 +127,6 @@ class TauNorm(Head):
     """logit_k = w_k x / ‖w_k‖^τ, the bias dropped; nothing is learned. `weight` holds the divided rows.
 
     Source: τ-normalised classifier (Kang et al. 2020).
-
-    Raises:
-        ValueError: τ is negative or not finite.
     """
 
     stacks = True

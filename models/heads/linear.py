@@ -57,9 +57,6 @@ class LosStep(Linear):
     feature has π_k μ_k = 0.
 
     Source: LOS to first order, worked out here.
-
-    Raises:
-        ValueError: s is negative or not finite; at `start`: shapes or labels do not fit.
     """
 
     def __init__(self, in_features: int, num_classes: int, strength: float = 1.0) -> None:
@@ -86,9 +83,6 @@ class CosineLinear(Head):
     Starts from the normalised stage-1 rows, the bias dropped.
 
     Source: the normalised classifier of LDAM (Cao et al. 2019).
-
-    Raises:
-        ValueError: the scale is not a positive number.
     """
 
     stacks = True
@@ -116,9 +110,6 @@ class EtfHead(Head):
     Its source turns M by a random rotation; here V is free, so it can turn instead.
 
     Source: Yang et al. 2022.
-
-    Raises:
-        ValueError: fewer than 2 classes, or a scale that is not a positive number.
     """
 
     stacks = True

@@ -17,11 +17,7 @@ _ROUNDING = 1e-12
 
 
 def logit_drop(strength: float, features: Tensor, labels: Tensor, num_classes: int) -> float:
-    """The drop above for s δ = `strength`, in which it is linear; features [N, D], labels int64 [N].
-
-    Raises:
-        ValueError: shapes or labels do not fit.
-    """
+    """The drop above for s δ = `strength`, in which it is linear; features [N, D], labels int64 [N]."""
     means, shares = class_means(features, labels, num_classes)
     first = int(shares.argmax())
     own = float(means[first].square().sum() + 1)
@@ -33,8 +29,7 @@ def logit_drop(strength: float, features: Tensor, labels: Tensor, num_classes: i
 def path_strength(path: float, features: Tensor, labels: Tensor, num_classes: int) -> float:
     """The inverse of `logit_drop`: the `strength` of LosStep whose drop is `path`, in which it is linear.
 
-    Raises:
-        ValueError: the path is not above 0, or the step does not lower the logit.
+    Raises ValueError: the path is not above 0, or the step does not lower the logit.
     """
     check_above_zero("path", path)
     drop = logit_drop(1.0, features, labels, num_classes)
@@ -50,9 +45,6 @@ def los_path_lr(strength: float, label_smooth: float, schedule_sum: float, momen
     """The peak learning rate at which training goes the way of LosStep's `strength`, to first order.
 
     `schedule_sum` is Σ over the optimiser's steps of lr / peak lr.
-
-    Raises:
-        ValueError: δ is 0 (a control has no such path), or an argument is out of range.
     """
     if check_label_smooth(label_smooth) == 0:
         raise SettingError("--path has no meaning at δ = 0, plain cross-entropy: give --finetune_lr")

@@ -21,8 +21,7 @@ def class_means(features: Tensor, labels: Tensor, num_classes: int) -> tuple[Ten
 
     The mean of a class without image is 0; shares @ means is the mean over all images.
 
-    Raises:
-        ValueError: shapes or labels do not fit, or there is no image.
+    Raises ValueError: shapes or labels do not fit, or there is no image.
     """
     check_training_set(features, labels, num_classes, features.shape[-1])
     counts = torch.bincount(labels, minlength=num_classes).to(features.device, torch.float64)
@@ -57,9 +56,6 @@ class NearestMean(Head):
     images of class k of (x - c) / ‖x - c‖; nothing is learned. `weight` holds the rows μ_k / ‖μ_k‖.
 
     Source: nearest class mean, NCM (as in Kang et al. 2020).
-
-    Raises:
-        ValueError: at `start`: shapes or labels do not fit, or a class has no training feature.
     """
 
     needs = ("features", "labels")

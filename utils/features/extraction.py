@@ -62,8 +62,7 @@ class Backbone:
         """All views as mapped files, each process a share; `discard` removes them.
 
         Where the user names no --views, every one of the `epochs` has its own. A run that was cut off is gone
-        on with: with --save_features by the same command, else by --resume. Raises UserError, see
-        `FeatureStore`.
+        on with: with --save_features by the same command, else by --resume.
         """
         views = epochs if config.views is None else config.views
         pack = config.save_features

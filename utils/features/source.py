@@ -213,7 +213,7 @@ class PackSource(Source):
         return pack_representation(self.file, self.device, self.data)
 
     def with_head(self, given: dict) -> Source:
-        """The pack's own of stage 1, else that of a stage 2. Raises UserError: none, or of other features."""
+        """The pack's own of stage 1, else that of a stage 2."""
         path = given.get("pretrained_pth")
         if path is None and given["cur_stage"] == "stage1":
             return self

@@ -88,7 +88,7 @@ class FeatureStore:
     ) -> Tensor:
         """The array `name` of `shape` [V, N, D], mapped; what it lacks is extracted, each process a share.
 
-        `passes`: the views that are extracted together, in order. Raises UserError: no room on the disk.
+        `passes`: the views that are extracted together, in order.
         """
         images, blocks = shape[1], -(-shape[1] // BLOCK)
         array = self._made(f"{name}.bin", self.dtype, shape)

@@ -40,7 +40,7 @@ _ARRAYS = {
 
 
 def main(argv: Sequence[str]) -> None:
-    """The subcommand `pack`. Raises UserError: an argument or array that cannot be used, see also `check`."""
+    """The subcommand `pack`."""
     asked = _parse(argv)
     pack = _pack_of(asked)
     if asked.fc_weight is None:

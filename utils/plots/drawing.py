@@ -50,9 +50,8 @@ def draw(folder: Path, methods: Sequence[str] | None = None) -> list[Path]:
     `methods` names those with a line over the classes; default: stage1, ce, los and the best others. Where
     all their settings are too many lines, a method's first setting stands for it.
 
-    Raises:
-        UserError: a file is missing or unreadable, the folder cannot be written, a method is not in the run,
-            or there are too many.
+    Raises UserError: a file is missing or unreadable, the folder cannot be written, a method is not in the
+    run, or there are too many.
     """
     run = read_run(Path(folder), methods)
     check_writable(Path(folder) / "plots")

@@ -119,8 +119,8 @@ def slug(facts: dict[str, str], names: Sequence[str]) -> str:
 def read_grid(name: str, data_dir: Path | None = None) -> list[Cell]:
     """The cells of `thin`, `paper` or a file, in its order; every word is checked as the scripts would.
 
-    Raises:
-        UserError: no such file, no TOML, an unknown key, method or network, a value of another kind, no cell.
+    Raises UserError: no such file, no TOML, an unknown key, method or network, a value of another kind, no
+    cell.
     """
     shipped = {place.stem: place for place in sorted(GRIDS.glob("*.toml"))}
     path, known = shipped.get(name, Path(os.path.expanduser(name))), ", ".join(shipped)
@@ -172,11 +172,7 @@ def _expand(table: dict, data_dir: Path | None) -> Iterator[Cell]:
 
 
 def _known(values: dict[str, list]) -> dict | None:
-    """What a pack that a user made says of itself; None: the cell names a data set, or there is no pack.
-
-    Raises:
-        UserError: the pack cannot be read, or the cell contradicts it.
-    """
+    """What a pack that a user made says of itself; None: the cell names a data set, or there is no pack."""
     if "features" not in values or values.get("dataset", [None])[0] in DATASETS:
         return None
     pack = read_pack(Path(values["features"][0]))
