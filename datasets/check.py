@@ -101,13 +101,11 @@ def scan(parts: dict[str, FileSet], workers: int) -> Iterator[Finding]:
         yield finding
     processes.close()
     others = [f"{part.root}/{os.fsdecode(path)}" for part in parts.values() for path in part.passed_over]
-    whole = Finding(list(_leaks(parts, digests)), [f"{path} is passed over: {NOT_READ}" for path in others])
+    warnings = [f"{path} is passed over: {NOT_READ}" for path in others]
     if deep:
-        whole.warnings.append(
-            f"{len(deep):,} image(s) have more than 8 bits a channel, {deep[0]} first: what is above "
-            "255 becomes white, and fractions below 1 black; convert them to 8 bits"
-        )
-    yield whole
+        of_what = f"{len(deep):,} image(s) have more than 8 bits a channel, {deep[0]} first"
+        warnings.append(f"{of_what}: what is above 255 becomes white, fractions below 1 black; convert them")
+    yield Finding(list(_leaks(parts, digests)), warnings)
 
 
 def _leaks(parts: dict[str, FileSet], digests: dict[str, list[int]]) -> Iterator[str]:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.balanced import cut_long_tail
 from datasets.long_tail import by_class, long_tail_counts
+from datasets.split import cut_long_tail
 from datasets.types import LongTailedData, ViewSpec
 
 MAX_COUNT = 110

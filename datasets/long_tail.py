@@ -26,10 +26,8 @@ def long_tail_counts(num_classes: int, max_count: int, imb_ratio: float) -> list
     if counts[-1] == 0:
         # rounding can take the last image at the very ratio of max_count
         limit = max_count if int(max_count * max_count**-1.0) else max_count - 1
-        raise UserError(
-            f"--imb_ratio {imb_ratio:g} leaves {counts.count(0)} of {num_classes} classes without an image: "
-            f"the largest ratio that keeps one everywhere is {limit}"
-        )
+        empty = f"leaves {counts.count(0)} of {num_classes} classes without an image"
+        raise UserError(f"--imb_ratio {imb_ratio:g} {empty}: the largest ratio that leaves none is {limit}")
     return counts
 
 

@@ -43,9 +43,7 @@ def torchvision_network(name: str, num_classes: int) -> Adapted:
     network = tv.get_model(name, weights=None, num_classes=num_classes)
     last = linear_layers(network, num_classes)
     if not last:
-        raise ValueError(
-            f"network {name} has a convolution as classifier, not a linear layer to re-train: take another"
-        )
+        raise ValueError(f"network {name} has a convolution as classifier: take one with a linear layer")
     return Adapted(network, last[-1])
 
 

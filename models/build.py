@@ -35,9 +35,8 @@ def build_model(name: str, num_classes: int, in_channels: int = 3, stem: str = "
         block, blocks, *widths = RESNETS[name]
         return STEMS[stem](getattr(resnet, block), blocks, num_classes, in_channels, *widths)
     if in_channels != 3:
-        raise ValueError(
-            f"network {name} takes images of 3 channels, not {in_channels}: take {', '.join(THIN_NETWORKS)}"
-        )
+        others = ", ".join(THIN_NETWORKS)
+        raise ValueError(f"network {name} takes images of 3 channels, not {in_channels}: take {others}")
     return own_network(name, num_classes) if ":" in name else torchvision_network(name, num_classes)
 
 
@@ -70,10 +69,7 @@ def build_head(
 
 
 def head_from_state(kind: str, state: Mapping[str, Tensor], **options: float) -> nn.Module:
-    """The head whose `state_dict()` this is, without its stage-1 classifier; `state` is copied.
-
-    Raises ValueError: the kind or an option is unknown, or names or shapes do not fit the kind: says which.
-    """
+    """The head whose `state_dict()` this is, without its stage-1 classifier; `state` is copied."""
     weight = state.get("weight")
     if weight is None or weight.ndim != 2:
         raise ValueError(f"not the weights of a head {kind!r}: no matrix `weight` [K, D]")
@@ -82,9 +78,8 @@ def head_from_state(kind: str, state: Mapping[str, Tensor], **options: float) ->
     found = {name: value.shape for name, value in state.items()}
     wrong = sorted(name for name in wanted | found if wanted.get(name) != found.get(name))
     if wrong:
-        raise ValueError(
-            f"not the weights of a head {kind!r}: {', '.join(wrong)} missing, unknown or misshapen"
-        )
+        names = ", ".join(wrong)
+        raise ValueError(f"not the weights of a head {kind!r}: {names} missing, unknown or misshapen")
     head.load_state_dict(state, strict=True)
     return head
 
@@ -93,9 +88,6 @@ def _empty_head(kind: str, in_features: int, num_classes: int, options: Mapping[
     if kind not in HEADS:
         raise ValueError(f"unknown head {kind!r}, known: {', '.join(HEADS)}")
     known = list(inspect.signature(HEADS[kind]).parameters)[2:]
-    unknown = [name for name in options if name not in known]
-    if unknown:
-        raise ValueError(
-            f"unknown option {unknown[0]!r} of head {kind!r}, known: {', '.join(known) or 'none'}"
-        )
+    for name in options.keys() - known:
+        raise ValueError(f"unknown option {name!r} of head {kind!r}, known: {', '.join(known) or 'none'}")
     return HEADS[kind](in_features, num_classes, **options)

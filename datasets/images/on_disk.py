@@ -34,9 +34,7 @@ class FileImages:
     def __init__(
         self, data: FileSet, views: FileViews, device: torch.device | str = "cpu", workers: int = 0
     ) -> None:
-        self.labels = data.labels.to(device)
-        self.mirror = views.mirror
-        self._views = views
+        self.labels, self.mirror, self._views = data.labels.to(device), views.mirror, views
         self._processes = Processes(ViewedFiles(data, views), workers, pin=self.device.type == "cuda")
         self._normalise = Normalise(views.mean, views.std, views.size, device)
         self._drawn: tuple = (None, None, None)  # (seed, view) and their rows, the latest alone
@@ -105,10 +103,8 @@ class ViewedFiles(Dataset):
         elif row is None:
             short, long = sorted(image.shape[1:])
             if self.views.resize**2 * long / short > MAX_PIXELS:  # enlarged it would take all memory
-                raise UserError(
-                    f"{path} is {long} x {short} pixels: with {self.views.resize} on the shorter side it "
-                    f"would have more than {MAX_PIXELS:,}; leave it out of the data set"
-                )
+                shape = f"{long} x {short} pixels: with {self.views.resize} on the shorter side"
+                raise UserError(f"{path} is {shape} more than {MAX_PIXELS:,}; leave it out of the data set")
             image = F.center_crop(F.resize(image, [self.views.resize], antialias=True), [size, size])
         else:
             top, left, height, width = crop_box(row, *image.shape[1:])

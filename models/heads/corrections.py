@@ -22,7 +22,6 @@ class StageOneHead(Head):
         self.register_buffer("bias", torch.zeros(num_classes))
 
     def start(self, fc: nn.Linear) -> None:
-        """Keep a copy of `fc`; the correction is as it was made: none."""
         copy_stage1(self, fc)
 
     def stage1_logits(self, features: Tensor) -> Tensor:
@@ -109,7 +108,6 @@ class PriorAdjusted(StageOneHead):
 
     @torch.no_grad()
     def start(self, fc: nn.Linear, class_counts: Sequence[int]) -> None:
-        """Keep a copy of `fc` and the logarithms of the class frequencies."""
         super().start(fc)
         counts = check_class_counts(class_counts)
         if counts.shape != self.bias.shape:

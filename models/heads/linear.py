@@ -28,13 +28,11 @@ class Linear(Head, nn.Linear):
         self.needs = ("generator",) if fresh else ()
 
     def forward(self, features: Tensor) -> Tensor:
-        """features [..., N, D] -> logits [..., N, K]."""
         return affine(features, self.weight, self.bias)
 
     def reset_parameters(self) -> None:
-        """Zeros: the values come from `start` or a checkpoint."""
-        nn.init.zeros_(self.weight)
-        nn.init.zeros_(self.bias)
+        for zeros in (self.weight, self.bias):  # the values come from `start` or a checkpoint
+            nn.init.zeros_(zeros)
 
     @torch.no_grad()
     def start(self, fc: nn.Linear, generator: torch.Generator | None = None) -> None:
@@ -94,7 +92,6 @@ class CosineLinear(Head):
 
     @torch.no_grad()
     def start(self, fc: nn.Linear) -> None:
-        """Copy the normalised rows of `fc`; a row of zeros stays zero."""
         self.weight.copy_(F.normalize(fc.weight, dim=1))
 
     def forward(self, features: Tensor) -> Tensor:

@@ -27,17 +27,12 @@ def logit_drop(strength: float, features: Tensor, labels: Tensor, num_classes: i
 
 
 def path_strength(path: float, features: Tensor, labels: Tensor, num_classes: int) -> float:
-    """The inverse of `logit_drop`: the `strength` of LosStep whose drop is `path`, in which it is linear.
-
-    Raises ValueError: the path is not above 0, or the step does not lower the logit.
-    """
+    """The inverse of `logit_drop`: the `strength` of LosStep whose drop is `path`, in which it is linear."""
     check_above_zero("path", path)
     drop = logit_drop(1.0, features, labels, num_classes)
     if drop <= 0:
-        raise SettingError(
-            "LOS has no first-order path here: its step does not lower the logit of the most frequent class "
-            "at the mean feature of that class (as where counts are balanced and class means do not differ)"
-        )
+        why = "its step does not lower the logit of the most frequent class at that class's mean feature"
+        raise SettingError(f"LOS has no first-order path here: {why}")
     return path / drop
 
 
