@@ -42,9 +42,8 @@ def build_data(
     builders: `views` (None: as ImageNet's), `report`, `split_dir` and `allow_partial`, or the three lists.
     An `imb_ratio` of None leaves the counts of files as they are, and is 100 for the sets in memory.
 
-    Raises:
-        UserError: an unknown name, a ratio out of range, an option of another data set, missing or broken
-        files.
+    Raises UserError: an unknown name, a ratio out of range, an option of another data set, missing or broken
+    files.
     """
     if name not in DATASETS:
         raise UserError(f"unknown data set {name!r}, known: {', '.join(DATASETS)}")
@@ -57,28 +56,22 @@ def build_data(
     if options.get("val_required"):
         classes = len(data.val.labels.unique())
         if classes < 2:
-            raise UserError(
-                f"--val_source {data.val_source} gives validation images of {classes} class(es), 2 or more "
-                "are needed: take another --val_source, or --val_source none with --select last"
-            )
-    if shots is None:
-        shots = data.shots
-    if not 0 <= shots[0] <= shots[1]:
-        raise UserError(f"--shots must be two counts, the smaller first, got {shots[0]} and {shots[1]}")
-    return replace(data, name=data_name(name, data_dir), shots=tuple(shots))
+            of_what = f"gives validation images of {classes} class(es), 2 or more are needed"
+            raise UserError(f"--val_source {data.val_source} {of_what}: take another one, or --select last")
+    low, high = data.shots if shots is None else shots
+    if not 0 <= low <= high:
+        raise UserError(f"--shots must be two counts, the smaller first, got {low} and {high}")
+    return replace(data, name=data_name(name, data_dir), shots=(low, high))
 
 
 def _taken(name: str, options: dict) -> dict:
     """The options without those that are not for this data set."""
-    taken = dict(options)
-    for option, takers in _TAKERS.items():
-        value = taken.get(option)
+    taken = {}
+    for option, value in options.items():
+        takers = _TAKERS.get(option, (name,))
         if name in takers:
-            if value is not None and option in _PATHS:
-                taken[option] = Path(value)
-            continue
-        taken.pop(option, None)
-        if value and option not in ("views", "report"):
+            taken[option] = Path(value) if option in _PATHS and value is not None else value
+        elif value and option not in ("views", "report"):
             raise UserError(f"--{option} goes with --dataset {' or '.join(takers)}, not with {name}")
     return taken
 

@@ -91,10 +91,7 @@ def _complaints() -> Iterator[Callable[[], str]]:
 
 
 def scan(parts: dict[str, FileSet], workers: int) -> Iterator[Finding]:
-    """Decode every image in `workers` processes (0: in this one); the last finding is of the parts as wholes.
-
-    Raises UserError: a process died.
-    """
+    """Decode every image in `workers` processes (0: in this one); the last finding is of whole parts."""
     processes, deep = Processes(Scanned(parts), workers), []
     digests: dict[str, list[int]] = {name: [] for name in parts}
     requests = [(name, at) for name, part in parts.items() for at in range(0, len(part), CHUNK)]
@@ -104,13 +101,11 @@ def scan(parts: dict[str, FileSet], workers: int) -> Iterator[Finding]:
         yield finding
     processes.close()
     others = [f"{part.root}/{os.fsdecode(path)}" for part in parts.values() for path in part.passed_over]
-    whole = Finding(list(_leaks(parts, digests)), [f"{path} is passed over: {NOT_READ}" for path in others])
+    warnings = [f"{path} is passed over: {NOT_READ}" for path in others]
     if deep:
-        whole.warnings.append(
-            f"{len(deep):,} image(s) have more than 8 bits a channel, {deep[0]} first: what is above "
-            "255 becomes white, and fractions below 1 black; convert them to 8 bits"
-        )
-    yield whole
+        of_what = f"{len(deep):,} image(s) have more than 8 bits a channel, {deep[0]} first"
+        warnings.append(f"{of_what}: what is above 255 becomes white, fractions below 1 black; convert them")
+    yield Finding(list(_leaks(parts, digests)), warnings)
 
 
 def _leaks(parts: dict[str, FileSet], digests: dict[str, list[int]]) -> Iterator[str]:

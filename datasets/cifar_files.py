@@ -3,13 +3,13 @@
 The files are pickles. They are read as plain containers and stubs of arrays: see utils/base/plain_pickle.py.
 """
 
-import hashlib
 import os
 import tarfile
 from pathlib import Path
 
 import numpy as np
 from torchvision.datasets import CIFAR10, CIFAR100
+from torchvision.datasets.utils import calculate_md5
 
 from datasets.fetch import MAX_FILE_BYTES, fetch
 from utils.base.errors import UserError, reason
@@ -24,8 +24,6 @@ def read_cifar(name: str, data_dir: Path) -> dict:
     """Read `cifar10` or `cifar100`: images uint8 [N, 3, 32, 32], labels int64 [N] of both parts, names.
 
     `official` tells whether the training files are byte-identical to the published ones.
-
-    Raises UserError: files missing and not to be fetched, unreadable, hostile, or of another content.
     """
     source, num_classes = SOURCES[name]
     folder = find_folder(source, data_dir)
@@ -36,15 +34,11 @@ def read_cifar(name: str, data_dir: Path) -> dict:
         parts = [_read_part(folder / file, label_key, num_classes) for file, _ in files]
         content[split] = tuple(np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     for split, total in (("train", 50_000), ("test", 10_000)):
-        _, labels = content[split]
-        counts, wanted = np.bincount(labels, minlength=num_classes), total // num_classes
-        if (counts != wanted).any():
-            wrong = int(np.flatnonzero(counts != wanted)[0])
-            raise UserError(
-                f"{folder}: class {wrong} has {counts[wrong]} {split} images instead of {wanted}; "
-                "delete the folder to download it again"
-            )
-    content["official"] = all(_md5(folder / file) == md5 for file, md5 in source.train_list)
+        counts, wanted = np.bincount(content[split][1], minlength=num_classes), total // num_classes
+        for label in np.flatnonzero(counts != wanted):
+            found = f"class {label} has {counts[label]} {split} images instead of {wanted}"
+            raise UserError(f"{folder}: {found}; delete the folder to download it again")
+    content["official"] = all(calculate_md5(folder / file) == md5 for file, md5 in source.train_list)
     return content
 
 
@@ -57,28 +51,22 @@ def find_folder(source: type[CIFAR10], data_dir: Path) -> Path:
         if not missing:
             return folder
         if len(missing) < len(needed):
-            raise UserError(
-                f"{folder} lacks {', '.join(missing)}: complete it, or delete it to download the whole set "
-                "again"
-            )
-    remedy = (
-        f"fetch {source.url} on a machine with a network, unpack it, and name the folder that holds "
-        f"{source.base_folder}/ with --data_dir"
-    )
+            raise UserError(f"{folder} lacks {', '.join(missing)}: complete it, or delete it to download all")
     address, name = source.url.rsplit("/", 1)
+
+    def unpacked(scratch: Path) -> list[Path]:
+        if calculate_md5(scratch / name) != source.tgz_md5:
+            raise OSError("it answers with something else than the archive, whose checksum is known")
+        with tarfile.open(scratch / name) as files:
+            # not in the first releases of Python 3.11
+            files.extraction_filter = getattr(tarfile, "data_filter", None)
+            files.extractall(scratch)
+        return [scratch / source.base_folder]
+
     missing = f"no {source.base_folder} in {data_dir}"
-    fetch(address, [name], data_dir, lambda scratch: [_unpacked(source, scratch / name)], missing, remedy)
+    remedy = f"fetch {source.url} elsewhere, unpack it, and name the folder that holds it with --data_dir"
+    fetch(address, [name], data_dir, unpacked, missing, remedy)
     return official
-
-
-def _unpacked(source: type[CIFAR10], archive: Path) -> Path:
-    if _md5(archive) != source.tgz_md5:
-        raise OSError("it answers with something else than the archive, whose checksum is known")
-    with tarfile.open(archive) as files:
-        # not in the first releases of Python 3.11
-        files.extraction_filter = getattr(tarfile, "data_filter", None)
-        files.extractall(archive.parent)
-    return archive.parent / source.base_folder
 
 
 def _read_pickle(path: Path) -> dict:
@@ -93,15 +81,12 @@ def _read_pickle(path: Path) -> dict:
     except UserError:
         raise
     except Exception as error:  # a broken pickle can raise nearly anything
-        unwanted = ", which no CIFAR file needs" if isinstance(error, UnwantedError) else ""
-        raise UserError(
-            f"{path} is not an intact CIFAR file ({reason(error)}{unwanted}); "
-            "replace it, or delete its folder to download the set again"
-        ) from error
+        why = reason(error) + ", which no CIFAR file needs" * isinstance(error, UnwantedError)
+        remedy = "replace it, or delete its folder to download the set again"
+        raise UserError(f"{path} is not an intact CIFAR file ({why}); {remedy}") from error
     if not isinstance(content, dict):
-        raise UserError(
-            f"{path} is not a CIFAR file: it holds a {type(content).__name__} instead of a dictionary"
-        )
+        found = type(content).__name__
+        raise UserError(f"{path} is not a CIFAR file: it holds a {found} instead of a dictionary")
     return {_text(key): value for key, value in content.items()}
 
 
@@ -131,8 +116,3 @@ def _read_names(path: Path, key: str, num_classes: int) -> list[str]:
     if len(names) != num_classes or not all(isinstance(name, str) for name in names):
         raise UserError(f"{path}: '{key}' must be a list of {num_classes} names")
     return names
-
-
-def _md5(path: Path) -> str:
-    with open(path, "rb") as handle:
-        return hashlib.file_digest(handle, "md5").hexdigest()

@@ -4,49 +4,36 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from datasets.balanced import cut_long_tail
 from datasets.cifar_files import SOURCES, read_cifar
 from datasets.long_tail import long_tail_counts
+from datasets.split import cut_long_tail
 from datasets.types import CHANNELS, ImageSet, LongTailedData, ViewSpec
 from utils.base.errors import UserError
 
 # CIFAR-10's channel figures, used by the published runs on CIFAR-100 as well
 VIEWS = ViewSpec(*CHANNELS["cifar"], padding=4, mirror=True)
+_OTHER_FILES = (
+    "the CIFAR files are not byte-identical to the published ones: the subset may hold other images of the "
+    "same classes, and accuracies differ by up to about 1.5 points between draws"
+)
 
 
 def build_cifar_lt(name: str, data_dir: Path, imb_ratio: float, **split_options: object) -> LongTailedData:
-    """`cifar10_lt` or `cifar100_lt`; `split_options` are those of `split_long_tailed`.
-
-    Raises:
-        UserError: a ratio out of range, files missing or of another content, an all-black image among those
-        used.
-    """
+    """`cifar10_lt` or `cifar100_lt`; `split_options` are those of `split_long_tailed`."""
     source = name.removesuffix("_lt")
     _, num_classes = SOURCES[source]
     counts = long_tail_counts(num_classes, 50_000 // num_classes, imb_ratio)
     content = read_cifar(source, data_dir)
-    data = cut_long_tail(
-        name, content["train"], content["test"], counts, content["class_names"], VIEWS, **split_options
-    )
-    if _has_black(data.train) or _has_black(data.test):
-        raise UserError(
-            f"{data_dir} holds all-black images among those that --imb_ratio {imb_ratio:g} uses: "
-            "the copy is incomplete, use the full data set"
-        )
-    notes = list(data.notes)
-    if data.val is not None and _has_black(data.val):
-        if split_options.get("val_required"):
-            raise UserError(
-                f"{data_dir} holds all-black images among the validation images: use the full data set"
-            )
-        data = replace(data, val=None, val_source="none")
-        notes.append("no validation: the images that the long-tailed set leaves out are black in this copy")
-    if not content["official"]:
-        notes.append(
-            "the CIFAR files are not byte-identical to the published ones: the subset may hold other images "
-            "of the same classes, and accuracies differ by up to about 1.5 points between draws"
-        )
-    return replace(data, notes=notes)
+    parts, names = (content["train"], content["test"]), content["class_names"]
+    data = cut_long_tail(name, *parts, counts, names, VIEWS, **split_options)
+    black = [part for part, images in data.parts.items() if _has_black(images)]
+    if black and (black != ["val"] or split_options.get("val_required")):
+        used = "the validation images" if black == ["val"] else f"those that --imb_ratio {imb_ratio:g} uses"
+        raise UserError(f"{data_dir} holds all-black images among {used}: use the full data set")
+    if black:
+        note = "no validation: the images that the long-tailed set leaves out are black in this copy"
+        data = replace(data, val=None, val_source="none", notes=[*data.notes, note])
+    return data if content["official"] else replace(data, notes=[*data.notes, _OTHER_FILES])
 
 
 def _has_black(part: ImageSet) -> bool:

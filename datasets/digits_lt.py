@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.balanced import cut_long_tail
 from datasets.long_tail import by_class, long_tail_counts
+from datasets.split import cut_long_tail
 from datasets.types import LongTailedData, ViewSpec
 
 MAX_COUNT = 110
@@ -18,8 +18,6 @@ def build_digits_lt(data_dir: Path | None, imb_ratio: float, **split_options: ob
     """110 images of class 0 down to 110 / imb_ratio of class 9; test: the last 50 images of each class.
 
     They come with scikit-learn, whatever `data_dir`. `split_options` are those of `split_long_tailed`.
-
-    Raises UserError: a ratio out of range, or validation images that cannot be had.
     """
     from sklearn.datasets import load_digits
 

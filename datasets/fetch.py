@@ -38,16 +38,12 @@ def fetch(
 ) -> None:
     """Fetch the files `names` below `address` and put what they hold into `folder`, all of it or nothing.
 
-    `settle(scratch)` checks what has come into a scratch folder, and gives the paths to be moved from there.
-
-    Raises:
-        UserError: it failed, or `settle` raised an OSError, or a file and not the user has named the folder.
+    `settle(scratch)` checks what has come into a scratch folder, and gives the paths to be moved from there;
+    an OSError of it is a failure as well. Raises UserError: what is `missing`, why, and the `remedy`.
     """
     if folder in _not_into:
-        raise UserError(
-            f"{folder} lacks files of the data set. A file names that folder and not you, so nothing is "
-            "downloaded there: give --data_dir (or --split_dir)"
-        )
+        why = "A file names that folder and not you, so nothing is downloaded there"
+        raise UserError(f"{folder} lacks files of the data set. {why}: give --data_dir (or --split_dir)")
     complain(f"fetching {', '.join(names)} from {address} into {folder}")
     try:
         with scratch_folder(folder) as scratch:
@@ -56,9 +52,8 @@ def fetch(
             for path in settle(scratch):
                 os.replace(path, folder / path.name)
     except (OSError, http.client.HTTPException) as error:
-        raise UserError(
-            f"{missing}, and fetching from {address} failed ({reason(error)}): {remedy}"
-        ) from error
+        failed = f"fetching from {address} failed ({reason(error)})"
+        raise UserError(f"{missing}, and {failed}: {remedy}") from error
 
 
 @contextmanager
@@ -82,10 +77,7 @@ def scratch_folder(target: Path) -> Iterator[Path]:
 
 
 def _download(url: str, target: Path) -> None:
-    """Write what `url` answers to `target`.
-
-    Raises OSError, http.client.HTTPException: no answer within the time, an error, half a file, a huge one.
-    """
+    """Write what `url` answers to `target`."""
     try:
         with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as answer, open(target, "wb") as out:
             while chunk := answer.read(_CHUNK):

@@ -26,10 +26,8 @@ def long_tail_counts(num_classes: int, max_count: int, imb_ratio: float) -> list
     if counts[-1] == 0:
         # rounding can take the last image at the very ratio of max_count
         limit = max_count if int(max_count * max_count**-1.0) else max_count - 1
-        raise UserError(
-            f"--imb_ratio {imb_ratio:g} leaves {counts.count(0)} of {num_classes} classes without an image: "
-            f"the largest ratio that keeps one everywhere is {limit}"
-        )
+        empty = f"leaves {counts.count(0)} of {num_classes} classes without an image"
+        raise UserError(f"--imb_ratio {imb_ratio:g} {empty}: the largest ratio that leaves none is {limit}")
     return counts
 
 
@@ -68,8 +66,6 @@ def held_out_mask(labels: np.ndarray, fraction: float, seed: int = 0) -> np.ndar
     """Boolean [N], true for a stratified share of the training images that is set aside before stage 1.
 
     A class of two or more gives round(fraction * n_k) images, at least one, and keeps at least one.
-
-    Raises UserError: the fraction is not in (0, 1).
     """
     if not 0 < fraction < 1:
         raise UserError(f"--val_fraction must be between 0 and 1, got {fraction:g}")

@@ -1,4 +1,4 @@
-"""Train and validation indices of a long-tailed set: as it is, or cut out of a larger one."""
+"""A long-tailed set as it is, or cut out of a balanced one: its training and validation images."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -6,7 +6,14 @@ from typing import NamedTuple
 import numpy as np
 
 from datasets.long_tail import held_out_mask, keep_indices, long_tail_counts, unused_indices
+from datasets.types import ImageSet, LongTailedData, ViewSpec
 from utils.base.errors import UserError
+
+_NO_VAL = {
+    "own": "the data set has no validation images of its own",
+    "unused": "the set keeps every image, so none is unused",
+    "none": "validation images are needed here",
+}
 
 
 class Split(NamedTuple):
@@ -32,8 +39,6 @@ def split_long_tailed(
     labels int64 [N]. `val_source`: `own`, the data set's own if it `has_own`, else as `unused`; `unused`, up
     to 20 images a class that the long-tailed set leaves out; `heldout`, a stratified share of the long-tailed
     set, the same one for every run seed; `none`.
-
-    Raises UserError: validation is required and cannot be made, or `own` is required and there is none.
     """
     kept = np.arange(len(labels)) if counts is None else keep_indices(labels, counts, subset_seed)
     if val_source == "own" and has_own:
@@ -49,19 +54,12 @@ def split_long_tailed(
             note = f"{missing} class(es) have no validation image and are left out of the validation mean"
             return Split(kept, unused, "unused", [note] if missing else [])
     if val_required:
-        why = {
-            "own": "the data set has no validation images of its own",
-            "unused": "the set keeps every image, so none is unused",
-        }.get(val_source, "validation images are needed here")
-        raise UserError(f"{why}: take --val_source {' or '.join(ways)}")
+        raise UserError(f"{_NO_VAL[val_source]}: take --val_source {' or '.join(ways)}")
     return Split(kept, None, "none")
 
 
 def fitting_counts(available: list[int], imb_ratio: float) -> list[int]:
-    """The law of `long_tail_counts` from the largest first count for which every class has enough images.
-
-    Raises UserError: the ratio is not a number of 1 or more, or leaves a class without an image.
-    """
+    """The law of `long_tail_counts` from the largest first count for which every class has enough images."""
     num_classes = len(available)
     long_tail_counts(num_classes, max(available), imb_ratio)  # refuses a ratio that no first count could have
     steps = max(num_classes - 1, 1)
@@ -71,3 +69,31 @@ def fitting_counts(available: list[int], imb_ratio: float) -> list[int]:
         if all(count <= limit for count, limit in zip(counts, available, strict=True)):
             return counts
         top -= 1
+
+
+def cut_long_tail(
+    name: str,
+    train: tuple[np.ndarray, np.ndarray],
+    test: tuple[np.ndarray, np.ndarray],
+    counts: list[int],
+    class_names: list[str],
+    views: ViewSpec,
+    **split_options: object,
+) -> LongTailedData:
+    """Keep `counts` training images a class; `split_options` are those of `split_long_tailed`.
+
+    `train` and `test`: images uint8 [N, C, H, W] and labels int64 [N].
+    """
+    images, labels = train
+    split = split_long_tailed(labels, counts, **split_options)
+    return LongTailedData(
+        name=name,
+        class_names=class_names,
+        class_counts=counts,
+        train=ImageSet.from_numpy(images[split.train], labels[split.train]),
+        val=None if split.val is None else ImageSet.from_numpy(images[split.val], labels[split.val]),
+        val_source=split.val_source,
+        test=ImageSet.from_numpy(*test),
+        views=views,
+        notes=list(split.notes),
+    )

@@ -21,7 +21,7 @@ from utils.settings.presets import preset_for
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Write the tree. Raises UserError: the target exists or cannot be written, or there is no such data."""
+    """Write the tree."""
     summary = __doc__.splitlines()[0]
     parser = Parser(prog="python -m datasets.to_folder", description=summary, allow_abbrev=False)
     in_memory = [name for name in DATASETS if name not in FILE_DATASETS]

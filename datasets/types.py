@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -116,25 +117,20 @@ class FileSet:
     def contents(self) -> dict:
         """What the files were like, for a checkpoint: whether others lie under these names now shows by it.
 
-        Fingerprints of all paths, a digest of all sizes, one of all times of change, fingerprints of the ends
-        of the files `sampled`: for 437,513 files some seconds. A copy has other times and nothing else. A
-        file of the same size that is not in the sample shows by its time alone, or by the digest of all bytes
-        where `full`. A file that cannot be read counts as empty: it is refused where it is decoded.
+        A copy has other times and nothing else. A file of the same size that is not in the sample shows by
+        its time alone, or where `full` by the digest of all bytes. One that cannot be read counts as empty.
         """
         status = np.array([self._status(i) for i in range(len(self))], dtype=np.int64).reshape(-1, 2)
         sizes, times = (hashlib.sha256(np.ascontiguousarray(row).data).hexdigest() for row in status.T)
         found = {"names": self.names, "sizes": sizes, "times": times, "bytes": self.bytes_of(self.sampled)}
-        state = hashlib.sha256()
         if self.full:
-            for i in range(len(self)):
-                state.update(self._read(i, -1))
-            found["all"] = state.hexdigest()
+            every = b"".join(self._read(i, -1) for i in range(len(self)))
+            found["all"] = hashlib.sha256(every).hexdigest()
         return found
 
     def bytes_of(self, index: Tensor) -> Tensor:
         """Fingerprints int64 [n] of the first and last `PIECE` bytes of the files `index`, int64 [n]."""
-        found = [_fingerprint(self._read(i, PIECE)) for i in index.tolist()]
-        return torch.tensor(found, dtype=torch.int64)
+        return torch.tensor([_fingerprint(self._read(i, PIECE)) for i in index.tolist()], dtype=torch.int64)
 
     def stamp(self, start: int, stop: int) -> bytes:
         """What the files `start` to `stop` are like, as `contents` but without times, and no sample: each."""
@@ -147,23 +143,20 @@ class FileSet:
 
     def _status(self, index: int) -> tuple[int, int]:
         """Size and time of change of a file."""
-        try:
+        with suppress(OSError):
             status = os.stat(self._path(index))
-        except OSError:
-            return -1, 0
-        return status.st_size, status.st_mtime_ns
+            return status.st_size, status.st_mtime_ns
+        return -1, 0
 
     def _read(self, index: int, piece: int) -> bytes:
         """The first and last `piece` bytes of a file; -1: the digest of all."""
-        try:
-            with open_regular(os.fsdecode(self._path(index))) as handle:
-                if piece < 0:
-                    return hashlib.file_digest(handle, "sha256").digest()
-                start = handle.read(piece)
-                handle.seek(max(os.fstat(handle.fileno()).st_size - piece, 0))
-                return start + handle.read(piece)
-        except (OSError, UserError):
-            return b""
+        with suppress(OSError, UserError), open_regular(os.fsdecode(self._path(index))) as handle:
+            if piece < 0:
+                return hashlib.file_digest(handle, "sha256").digest()
+            start = handle.read(piece)
+            handle.seek(max(os.fstat(handle.fileno()).st_size - piece, 0))
+            return start + handle.read(piece)
+        return b""
 
     def take(self, index: np.ndarray) -> "FileSet":
         """The images `index` int64 [n], in that order."""
@@ -199,10 +192,9 @@ class ViewSpec:
 class FileViews:
     """How an image file becomes a network input of `size` x `size` pixels.
 
-    The training view, `augment`: `resized_crop` is torchvision's RandomResizedCrop; `pad_crop` resizes to
-    size x size, pads with `padding` zeros, crops; `plain` is the test view. The test view resizes the shorter
-    side to `resize` and crops the centre (`pad_crop`: resizes to size x size). `jitter` is the strength of
-    torchvision's ColorJitter in brightness, contrast and saturation.
+    In training by `augment`: torchvision's RandomResizedCrop; `pad_crop` resizes to size x size, pads with
+    `padding` zeros, crops; `plain` is the test view. That resizes the shorter side to `resize` and crops the
+    centre (`pad_crop`: resizes to size x size). `jitter`: strength of torchvision's ColorJitter, without hue.
     """
 
     mean: tuple[float, ...]

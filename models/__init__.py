@@ -62,25 +62,20 @@ def torchvision_names() -> list[str]:
 def check_network(name: str) -> None:
     """Refuse a name under which there can be no network; nothing is built or imported.
 
-    Raises:
-        ValueError: unknown, or not written as module:function: says what comes near.
+    Raises ValueError: unknown, or not written as module:function: says what comes near.
     """
     if ":" in name:
         if ".py:" in name or not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*", name):
-            raise ValueError(
-                f"network {name!r} is not written as Python imports it: my_nets:small_cnn is the function "
-                "small_cnn of my_nets.py"
-            )
+            example = "my_nets:small_cnn is the function small_cnn of my_nets.py"
+            raise ValueError(f"network {name!r} is not written as Python imports it: {example}")
         return
     known = list(dict.fromkeys((*NETWORKS, *torchvision_names())))
     if name not in known:
         near = [other for other in known if name and other.startswith(name)]
-        near = (near + [other for other in difflib.get_close_matches(name, known) if other not in near])[:3]
+        near = list(dict.fromkeys([*near, *difflib.get_close_matches(name, known)]))[:3]
         hint = f" (did you mean {' or '.join(near)}?)" if near else ""
-        raise ValueError(
-            f"unknown network {name!r}{hint}, known: {', '.join(NETWORKS)}, any other classification "
-            "network of torchvision, or your own as module:function"
-        )
+        others = "any other classification network of torchvision, or your own as module:function"
+        raise ValueError(f"unknown network {name!r}{hint}, known: {', '.join(NETWORKS)}, {others}")
 
 
 def network_label(name: str) -> str:

@@ -37,19 +37,13 @@ class Adapted(Network):
 
 
 def torchvision_network(name: str, num_classes: int) -> Adapted:
-    """torchvision's network `name`, without weights, with K = `num_classes` outputs.
-
-    Raises:
-        ValueError: it cannot be adapted: says why.
-    """
+    """torchvision's network `name`, without weights, with K = `num_classes` outputs."""
     if name in _AUXILIARY:
         raise ValueError(f"network {name} has auxiliary classifiers, which nothing here trains: take another")
     network = tv.get_model(name, weights=None, num_classes=num_classes)
     last = linear_layers(network, num_classes)
     if not last:
-        raise ValueError(
-            f"network {name} has a convolution as classifier, not a linear layer to re-train: take another"
-        )
+        raise ValueError(f"network {name} has a convolution as classifier: take one with a linear layer")
     return Adapted(network, last[-1])
 
 

@@ -23,9 +23,8 @@ def build_model(name: str, num_classes: int, in_channels: int = 3, stem: str = "
     `module:function`. `stem` says how the ResNets of torchvision's widths begin: "small" with a 3x3
     convolution that keeps the resolution, "imagenet" as torchvision's; it has no meaning for the others.
 
-    Raises:
-        ValueError: the name or the stem is unknown, the network cannot have `in_channels`, cannot be adapted
-            to the contract, or a user's own fails.
+    Raises ValueError: the name or the stem is unknown, the network cannot have `in_channels`, cannot be
+    adapted to the contract, or a user's own fails.
     """
     check_network(name)
     if stem not in STEMS:
@@ -37,9 +36,8 @@ def build_model(name: str, num_classes: int, in_channels: int = 3, stem: str = "
         kinds = dict(zip(("groups", "width_per_group"), widths, strict=False))
         return STEMS[stem](getattr(resnet, block), blocks, num_classes, in_channels, **kinds)
     if in_channels != 3:
-        raise ValueError(
-            f"network {name} takes images of 3 channels, not {in_channels}: take {', '.join(THIN_NETWORKS)}"
-        )
+        others = ", ".join(THIN_NETWORKS)
+        raise ValueError(f"network {name} takes images of 3 channels, not {in_channels}: take {others}")
     return own_network(name, num_classes) if ":" in name else torchvision_network(name, num_classes)
 
 
@@ -59,8 +57,8 @@ def build_head(
     `labels` [N] of the training images are for ncm and los_step. Options: `fresh` of linear, `tau` of la and
     tau_norm, `scale` of etf, `strength` of los_step.
 
-    Raises:
-        ValueError: the kind or an option is unknown, an option is out of range, or what it needs is missing.
+    Raises ValueError: the kind or an option is unknown, an option is out of range, or what it needs is
+    missing.
     """
     head = _empty_head(kind, fc.in_features, fc.out_features, options).to(fc.weight)
     given = {"class_counts": class_counts, "generator": generator, "features": features, "labels": labels}
@@ -73,11 +71,7 @@ def build_head(
 
 
 def head_from_state(kind: str, state: Mapping[str, Tensor], **options: float) -> nn.Module:
-    """The head whose `state_dict()` this is, without its stage-1 classifier; `state` is copied.
-
-    Raises:
-        ValueError: the kind or an option is unknown, or names or shapes do not fit the kind: says which.
-    """
+    """The head whose `state_dict()` this is, without its stage-1 classifier; `state` is copied."""
     weight = state.get("weight")
     if weight is None or weight.ndim != 2:
         raise ValueError(f"not the weights of a head {kind!r}: no matrix `weight` [K, D]")
@@ -86,9 +80,8 @@ def head_from_state(kind: str, state: Mapping[str, Tensor], **options: float) ->
     found = {name: value.shape for name, value in state.items()}
     wrong = sorted(name for name in wanted | found if wanted.get(name) != found.get(name))
     if wrong:
-        raise ValueError(
-            f"not the weights of a head {kind!r}: {', '.join(wrong)} missing, unknown or misshapen"
-        )
+        names = ", ".join(wrong)
+        raise ValueError(f"not the weights of a head {kind!r}: {names} missing, unknown or misshapen")
     head.load_state_dict(state, strict=True)
     return head
 
@@ -100,9 +93,6 @@ def _empty_head(
         raise ValueError(f"unknown head {kind!r}, known: {', '.join(HEADS)}")
     found = kind if callable(kind) else HEADS[kind]
     known = list(inspect.signature(found).parameters)[2:]
-    unknown = [name for name in options if name not in known]
-    if unknown:
-        raise ValueError(
-            f"unknown option {unknown[0]!r} of head {kind!r}, known: {', '.join(known) or 'none'}"
-        )
+    for name in options.keys() - known:
+        raise ValueError(f"unknown option {name!r} of head {kind!r}, known: {', '.join(known) or 'none'}")
     return found(in_features, num_classes, **options)

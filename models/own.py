@@ -24,15 +24,9 @@ _SIZES = (32, 64, 224)
 def own_network(name: str, num_classes: int) -> nn.Module:
     """What the function of `name` = "module:function" returns for K = `num_classes`, adapted where needed.
 
-    The function is called with num_classes=K where it has such a parameter, else with K alone. Modules are
-    looked for in the current folder first. A network with `forward_features` and a linear `fc` that keep the
-    contract stays as it is, any other is adapted. Which is so is found by one batch of two random images (32
-    pixels wide, else 64, else 224) in evaluation mode, which leaves network and random state as they were; a
-    network that takes none of these is believed.
-
-    Raises:
-        ValueError: no such module or function; it fails, gives no torch.nn.Module, or one that does not end
-            in a linear layer with K outputs.
+    It is called with num_classes=K where it has such a parameter, else with K alone; modules are looked for
+    in the current folder first. A network that keeps the contract stays as it is, any other is adapted: two
+    random images (32, else 64, else 224 pixels wide) tell, and a network that takes none is believed.
     """
     with _current_folder_first():
         function = _find(name)
@@ -85,10 +79,8 @@ def _call(name: str, function: Callable, num_classes: int) -> object:
             return function(*args, **options)
         except Exception as error:  # a user's function can raise anything
             raise ValueError(f"network {name} fails for {num_classes} classes: {_one_line(error)}") from error
-    raise ValueError(
-        f"network {name} cannot be called with the number of classes alone: it takes "
-        f"{inspect.signature(function)}"
-    )
+    takes = f"it takes {inspect.signature(function)}"
+    raise ValueError(f"network {name} cannot be called with the number of classes alone: {takes}")
 
 
 def _one_line(error: Exception) -> str:
@@ -109,10 +101,8 @@ def _fit(name: str, network: nn.Module, num_classes: int) -> nn.Module:
     if trial is not None:
         found = list(trial.out.shape) if isinstance(trial.out, Tensor) else f"a {type(trial.out).__name__}"
         if found != [2, num_classes]:
-            raise ValueError(
-                f"network {name} gives {found} for 2 images, not logits [2, {num_classes}]: has it the "
-                "number of classes that it is called with?"
-            )
+            wanted = f"not logits [2, {num_classes}]: has it the number of classes that it is called with?"
+            raise ValueError(f"network {name} gives {found} for 2 images, {wanted}")
     fc = getattr(network, "fc", None)
     fitting = isinstance(fc, nn.Linear) and fc.out_features == num_classes
     if fitting and callable(getattr(network, "forward_features", None)) and _keeps_contract(network, trial):
@@ -124,10 +114,8 @@ def _fit(name: str, network: nn.Module, num_classes: int) -> nn.Module:
         places = [place for place in trial.linear if torch.equal(trial.linear[place], trial.out)]
     adapted = Adapted(network, places[-1]) if places else None
     if adapted is None or not _keeps_contract(adapted, trial):
-        raise ValueError(
-            f"network {name} has to end in a torch.nn.Linear with {num_classes} outputs, used once and as it "
-            "is, with nothing behind it (no softmax, no scale)"
-        )
+        last = f"a torch.nn.Linear with {num_classes} outputs, used once and as it is"
+        raise ValueError(f"network {name} has to end in {last} (no softmax, no scale)")
     return adapted
 
 

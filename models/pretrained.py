@@ -22,26 +22,22 @@ _STEMS = {7: "imagenet", 3: "small"}  # by the width of their first kernel
 def with_own_names(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """`state` under the names of `model`, as far as that is clear; what is not keeps its name.
 
-    Names behind prefixes (any one that all have, `_PREFIXES` in any order on all or some), names that
-    torchvision's files still have from earlier versions, the names of an adapted network before it was
-    adapted, and one last layer of another name than `fc`. Counts of batches that batch-norm keeps and old
-    files lack are those of `model`; how many models were averaged, which is no weight, is left out.
+    Told are names behind prefixes, of torchvision's earlier versions, of an adapted network before it was
+    adapted, and one last layer of another name than `fc`. Counts of batches that old files lack are those of
+    `model`; how many models were averaged, which is no weight, is left out.
     """
     own = model.state_dict()
     last = f"{model.last}." if isinstance(model, Adapted) else "fc."
     known = {*own, *(name.removeprefix("body.") for name in own), f"{last}weight", f"{last}bias"}
     state = _without_prefixes({_today(name): value for name, value in state.items()}, known)
-    if isinstance(model, Adapted):
-        state = _behind_body(state, model.last, set(own))
-    state = _last_layer_as_fc(state, set(own))
-    counts = {
-        name: own[name]
-        for name in own
-        if name.endswith("num_batches_tracked")
-        and name not in state
-        and name.replace("num_batches_tracked", "running_mean") in state
-    }
-    return state | counts
+    if isinstance(model, Adapted) and not any(name.startswith("body.") for name in state.keys() & own.keys()):
+        state = _with_fc(state, model.last, "body.")
+    strangers = [name for name, value in state.items() if name not in own and value.ndim == 2]
+    strangers = [name.removesuffix(".weight") for name in strangers if name.endswith(".weight")]
+    if "fc.weight" not in state and len(strangers) == 1:
+        state = _with_fc(state, strangers[0])
+    kept = {name.replace("running_mean", "num_batches_tracked") for name in state}
+    return {name: own[name] for name in own if name in kept} | state
 
 
 def without_bias(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> bool:
@@ -56,9 +52,8 @@ def load_pretrained(model: nn.Module, state: Mapping[str, Tensor], name: str) ->
 
     That is always the classifier, `fc`: even one that fits was trained for other classes.
 
-    Raises:
-        ValueError: names, shapes or kinds of numbers of the backbone differ, or a weight is not finite: says
-            which. `model` is then as it was.
+    Raises ValueError: names, shapes or kinds of numbers of the backbone differ, or a weight is not finite:
+    says which. `model` is then as it was.
     """
     own = model.state_dict()
     found = with_own_names(model, state)
@@ -105,11 +100,8 @@ def first_of_other_kind(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) 
 
 def differences(wanted: Mapping[str, tuple], found: Mapping[str, tuple]) -> str:
     """How the names and shapes in a file differ from those of a network, in one line."""
-    shapes = [
-        f"{name} {list(found[name])} instead of {list(wanted[name])}"
-        for name in wanted
-        if name in found and wanted[name] != found[name]
-    ]
+    other = [name for name in wanted if name in found and wanted[name] != found[name]]
+    shapes = [f"{name} {list(found[name])} instead of {list(wanted[name])}" for name in other]
     kinds = {
         "missing": [name for name in wanted if name not in found],
         "unexpected": [name for name in found if name not in wanted],
@@ -120,11 +112,9 @@ def differences(wanted: Mapping[str, tuple], found: Mapping[str, tuple]) -> str:
         for what, names in kinds.items()
         if names
     ]
-    stems = [
-        _STEMS.get(shape[-1]) for shape in (place.get("conv1.weight") for place in (found, wanted)) if shape
-    ]
-    if len(stems) == 2 and all(stems) and stems[0] != stems[1]:
-        parts.append(f"the file has the {stems[0]} stem, the network the {stems[1]} one")
+    theirs, ours = (_STEMS.get((place.get("conv1.weight") or (None,))[-1]) for place in (found, wanted))
+    if theirs and ours and theirs != ours:
+        parts.append(f"the file has the {theirs} stem, the network the {ours} one")
     return "; ".join(parts)
 
 
@@ -147,24 +137,6 @@ def _without_prefixes(state: dict[str, Tensor], known: set[str]) -> dict[str, Te
     state = {name: value for name, value in state.items() if name.rpartition(".")[2] != "n_averaged"}
     found = {bare(name): value for name, value in state.items()}
     return found if len(found) == len(state) else state
-
-
-def _behind_body(state: dict[str, Tensor], last: str, own: set[str]) -> dict[str, Tensor]:
-    """The names of a network before `Adapted` took its layer `last` out, changed to those it has since."""
-    if any(name.startswith("body.") and name in own for name in state):
-        return state
-    return _with_fc(state, last, "body.")
-
-
-def _last_layer_as_fc(state: dict[str, Tensor], own: set[str]) -> dict[str, Tensor]:
-    strangers = [
-        name.removesuffix(".weight")
-        for name in state
-        if name not in own and name.endswith(".weight") and state[name].ndim == 2
-    ]
-    if "fc.weight" in state or len(strangers) != 1:
-        return state
-    return _with_fc(state, strangers[0])
 
 
 def _with_fc(state: dict[str, Tensor], last: str, before: str = "") -> dict[str, Tensor]:

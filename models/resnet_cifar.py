@@ -14,21 +14,15 @@ from models.adapt import Network
 
 
 class WideResNet(Network, tv.ResNet):
-    """torchvision's ResNet with a 3x3 stride-1 `conv1` and no max-pool: widths 64..512.
+    """torchvision's ResNet with a 3x3 stride-1 `conv1` and no max-pool; `widths`: groups, channels a group.
 
-    D = 512 with basic blocks, 2048 with bottlenecks. Source: the network of the LOS paper's CIFAR100-LT runs
-    (ResNet-34).
+    D = 512 with basic blocks, 2048 with bottlenecks. Source: the LOS paper's CIFAR100-LT runs (ResNet-34).
     """
 
     def __init__(
-        self,
-        block: type[nn.Module],
-        layers: Sequence[int],
-        num_classes: int,
-        in_channels: int = 3,
-        **widths: int,
+        self, block: type[nn.Module], layers: Sequence[int], num_classes: int, in_channels: int, *widths: int
     ) -> None:
-        super().__init__(block, list(layers), num_classes, **widths)
+        super().__init__(block, list(layers), num_classes, False, *widths)
         self.conv1 = nn.Conv2d(in_channels, 64, kernel_size=3, stride=1, padding=1, bias=False)
         nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
         self.maxpool = nn.Identity()
@@ -80,9 +74,6 @@ class ThinResNet(Network):
 
 
 def _thin_stage(width_in: int, width: int, blocks: int) -> nn.Sequential:
-    first = (
-        tv.BasicBlock(width_in, width)
-        if width_in == width
-        else tv.BasicBlock(width_in, width, stride=2, downsample=PadShortcut(width - width_in))
-    )
+    narrower = {"stride": 2, "downsample": PadShortcut(width - width_in)} if width_in != width else {}
+    first = tv.BasicBlock(width_in, width, **narrower)
     return nn.Sequential(first, *[tv.BasicBlock(width, width) for _ in range(blocks - 1)])

@@ -14,7 +14,7 @@ from models.adapt import Network
 
 
 class ImageNetResNet(Network, tv.ResNet):
-    """torchvision's ResNet as it is: a 7x7 stride-2 `conv1`, a max-pool, widths 64..512.
+    """torchvision's ResNet as it is: 7x7 stride-2 `conv1`, max-pool; `widths`: groups, channels a group.
 
     D = 512 with basic blocks, 2048 with bottlenecks. Initialised as torchvision does, the last batch-norm of
     a block at 1 and not at 0 (`zero_init_residual` stays off): so does the public code of Decoupling (Kang et
@@ -22,14 +22,9 @@ class ImageNetResNet(Network, tv.ResNet):
     """
 
     def __init__(
-        self,
-        block: type[nn.Module],
-        layers: Sequence[int],
-        num_classes: int,
-        in_channels: int = 3,
-        **widths: int,
+        self, block: type[nn.Module], layers: Sequence[int], num_classes: int, in_channels: int, *widths: int
     ) -> None:
-        super().__init__(block, list(layers), num_classes, **widths)
+        super().__init__(block, list(layers), num_classes, False, *widths)
         if in_channels != 3:
             self.conv1 = nn.Conv2d(in_channels, 64, kernel_size=7, stride=2, padding=3, bias=False)
             nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")

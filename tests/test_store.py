@@ -154,7 +154,7 @@ def test_a_disk_without_room_is_said_before_anything_is_extracted(tmp_path):
 
 def test_a_folder_of_somebody_elses_is_refused_and_stays_as_it_was(tmp_path):
     (tmp_path / "notes").write_text("mine")
-    with pytest.raises(UserError, match="is to take the features for a while, but holds something else"):
+    with pytest.raises(UserError, match="is to take the features, but holds something else"):
         fill(tmp_path, Extractor())
     assert [path.name for path in tmp_path.iterdir()] == ["notes"]
 

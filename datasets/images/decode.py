@@ -16,6 +16,7 @@ import struct
 import warnings
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from typing import BinaryIO
 
 import numpy as np
@@ -48,7 +49,7 @@ _SCAN, _END, _NO_LENGTH = 0xDA, 0xD9, (0x01, 0xD8)
 _PALETTE = 3  # PNG's word for the kind of colours
 _TEXTS = (b"zTXt", b"iTXt", b"iCCP")  # chunks of a PNG that may be packed
 _TILE_SIZE, _STRIPS, _TILES = (322, 323), 273, 324  # tags of a TIFF
-_REMEDY = "get the file again, or leave it out of the data set"
+_CUT_OFF, _TOO_MUCH = "is cut off, its end is missing", "more than any image needs"
 
 
 Decoder = Callable[[Tensor, ImageReadMode], Tensor]
@@ -60,22 +61,22 @@ def read_image(path: str) -> Tensor:
 
 
 def read_bytes(path: str) -> bytearray:
-    """What a file holds. Raises UserError: it is missing, no regular file, too large, or may not be read."""
+    """What a file holds."""
     try:
         with open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
             if size > MAX_BYTES:
-                raise UserError(f"{path} has {size:,} bytes, more than any image: {_REMEDY}")
+                raise _refusal(path, f"has {size:,} bytes, more than any image")
             return bytearray(file.read())
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise UserError(f"{path} does not exist: check --data_dir and the list that names it") from error
-    except IsADirectoryError as error:
-        raise UserError(f"{path} is a folder, not an image: check the list that names it") from error
     except (OSError, ValueError) as error:
-        remedy = "check its name and permissions"
-        if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE):
-            remedy = "raise the limit (ulimit -n), or try --workers 0, which needs none"
-        raise UserError(f"{path} cannot be read ({reason(error)}): {remedy}") from error
+        problem = f"cannot be read ({reason(error)}): check its name and permissions"
+        if isinstance(error, (FileNotFoundError, NotADirectoryError)):
+            problem = "does not exist: check --data_dir and the list that names it"
+        elif isinstance(error, IsADirectoryError):
+            problem = "is a folder, not an image: check the list that names it"
+        elif getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE):
+            problem = f"cannot be read ({reason(error)}): raise the limit (ulimit -n), or try --workers 0"
+        raise UserError(f"{path} {problem}") from error
 
 
 def decode_image(data: bytearray, path: str) -> Tensor:
@@ -84,16 +85,14 @@ def decode_image(data: bytearray, path: str) -> Tensor:
     Raises UserError: no image, cut off or broken, more than MAX_PIXELS, or more work than these take.
     """
     if not data:
-        raise UserError(f"{path} is empty: {_REMEDY}")
+        raise _refusal(path, "is empty")
     decode = _fast_decoder(data, path)
     with warnings.catch_warnings():
         # torchvision's that its decoders will move to another package, Pillow's about metadata
         warnings.simplefilter("ignore")
         if decode is not None:
-            try:
+            with suppress(RuntimeError):  # the last word is Pillow's
                 return decode(torch.frombuffer(data, dtype=torch.uint8), ImageReadMode.RGB)
-            except RuntimeError:
-                pass  # the last word is Pillow's
         return _decode_with_pillow(data, path)
 
 
@@ -140,10 +139,10 @@ def _fast_decoder(data: bytearray, path: str) -> Decoder | None:
         _check_size(path, width, height)
         _check_scans(path, scans, width, height)
         if data.rfind(b"\xff\xd9") < frame:
-            raise _cut_off(path)
+            raise _refusal(path, _CUT_OFF)
         return decode_jpeg if components in (1, 3) else None
     if data[:1] == b"P" and data[1:2] in b"123" and len(data) > MAX_PLAIN_PPM:
-        raise _excessive(path, f"{len(data):,} bytes of numbers as text")
+        raise _refusal(path, f"has {len(data):,} bytes of numbers as text, {_TOO_MUCH}")
     return None
 
 
@@ -154,7 +153,7 @@ def _walk(data: bytearray, path: str) -> tuple[int | None, int]:
         found = _MARKER.search(data, at)
         start = found.start() if found else len(data)
         if not scans and start - at > MAX_HEADER_GAP:  # decoders skip it byte by byte
-            raise _excessive(path, f"{start - at:,} bytes that belong to no segment")
+            raise _refusal(path, f"has {start - at:,} bytes that belong to no segment, {_TOO_MUCH}")
         marker = data[start + 1] if found else _END
         if marker == _END:
             return frame, scans
@@ -162,28 +161,22 @@ def _walk(data: bytearray, path: str) -> tuple[int | None, int]:
             frame = start
         scans += marker == _SCAN
         at = start + 2 + (0 if marker in _NO_LENGTH else int.from_bytes(data[start + 2 : start + 4]))
-    raise _excessive(path, f"more than {MAX_SEGMENTS:,} segments")
+    raise _refusal(path, f"has more than {MAX_SEGMENTS:,} segments, {_TOO_MUCH}")
 
 
 def _check_scans(path: str, scans: int, width: int, height: int) -> None:
     if scans > MAX_SCANS or scans * width * height > MAX_SCANNED:
-        raise _excessive(path, f"{scans:,} scans of {width} x {height} pixels")
+        raise _refusal(path, f"has {scans:,} scans of {width} x {height} pixels, {_TOO_MUCH}")
 
 
-def _cut_off(path: str) -> UserError:
-    return UserError(f"{path} is cut off, its end is missing: {_REMEDY}")
-
-
-def _excessive(path: str, what: str) -> UserError:
-    return UserError(f"{path} has {what}, more than any image needs: {_REMEDY}")
+def _refusal(path: str, problem: str) -> UserError:
+    return UserError(f"{path} {problem}: get the file again, or leave it out of the data set")
 
 
 def _check_size(path: str, width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
-        raise UserError(
-            f"{path} declares {width} x {height} pixels, more than the {MAX_PIXELS:,} that are read: "
-            "make it smaller, or leave it out of the data set"
-        )
+        declared = f"{path} declares {width} x {height} pixels, more than the {MAX_PIXELS:,} that are read"
+        raise UserError(f"{declared}: make it smaller, or leave it out of the data set")
 
 
 def _check_png(data: bytearray, path: str) -> None:
@@ -193,17 +186,17 @@ def _check_png(data: bytearray, path: str) -> None:
         length, kind = struct.unpack_from(">I4s", data, at)
         chunks, texts = chunks + 1, texts + (kind in _TEXTS)
         if chunks > MAX_SEGMENTS or texts > MAX_TEXTS:
-            raise _excessive(path, f"{chunks:,} chunks, {texts} of them packed text")
+            raise _refusal(path, f"has {chunks:,} chunks, {texts} of them packed text, {_TOO_MUCH}")
         end = at + 12 + length
         if end > len(data):
             break
         matters = not kind[0] & 0x20
         if matters and zlib.crc32(view[at + 4 : end - 4]) != int.from_bytes(view[end - 4 : end]):
-            raise UserError(f"{path} is broken, a checksum is wrong: {_REMEDY}")
+            raise _refusal(path, "is broken, a checksum is wrong")
         if kind == b"IEND":
             return
         at = end
-    raise _cut_off(path)
+    raise _refusal(path, _CUT_OFF)
 
 
 def _check_tiff(image: Image.Image, data: bytearray, path: str) -> None:
@@ -224,10 +217,9 @@ def _decode_with_pillow(data: bytearray, path: str) -> Tensor:
             pixels = np.array(image.convert("RGB"))
     except UserError:
         raise
-    except UnidentifiedImageError as error:
-        raise UserError(
-            f"{path} is no image, or none of {', '.join(FORMATS)}, or its header is broken: {_REMEDY}"
-        ) from error
     except Exception as error:  # a broken file makes Pillow raise almost anything
-        raise UserError(f"{path} cannot be decoded ({reason(error)}): {_REMEDY}") from error
+        problem = f"cannot be decoded ({reason(error)})"
+        if isinstance(error, UnidentifiedImageError):
+            problem = f"is no image, or none of {', '.join(FORMATS)}, or its header is broken"
+        raise _refusal(path, problem) from error
     return torch.from_numpy(pixels).permute(2, 0, 1)

@@ -34,9 +34,7 @@ class FileImages:
     def __init__(
         self, data: FileSet, views: FileViews, device: torch.device | str = "cpu", workers: int = 0
     ) -> None:
-        self.labels = data.labels.to(device)
-        self.mirror = views.mirror
-        self._views = views
+        self.labels, self.mirror, self._views = data.labels.to(device), views.mirror, views
         self._processes = Processes(ViewedFiles(data, views), workers, pin=self.device.type == "cuda")
         self._normalise = Normalise(views.mean, views.std, views.size, device)
         self._drawn: tuple = (None, None, None)  # (seed, view) and their rows, the latest alone
@@ -49,17 +47,14 @@ class FileImages:
         return self.labels.device
 
     def augmented(self, order: Tensor, batch_size: int, seed: int, view: int) -> Batches:
-        """Batches of view `view` in the order given (int64, indices of images).
-
-        Raises UserError: an image cannot be read (see `datasets.images.decode`), or a loader process died.
-        """
+        """Batches of view `view` in the order given (int64, indices of images)."""
         if self._drawn[0] != (seed, view):
             rows = (draw(self._views, len(self), seed, view) for draw in (crop_rows, jitter_rows))
             self._drawn = ((seed, view), *rows)
         yield from self._pass(batch_indices(order.cpu(), batch_size), *self._drawn[1:])
 
     def batches(self, batch_size: int, start: int = 0, stop: int | None = None) -> Batches:
-        """Batches of the test view of images `start` to `stop`, in file order. Raises UserError as above."""
+        """Batches of the test view of images `start` to `stop`, in file order."""
         yield from self._pass(batch_indices(torch.arange(len(self))[start:stop], batch_size), None, None)
 
     def close(self) -> None:
@@ -108,10 +103,8 @@ class ViewedFiles(Dataset):
         elif row is None:
             short, long = sorted(image.shape[1:])
             if self.views.resize**2 * long / short > MAX_PIXELS:  # enlarged it would take all memory
-                raise UserError(
-                    f"{path} is {long} x {short} pixels: with {self.views.resize} on the shorter side it "
-                    f"would have more than {MAX_PIXELS:,}; leave it out of the data set"
-                )
+                shape = f"{long} x {short} pixels: with {self.views.resize} on the shorter side"
+                raise UserError(f"{path} is {shape} more than {MAX_PIXELS:,}; leave it out of the data set")
             image = F.center_crop(F.resize(image, [self.views.resize], antialias=True), [size, size])
         else:
             top, left, height, width = crop_box(row, *image.shape[1:])

@@ -24,10 +24,7 @@ def open_images(
 
 
 def images_below(folder: Path) -> FileSet:
-    """Every image file below `folder`, by name; nothing is known of their labels, which are 0.
-
-    Raises UserError: it is no folder, cannot be read, or holds no image.
-    """
+    """Every image file below `folder`, by name; nothing is known of their labels, which are 0."""
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder" if folder.exists() else f"{folder} does not exist")
     found = image_paths(folder, ".", raise_problem)

@@ -35,7 +35,7 @@ class Processes:
         self.workers = workers
         self._options = {
             "dataset": dataset,
-            "batch_size": None,  # an answer is taken as it is
+            "batch_size": None,
             "collate_fn": _as_it_is,
             "num_workers": workers,
             "persistent_workers": workers > 0,
@@ -106,11 +106,9 @@ class Processes:
             _let_go(error)
             self.close()
             fewer = f"--workers {self.workers // 2} instead of {self.workers}, or " * (self.workers > 1)
-            raise UserError(
-                "a loader process died or could not start, as happens where memory, /dev/shm, or the limit "
-                f"of open files (ulimit -n) or processes (ulimit -u) runs out: try {fewer}--workers 0, which "
-                "needs none of these"
-            ) from error
+            spent = "memory, /dev/shm, open files (ulimit -n) or processes (ulimit -u) may have run out"
+            died = f"a loader process died or could not start: {spent}"
+            raise UserError(f"{died}; try {fewer}--workers 0, which needs none of these") from error
 
 
 _END = object()

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from datasets.listed.lists import clean_path, refuse_huge
 from datasets.listed.parts import Report
 from datasets.types import PathTable
-from utils.base.errors import UserError, raise_problem
+from utils.base.errors import UserError, raise_problem, reason
 from utils.base.files import open_regular
 
 _BEYOND_INT64 = 1 << 63
@@ -37,8 +38,6 @@ def read_annotations(path: Path, report: Report = raise_problem) -> Annotations:
 
     Each image must have exactly one annotation. An image with a bad path goes to `report` and, where that
     goes on, stays in its place.
-
-    Raises UserError: the file cannot be read, is no JSON or not of this form; says what is wrong.
     """
     tree = _parse(path)
     if not isinstance(tree, dict):
@@ -54,9 +53,16 @@ def read_annotations(path: Path, report: Report = raise_problem) -> Annotations:
         except ValueError as error:  # half a surrogate pair is one as well
             report(f"{path}: images[{i}].file_name: {error}")
             paths.append(b"")  # it keeps its place
-    _check_numbers(f"{path}: images", "id", ids)
-    _check_numbers(f"{path}: annotations", "image_id", image_ids)
-    _check_numbers(f"{path}: annotations", "category_id", categories, least=0)
+    for key, field, values in (
+        ("images", "id", ids),
+        ("annotations", "image_id", image_ids),
+        ("annotations", "category_id", categories),
+    ):
+        least, of_what = (0, " of 0 or more") if values is categories else (-_BEYOND_INT64, "")
+        for i, value in enumerate(values):
+            if type(value) is not int or not least <= value < _BEYOND_INT64:
+                wanted = f"must be a whole number{of_what}, found {value!r:.60}"
+                raise UserError(f"{path}: {key}[{i}].{field} {wanted}")
     found = tree.get("categories")
     found = [entry for entry in found if isinstance(entry, dict)] if isinstance(found, list) else []
     pairs = [(entry.get("id"), entry.get("name")) for entry in found]
@@ -74,14 +80,11 @@ def _parse(path: Path) -> object:
         text = content.decode("utf-8-sig")
         del content
         return json.loads(text, object_hook=_keep_what_is_read(path))
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is no JSON: byte {error.start} is not UTF-8") from error
     except RecursionError as error:
         raise UserError(f"{path} is nested deeper than any annotations file") from error
-    except ValueError as error:
-        raise UserError(f"{path} is no intact JSON: {error}") from error
+    except (OSError, ValueError) as error:
+        kind = "cannot be read" if isinstance(error, OSError) else "is no intact JSON"
+        raise UserError(f"{path} {kind}: {reason(error)}") from error
 
 
 def _keep_what_is_read(path: Path) -> Callable[[dict], object]:
@@ -95,8 +98,7 @@ def _keep_what_is_read(path: Path) -> Callable[[dict], object]:
                 return key, entry[one], entry[other]
         others += 1
         if others > MAX_OBJECTS:
-            what = "objects that are no image or annotation"
-            raise UserError(f"{path} has more than {MAX_OBJECTS:,} {what}")
+            raise UserError(f"{path} has more than {MAX_OBJECTS:,} objects that are no image or annotation")
         return entry
 
     return kept
@@ -113,27 +115,15 @@ def _columns(path: Path, tree: dict, key: str) -> tuple[list, list]:
     return [entry[1] for entry in found], [entry[2] for entry in found]
 
 
-def _check_numbers(where: str, field: str, values: list[object], least: int = -_BEYOND_INT64) -> None:
-    for i, value in enumerate(values):
-        if type(value) is not int or not least <= value < _BEYOND_INT64:
-            of_what = " of 0 or more" if least == 0 else ""
-            raise UserError(f"{where}[{i}].{field} must be a whole number{of_what}, found {value!r:.60}")
-
-
 def _joined(path: Path, ids: list[int], image_ids: list[int], categories: list[int]) -> np.ndarray:
     """The category of each image, int64 [N]."""
-    number_of: dict[int, int] = {}
-    for number, image_id in enumerate(ids):
-        if number_of.setdefault(image_id, number) != number:
-            raise UserError(f"{path}: two images have the id {image_id}")
-    joined = [-1] * len(ids)
-    for i, (image_id, category) in enumerate(zip(image_ids, categories, strict=True)):
-        number = number_of.get(image_id)
-        if number is None:
-            raise UserError(f"{path}: annotations[{i}] is of image {image_id}, which is not there")
-        if joined[number] >= 0:
-            raise UserError(f"{path}: image {image_id} has more than one annotation")
-        joined[number] = category
-    if -1 in joined:
-        raise UserError(f"{path}: image {ids[joined.index(-1)]} has no annotation")
-    return np.array(joined, dtype=np.int64)
+    images, annotated = pd.Index(ids, dtype="int64"), pd.Index(image_ids, dtype="int64")
+    for wrong, problem in (
+        (images[images.duplicated()], "two images have the id {}"),
+        (annotated[~annotated.isin(images)], "an annotation is of image {}, which is not there"),
+        (annotated[annotated.duplicated()], "image {} has more than one annotation"),
+        (images[~images.isin(annotated)], "image {} has no annotation"),
+    ):
+        if len(wrong):
+            raise UserError(f"{path}: {problem.format(wrong[0])}")
+    return pd.Series(categories, annotated, dtype="int64")[images].to_numpy()

@@ -44,10 +44,7 @@ INATURALIST18 = Published(
 
 
 def find_files(published: Published, folders: list[Path]) -> dict[str, Path]:
-    """Annotations or lists in `folders` and in annotations/ of the last, the annotations first in each.
-
-    Raises UserError: neither is there whole, and the lists cannot be fetched.
-    """
+    """Annotations or lists in `folders` and in annotations/ of the last, the annotations first in each."""
     choices = [
         {part: folder / name for part, name in files.items()}
         for folder in (*folders, folders[-1] / "annotations")
@@ -61,8 +58,6 @@ def read_files(files: dict[str, Path], root: Path, report: Report) -> tuple[Part
     """The parts, and the class names: those of the categories where they differ, else the folders'.
 
     Labels are the ranks of the category ids, which for the official files are the ids themselves.
-
-    Raises UserError: a file is broken.
     """
     if files["train"].name != ANNOTATIONS["train"]:
         return read_lists(files, root, report)

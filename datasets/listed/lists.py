@@ -22,10 +22,6 @@ def read_list(path: Path, root: Path, report: Callable[[str], None] = raise_prob
 
     A path may hold spaces; blank lines, CRLF and a byte order mark are let pass. A line that `report` does
     not stop at is left out.
-
-    Raises:
-        UserError: the list cannot be read; and, by default, a bad line, a path that leaves the folder, a
-        path that stands twice, an empty list.
     """
     seen: dict[bytes, int] = {}
     labels = []
@@ -75,7 +71,7 @@ def shown(raw: bytes, limit: int = 100) -> str:
 
 
 def refuse_huge(path: Path, handle: int, limit: int) -> None:
-    """Raises: UserError: the open file is larger than `limit` bytes."""
+    """ """
     if os.fstat(handle).st_size > limit:
         raise UserError(f"{path} is larger than any list of images (limit {limit >> 20} MiB)")
 

@@ -27,8 +27,6 @@ def build_folder(
 
     Without test/, val/ is the test part. Classes are the folders of train/, sorted; images may lie deeper;
     other files are passed over with a note, hidden ones without, linked folders followed.
-
-    Raises UserError: no such tree, an unreadable or empty class folder, a class that train/ lacks.
     """
     folders = {part: part for part in ("train", "val", "test") if (data_dir / part).is_dir()}
     notes = []
@@ -37,10 +35,8 @@ def build_folder(
         notes.append("val/ is taken as the test part, since there is no test/")
     for part in ("train", "test"):
         if part not in folders:
-            raise UserError(
-                f"{data_dir} has no {part}/: expected {data_dir}/train/<class>/<image> and "
-                f"{data_dir}/test/<class>/<image>, val/ beside or instead"
-            )
+            expected = "train/<class>/<image> and test/<class>/<image>, val/ beside or instead"
+            raise UserError(f"{data_dir} has no {part}/: expected in it {expected}")
     classes = _class_folders(data_dir / "train", report)
     parts = {part: _scan(data_dir, folder, classes, report) for part, folder in folders.items()}
     for part in parts.values():
@@ -59,14 +55,9 @@ def build_list(
     report: Report = raise_problem,
     **split_options: object,
 ) -> LongTailedData:
-    """Images named by lists, their paths relative to `data_dir`; `split_options` are those of `assemble`.
-
-    Raises UserError: no list for training or test, lists missing, broken or at odds, no images.
-    """
+    """Images named by lists, their paths relative to `data_dir`; `split_options` are those of `assemble`."""
     if train_list is None or test_list is None:
-        raise UserError(
-            "--dataset list needs --train_list and --test_list (and --val_list where there is one)"
-        )
+        raise UserError("--dataset list needs --train_list and --test_list")
     given = {"train": train_list, "val": val_list, "test": test_list}
     files = {part: find_list(path, data_dir) for part, path in given.items() if path is not None}
     parts, names = read_lists(files, data_dir, report)
@@ -88,18 +79,11 @@ def _scan(root: Path, part: str, classes: list[str], report: Report) -> FileSet:
         if as_seen(name) not in known:
             report(f"{root / part / name}: train/ has no class folder of that name")
         if spelt.setdefault(as_seen(name), name) != name:
-            report(
-                f"{root / part / name}: two class folders look alike, é as one letter and as two: join them"
-            )
-    paths: list[bytes] = []
-    others: list[bytes] = []
-    counts = []
-    for name in classes:
-        found, more = image_paths(root, f"{part}/{spelt.get(as_seen(name), name)}", report)
-        counts.append(len(found))
-        paths += found
-        others += more
-    labels = torch.from_numpy(np.repeat(np.arange(len(classes)), counts))
+            why = "two class folders look alike, é as one letter and as two: join them"
+            report(f"{root / part / name}: {why}")
+    found = [image_paths(root, f"{part}/{spelt.get(as_seen(name), name)}", report) for name in classes]
+    labels = torch.from_numpy(np.repeat(np.arange(len(classes)), [len(paths) for paths, _ in found]))
+    paths, others = ([path for images in found for path in images[i]] for i in (0, 1))
     return FileSet(root, PathTable(paths), labels, tuple(others), source=f"{root / part}/")
 
 
@@ -157,8 +141,7 @@ def image_paths(root: Path, folder: str, report: Report) -> tuple[list[bytes], l
             if isinstance(error, FileNotFoundError) and not above:
                 return [], []
             report(f"{os.fsdecode(path)} cannot be read: {error.strerror}")
-    others.sort()
     if not found:
         source = f"{root / folder} holds no image"
-        report("".join(passed_over(source, others)) or f"{source} ({', '.join(ENDINGS)})")
-    return [where + b"/" + name for where, name in sorted(found)], others
+        report("".join(passed_over(source, sorted(others))) or f"{source} ({', '.join(ENDINGS)})")
+    return [where + b"/" + name for where, name in sorted(found)], sorted(others)

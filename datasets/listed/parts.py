@@ -1,5 +1,6 @@
 """From the parts of a data set on disk to LongTailedData: what must hold across them, and their splits."""
 
+import posixpath
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -27,10 +28,8 @@ def check_parts(parts: Parts, report: Report) -> Parts:
         report(f"{source} has {len(classes)} class(es) of images, 2 or more are needed")
     gaps = np.flatnonzero(classes != np.arange(len(classes)))
     if len(gaps):
-        report(
-            f"{source}: class {gaps[0]} has no training image, class {classes[-1]} has: "
-            "labels must run from 0 without gaps"
-        )
+        found = f"class {gaps[0]} has no training image, class {classes[-1]} has"
+        report(f"{source}: {found}: labels must run from 0 without gaps")
     ranked = {}
     for name, part in parts.items():
         labels = part.labels.numpy()
@@ -63,8 +62,7 @@ def _check_distinct(parts: Parts, report: Report) -> None:
 def folder_names(train: FileSet) -> list[str]:
     """Class names: the folder of each class's first training image, where these differ; else the numbers."""
     _, first = np.unique(train.labels.numpy(), return_index=True)
-    folders = [train.paths.raw(i).rpartition(b"/")[0].rpartition(b"/")[2] for i in first.tolist()]
-    names = [as_name(folder) for folder in folders]
+    names = [as_name(posixpath.basename(posixpath.dirname(train.paths.raw(i)))) for i in first.tolist()]
     distinct = len(set(names)) == len(names) and all(names)
     return names if distinct else [str(label) for label in range(len(names))]
 
@@ -93,8 +91,6 @@ def assemble(
     """The data set of these parts, checked, and made long-tailed by `imb_ratio`, or as it is (None).
 
     `split_options` are those of `split_long_tailed`.
-
-    Raises UserError: see `check_parts`; a ratio that the images cannot have; validation that cannot be made.
     """
     parts = check_parts(parts, report)
     train, labels = parts["train"], parts["train"].labels.numpy()
@@ -103,10 +99,9 @@ def assemble(
     split = split_long_tailed(labels, counts, val_source=val_source, has_own="val" in parts, **split_options)
     notes = [*notes, *split.notes]
     if counts is not None:
-        notes.append(
-            f"made long-tailed by --imb_ratio {imb_ratio:g}: {counts[0]} images of class 0, "
-            f"{class_names[0]}, down to {counts[-1]} of class {len(counts) - 1}, {class_names[-1]}"
-        )
+        first, last = (f"of class {k}, {class_names[k]}" for k in (0, len(counts) - 1))
+        made = f"{counts[0]} images {first}, down to {counts[-1]} {last}"
+        notes.append(f"made long-tailed by --imb_ratio {imb_ratio:g}: {made}")
     val, used = None if split.val is None else train.take(split.val), {"test": parts["test"]}
     if split.val_source == "own":
         used["validation"] = val = parts["val"]

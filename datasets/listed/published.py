@@ -59,16 +59,13 @@ def build_published(
 
     `find` and `read` do so in place of `find_lists` and `read_lists`, and a note says what was read;
     `split_options` are those of `datasets.listed.parts.assemble`.
-
-    Raises UserError: folders or lists missing or broken, lists of something else, no images, a ratio given.
     """
     if imb_ratio is not None:
         raise UserError(f"{published.name} is long-tailed as it is: leave --imb_ratio out")
     folders = [data_dir] if split_dir is None else [split_dir, data_dir]
     for option, folder in zip(("--data_dir", "--split_dir"), reversed(folders), strict=False):
         if not folder.is_dir():
-            what = f"the one with the files of {published.name}"
-            raise UserError(f"{folder} is no folder: {option} must name {what}")
+            raise UserError(f"{folder} is no folder: {option} must name that of {published.name}'s files")
     files = (find or find_lists)(published, folders)
     parts, names = (read or read_lists)(files, data_dir, report)
     notes = [f"read from {' and '.join(map(str, files.values()))}"] if find else []
@@ -79,16 +76,13 @@ def build_published(
 
 
 def read_lists(files: dict[str, Path], root: Path, report: Report) -> tuple[Parts, list[str]]:
-    """The parts that lists name, and the names of their classes. Raises UserError: see `read_list`."""
+    """The parts that lists name, and the names of their classes."""
     parts = {part: read_list(path, root, report) for part, path in files.items()}
     return parts, folder_names(parts["train"])
 
 
 def find_lists(published: Published, folders: list[Path]) -> dict[str, Path]:
-    """The list of each part, from the first of `folders` that has it; missing ones are fetched into that.
-
-    Raises UserError: some are missing and cannot be fetched; names them all, and what may stand in for them.
-    """
+    """The list of each part, from the first of `folders` that has it; missing ones are fetched into that."""
     found = {
         part: next((folder / name for folder in folders if (folder / name).exists()), folders[0] / name)
         for part, name in published.lists.items()
@@ -104,15 +98,10 @@ def find_lists(published: Published, folders: list[Path]) -> dict[str, Path]:
 
     if lines:
         wanted = [f"{name} ({published.images[part]:,} lines)" for part, name in published.lists.items()]
-        fetch(
-            f"{LIST_ADDRESS}/{published.address}",
-            list(lines),
-            folders[0],
-            settle,
-            missing=f"no {' and no '.join(lines)} in {' or '.join(map(str, folders))}",
-            remedy=f"put {', '.join(wanted)} into {folders[0]}, or name the folder that holds them with "
-            f"--split_dir{published.otherwise}",
-        )
+        missing = f"no {' and no '.join(lines)} in {' or '.join(map(str, folders))}"
+        remedy = f"put {', '.join(wanted)} into {folders[0]}, or name their folder with --split_dir"
+        address = f"{LIST_ADDRESS}/{published.address}"
+        fetch(address, list(lines), folders[0], settle, missing, remedy + published.otherwise)
     return found
 
 
@@ -127,18 +116,13 @@ def check_totals(published: Published, parts: Parts, allow_partial: bool, report
     if len(counts) != published.num_classes:
         wrong.append(f"{len(counts):,} classes instead of {published.num_classes:,}")
     elif (counts.max(), counts.min()) != (published.most, published.least):
-        wrong.append(
-            f"classes of {counts.max():,} down to {counts.min()} training images instead of "
-            f"{published.most:,} down to {published.least}"
-        )
-    if not wrong:
-        return []
+        wanted = f"instead of {published.most:,} down to {published.least}"
+        wrong.append(f"classes of {counts.max():,} down to {counts.min()} training images {wanted}")
     difference = f"not the published {published.name}: {', '.join(wrong)}"
-    if allow_partial:
-        return [difference]
-    sources = ", ".join(part.source for part in parts.values())
-    report(f"{difference} in {sources}; take the published lists, or go on with --allow_partial")
-    return []
+    if wrong and not allow_partial:
+        sources = ", ".join(part.source for part in parts.values())
+        report(f"{difference} in {sources}; take the published lists, or go on with --allow_partial")
+    return [difference] if wrong and allow_partial else []
 
 
 def place(

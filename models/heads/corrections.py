@@ -22,7 +22,6 @@ class StageOneHead(Head):
         self.register_buffer("bias", torch.zeros(num_classes))
 
     def start(self, fc: nn.Linear) -> None:
-        """Keep a copy of `fc`; the correction is as it was made: none."""
         copy_stage1(self, fc)
 
     def stage1_logits(self, features: Tensor) -> Tensor:
@@ -98,10 +97,6 @@ class PriorAdjusted(StageOneHead):
     """logit_k = z_k - τ log π_k; nothing is learned. τ log π is kept in `adjustment` [K].
 
     Source: post-hoc logit adjustment (Menon et al. 2021).
-
-    Raises:
-        ValueError: τ is negative or not finite; at `start`: there is not one count a class, or one is not
-            above 0.
     """
 
     needs = ("class_counts",)
@@ -113,7 +108,6 @@ class PriorAdjusted(StageOneHead):
 
     @torch.no_grad()
     def start(self, fc: nn.Linear, class_counts: Sequence[int]) -> None:
-        """Keep a copy of `fc` and the logarithms of the class frequencies."""
         super().start(fc)
         counts = check_class_counts(class_counts)
         if counts.shape != self.bias.shape:
@@ -131,9 +125,6 @@ class TauNorm(Head):
     """logit_k = w_k x / ‖w_k‖^τ, the bias dropped; nothing is learned. `weight` holds the divided rows.
 
     Source: τ-normalised classifier (Kang et al. 2020).
-
-    Raises:
-        ValueError: τ is negative or not finite.
     """
 
     stacks = True

@@ -29,13 +29,11 @@ class Linear(Head, nn.Linear):
             self.needs = ("generator",)
 
     def forward(self, features: Tensor) -> Tensor:
-        """features [..., N, D] -> logits [..., N, K]."""
         return affine(features, self.weight, self.bias)
 
     def reset_parameters(self) -> None:
-        """Zeros: the values come from `start` or a checkpoint."""
-        nn.init.zeros_(self.weight)
-        nn.init.zeros_(self.bias)
+        for zeros in (self.weight, self.bias):  # the values come from `start` or a checkpoint
+            nn.init.zeros_(zeros)
 
     @torch.no_grad()
     def start(self, fc: nn.Linear, generator: torch.Generator | None = None) -> None:
@@ -58,9 +56,6 @@ class LosStep(Linear):
     feature has π_k μ_k = 0.
 
     Source: LOS to first order, worked out here.
-
-    Raises:
-        ValueError: s is negative or not finite; at `start`: shapes or labels do not fit.
     """
 
     needs = ("features", "labels")
@@ -88,9 +83,6 @@ class CosineLinear(Head):
     Starts from the normalised stage-1 rows, the bias dropped.
 
     Source: the normalised classifier of LDAM (Cao et al. 2019).
-
-    Raises:
-        ValueError: the scale is not a positive number.
     """
 
     stacks = True
@@ -102,7 +94,6 @@ class CosineLinear(Head):
 
     @torch.no_grad()
     def start(self, fc: nn.Linear) -> None:
-        """Copy the normalised rows of `fc`; a row of zeros stays zero."""
         self.weight.copy_(F.normalize(fc.weight, dim=1))
 
     def forward(self, features: Tensor) -> Tensor:
@@ -118,9 +109,6 @@ class EtfHead(Head):
     Its source turns M by a random rotation; here V is free, so it can turn instead.
 
     Source: Yang et al. 2022.
-
-    Raises:
-        ValueError: fewer than 2 classes, or a scale that is not a positive number.
     """
 
     stacks = True

@@ -17,11 +17,7 @@ _ROUNDING = 1e-12
 
 
 def logit_drop(strength: float, features: Tensor, labels: Tensor, num_classes: int) -> float:
-    """The drop above for s δ = `strength`, in which it is linear; features [N, D], labels int64 [N].
-
-    Raises:
-        ValueError: shapes or labels do not fit.
-    """
+    """The drop above for s δ = `strength`, in which it is linear; features [N, D], labels int64 [N]."""
     means, shares = class_means(features, labels, num_classes)
     first = int(shares.argmax())
     own = float(means[first].square().sum() + 1)
@@ -31,18 +27,12 @@ def logit_drop(strength: float, features: Tensor, labels: Tensor, num_classes: i
 
 
 def path_strength(path: float, features: Tensor, labels: Tensor, num_classes: int) -> float:
-    """The inverse of `logit_drop`: the `strength` of LosStep whose drop is `path`, in which it is linear.
-
-    Raises:
-        ValueError: the path is not above 0, or the step does not lower the logit.
-    """
+    """The inverse of `logit_drop`: the `strength` of LosStep whose drop is `path`, in which it is linear."""
     check_above_zero("path", path)
     drop = logit_drop(1.0, features, labels, num_classes)
     if drop <= 0:
-        raise SettingError(
-            "LOS has no first-order path here: its step does not lower the logit of the most frequent class "
-            "at the mean feature of that class (as where counts are balanced and class means do not differ)"
-        )
+        why = "its step does not lower the logit of the most frequent class at that class's mean feature"
+        raise SettingError(f"LOS has no first-order path here: {why}")
     return path / drop
 
 
@@ -50,9 +40,6 @@ def los_path_lr(strength: float, label_smooth: float, schedule_sum: float, momen
     """The peak learning rate at which training goes the way of LosStep's `strength`, to first order.
 
     `schedule_sum` is Σ over the optimiser's steps of lr / peak lr.
-
-    Raises:
-        ValueError: δ is 0 (a control has no such path), or an argument is out of range.
     """
     if check_label_smooth(label_smooth) == 0:
         raise SettingError("--path has no meaning at δ = 0, plain cross-entropy: give --finetune_lr")

@@ -20,9 +20,6 @@ def class_means(features: Tensor, labels: Tensor, num_classes: int) -> tuple[Ten
     """features [N, D], labels int64 [N] -> means [K, D] and shares of the images [K], float64.
 
     The mean of a class without image is 0; shares @ means is the mean over all images.
-
-    Raises:
-        ValueError: shapes or labels do not fit, or there is no image.
     """
     check_training_set(features, labels, num_classes, features.shape[-1])
     counts = torch.bincount(labels, minlength=num_classes).to(features.device, torch.float64)
@@ -33,10 +30,8 @@ def class_means(features: Tensor, labels: Tensor, num_classes: int) -> tuple[Ten
 def check_training_set(features: Tensor, labels: Tensor, num_classes: int, in_features: int) -> None:
     """Raise ValueError unless features are [N, D], labels [N] are in 0..K-1 and N is above 0."""
     if features.shape != (len(labels), in_features):
-        raise ValueError(
-            f"features must be [{len(labels)}, {in_features}] beside {len(labels)} labels, "
-            f"got {list(features.shape)}"
-        )
+        wanted = f"[{len(labels)}, {in_features}] beside {len(labels)} labels"
+        raise ValueError(f"features must be {wanted}, got {list(features.shape)}")
     if not len(labels):
         raise ValueError("there is no training feature, so there are no means")
     if ((labels < 0) | (labels >= num_classes)).any():
@@ -57,9 +52,6 @@ class NearestMean(Head):
     images of class k of (x - c) / ‖x - c‖; nothing is learned. `weight` holds the rows μ_k / ‖μ_k‖.
 
     Source: nearest class mean, NCM (as in Kang et al. 2020).
-
-    Raises:
-        ValueError: at `start`: shapes or labels do not fit, or a class has no training feature.
     """
 
     needs = ("features", "labels")

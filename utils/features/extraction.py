@@ -62,8 +62,7 @@ class Backbone:
         """All views as mapped files, each process a share; `discard` removes them.
 
         Where the user names no --views, every one of the `epochs` has its own. A run that was cut off is gone
-        on with: with --save_features by the same command, else by --resume. Raises UserError, see
-        `FeatureStore`.
+        on with: with --save_features by the same command, else by --resume.
         """
         views = epochs if config.views is None else config.views
         pack = config.save_features
@@ -101,10 +100,9 @@ class Backbone:
 
     def _origin(self) -> dict:
         """What the features depend on."""
-        parts = {"train": self.data.train, "val": self.data.val, "test": self.data.test}
-        digests = {name: part.digest() for name, part in parts.items() if part is not None}
-        views = repr(self.data.views)
-        return {"backbone": self.identity, "views": views, "seed": self.seed, "mirror": self.mirror} | digests
+        known = {"backbone": self.identity, "seed": self.seed, "mirror": self.mirror}
+        digests = {name: part.digest() for name, part in self.data.parts.items()}
+        return known | digests | {"views": repr(self.data.views)}
 
     def _shapes(self, views: int) -> dict[str, tuple[int, int, int]]:
         """Array -> [V, N, D]; `plain` are the training images as they are, where `train` holds others."""

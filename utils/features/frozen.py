@@ -54,10 +54,7 @@ class Representation:
 
     @cached_property
     def strength_of_path(self) -> float:
-        """The strength of `los_step` whose logit drop is 1; it grows with the drop in proportion.
-
-        Raises ValueError where there is no such path, as with balanced counts.
-        """
+        """The strength of `los_step` whose logit drop is 1; it grows with the drop in proportion."""
         return path_strength(1.0, self.train.plain(), self.train.labels, self.num_classes)
 
 

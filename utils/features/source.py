@@ -3,7 +3,6 @@
 Both answer the same questions, so that nobody else asks which of the two it is.
 """
 
-import glob
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -70,17 +69,11 @@ class Source(ABC):
 
     @abstractmethod
     def saw(self, data: LongTailedData, select: str) -> str | None:
-        """A note where the backbone may have seen the validation images; None where it did not.
-
-        Raises UserError where the epoch is to be selected on such images, or on those of one class alone.
-        """
+        """A note where the backbone may have seen the validation images, on which none can be selected."""
 
     @abstractmethod
     def freeze(self, run: Run, epochs: int, watch: Watch | None = None) -> Representation:
-        """What heads see for `epochs` epochs of what was loaded; augmented views by the backbone's own seed.
-
-        `watch` sees every pass over images (None: the run's bar).
-        """
+        """What heads see for `epochs` epochs; `watch` sees every pass over images (None: the run's bar)."""
 
     @abstractmethod
     def with_head(self, given: dict) -> "Source":
@@ -135,22 +128,18 @@ class CheckpointSource(Source):
 
     def _check_class_names(self, data: LongTailedData) -> None:
         """Of a user's own images labels are the ranks of the names: another set of names shifts them."""
-        names = [as_seen(name) for name in self.facts.get("class_names", data.class_names)]
-        found = [as_seen(name) for name in data.class_names]
-        if self.config.dataset in OWN_DATASETS and names != found:
-            pairs = enumerate(zip_longest(names, found))
-            label, (was, now) = next((k, pair) for k, pair in pairs if pair[0] != pair[1])
-            raise UserError(f"{self.path} knows class {label} as {was!r}, {data.name} has {now!r} there")
+        known = map(as_seen, self.facts.get("class_names", data.class_names))
+        for label, (was, now) in enumerate(zip_longest(known, map(as_seen, data.class_names))):
+            if self.config.dataset in OWN_DATASETS and was != now:
+                raise UserError(f"{self.path} knows class {label} as {was!r}, {data.name} has {now!r} there")
 
     def saw(self, data: LongTailedData, select: str) -> str | None:
         if compared(self.facts, data.train)[0] is None:
             return None
         if select == "val":
-            raise UserError(
-                f"--select val refused: the backbone of {self.path} {self._of_other_images()}, the "
-                "validation images may be among them; give both stages the same --val_source, or take "
-                "--select last"
-            )
+            seen = f"the backbone of {self.path} {self._of_other_images()}, the validation images perhaps"
+            remedy = "give both stages the same --val_source, or take --select last"
+            raise UserError(f"--select val refused: {seen}; {remedy}")
         return f"the backbone {self._of_other_images()}"
 
     def compared_with(self, data: LongTailedData) -> list[str]:
@@ -203,17 +192,15 @@ class PackSource(Source):
         if self.facts["val_clean"] or data.val is None:  # its maker had to know
             return None
         if select == "val":
-            raise UserError(
-                f"--select val refused: {self.path} says that its backbone may have seen the validation "
-                "images"
-            )
+            seen = "its backbone may have seen the validation images"
+            raise UserError(f"--select val refused: {self.path} says that {seen}")
         return f"the backbone {self._of_other_images()}"
 
     def freeze(self, run: Run, epochs: int, watch: Watch | None = None) -> Representation:
         return pack_representation(self.file, self.device, self.data)
 
     def with_head(self, given: dict) -> Source:
-        """The pack's own of stage 1, else that of a stage 2. Raises UserError: none, or of other features."""
+        """The pack's own of stage 1, else that of a stage 2."""
         path = given.get("pretrained_pth")
         if path is None and given["cur_stage"] == "stage1":
             return self
@@ -273,9 +260,8 @@ def find_source(script: str, given: dict, stage: str | None) -> Source:
     if stage is not None:
         checkpoint.require_stage(file, stage)
     if "features_digest" in file.facts:
-        raise UserError(
-            f"{file.path} holds a classifier without a backbone: give the pack that it is for by --features"
-        )
+        what = "a classifier without a backbone"
+        raise UserError(f"{file.path} holds {what}: give the pack that it is for by --features")
     return CheckpointSource(file)
 
 
@@ -289,29 +275,16 @@ def _left_behind(given: dict, stage: str) -> Path | None:
     """What `stage` left for the data that the user names, before anything else is known of them."""
     dataset = given.get("dataset", DEFAULT_DATASET)
     wanted = Config(preset_for(dataset, given.get("network")) | given, {})
-    found = _same_data_elsewhere(given, wanted, stage)
-    return found or checkpoint.find_published(wanted, stage, wanted.network)
-
-
-def _same_data_elsewhere(given: dict, wanted: Config, stage: str) -> Path | None:
-    """A model of the user's own images whose folder has another name, as one of an earlier version has.
-
-    None: there is one in the usual place, or none that was trained on these very images, moved or not.
-    """
-    if wanted.dataset not in OWN_DATASETS:
-        return None
+    found = checkpoint.find_published(wanted, stage, wanted.network)
+    # models of a user's own images once lay in a folder without the digest of where these are
     root, usual = Path(wanted.ckpt_dir), published_path(wanted, stage, wanted.network)
-    if usual.is_file():
-        return None
-    folders = [root / wanted.data_name]
-    folders += sorted(root.glob(f"{glob.escape(wanted.data_name)}-{'[0-9a-f]' * 8}"))
-    found = [folder / usual.relative_to(root / wanted.place_name) for folder in folders]
-    found = [path for path in found if path.is_file()]
-    if "predict" in given:  # nothing is known of its images' parts
-        return found[0] if len(found) == 1 else None
-    names = {argument.name for argument in arguments_of(CHECK)} & given.keys()
-    words = {name: given[name] for name in names}
-    return next((path for path in found if _of_these_images(path, words)), None)
+    older = root / wanted.data_name / usual.relative_to(root / wanted.place_name)
+    words = {
+        argument.name: given[argument.name] for argument in arguments_of(CHECK) if argument.name in given
+    }
+    if found is None and older.is_file() and ("predict" in given or _of_these_images(older, words)):
+        return older
+    return found
 
 
 def _of_these_images(path: Path, words: dict) -> bool:

@@ -59,17 +59,12 @@ class FeatureStore:
     def _claim(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         begun = self._note.exists()
+        other = "move it away, or give --save_features another name"
         if begun and not self._is_ours():
-            raise UserError(
-                f"{self.folder} holds features of another backbone, data set or setting: remove it, or give "
-                "--save_features another name"
-            )
+            raise UserError(f"{self.folder} holds features of another backbone, data set or setting: {other}")
         sweep(self.folder, older_than=0)
         if not begun and os.listdir(self.folder):
-            raise UserError(
-                f"{self.folder} is to take the features for a while, but holds something else: move it away, "
-                "or give --save_features another name"
-            )
+            raise UserError(f"{self.folder} is to take the features, but holds something else: {other}")
         write_atomically(self._note, lambda handle: handle.write(self._text.encode()))
 
     def _is_ours(self) -> bool:
@@ -88,7 +83,7 @@ class FeatureStore:
     ) -> Tensor:
         """The array `name` of `shape` [V, N, D], mapped; what it lacks is extracted, each process a share.
 
-        `passes`: the views that are extracted together, in order. Raises UserError: no room on the disk.
+        `passes`: the views that are extracted together, in order.
         """
         images, blocks = shape[1], -(-shape[1] // BLOCK)
         array = self._made(f"{name}.bin", self.dtype, shape)
@@ -139,10 +134,9 @@ class FeatureStore:
                     with open_regular(path, "wb") as handle:
                         _allocate(handle.fileno(), size)
             except OSError as error:
-                raise UserError(
-                    f"{path} needs {size / 2**30:.2f} GiB, its disk has {free / 2**30:.2f} GiB free "
-                    f"({error.strerror}): take fewer --views, or another folder (--out, --save_features)"
-                ) from error
+                has = f"its disk has {free / 2**30:.2f} GiB free ({error.strerror})"
+                advice = "take fewer --views, or another folder (--out, --save_features)"
+                raise UserError(f"{path} needs {size / 2**30:.2f} GiB, {has}: {advice}") from error
         self.world.wait()
         return self._mapped(path, "r+", dtype, shape)
 
@@ -150,14 +144,11 @@ class FeatureStore:
         try:
             return np.memmap(path, dtype, mode, shape=shape)
         except OSError as error:
-            raise UserError(
-                f"{path} cannot be read ({error.strerror or error}): all processes must see its file system"
-            ) from error
+            advice = "all processes must see its file system"
+            raise UserError(f"{path} cannot be read ({reason(error)}): {advice}") from error
 
 
 def _allocate(file: int, size: int) -> None:
     """Take the room now: a mapped file that finds the disk full while it is written kills its process."""
-    if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(file, 0, size)
-    else:
-        os.truncate(file, size)
+    allocate = getattr(os, "posix_fallocate", None)
+    allocate(file, 0, size) if allocate else os.truncate(file, size)

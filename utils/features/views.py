@@ -4,7 +4,6 @@ Shapes: N images, D feature, K classes, V views at test (the image, and its mirr
 mirrors).
 """
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
@@ -55,47 +54,29 @@ def eval_features(model: nn.Module, images: Images, mirror: bool, watch: Watch =
     return torch.cat(list(feature_batches(model, images, mirror=mirror, watch=watch)), dim=1)
 
 
-class FeatureViews(ABC):
-    """Training features by image, one view of them an epoch; `labels` int64 [N]."""
-
-    def __init__(self, labels: Tensor) -> None:
-        self.labels = labels
-
-    @abstractmethod
-    def of_epoch(self, epoch: int) -> Tensor:
-        """Features [N, D] for epoch `epoch`, in file order."""
-
-    @abstractmethod
-    def plain(self) -> Tensor:
-        """Features [N, D] of the images as they are."""
-
-    def stacked(self, count: int) -> Tensor:
-        """The first `count` views [V, N, D]; of none the plain images."""
-        return torch.stack([self.of_epoch(view) for view in range(count)] or [self.plain()])
-
-
-class StoredViews(FeatureViews):
+class StoredViews:
     """Views [V, N, D] that are there already, in turn; `plain` [N, D]: the first where not given.
 
     Rows are read where they lie, so they need not fit memory.
     """
 
     def __init__(self, views: Tensor, labels: Tensor, plain: Tensor | None = None) -> None:
-        super().__init__(labels)
-        self._views, self._plain = views, views[0] if plain is None else plain
+        self.labels, self._views, self._plain = labels, views, views[0] if plain is None else plain
 
     def of_epoch(self, epoch: int) -> Tensor:
         """Features [N, D] of the view whose turn it is, in the type in which they are stored."""
         return self._views[epoch % len(self._views)]
 
     def plain(self) -> Tensor:
+        """Features [N, D] of the images as they are."""
         return self._plain
 
     def stacked(self, count: int) -> Tensor:
+        """The first `count` views [V, N, D]; of none the plain images."""
         return self._views[:count] if count else self._plain[None]
 
 
-class TrainFeatures(FeatureViews):
+class TrainFeatures:
     """Training features that a frozen backbone gives of augmented views.
 
     `count` None: a fresh view every epoch; n: n views computed once and reused in turn; 0: the plain images.
@@ -104,9 +85,8 @@ class TrainFeatures(FeatureViews):
     def __init__(
         self, model: nn.Module, images: Images, seed: int, count: int | None, watch: Watch = unwatched
     ) -> None:
-        super().__init__(images.labels)
         self.model, self.images, self.seed, self.count, self.watch = model, images, seed, count, watch
-        self._plain: Tensor | None = None
+        self.labels, self._plain = images.labels, None
         self._views: dict[int, Tensor] = {}
 
     def of_epoch(self, epoch: int) -> Tensor:
@@ -126,6 +106,13 @@ class TrainFeatures(FeatureViews):
         if self._plain is None:
             self._plain = eval_features(self.model, self.images, mirror=False, watch=self.watch)[0]
         return self._plain
+
+    def stacked(self, count: int) -> Tensor:
+        """The first `count` views [V, N, D]; of none the plain images."""
+        return torch.stack([self.of_epoch(view) for view in range(count)] or [self.plain()])
+
+
+FeatureViews = StoredViews | TrainFeatures
 
 
 class DriftingFeatures(TrainFeatures):

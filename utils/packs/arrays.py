@@ -40,7 +40,7 @@ _ARRAYS = {
 
 
 def main(argv: Sequence[str]) -> None:
-    """The subcommand `pack`. Raises UserError: an argument or array that cannot be used, see also `check`."""
+    """The subcommand `pack`."""
     asked = _parse(argv)
     pack = _pack_of(asked)
     if asked.fc_weight is None:
@@ -49,11 +49,9 @@ def main(argv: Sequence[str]) -> None:
         pack = replace(pack, fc_weight=weight, fc_bias=bias)
     digest = write_pack(asked.out, pack)
     views, images, width = pack.train.shape
-    say(
-        f"pack {asked.out}: {images} training ({views} view(s)), {pack.test.shape[1]} test, "
-        f"{0 if pack.val is None else pack.val.shape[1]} validation features, {width} wide, "
-        f"{len(pack.fc_bias)} classes, {asked.out.stat().st_size / 2**20:.1f} MiB, sha256 {digest[:12]}"
-    )
+    held = f"{pack.test.shape[1]} test, {0 if pack.val is None else pack.val.shape[1]} validation features"
+    size = f"{width} wide, {len(pack.fc_bias)} classes, {asked.out.stat().st_size / 2**20:.1f} MiB"
+    say(f"pack {asked.out}: {images} training ({views} view(s)), {held}, {size}, sha256 {digest[:12]}")
 
 
 def _parse(argv: Sequence[str]) -> Namespace:
@@ -85,16 +83,13 @@ def _pack_of(asked: Namespace) -> Pack:
     images = len(arrays["train_labels"])
     num_class = 1 + int(max(arrays["train_labels"].max(), arrays["test_labels"].max()))
     if num_class > images:
-        raise UserError(
-            f"labels reach {num_class - 1}, there are {images} training images: labels must count from 0, "
-            "and every class needs a training image"
-        )
+        found = f"labels reach {num_class - 1}, there are {images} training images"
+        raise UserError(f"{found}: labels must count from 0, and every class needs a training image")
+    arrays["fc_weight"] = torch.zeros(num_class, arrays["train"].shape[-1])
+    arrays["fc_bias"] = torch.zeros(num_class)
     if asked.fc_weight:
         arrays["fc_weight"] = _floats(asked.fc_weight, "fp32", "[K, D]")
         arrays["fc_bias"] = _floats(asked.fc_bias, "fp32", "[K]")
-    else:
-        arrays["fc_weight"] = torch.zeros(num_class, arrays["train"].shape[-1])
-        arrays["fc_bias"] = torch.zeros(num_class)
     facts = {
         "dataset": asked.name,
         "imb_ratio": None,
@@ -131,9 +126,8 @@ def _load(path: Path, kinds: str, dimensions: Sequence[int], expected: str) -> n
     try:
         array = np.lib.format.open_memmap(path, mode="c")  # never unpickles; "c": PyTorch wants it writable
     except Exception as error:  # a broken file can raise nearly anything
-        raise UserError(
-            f"{path} is no .npy file of numbers ({reason(error):.200}): write one with numpy.save"
-        ) from error
+        why = f"is no .npy file of numbers ({reason(error):.200})"
+        raise UserError(f"{path} {why}: write one with numpy.save") from error
     if array.dtype.kind not in kinds or array.ndim not in dimensions:
         raise UserError(f"{path} holds {array.dtype} {list(array.shape)}, expected {expected}")
     return array

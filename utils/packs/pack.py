@@ -7,6 +7,7 @@ import json
 import math
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
@@ -44,7 +45,7 @@ _LAYOUT = {
     "fc_weight": (("classes", _OF_AN_IMAGE), (torch.float32,)),
     "fc_bias": (("classes",), (torch.float32,)),
 }
-_OPTIONAL = ("plain", "val", "val_labels")
+_OPTIONAL = {"plain", "val", "val_labels"}
 
 
 @dataclass(frozen=True)
@@ -52,9 +53,7 @@ class Pack:
     """N training, M test, L validation images, D features, K classes; V views. Features: float16 or float32.
 
     `test` and `val` hold the image, and its mirror image where they have two views; `plain` holds the
-    training images as they are, where `train` has augmented views and they are known. `facts` is plain data,
-    see `utils.run.facts`; imb_ratio None: no ratio; val_clean: the backbone never saw the validation images;
-    preset, which older packs lack: `features`, or the data set whose defaults are for it.
+    training images as they are, where `train` has augmented views. `facts`: see `utils.run.facts`.
     """
 
     train: Tensor  # [V, N, D]
@@ -90,15 +89,10 @@ class Pack:
         """Raise a UserError where the file, which is mapped, is not what it was when it was read."""
         if _status(self.path) == self.status:
             return
-        try:
-            same = read_pack(self.path).digest == self.digest  # touched, or replaced by itself
-        except UserError:
-            same = False
-        if not same:
-            raise UserError(
-                f"{self.path} was changed while it was in use, so that figures may be of neither content: "
-                "nothing more is written, run it again"
-            )
+        with suppress(UserError):
+            if read_pack(self.path).digest == self.digest:  # touched, or replaced by itself
+                return
+        raise UserError(f"{self.path} was changed while it was in use: nothing more is written, run it again")
 
 
 def _status(path: Path) -> tuple:
@@ -182,29 +176,22 @@ def _open(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
         except UnicodeEncodeError:  # safetensors takes UTF-8 alone
             name = f"/proc/self/fd/{handle.fileno()}"
             if not os.path.exists(name):
-                raise UserError(
-                    f"{path} has a name that is no UTF-8, which packs need here: rename it"
-                ) from None
+                raise UserError(f"{path} has a name that is no UTF-8: rename it") from None
         with safe_open(name, framework="pt") as file:
-            header = file.metadata() or {}
-            _check_header(path, header)
-            names = list(file.keys())
-            missing = [name for name in _LAYOUT if name not in names and name not in _OPTIONAL]
-            if missing:
-                raise UserError(f"{path} has no tensor {missing[0]}; remake it")
+            header, names = file.metadata() or {}, list(file.keys())
+            if header.get("format") != PACK_FORMAT:
+                raise UserError(f"{path} is a safetensors file, but not a feature pack of this project")
+            version = int(header["version"])
+            missing = [name for name in _LAYOUT if name not in _OPTIONAL.union(names)]
+            for wrong, problem in (
+                (version > VERSION, f"has format version {version}, this code reads {VERSION}: update it"),
+                (version < VERSION, f"is damaged: there is no format version {version}; remake it"),
+                (len(header["facts"]) > _MOST_FACTS, f"has facts of more than {_MOST_FACTS >> 20} MiB"),
+                (missing, f"has no tensor {' and no '.join(missing)}; remake it"),
+            ):
+                if wrong:
+                    raise UserError(f"{path} {problem}")
             return header, {name: file.get_tensor(name) for name in names}
-
-
-def _check_header(path: Path, header: dict[str, str]) -> None:
-    if header.get("format") != PACK_FORMAT:
-        raise UserError(f"{path} is a safetensors file, but not a feature pack of this project")
-    version = int(header["version"])
-    if version > VERSION:
-        raise UserError(f"{path} has format version {version}, this code reads up to {VERSION}: update it")
-    if version != VERSION:
-        raise UserError(f"{path} is damaged: there is no format version {version}; remake it")
-    if len(header["facts"]) > _MOST_FACTS:
-        raise UserError(f"{path} has facts of more than {_MOST_FACTS >> 20} MiB, no pack needs as many")
 
 
 # ---- what a pack must be

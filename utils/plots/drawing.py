@@ -49,10 +49,6 @@ def draw(folder: Path, methods: Sequence[str] | None = None) -> list[Path]:
 
     `methods` names those with a line over the classes; default: stage1, ce, los and the best others. Where
     all their settings are too many lines, a method's first setting stands for it.
-
-    Raises:
-        UserError: a file is missing or unreadable, the folder cannot be written, a method is not in the run,
-            or there are too many.
     """
     run = read_run(Path(folder), methods)
     check_writable(Path(folder) / "plots")
@@ -109,10 +105,8 @@ def _over_classes(column: str, title: str, unit: str, run: RunTables) -> Figure 
     figure, [axes] = _figure(run.lines)
     stride = max(1, len(counts) // 10)
     for i, line in enumerate(lines):
-        style = _styles(run)[line.label] | {
-            "label": line.label,
-            "markevery": (i * stride // len(lines), stride),
-        }
+        spaced = {"label": line.label, "markevery": (i * stride // len(lines), stride)}
+        style = _styles(run)[line.label] | spaced
         axes.plot(range(1, len(counts) + 1), values[line.method, line.setting], **style)
     _legend(figure, f"{title} of each class", axes.get_lines())
     _mark_groups(axes, counts.to_numpy(), classes.loc[counts.index].get("group"))
@@ -250,9 +244,8 @@ def _name_dots(axes: Axes, labels: Iterable[str]) -> None:
         note = axes.annotate(label, point, (0, 0), textcoords="offset pixels", in_layout=False, **style)
         size = Text.get_window_extent(note).size
         corners = [way + (np.sign(way) - 1) / 2 * size for way in ways]
-        boxes = [
-            Bbox([corner, corner + size]).translated(*axes.transData.transform(point)) for corner in corners
-        ]
+        x, y = axes.transData.transform(point)
+        boxes = [Bbox([corner, corner + size]).translated(x, y) for corner in corners]
         costs = [b.count_overlaps(taken) + 99 * (not frame.x0 < b.x0 < b.x1 < frame.x1) for b in boxes]
         note.set_position(corners[np.argmin(costs)])
         taken.append(boxes[np.argmin(costs)])

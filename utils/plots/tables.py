@@ -36,11 +36,7 @@ class RunTables:
 
 
 def read_table(path: Path, columns: Sequence[str] = (), **options: object) -> pd.DataFrame:
-    """A csv file; `options` are those of pandas' reader.
-
-    Raises:
-        UserError: it cannot be read, a line has more cells than the header, or one of `columns` is missing.
-    """
+    """A csv file; `options` are those of pandas' reader."""
     try:
         with open_regular(path) as handle:
             frame = pd.read_csv(handle, low_memory=False, **options)
@@ -54,11 +50,7 @@ def read_table(path: Path, columns: Sequence[str] = (), **options: object) -> pd
 
 
 def read_run(folder: Path, methods: Sequence[str] | None = None) -> RunTables:
-    """The tables of a run folder; `methods` are those with a line over the classes, None: see CONTROLS.
-
-    Raises:
-        UserError: a file is missing or unreadable, a method is not in the run, or there are too many.
-    """
+    """The tables of a run folder; `methods` are those with a line over the classes, None: see CONTROLS."""
     heads = _read(folder / "table.csv", [*TEXT, *TABLE]).dropna(subset="overall")
     classes = _read(folder / "per_class.csv", ["method", "setting", *PER_CLASS])
     epochs = folder / "metrics.csv"

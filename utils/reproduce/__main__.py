@@ -63,7 +63,7 @@ class Runner(Signals):
                 child.send_signal(number)
 
     def run(self) -> None:
-        """Raises Stopped where a signal has come; the runs have then saved."""
+        """ """
         self.bar.max = max(1, sum(self._cost(runs) for runs in self.cells))
         with ThreadPoolExecutor(self.jobs) as pool:
             list(pool.map(self._cell, self.cells))
@@ -142,9 +142,8 @@ class Runner(Signals):
 def report(cells: Sequence[CellRuns], results: Path) -> str:
     """Write results/*.csv of the cells and RESULTS.md of all csv files there; returns a line about it.
 
-    Raises:
-        UserError: there is no run at all (released results in a clone are not to be lost), a run folder is
-            not what a run leaves, protocols would mix, or a file cannot be written.
+    Raises UserError: there is no run at all (released results in a clone are not to be lost), a run folder is
+    not what a run leaves, protocols would mix, or a file cannot be written.
     """
     rows = []
     for runs in cells:

@@ -85,10 +85,6 @@ class CellRuns:
         """The finished stage 1: the cell's pack, its own, else a released one like it; None: there is none.
 
         `same_data` says whether a released model was trained on the images of the configuration.
-
-        Raises:
-            UserError: the folder is not what a run leaves, or the pack cannot be read, or is not of the
-                cell's data set, network and ratio; names the file.
         """
         if self.cell.features:
             pack = read_pack(Path(self.cell.features))
@@ -115,11 +111,7 @@ class CellRuns:
         return None
 
     def stage2(self, select: str, stage1: Stage1) -> Stage2 | None:
-        """The finished stage 2 of a selection; None: it is missing or unfinished.
-
-        Raises:
-            UserError: its files do not agree, or it has another stage 1; names the folder.
-        """
+        """The finished stage 2 of a selection; None: it is missing or unfinished."""
         words = parse(STAGE2, "", self.stage2_words(select, stage1))
         folder = _finished(resolve(STAGE2, words, stage1.model.known))
         if folder is None:

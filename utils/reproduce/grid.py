@@ -107,21 +107,14 @@ class Cell:
 
 def slug(facts: dict[str, str], names: Sequence[str]) -> str:
     """Values as one name of a file; what a file's name should not hold becomes a dash."""
-    ratio, network = facts.get("imb_ratio"), facts.get("network")
-    shown = facts | {
-        "imb_ratio": f"IR={ratio}" if ratio else "",
-        "network": network and network_label(network),
-    }
+    ratio = facts.get("imb_ratio")
+    shown = facts | {"imb_ratio": ratio and f"IR={ratio}", "network": network_label(facts.get("network", ""))}
     words = [re.sub(r"[^\w.=]+", "-", shown[name]).strip("-") for name in names]
     return "_".join(filter(None, words))
 
 
 def read_grid(name: str, data_dir: Path | None = None) -> list[Cell]:
-    """The cells of `thin`, `paper` or a file, in its order; every word is checked as the scripts would.
-
-    Raises:
-        UserError: no such file, no TOML, an unknown key, method or network, a value of another kind, no cell.
-    """
+    """The cells of `thin`, `paper` or a file, in its order; every word is checked as the scripts would."""
     shipped = {place.stem: place for place in sorted(GRIDS.glob("*.toml"))}
     path, known = shipped.get(name, Path(os.path.expanduser(name))), ", ".join(shipped)
     try:
@@ -157,9 +150,8 @@ def _expand(table: dict, data_dir: Path | None) -> Iterator[Cell]:
     if views not in ("fresh", "pack") and not isinstance(views, int):
         raise UserError(f'views must be "fresh", "pack" or a number, got {views!r:.60}')
     if ":" in one.get("network", ""):
-        raise UserError(
-            f"network {one['network']!r:.60} is code that no file may choose to run: call the scripts"
-        )
+        of_whom = "is code that no file may choose to run: call the scripts"
+        raise UserError(f"network {one['network']!r:.60} {of_whom}")
     words = [word for key in ("dataset", "network") if key in one for word in (f"--{key}", one[key])]
     words += [] if data_dir is None or features else ["--data_dir", str(data_dir)]
     extra = [" ".join(one.get(key, "").split()) for key in ("recipe", "stage2")]
@@ -172,11 +164,7 @@ def _expand(table: dict, data_dir: Path | None) -> Iterator[Cell]:
 
 
 def _known(values: dict[str, list]) -> dict | None:
-    """What a pack that a user made says of itself; None: the cell names a data set, or there is no pack.
-
-    Raises:
-        UserError: the pack cannot be read, or the cell contradicts it.
-    """
+    """What a pack that a user made says of itself; None: the cell names a data set, or there is no pack."""
     if "features" not in values or values.get("dataset", [None])[0] in DATASETS:
         return None
     pack = read_pack(Path(values["features"][0]))
@@ -211,9 +199,8 @@ def _check(cell: Cell) -> None:
         if {"-h", "--help"} & set(words):
             raise UserError(f"{key} may not ask for help")
         for name in parse(script, "", words):
-            for mark, who in ((Mark.CELL, "a key of the grid"), (Mark.RUNNER, "the runner")):
-                if name in marked(mark):
-                    raise UserError(f"{key} may not say --{name}: that is for {who}")
+            if name in marked(Mark.CELL) or name in marked(Mark.RUNNER):
+                raise UserError(f"{key} may not say --{name}: a key of the grid or the runner says it")
     known = cell.known
     if known is None:
         config = cell.config()

@@ -97,11 +97,7 @@ def _check_protocol(name: str, table: pd.DataFrame) -> None:
 
 
 def render(paths: Sequence[Path]) -> str:
-    """RESULTS.md as text, from csv files alone: a section a protocol, never two in one table.
-
-    Raises:
-        UserError: a file is unreadable, lacks a column, has a figure that is none, or mixes protocols.
-    """
+    """RESULTS.md as text, from csv files alone: a section a protocol, never two in one table."""
     tables = []
     for path in paths:
         rows = read_rows(path, _NEEDED)
