@@ -242,3 +242,21 @@ def test_an_epoch_cut_off_within_a_stack_goes_on_to_the_same_bits(digits, frozen
     run_epoch(resumed[:4], 0, ["val"])
     assert all(same_state(*pair) for pair in zip(whole, resumed, strict=True))
     assert [head.progress for head in whole] == [head.progress for head in resumed]
+
+
+def test_a_head_of_a_file_from_before_heads_were_stacked_goes_on_to_the_same_bits(digits, frozen):
+    config = settle(digits, *SWEEP, "--finetune_epoch", "2")
+    plans = plan_heads(config)[0][1:]
+    whole = [HeadRun(plan, frozen, config) for plan in plans]
+    run_epoch(whole, 0, ["val"])
+    older = [HeadRun(plan, frozen, config) for plan in plans]
+    for head, kept in zip(older, whole, strict=True):
+        state = kept.state()
+        buffers = state.pop("momentum").values()
+        state["optimizer"] = {"state": {n: {"momentum_buffer": b} for n, b in enumerate(buffers)}}
+        head.restore(state)
+    run_epoch(whole, 1, ["val"])
+    run_epoch(older, 1, ["val"])
+    assert all(same_state(*pair) for pair in zip(whole, older, strict=True))
+    with pytest.raises(ValueError, match="within an epoch"):
+        older[0].restore({**state, "partial": {"step": 1}})

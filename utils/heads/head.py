@@ -177,14 +177,22 @@ class HeadRun:
             return
         self.head.load_state_dict(state["weights"])
         self.best_state, self.best_backbone = state.get("best_state"), state.get("best_backbone")
+        momentum = state["momentum"] if "momentum" in state else self._older_momentum(state)
         for name, tensor in self.momentum.items():
-            kept = state["momentum"][name]
+            kept = momentum[name]
             if kept.shape != tensor.shape or not kept.isfinite().all():
                 raise ValueError(f"its momentum does not fit weights {list(tensor.shape)}")
             tensor.copy_(kept)
         self.step, self.images = state.get("step", 0), state.get("images", 0)
         for name in ("loss_sum", "hit_sum"):
             getattr(self, name).copy_(state.get(name, torch.zeros(())))
+
+    def _older_momentum(self, state: dict) -> dict[str, Tensor]:
+        """That of a file which keeps the optimiser of each head, as before heads were stacked."""
+        if "partial" in state:
+            raise ValueError("it was saved within an epoch, by an earlier version")
+        buffers = state["optimizer"]["state"] if self.momentum else {}
+        return {name: buffers[place]["momentum_buffer"] for place, name in enumerate(self.momentum)}
 
 
 def learned(head: nn.Module) -> dict[str, Tensor]:
