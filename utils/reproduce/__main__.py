@@ -140,11 +140,7 @@ class Runner(Signals):
 
 
 def report(cells: Sequence[CellRuns], results: Path) -> str:
-    """Write results/*.csv of the cells and RESULTS.md of all csv files there; returns a line about it.
-
-    Raises UserError: there is no run at all (released results in a clone are not to be lost), a run folder is
-    not what a run leaves, protocols would mix, or a file cannot be written.
-    """
+    """Write results/*.csv of the cells and RESULTS.md of all csv files there; returns a line about it."""
     rows = []
     for runs in cells:
         stage1 = runs.stage1(lambda model, config: True)
@@ -152,9 +148,7 @@ def report(cells: Sequence[CellRuns], results: Path) -> str:
             rows += rows_of(runs, select, stage1, runs.stage2(select, stage1) if stage1 else None)
     missing = sum(row["status"] == NOT_RUN for row in rows)
     if missing == len(rows):
-        raise UserError(
-            f"no run of this grid is here: {results / 'results'} and RESULTS.md are left as they are"
-        )
+        raise UserError(f"no run of this grid is here: {results / 'results'} and RESULTS.md are left")
     written, page = write_tables(rows, results / "results"), results / "RESULTS.md"
     text = render(sorted((results / "results").glob("*.csv"))).encode()
     write_atomically(page, lambda handle: handle.write(text))

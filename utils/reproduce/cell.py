@@ -96,8 +96,7 @@ class CellRuns:
         config = self.stage1_config()
         folder = _finished(config)
         if folder is not None:
-            places = (config.ckpt_dir, config.place_name, config.imb_ratio, config.network)
-            path = published_path(*places, "stage1")
+            path = published_path(config, "stage1", config.network)
             if not path.is_file():
                 return None
             summary, model = _read_json(folder / "summary.json", ("digest",)), read(path)
@@ -120,10 +119,8 @@ class CellRuns:
         # features that a user brought know of no stage 1, the run names their pack in its place
         origin = summary.get("stage1_digest") or summary["train_digest"].removeprefix("pack ")
         if origin != stage1.digest:
-            raise UserError(
-                f"{folder} is a stage 2 of another stage 1 ({origin!s:.12}) than that of "
-                f"its cell ({stage1.digest:.12}, {stage1.model.path}): {_AGAIN}"
-            )
+            its = f"({origin!s:.12}) than that of its cell ({stage1.digest:.12}, {stage1.model.path})"
+            raise UserError(f"{folder} is a stage 2 of another stage 1 {its}: {_AGAIN}")
         rows = read_rows(folder / "table.csv", _COLUMNS)
         if file_digest(folder / "table.csv") != summary["table_digest"]:
             raise UserError(f"{folder}/table.csv was changed after the run: {_AGAIN}")
@@ -151,21 +148,20 @@ def _finished(config: Config) -> Path | None:
     files = [path for path in found if path.is_file()]
     for summary in sorted(files, key=lambda path: path.stat().st_mtime_ns, reverse=True):
         made = _read_json(summary.parent / "config.json", ("config",))["config"]
-        if made_alike(made, _computed(config)):
+        if _alike(made, config):
             return summary.parent
     return None
 
 
-def _computed(config: Config) -> dict:
-    """What a configuration computes, as JSON holds it."""
+def _alike(made: dict, config: Config) -> bool:
+    """Was what `made` says computed by this configuration?"""
     plain = json.loads(json.dumps(config.as_dict()))
-    return {name: value for name, value in plain.items() if name not in _FREE}
+    return made_alike(made, {name: value for name, value in plain.items() if name not in _FREE})
 
 
 def _of_configuration(model: Checkpoint, config: Config) -> bool:
     """Is it a stage 1 of this configuration?"""
-    facts = model.facts
-    same = made_alike(facts.get("args", {}), _computed(config))
+    facts, same = model.facts, _alike(model.facts.get("args", {}), config)
     return same and facts.get("stage") == "stage1" and {"train_digest", "environment"} <= facts.keys()
 
 

@@ -107,8 +107,8 @@ class Cell:
 
 def slug(facts: dict[str, str], names: Sequence[str]) -> str:
     """Values as one name of a file; what a file's name should not hold becomes a dash."""
-    ratio = facts.get("imb_ratio")
-    shown = facts | {"imb_ratio": ratio and f"IR={ratio}", "network": network_label(facts.get("network", ""))}
+    ratio, network = facts.get("imb_ratio"), network_label(facts.get("network") or "")
+    shown = facts | {"imb_ratio": f"IR={ratio}" if ratio else "", "network": network}
     words = [re.sub(r"[^\w.=]+", "-", shown[name]).strip("-") for name in names]
     return "_".join(filter(None, words))
 

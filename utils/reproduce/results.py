@@ -5,6 +5,7 @@ those that say what was run. A protocol is all but the seed of stage 1: a file h
 """
 
 from collections.abc import Sequence
+from math import isnan
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -90,10 +91,8 @@ def _check_protocol(name: str, table: pd.DataFrame) -> None:
     for column in PROTOCOL:
         found = list(table[column].unique())
         if len(found) > 1:
-            raise UserError(
-                f"{name} would mix different protocols: {column} is {found[0] or 'none'!r} and {found[1]!r}; "
-                "a table holds one"
-            )
+            values = f"{column} is {found[0] or 'none'!r} and {found[1]!r}"
+            raise UserError(f"{name} would mix different protocols: {values}; a table holds one")
 
 
 def render(paths: Sequence[Path]) -> str:
@@ -210,16 +209,13 @@ def _over_seeds(table: pd.DataFrame, seeds: int) -> str:
         done = group[group["status"] == "done"]
         if done.empty and method in told:
             continue  # the other seeds' rows of the method say of how many they are
-        figures = [
-            _spread(done[name].astype(object).where(done[name].notna(), None).tolist()) for name in SCORES
-        ]
-        lines.append(
-            [method, f"{len(done)} of {seeds}", *figures, setting or ("-" if len(done) else NOT_RUN)]
-        )
+        figures = [_spread(done[name].astype(float).tolist()) for name in SCORES]
+        last = setting or ("-" if len(done) else NOT_RUN)
+        lines.append([method, f"{len(done)} of {seeds}", *figures, last])
     return markdown_lines(lines)
 
 
-def _spread(values: list[float | None]) -> str:
-    if not values or None in values:
+def _spread(values: list[float]) -> str:
+    if not values or isnan(sum(values)):
         return "-"
     return percent(fmean(values)) + (f" ± {percent(stdev(values))}" if len(values) > 1 else "")
