@@ -33,8 +33,7 @@ def build_model(name: str, num_classes: int, in_channels: int = 3, stem: str = "
         return ThinResNet(THIN_BLOCKS[name], num_classes, in_channels)
     if name in RESNETS:
         block, blocks, *widths = RESNETS[name]
-        kinds = dict(zip(("groups", "width_per_group"), widths, strict=False))
-        return STEMS[stem](getattr(resnet, block), blocks, num_classes, in_channels, **kinds)
+        return STEMS[stem](getattr(resnet, block), blocks, num_classes, in_channels, *widths)
     if in_channels != 3:
         others = ", ".join(THIN_NETWORKS)
         raise ValueError(f"network {name} takes images of 3 channels, not {in_channels}: take {others}")

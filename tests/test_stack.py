@@ -2,6 +2,8 @@
 
 import os
 import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -27,6 +29,14 @@ from utils.heads.stack import run_epoch
 SIX = ("--method", "los,crt,ncm,marc,wb,lws", "--seeds", "0,1", "--finetune_epoch", "4")
 SWEEP = ("--method", "los", "--label_smooth", "0.3,0.6,0.9", "--finetune_lr", "0.001,0.01,0.1")
 COUNTS = [40, 20, 10, 5, 1]
+
+
+@pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
+    """Sets torch's CPU threads, which a run takes as many stacks at a time as; puts them back."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -136,14 +146,22 @@ def test_a_head_or_loss_that_is_not_made_for_stacks_is_trained_alone(digits, fro
     assert not any(head.failed for head in heads) and not same_state(*heads)
 
 
-@pytest.mark.parametrize("words", [SIX, (*SIX, "--select", "val"), (*SIX, "--views", "2")])
-def test_two_threads_train_the_heads_of_one_to_the_bit(digits, tmp_path, monkeypatch, words):
-    words = (*words, "--pretrained_pth", digits.stage1)
+@pytest.fixture(scope="module")
+def pack(digits, tmp_path_factory) -> Path:
+    """Features that do not depend on the threads of the run that reads them."""
+    path = tmp_path_factory.mktemp("pack") / "digits.safetensors"
+    words = ("--method", "stage1", "--views", "2", "--seed", "0", "--save_features", path)
+    run_stage2(path.parent, "--pretrained_pth", digits.stage1, *words)
+    return path
+
+
+@pytest.mark.parametrize("words", [SIX, (*SIX, "--select", "val")])
+def test_two_threads_train_the_heads_of_one_to_the_bit(tmp_path, pack, threads, words):
     two, one = tmp_path / "two", tmp_path / "one"
-    with monkeypatch.context() as patch:
-        patch.setattr(torch, "get_num_threads", lambda: 2)
-        said = run_stage2(two, *words)
-    assert result_lines(run_stage2(one, *words)) == result_lines(said)
+    threads(2)
+    said = run_stage2(two, *words, "--features", pack)
+    threads(1)
+    assert result_lines(run_stage2(one, *words, "--features", pack)) == result_lines(said)
     assert left_behind(run_folder(two, "stage2"), two) == left_behind(run_folder(one, "stage2"), one)
 
 
@@ -169,12 +187,12 @@ class Mistaken(nn.Module):
         return logits.view(3, -1).mean()
 
 
-@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("count", [1, 2])
 def test_a_mistake_in_the_code_of_a_loss_keeps_its_traceback_and_ends_the_run(
-    digits, tmp_path, monkeypatch, threads
+    digits, tmp_path, monkeypatch, threads, count
 ):
     monkeypatch.setitem(losses.LOSSES, "focal", Mistaken)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    threads(count)
     words = ("--method", "los,focal", "--finetune_epoch", "2", "--seed", "0", "--views", "0")
     with pytest.raises(RuntimeError, match="shape") as raised:
         run_stage2(tmp_path, *words, "--pretrained_pth", digits.stage1)
@@ -194,12 +212,12 @@ def test_a_head_whose_setting_is_refused_or_that_runs_out_of_memory_ends_alone(d
     assert [line["method"] for line in result_lines(text)] == ["ce", "los"]
 
 
-@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("step", [1, 12, 40])
 def test_a_signal_ends_all_stacks_after_their_step_and_a_resume_to_the_same_bits(
-    digits, tmp_path, monkeypatch, step, threads
+    tmp_path, pack, monkeypatch, step, threads, count
 ):
-    words = (*SIX, "--pretrained_pth", digits.stage1)
+    words = (*SIX, "--features", pack)
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     run_stage2(whole, *words)
     real, calls = StackedLoss.__call__, []
@@ -212,8 +230,9 @@ def test_a_signal_ends_all_stacks_after_their_step_and_a_resume_to_the_same_bits
 
     with monkeypatch.context() as patch, pytest.raises(Stopped) as caught:
         patch.setattr(StackedLoss, "__call__", counted)
-        patch.setattr(torch, "get_num_threads", lambda: threads)
+        threads(count)
         run_stage2(cut, *words)
+    threads(1)
     assert caught.value.code == 143
     folder = run_folder(cut, "stage2")
     said = (folder / "log.txt").read_text().splitlines()[-1]
