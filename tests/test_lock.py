@@ -37,11 +37,13 @@ def test_a_killed_run_leaves_no_lock_even_while_a_process_that_it_forked_lives_o
         "from utils.run.lock import FolderLock\n"
         f"lock = FolderLock(Path({str(tmp_path)!r}))\n"
         "child = os.fork()\n"
-        "if child: print(child, flush=True)\n"
+        "print(child or 'ready', flush=True)\n"
         "time.sleep(600)\n"
     )
     holder = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    child = int(holder.stdout.readline())
+    [child] = [
+        int(line) for line in (holder.stdout.readline(), holder.stdout.readline()) if line != "ready\n"
+    ]
     try:
         with pytest.raises(UserError, match="another run is writing to"):
             FolderLock(tmp_path)
