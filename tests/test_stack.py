@@ -279,3 +279,14 @@ def test_a_head_of_a_file_from_before_heads_were_stacked_goes_on_to_the_same_bit
     assert all(same_state(*pair) for pair in zip(whole, older, strict=True))
     with pytest.raises(ValueError, match="within an epoch"):
         older[0].restore({**state, "partial": {"step": 1}})
+
+
+def test_what_is_saved_of_a_head_holds_no_memory_of_its_stack(digits, frozen):
+    config = settle(digits, *SWEEP, "--finetune_epoch", "1", "--select", "val")
+    heads = [HeadRun(plan, frozen, config) for plan in plan_heads(config)[0][1:]]
+    run_epoch(heads, 0, ["val"])
+    for head in heads:
+        state = head.state()
+        for name in ("weights", "momentum", "best_state"):
+            for tensor in state[name].values():
+                assert tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size(), name

@@ -7,7 +7,6 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
@@ -138,9 +137,9 @@ class HeadRun:
         """Take in a finished epoch with its scores; the best one so far is kept."""
         self._begin_epoch()
         if self.progress.record(row | scores, scored_on):
-            self.best_state = deepcopy(self.head.state_dict())
+            self.best_state = _own(self.head.state_dict())
             if self.frozen.drifting:
-                self.best_backbone = deepcopy(self.frozen.train.model.state_dict())
+                self.best_backbone = _own(self.frozen.train.model.state_dict())
 
     def load_chosen(self) -> None:
         """Put the selected epoch into the head."""
@@ -158,12 +157,14 @@ class HeadRun:
         state = self.plan.name | {"progress": self.progress.as_dict(), "seconds": self.seconds}
         if self.failed:  # its weights may be of no use
             return state | {"failure": self.failure}
-        state |= {"weights": dict(self.head.state_dict()), "momentum": self.momentum}
+        state |= {"weights": _own(self.head.state_dict()), "momentum": _own(self.momentum)}
         for name in ("best_state", "best_backbone"):
             if getattr(self, name) is not None:
                 state[name] = dict(getattr(self, name))
-        names = ("step", "images", "loss_sum", "hit_sum") if self.step else ()
-        return deepcopy(state | {name: getattr(self, name) for name in names})
+        if self.step:
+            sums = {"loss_sum": self.loss_sum, "hit_sum": self.hit_sum}
+            state |= {"step": self.step, "images": self.images} | _own(sums)
+        return state
 
     def restore(self, state: dict) -> None:
         """Be where `state` says; the plan must be that of the head which it is from.
@@ -193,6 +194,11 @@ class HeadRun:
             raise ValueError("it was saved within an epoch, by an earlier version")
         buffers = state["optimizer"]["state"] if self.momentum else {}
         return {name: buffers[place]["momentum_buffer"] for place, name in enumerate(self.momentum)}
+
+
+def _own(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Copies: a view would be kept, and saved, with the memory of its whole stack."""
+    return {name: tensor.clone() for name, tensor in tensors.items()}
 
 
 def learned(head: nn.Module) -> dict[str, Tensor]:

@@ -109,9 +109,10 @@ class Stack:
             yield from ((x[None], y[None]) for x, y in train.batches(orders[0, skip * size :], size, epoch))
             return
         view = train.of_epoch(epoch)
+        orders = orders.to(view.device)
         own = torch.tensor([seeds.index(head.plan.seed) for head in heads], device=train.labels.device)
         for start in range(skip * size, orders.shape[1], size):
-            index = orders[:, start : start + size].to(view.device)
+            index = orders[:, start : start + size]
             features, labels = view[index].to(train.labels.device).float(), train.labels[index]
             if len(seeds) == 1:
                 yield features.expand(len(heads), -1, -1), labels.expand(len(heads), -1)
