@@ -25,6 +25,7 @@ from utils.heads.epochs import all_epochs, stacks_of, start_heads, train_epoch
 from utils.heads.head import HeadRun
 from utils.heads.plan import plan_heads
 from utils.heads.stack import run_epoch
+from utils.report.head_report import head_content
 
 SIX = ("--method", "los,crt,ncm,marc,wb,lws", "--seeds", "0,1", "--finetune_epoch", "4")
 SWEEP = ("--method", "los", "--label_smooth", "0.3,0.6,0.9", "--finetune_lr", "0.001,0.01,0.1")
@@ -287,6 +288,7 @@ def test_what_is_saved_of_a_head_holds_no_memory_of_its_stack(digits, frozen):
     run_epoch(heads, 0, ["val"])
     for head in heads:
         state = head.state()
-        for name in ("weights", "momentum", "best_state"):
-            for tensor in state[name].values():
+        parts = [state[name] for name in ("weights", "momentum", "best_state")]
+        for tensors in (*parts, head_content(frozen.fc, head)["model"]):
+            for name, tensor in tensors.items():
                 assert tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size(), name

@@ -137,9 +137,9 @@ class HeadRun:
         """Take in a finished epoch with its scores; the best one so far is kept."""
         self._begin_epoch()
         if self.progress.record(row | scores, scored_on):
-            self.best_state = _own(self.head.state_dict())
+            self.best_state = copied(self.head.state_dict())
             if self.frozen.drifting:
-                self.best_backbone = _own(self.frozen.train.model.state_dict())
+                self.best_backbone = copied(self.frozen.train.model.state_dict())
 
     def load_chosen(self) -> None:
         """Put the selected epoch into the head."""
@@ -157,13 +157,13 @@ class HeadRun:
         state = self.plan.name | {"progress": self.progress.as_dict(), "seconds": self.seconds}
         if self.failed:  # its weights may be of no use
             return state | {"failure": self.failure}
-        state |= {"weights": _own(self.head.state_dict()), "momentum": _own(self.momentum)}
+        state |= {"weights": copied(self.head.state_dict()), "momentum": copied(self.momentum)}
         for name in ("best_state", "best_backbone"):
             if getattr(self, name) is not None:
                 state[name] = dict(getattr(self, name))
         if self.step:
             sums = {"loss_sum": self.loss_sum, "hit_sum": self.hit_sum}
-            state |= {"step": self.step, "images": self.images} | _own(sums)
+            state |= {"step": self.step, "images": self.images} | copied(sums)
         return state
 
     def restore(self, state: dict) -> None:
@@ -196,7 +196,7 @@ class HeadRun:
         return {name: buffers[place]["momentum_buffer"] for place, name in enumerate(self.momentum)}
 
 
-def _own(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Copies: a view would be kept, and saved, with the memory of its whole stack."""
     return {name: tensor.clone() for name, tensor in tensors.items()}
 

@@ -11,7 +11,7 @@ from datasets import LongTailedData
 from losses import logit_gap
 from utils.base.digest import file_digest
 from utils.features.source import Source
-from utils.heads.head import HeadRun
+from utils.heads.head import HeadRun, copied
 from utils.heads.outcome import Outcome, best_so_far
 from utils.heads.plan import HeadPlan
 from utils.metrics.accuracy import result_line
@@ -55,7 +55,7 @@ def head_content(model: nn.Module, run: HeadRun, best: bool = False) -> dict:
     is left out, so that who loads the network alone is refused and does not get the stage-1 classifier.
     `best`: as it was after its best epoch.
     """
-    state = run.best_state if best else run.head.state_dict()
+    state = run.best_state if best else copied(run.head.state_dict())
     backbone = run.best_backbone if best and run.best_backbone else model.state_dict()
     method = run.plan.method
     if method.head in _LINEAR:
