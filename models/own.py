@@ -3,10 +3,7 @@
 Shapes: N batch, C channels, H, W, D feature, K classes.
 """
 
-import importlib
 import inspect
-import os
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -17,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.adapt import Adapted, linear_layers
+from utils.base.lazy import current_folder_first, named_function, one_line
 
 _SIZES = (32, 64, 224)
 
@@ -28,44 +26,14 @@ def own_network(name: str, num_classes: int) -> nn.Module:
     in the current folder first. A network that keeps the contract stays as it is, any other is adapted: two
     random images (32, else 64, else 224 pixels wide) tell, and a network that takes none is believed.
     """
-    with _current_folder_first():
-        function = _find(name)
+    with current_folder_first():
+        function = named_function(name, "network")
         network = _call(name, function, num_classes)
     if not isinstance(network, nn.Module):
         raise ValueError(f"network {name} gives a {type(network).__name__}, not a torch.nn.Module")
     if any(nn.parameter.is_lazy(value) for value in (*network.parameters(), *network.buffers())):
         raise ValueError(f"network {name} has lazy layers, whose size is not known: give the sizes")
     return _fit(name, network, num_classes)
-
-
-@contextmanager
-def _current_folder_first() -> Iterator[None]:
-    folder = os.getcwd()
-    importlib.invalidate_caches()
-    sys.path.insert(0, folder)
-    try:
-        yield
-    finally:
-        with suppress(ValueError):  # a user's module may have taken it out
-            sys.path.remove(folder)
-
-
-def _find(name: str) -> Callable:
-    module_name, _, function_name = name.partition(":")
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:  # a user's module can raise anything
-        if isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}."):
-            problem = f"there is no module {module_name}, neither in {os.getcwd()} nor installed"
-        else:
-            problem = f"importing {module_name} fails: {_one_line(error)}"
-        raise ValueError(f"network {name}: {problem}") from error
-    function = getattr(module, function_name, None)
-    if not callable(function):
-        what = "no" if function is None else "no function, but a value,"
-        place = getattr(module, "__file__", None) or f"module {module_name}"
-        raise ValueError(f"network {name}: {place} has {what} {function_name}")
-    return function
 
 
 def _call(name: str, function: Callable, num_classes: int) -> object:
@@ -78,13 +46,9 @@ def _call(name: str, function: Callable, num_classes: int) -> object:
         try:
             return function(*args, **options)
         except Exception as error:  # a user's function can raise anything
-            raise ValueError(f"network {name} fails for {num_classes} classes: {_one_line(error)}") from error
+            raise ValueError(f"network {name} fails for {num_classes} classes: {one_line(error)}") from error
     takes = f"it takes {inspect.signature(function)}"
     raise ValueError(f"network {name} cannot be called with the number of classes alone: {takes}")
-
-
-def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 @dataclass

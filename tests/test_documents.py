@@ -27,7 +27,7 @@ REPRESENTATIONS = {
     "ResNet-34, the same, settings chosen": "cifar100_lt_IR=100_resnet34_epochs-200_pack_val",
     "ResNet-32, the same, settings chosen": f"{THIN}_fresh_val",
     "ResNet-32, weak weight decay": f"{THIN}-wd-1e-4_fresh_last",
-    "ResNet-32, mixup .2": f"{THIN}-mixup-0.2_fresh_last",
+    "ResNet-32, mixup 0.2": f"{THIN}-mixup-0.2_fresh_last",
 }
 
 
@@ -59,7 +59,7 @@ def test_the_table_of_gaps_is_the_one_that_is_computed():
     assert len(lines) == 4
     for gap, *deltas in lines:
         found = [label_smooth_for_gap(float(gap), k) for k in (10, 100, 365, 1000, 8142)]
-        assert deltas == [f"{delta:.5f}".lstrip("0") for delta in found]
+        assert deltas == [f"{delta:.5f}" for delta in found]
 
 
 def test_the_page_of_arguments_is_the_one_that_the_table_gives():

@@ -13,7 +13,7 @@ import main_stage2
 from losses import LOSSES
 from models import HEADS, build_head
 from tests.heads import COUNTS, D, K, seeded, training_set
-from tests.helpers import files_below, places, refusal, run_folder, run_stage2
+from tests.helpers import call, files_below, last_line, places, refusal, run_folder, run_stage2
 from utils.heads.plan import HeadPlan, plan_heads
 from utils.settings.chosen import chosen_methods, lead_method
 from utils.settings.commands import ROOT
@@ -328,3 +328,61 @@ def test_a_list_that_nobody_reads_to_its_end_is_no_error(words):
     )
     os.close(writing)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+# ---- a method of the user's own
+
+OWN = """
+from utils.settings.methods import Method
+from utils.settings.ranges import ABOVE_ZERO
+def build(**changes):
+    words = {"loss": "ce", "epochs": 2, "lr": 0.01}
+    return Method(**{"name": "mine", "what": "-", "source": "-"} | words | changes)
+def fails(): raise ValueError("not today")
+def other(): return 3
+def taken(): return build(name="los")
+def blank(): return build(name="my method")
+def undeclared(): return build(options={"margin": 1.0})
+def out_of_range(): return build(options={"margin": 0.0}, ranges={"margin": ABOVE_ZERO})
+def margin(): return build(options={"margin": 1.0}, ranges={"margin": ABOVE_ZERO})
+value = 3
+"""
+
+
+@pytest.fixture
+def own_methods(tmp_path, monkeypatch) -> None:
+    (tmp_path / "own_methods_here.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "own_methods_here", raising=False)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["nowhere_at_all:build"], "there is no module nowhere_at_all"),
+        (["own_methods_here:nothing"], "has no nothing"),
+        (["own_methods_here:value"], "has no function, but a value, value"),
+        (["own_methods_here:fails"], "fails: ValueError: not today"),
+        (["own_methods_here:other"], "gives no Method"),
+        (["own_methods_here:taken"], "the name los, which is taken"),
+        (["own_methods_here:blank"], "named 'my method'"),
+        (["own_methods_here:undeclared"], "an option margin without a range"),
+        (["own_methods_here:out_of_range"], "its margin is 0.0, it must be above 0"),
+        (["own_methods_here:margin", "--option", "margin=0"], "--option margin must be above 0, got 0"),
+        (["own_methods_here:margin", "--option", "margin=x"], "is not written as name=value"),
+        (["own_methods_here:margin", "--option", "width=1"], "no method of this run declares it"),
+    ],
+)
+def test_a_method_of_ones_own_that_is_of_no_use_ends_in_one_line(digits, own_methods, words, said):
+    start = ["--dataset", "digits_lt", "--pretrained_pth", digits.stage1]
+    assert said in refusal(main_stage2.main, *start, "--method", *words)
+
+
+def test_no_file_chooses_a_method_of_the_users_code_to_run(digits, tmp_path, own_methods):
+    words = ["--pretrained_pth", digits.stage1, "--seed", "0", "--method", "own_methods_here:margin"]
+    run_stage2(tmp_path, *words)
+    folder = run_folder(tmp_path, "stage2")
+    message = refusal(main_stage2.main, "--resume", folder)
+    assert "code of its own that no file may choose to run: say --method yourself" in message
+    again = call(main_stage2.main, "--resume", folder, *words[-2:])
+    assert last_line(again).startswith("test overall=")

@@ -1,7 +1,11 @@
 """Names that are there at once, and what they stand for when it is asked for: to load torch takes seconds."""
 
+import importlib
+import os
+import sys
 from collections import UserDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from importlib import import_module
 
 
@@ -29,3 +33,39 @@ def face(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], object
         return getattr(import_module(f"{package}.{home[name]}"), name)
 
     return find, sorted(home)
+
+
+@contextmanager
+def current_folder_first() -> Iterator[None]:
+    """Within, modules of the user are looked for in the current folder first."""
+    folder = os.getcwd()
+    importlib.invalidate_caches()
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        with suppress(ValueError):  # a user's module may have taken it out
+            sys.path.remove(folder)
+
+
+def named_function(name: str, what: str) -> Callable:
+    """The function of a user's `what`, "module:function"; raises ValueError that says what is wrong."""
+    module_name, _, function_name = name.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # a user's module can raise anything
+        if isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}."):
+            problem = f"there is no module {module_name}, neither in {os.getcwd()} nor installed"
+        else:
+            problem = f"importing {module_name} fails: {one_line(error)}"
+        raise ValueError(f"{what} {name}: {problem}") from error
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        found = "no" if function is None else "no function, but a value,"
+        place = getattr(module, "__file__", None) or f"module {module_name}"
+        raise ValueError(f"{what} {name}: {place} has {found} {function_name}")
+    return function
+
+
+def one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"

@@ -1,11 +1,10 @@
 """The methods that a command line names: those of the table, and a user's own."""
 
 import difflib
-import importlib
-import os
-import sys
+import re
 
-from utils.base.errors import UserError, reason
+from utils.base.errors import UserError
+from utils.base.lazy import current_folder_first, named_function, one_line
 from utils.settings.methods import METHODS, OPTIONS, Method
 
 
@@ -23,22 +22,26 @@ def chosen_methods(text: str) -> list[Method]:
 
 
 def _own_method(name: str) -> Method:
-    """What a function of the user's, `module:function`, gives; the current folder is looked in too."""
-    module, _, function = name.partition(":")
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
-    try:
-        method = getattr(importlib.import_module(module), function)()
-    except Exception as error:  # a user's code can raise anything
-        raise UserError(f"--method {name} fails: {type(error).__name__}: {reason(error)}") from error
+    """What a function of the user's, `module:function`, gives."""
+    with current_folder_first():
+        try:
+            function = named_function(name, "method")
+        except ValueError as error:
+            raise UserError(f"--{error}") from error
+        try:
+            method = function()
+        except Exception as error:  # a user's function can raise anything
+            raise UserError(f"--method {name} fails: {one_line(error)}") from error
     if not isinstance(method, Method):
         raise UserError(f"--method {name} gives no Method (utils.settings.methods), but {method!r:.60}")
+    if not re.fullmatch(r"\w+", method.name):  # it stands in tables and in lines of name=value
+        raise UserError(f"--method {name} gives a method named {method.name!r:.40}: use letters, digits, _")
     if method.name in METHODS:
         raise UserError(f"--method {name} gives a method of the name {method.name}, which is taken")
     for option, value in method.options.items():
         if option not in (*OPTIONS, *method.ranges):
             raise UserError(f"--method {name} has an option {option} without a range: add it to its ranges")
-        if option in method.ranges and not method.ranges[option].holds(value):
+        if option in method.ranges and (value is None or not method.ranges[option].holds(value)):
             words = method.ranges[option].words
             raise UserError(f"--method {name}: its {option} is {value}, it must be {words}")
     return method
