@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from utils.base.ranges import check_class_counts, check_not_negative
+from utils.base.numbers import check_class_counts, check_not_negative
 
 
 class BalancedSoftmax(nn.Module):

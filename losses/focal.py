@@ -6,7 +6,7 @@ Shapes: N batch, K classes.
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from utils.base.ranges import check_not_negative
+from utils.base.numbers import check_not_negative
 
 
 class FocalLoss(nn.Module):

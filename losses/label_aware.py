@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from utils.base.ranges import check_below_one, check_class_counts
+from utils.base.numbers import check_below_one, check_class_counts
 
 
 class LabelAwareSmoothing(nn.Module):

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from losses.balanced_softmax import log_prior
-from utils.base.ranges import check_not_negative
+from utils.base.numbers import check_not_negative
 
 
 class LADE(nn.Module):

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from utils.base.errors import SettingError
-from utils.base.ranges import check_below_one, check_class_counts, check_not_negative
+from utils.base.numbers import check_below_one, check_class_counts, check_not_negative
 
 
 def effective_number_weights(class_counts: Sequence[int] | Tensor, beta: float = 0.9999) -> Tensor:

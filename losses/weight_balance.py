@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from losses.reweighted import effective_number_weights
 from utils.base.errors import SettingError
-from utils.base.ranges import check_above_zero
+from utils.base.numbers import check_above_zero
 
 
 class WeightBalancing(nn.Module):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from models.heads import Head, affine, copy_stage1
-from utils.base.ranges import check_class_counts, check_not_negative
+from utils.base.numbers import check_class_counts, check_not_negative
 
 _TINY = 1e-12
 

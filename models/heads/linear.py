@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from models.heads import Head, affine, copy_stage1
 from models.heads.means import check_training_set, class_means
-from utils.base.ranges import check_above_zero, check_not_negative
+from utils.base.numbers import check_above_zero, check_not_negative
 
 
 class Linear(Head, nn.Linear):

@@ -11,7 +11,7 @@ from torch import Tensor
 from losses.label_over_smooth import check_label_smooth
 from models.heads.means import class_means
 from utils.base.errors import SettingError
-from utils.base.ranges import check_above_zero, check_below_one
+from utils.base.numbers import check_above_zero, check_below_one
 
 _ROUNDING = 1e-12
 
