@@ -1,6 +1,5 @@
 """Losses by name. A loss is one small file and one line in `LOSSES`."""
 
-import difflib
 import inspect
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -49,9 +48,8 @@ def build_loss(
 
     `name` is one of LOSSES, or a builder like those there. Losses that need no class counts ignore them.
 
-    Raises:
-        ValueError: the name or an option is unknown, an option is missing or out of range, or the loss needs
-            the class counts and there are none.
+    Raises ValueError: the name or an option is unknown, an option is missing or out of range, or the loss
+    needs the class counts and there are none.
     """
     if not callable(name) and name not in LOSSES:
         raise ValueError(f"unknown loss {name!r}, known: {', '.join(LOSSES)}")
@@ -61,17 +59,10 @@ def build_loss(
     counted = parameters.pop("class_counts", None) is not None
     if counted and class_counts is None:
         raise ValueError(f"loss {name!r} needs class_counts, the number of training images of each class")
-    for option in options:
-        if option not in parameters:
-            raise ValueError(f"loss {name!r} has no option {option!r}, {_known(option, list(parameters))}")
+    for option in options.keys() - parameters.keys():
+        known = ", ".join(parameters) or "none"
+        raise ValueError(f"loss {name!r} has no option {option!r}, known: {known}")
     for option, parameter in parameters.items():
         if parameter.default is inspect.Parameter.empty and option not in options:
             raise ValueError(f"loss {name!r} needs the option {option!r}")
     return builder(class_counts, **options) if counted else builder(**options)
-
-
-def _known(option: str, known: list[str]) -> str:
-    if not known:
-        return "it takes none"
-    close = difflib.get_close_matches(option, known, n=1, cutoff=0.4)
-    return f"known: {', '.join(known)}" + (f"; did you mean {close[0]!r}?" if close else "")

@@ -18,9 +18,7 @@ class BalancedSoftmax(nn.Module):
     τ = 1 is Balanced Softmax (Ren et al. 2020), written there with log n: the two differ by a constant, which
     cross-entropy does not see. Another τ is the trained form of logit adjustment (Menon et al. 2021), τ = 0
     plain cross-entropy.
-
-    Raises:
-        ValueError: a class has no image, or τ is negative.
+    Raises ValueError: a class has no image, or τ is negative.
     """
 
     def __init__(self, class_counts: Sequence[int] | Tensor, tau: float = 1.0) -> None:
@@ -35,9 +33,7 @@ class BalancedSoftmax(nn.Module):
 
 def logit_adjustment(logits: Tensor, class_counts: Sequence[int] | Tensor, tau: float = 1.0) -> Tensor:
     """z - τ log π, post hoc: logits [N, K] -> adjusted logits [N, K] of the same type (Menon et al. 2021).
-
-    Raises:
-        ValueError: a class has no image, or τ is negative.
+    Raises ValueError: a class has no image, or τ is negative.
     """
     return logits - check_not_negative("tau", tau) * log_prior(class_counts).to(logits)
 

@@ -13,8 +13,7 @@ def logit_gap(label_smooth: float, num_classes: int) -> float:
 def label_smooth_for_gap(gap: float, num_classes: int) -> float:
     """The δ whose optimum has this logit gap: the inverse of `logit_gap`. One gap serves any K; inf is δ = 0.
 
-    Raises:
-        ValueError: the gap is not a positive number (a gap of 0 would be δ = 1).
+    Raises ValueError: the gap is not a positive number (a gap of 0 would be δ = 1).
     """
     if not gap > 0:
         raise ValueError(f"logit_gap must be above 0, got {gap:g}")

@@ -14,8 +14,6 @@ the magnitude of each class in proportion to its frequency: the class counts com
 Shapes: N batch, K classes.
 """
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -26,10 +24,7 @@ class LabelOverSmooth(nn.Module):
 
     δ is `label_smooth`, in torch's own convention: the true class gets 1 - δ + δ/K, each other class δ/K. No
     class counts are used. δ = 0 is plain cross-entropy.
-
-    Raises:
-        ValueError: δ is not in [0, 1). At δ = 1 every label is 1/K and no class is taught; beyond it the true
-            class would be the least likely.
+    Raises ValueError: δ is not in [0, 1).
     """
 
     def __init__(self, label_smooth: float) -> None:
@@ -45,14 +40,10 @@ class LabelOverSmooth(nn.Module):
 
 
 def check_label_smooth(label_smooth: float) -> float:
-    """Return δ where it is in [0, 1); raise ValueError that says why where it is not."""
-    if math.isnan(label_smooth) or label_smooth < 0:
-        raise ValueError(f"label_smooth must be in [0, 1), got {label_smooth:g}")
-    if label_smooth >= 1:
-        raise ValueError(
-            f"label_smooth must be below 1, got {label_smooth:g}: at 1 every label is 1/K and no class is "
-            "taught, above 1 the true class would be the least likely"
-        )
+    """Return δ where it is in [0, 1); else raise ValueError."""
+    if not 0 <= label_smooth < 1:
+        why = "at 1 every label is 1/K and no class is taught"
+        raise ValueError(f"label_smooth must be in [0, 1), got {label_smooth:g}: {why}")
     return float(label_smooth)
 
 

@@ -20,9 +20,7 @@ class LADE(nn.Module):
     z̄_c is the mean of z_c over the batch's images of class c, 0 where it has none;
     m_c = log mean_i exp(z_ic - log π_c - log K) over the whole batch. α = 0 is Balanced Softmax.
     Unlike cross-entropy it pins the logits' level: λ m_c² sees a constant added to all of them.
-
-    Raises:
-        ValueError: a class has no image, or α or λ is negative.
+    Raises ValueError: a class has no image, or α or λ is negative.
     """
 
     stacks = True

@@ -17,9 +17,7 @@ class LDAM(nn.Module):
 
     C is such that the largest margin, that of the rarest class, is `max_margin`. The logits must be s cos,
     those of a normalised linear classifier with the same scale s.
-
-    Raises:
-        ValueError: a class has no image, the margin is negative or the scale not above 0.
+    Raises ValueError: a class has no image, the margin is negative or the scale not above 0.
     """
 
     def __init__(
@@ -33,6 +31,5 @@ class LDAM(nn.Module):
         self.register_buffer("margins", margins.to(torch.get_default_dtype()), persistent=False)
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """logits [N, K] (s times cosines), targets int64 [N] -> mean loss over the batch, a scalar."""
         onehot = F.one_hot(targets, logits.shape[1])
         return F.cross_entropy(logits - onehot * self.margins, targets)

@@ -15,9 +15,7 @@ from utils.base.numbers import check_below_one, check_class_counts, check_not_ne
 
 def effective_number_weights(class_counts: Sequence[int] | Tensor, beta: float = 0.9999) -> Tensor:
     """w_c ∝ (1 - β) / (1 - β^n_c), summing to K: float64 [K] (class-balanced loss, Cui et al. 2019).
-
-    Raises:
-        ValueError: a class has no image, or β is not in [0, 1).
+    Raises ValueError: a class has no image, or β is not in [0, 1).
     """
     counts = check_class_counts(class_counts)
     return _sum_to_classes((1 - check_below_one("beta", beta)) / (1 - beta**counts))
@@ -25,9 +23,7 @@ def effective_number_weights(class_counts: Sequence[int] | Tensor, beta: float =
 
 def inverse_power_weights(class_counts: Sequence[int] | Tensor, rho: float = 1.2) -> Tensor:
     """w_c ∝ π_c^-ρ, summing to K: float64 [K] (DisAlign, Zhang et al. 2021; also MARC, Wang et al. 2022).
-
-    Raises:
-        ValueError: a class has no image, or ρ is negative.
+    Raises ValueError: a class has no image, or ρ is negative.
     """
     counts = check_class_counts(class_counts)
     return _sum_to_classes((counts / counts.sum()) ** -check_not_negative("rho", rho))
@@ -38,28 +34,20 @@ def _sum_to_classes(weights: Tensor) -> Tensor:
 
 
 class WeightedCrossEntropy(nn.Module):
-    """Σ_i w_{y_i} CE_i / Σ_i w_{y_i}: the weighted mean, as torch's `weight=`.
+    """Σ_i w_{y_i} CE_i / Σ_i w_{y_i} with `weights` [K]: the weighted mean, as torch's `weight=`.
 
-    Divided by the batch's own weights, so only their ratios matter: within one class they cancel.
-
-    Args:
-        weights: [K], one for each class.
-
-    Raises:
-        ValueError: a weight is not a number above 0.
+    It is divided by the batch's own weights, so only their ratios matter: within one class they cancel.
+    Raises ValueError: a weight is not a number above 0.
     """
 
     def __init__(self, weights: Tensor) -> None:
         super().__init__()
         # A weight of 0 is refused too: a batch of such classes only would be 0 / 0.
         if not (weights.isfinite() & (weights > 0)).all():
-            raise SettingError(
-                f"class weights must be numbers above 0, the least is {float(weights.min()):g}"
-            )
+            raise SettingError(f"class weights must be numbers above 0, not {weights.tolist()}")
         self.register_buffer("weights", weights.to(torch.get_default_dtype()), persistent=False)
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """logits [N, K], targets int64 [N] -> weighted mean loss over the batch, a scalar."""
         return F.cross_entropy(logits, targets, weight=self.weights.to(logits.dtype))
 
 

@@ -19,9 +19,7 @@ class WeightBalancing(nn.Module):
 
     w are the effective-number weights, summing to K; an image's weight is that of its class. A plain mean
     over N x K, so about K below cross-entropy in scale: the source's weight decay, .1, is meant for that.
-
-    Raises:
-        ValueError: a class has no image, or β is not in [0, 1).
+    Raises ValueError: a class has no image, or β is not in [0, 1).
     """
 
     stacks = True
@@ -46,22 +44,14 @@ class WeightBalancing(nn.Module):
 
 @torch.no_grad()
 def max_norm_(weight: Tensor, limit: float) -> Tensor:
-    """Shrink in place the rows of weight [K, D] whose norm is above `limit`; the others keep their bits.
-
-    Raises:
-        ValueError: the limit is not above 0.
-    """
+    """Shrink in place the rows of weight [K, D] with a norm above `limit`, which is above 0."""
     norms = weight.norm(dim=1, keepdim=True)
     return weight.mul_((check_above_zero("limit", limit) / norms).clamp(max=1))
 
 
 @torch.no_grad()
 def max_norm_limit(weight: Tensor, share: float = 0.1) -> float:
-    """A limit for `max_norm_` from the rows of weight [K, D]: min‖w‖ + share (max‖w‖ - min‖w‖).
-
-    Raises:
-        ValueError: the share is not in [0, 1].
-    """
+    """min‖w‖ + share (max‖w‖ - min‖w‖) of the rows of weight [K, D]: a limit for `max_norm_`."""
     if not 0 <= share <= 1:
         raise SettingError(f"share must be in [0, 1], got {share:g}")
     norms = weight.norm(dim=1)

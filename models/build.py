@@ -8,12 +8,10 @@ from torch import Tensor, nn
 from torchvision.models import resnet
 
 from models import HEADS, RESNETS, THIN_BLOCKS, THIN_NETWORKS, check_network
-from models.adapt import torchvision_network
-from models.own import own_network
-from models.resnet_cifar import ThinResNet, WideResNet
-from models.resnet_imagenet import ImageNetResNet
+from models.adapt import own_network, torchvision_network
+from models.resnets import ResNet, SmallResNet, ThinResNet
 
-STEMS = {"small": WideResNet, "imagenet": ImageNetResNet}
+STEMS = {"small": SmallResNet, "imagenet": ResNet}
 
 
 def build_model(name: str, num_classes: int, in_channels: int = 3, stem: str = "small") -> nn.Module:

@@ -387,7 +387,7 @@ def test_a_loss_that_needs_class_counts_refuses_none_and_a_class_without_images(
         ("lade", "lam", -0.1, "of at least 0"),
         ("label_aware", "eps_head", 1.0, r"in \[0, 1\)"),
         ("label_aware", "eps_tail", -0.1, r"in \[0, 1\)"),
-        ("los", "label_smooth", 1.0, "below 1"),
+        ("los", "label_smooth", 1.0, r"in \[0, 1\), got 1: at 1 every label is 1/K"),
         ("los", "label_smooth", math.nan, r"in \[0, 1\)"),
         ("los", "label_smooth", -1e-9, r"in \[0, 1\)"),
     ],
@@ -413,16 +413,14 @@ def test_weights_and_norms_out_of_range_are_refused():
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("label_aware", {"eps_heads": 1}, "eps_heads', known: eps_head, eps_tail; did you mean 'eps_head'?"),
-        ("lade", {"lambda": 1}, "has no option 'lambda', known: alpha, lam; did you mean 'lam'?"),
-        ("focal", {"xyz": 1}, "has no option 'xyz', known: gamma"),
+        ("label_aware", {"eps_heads": 1}, "has no option 'eps_heads', known: eps_head, eps_tail"),
         ("bsce", {"class_count": 1}, "has no option 'class_count', known: tau"),
-        ("ce", {"gamma": 1}, "has no option 'gamma', it takes none"),
+        ("ce", {"gamma": 1}, "has no option 'gamma', known: none"),
         ("los", {}, "loss 'los' needs the option 'label_smooth'"),
         ("hinge", {}, "unknown loss 'hinge', known: ce, los,"),
     ],
 )
-def test_an_unknown_or_missing_name_is_refused_with_the_known_ones_and_the_nearest(name, options, message):
+def test_an_unknown_or_missing_name_is_refused_with_the_known_ones(name, options, message):
     with pytest.raises(ValueError) as caught:
         build_loss(name, COUNTS, **options)
     assert message in str(caught.value)

@@ -154,17 +154,6 @@ def test_the_logits_are_the_classifier_of_the_features(name, width, train):
         assert torch.equal(model(x), model.fc(features)) and model(x).shape == (2, 7)
 
 
-@pytest.mark.parametrize(("name", "stride"), [("resnet34", 8), ("resnet32", 4)])
-def test_the_small_stem_keeps_the_resolution_so_that_the_last_map_is_known(name, stride):
-    model, sizes = build_model(name, 10).eval(), {}
-    last = model.layer4 if name == "resnet34" else model.layer3
-    model.bn1.register_forward_hook(lambda module, given, out: sizes.update(stem=out.shape[2:]))
-    last.register_forward_hook(lambda module, given, out: sizes.update(last=out.shape[2:]))
-    with torch.no_grad():
-        model(torch.zeros(1, 3, 32, 32))
-    assert sizes == {"stem": (32, 32), "last": (32 // stride, 32 // stride)}
-
-
 def test_a_thin_block_with_a_shortcut_computes_what_the_formula_says():
     block = build_model("resnet8", 10).eval().layer2[0]
     x = torch.randn(2, 16, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -199,10 +188,7 @@ def test_the_memory_layout_of_the_input_does_not_change_the_logits():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        (
-            "resnet33",
-            r"unknown network 'resnet33' .*did you mean .*\bresnet34\b.*resnet152, .*module:function",
-        ),
+        ("resnet33", r"'resnet33' .*did you mean .*\bresnet34\b.*resnet152, .*module:function"),
         ("", "unknown network '', known"),
         ("resnext50", r"did you mean .*\bresnext50_32x4d\b.*\?"),
         ("ResNet50", r"did you mean .*\bresnet50\b.*\?"),
@@ -220,13 +206,9 @@ def test_a_name_under_which_there_is_no_network_is_refused_with_what_comes_near(
     assert "\n" not in str(caught.value)
 
 
-def test_a_name_is_checked_without_building_or_importing():
+def test_a_name_is_checked_without_importing_and_its_label_is_safe_in_the_name_of_a_file():
     for name in (*NETWORKS, "vit_h_14", "no_such_module:no_such_function"):
         check_network(name)
-
-
-def test_the_label_of_a_network_is_safe_in_the_name_of_a_file():
-    assert network_label("my.nets:small_cnn") == "my_nets_small_cnn"
     assert all(network_label(name) == name for name in (*NETWORKS, "mobilenet_v3_small"))
     assert network_label("../a b:c") == "___a_b_c"
 
@@ -319,13 +301,12 @@ def test_files_with_torchvisions_earlier_names_are_read(make, last, sign):
         assert torch.equal(ours(images()), other(images()))
 
 
-@pytest.mark.parametrize("last", ["fc", "linear", None])
+@pytest.mark.parametrize("last", ["linear", None])
 def test_a_torchvision_file_of_1000_classes_starts_a_resnet(last):
     other = theirs("resnet18", 1000).state_dict()
-    if last != "fc":
-        for part in ("weight", "bias"):
-            value = other.pop(f"fc.{part}")
-            other |= {} if last is None else {f"{last}.{part}": value}
+    for part in ("weight", "bias"):
+        value = other.pop(f"fc.{part}")
+        other |= {} if last is None else {f"{last}.{part}": value}
     other = {name: value for name, value in other.items() if "num_batches_tracked" not in name}
     ours = build_model("resnet18", 7, stem="imagenet")
     assert load_pretrained(ours, other, "resnet18") == ["fc.weight", "fc.bias"]
@@ -419,18 +400,8 @@ def test_foreign_weights_of_another_network_are_named_with_the_network_and_stem_
     assert refusal("resnet34", state).endswith(f"; its weights fit {advice}")
 
 
-def test_the_other_stem_is_named():
-    message = refusal("resnet10", build_model("resnet10", 7, stem="imagenet").state_dict())
-    assert "1 of another shape (conv1.weight [64, 3, 7, 7] instead of [64, 3, 3, 3])" in message
-    assert "the file has the imagenet stem, the network the small one" in message
-
-
-def test_a_file_of_other_classes_is_named_for_an_adapted_network_too():
-    message = refusal("mobilenet_v3_small", theirs("mobilenet_v3_small", 12).state_dict())
-    assert "mobilenet_v3_small with 12 classes, 7 are needed" in message
-
-
-def test_a_classifier_of_other_classes_is_called_so_without_a_bias_too():
-    state = build_model("resnet8", 5).state_dict()
+@pytest.mark.parametrize("name", ["mobilenet_v3_small", "resnet8"])
+def test_a_classifier_of_other_classes_is_called_so_adapted_or_without_a_bias(name):
+    state = build_model(name, 12).state_dict()
     del state["fc.bias"]
-    assert "is a resnet8 with 5 classes, 7 are needed" in refusal("resnet8", state)
+    assert f"is a {name} with 12 classes, 7 are needed" in refusal(name, state)

@@ -108,7 +108,7 @@ def sorted_tensors(model: nn.Module) -> list[torch.Tensor]:
         ("own_nets:nothing", r"own_nets\.py has no nothing"),
         ("own_nets:CONSTANT", r"own_nets\.py has no function, but a value, CONSTANT"),
         ("own_nets:fails", r"fails for 7 classes: RuntimeError: no net"),
-        ("own_nets:two_arguments", r"cannot be called with the number of classes alone: .*width, depth"),
+        ("own_nets:two_arguments", r"fails for 7 classes: TypeError: .*depth"),
         ("own_nets:words", r"gives a str, not a torch\.nn\.Module"),
         ("own_nets:lazy", r"lazy layers"),
         ("own_nets:other_size", r"gives \[2, 8\] for 2 images, not logits \[2, 7\]"),

@@ -87,7 +87,7 @@ def test_where_the_step_does_not_lower_the_logit_there_is_no_path(features):
     ("changed", "message"),
     [
         ({"label_smooth": 0.0}, "plain cross-entropy: give --finetune_lr"),
-        ({"label_smooth": 1.0}, "label_smooth must be below 1"),
+        ({"label_smooth": 1.0}, r"label_smooth must be in \[0, 1\)"),
         ({"schedule_sum": 0.0}, "schedule_sum must be a number above 0"),
         ({"momentum": 1.0}, r"momentum must be in \[0, 1\)"),
     ],

@@ -9,7 +9,7 @@ from datasets import FILE_DATASETS, LongTailedData
 from datasets.names import CHANNELS
 from datasets.types import FileSet, FileViews, ViewSpec, evenly
 from models import build_model, load_pretrained
-from models.own import untouched
+from models.adapt import untouched
 from utils.base.errors import UserError, about, is_out_of_memory, reason
 from utils.run import checkpoint
 from utils.run.checkpoint import Checkpoint, read

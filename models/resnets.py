@@ -1,6 +1,6 @@
-"""ResNets for small images: torchvision's with a 3x3 stem, and the thin ones of the CIFAR papers.
+"""torchvision's ResNets for small images and for photographs, and the thin ResNets of the CIFAR papers.
 
-Both keep torchvision's parameter names and shapes (conv1, bn1, layerL.B.conv1, ..., fc), so that state dicts
+All keep torchvision's parameter names and shapes (conv1, bn1, layerL.B.conv1, ..., fc), so that state dicts
 go both ways, strictly. Shapes: N batch, C channels, H, W, D feature, K classes.
 """
 
@@ -13,25 +13,41 @@ from torchvision.models import resnet as tv
 from models.adapt import Network
 
 
-class WideResNet(Network, tv.ResNet):
-    """torchvision's ResNet with a 3x3 stride-1 `conv1` and no max-pool; `widths`: groups, channels a group.
+class ResNet(Network, tv.ResNet):
+    """torchvision's ResNet as it is: 7x7 stride-2 `conv1`, max-pool; `widths`: groups, channels a group.
 
-    D = 512 with basic blocks, 2048 with bottlenecks. Source: the LOS paper's CIFAR100-LT runs (ResNet-34).
+    D = 512 with basic blocks, 2048 with bottlenecks. Initialised as torchvision does, the last batch-norm of
+    a block at 1 and not at 0 (`zero_init_residual` stays off): so does the public code of Decoupling (Kang et
+    al. 2020), whose settings the long-tailed field takes over.
     """
 
     def __init__(
         self, block: type[nn.Module], layers: Sequence[int], num_classes: int, in_channels: int, *widths: int
     ) -> None:
         super().__init__(block, list(layers), num_classes, False, *widths)
-        self.conv1 = nn.Conv2d(in_channels, 64, kernel_size=3, stride=1, padding=1, bias=False)
-        nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
-        self.maxpool = nn.Identity()
+        if in_channels != 3:
+            self._begin_with(nn.Conv2d(in_channels, 64, kernel_size=7, stride=2, padding=3, bias=False))
+
+    def _begin_with(self, conv1: nn.Conv2d) -> None:
+        self.conv1 = conv1
+        nn.init.kaiming_normal_(conv1.weight, mode="fan_out", nonlinearity="relu")
 
     def forward_features(self, x: Tensor) -> Tensor:
         """x [N, C, H, W] -> pooled features [N, D]."""
-        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        return x.mean(dim=(2, 3))
+        return self.avgpool(x).flatten(1)
+
+
+class SmallResNet(ResNet):
+    """The same with a 3x3 stride-1 `conv1` and no max-pool. Source: the LOS paper's CIFAR100-LT runs."""
+
+    def __init__(
+        self, block: type[nn.Module], layers: Sequence[int], num_classes: int, in_channels: int, *widths: int
+    ) -> None:
+        super().__init__(block, layers, num_classes, 3, *widths)
+        self._begin_with(nn.Conv2d(in_channels, 64, kernel_size=3, stride=1, padding=1, bias=False))
+        self.maxpool = nn.Identity()
 
 
 class PadShortcut(nn.Module):
