@@ -30,8 +30,7 @@ from utils.engine import graphs, loop, scoring
 from utils.engine.device import LAYOUT, pick_device
 from utils.engine.mixup import Mixup
 from utils.engine.precision import loss_scaler, speed_up
-from utils.engine.step import DivergedError, TrainStep, training_loss
-from utils.engine.steps import Steps
+from utils.engine.step import DivergedError, Steps, TrainStep, training_loss
 from utils.metrics.accuracy import epoch_columns, epoch_figures
 from utils.report import summary
 from utils.report.resume import AUTO_FOUND_NONE, read_resume, words_to_resume

@@ -5,25 +5,20 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import resnet
 
 from models import HEADS, RESNETS, THIN_BLOCKS, THIN_NETWORKS, check_network
 from models.adapt import own_network, torchvision_network
-from models.resnets import ResNet, SmallResNet, ThinResNet
-
-STEMS = {"small": SmallResNet, "imagenet": ResNet}
 
 
 def build_model(name: str, num_classes: int, in_channels: int = 3, stem: str = "small") -> nn.Module:
     """The network `name` with `num_classes` outputs, initialised from torch's global random state.
 
-    `name` is one of NETWORKS, another classification network of torchvision, or a user's own,
-    `module:function`. `stem` says how the ResNets of torchvision's widths begin: "small" with a 3x3
-    convolution that keeps the resolution, "imagenet" as torchvision's; it has no meaning for the others.
-
-    Raises ValueError: the name or the stem is unknown, the network cannot have `in_channels`, cannot be
-    adapted to the contract, or a user's own fails.
+    `name` is one of NETWORKS, another classification network of torchvision, or a user's `module:function`.
+    `stem` says how ResNets of torchvision's widths begin: "small" keeps the resolution, "imagenet" is
+    torchvision's. Raises ValueError: what is asked for is unknown, cannot be had, or a user's own fails.
     """
+    from models.resnets import STEMS, ThinResNet, tv  # here: to import torchvision takes seconds
+
     check_network(name)
     if stem not in STEMS:
         raise ValueError(f"unknown stem {stem!r}, known: {', '.join(STEMS)}")
@@ -31,7 +26,7 @@ def build_model(name: str, num_classes: int, in_channels: int = 3, stem: str = "
         return ThinResNet(THIN_BLOCKS[name], num_classes, in_channels)
     if name in RESNETS:
         block, blocks, *widths = RESNETS[name]
-        return STEMS[stem](getattr(resnet, block), blocks, num_classes, in_channels, *widths)
+        return STEMS[stem](getattr(tv, block), blocks, num_classes, in_channels, *widths)
     if in_channels != 3:
         others = ", ".join(THIN_NETWORKS)
         raise ValueError(f"network {name} takes images of 3 channels, not {in_channels}: take {others}")
@@ -49,13 +44,10 @@ def build_head(
 ) -> nn.Module:
     """The head `kind`, one of HEADS or a class, at its start: sizes, type and device of the classifier `fc`.
 
-    `fc` is copied, never changed. What a kind does not need is ignored: `class_counts` [K] is for la,
-    `generator` for etf and for linear with fresh=True, `features` [N, D] (float16 or memory-mapped too) and
-    `labels` [N] of the training images are for ncm and los_step. Options: `fresh` of linear, `tau` of la and
-    tau_norm, `scale` of etf, `strength` of los_step.
-
-    Raises ValueError: the kind or an option is unknown, an option is out of range, or what it needs is
-    missing.
+    `fc` is copied. What a kind does not need is ignored: `class_counts` [K] is for la, `generator` for etf
+    and for linear with fresh=True, `features` [N, D] and `labels` [N] of the training images are for ncm and
+    los_step. Options: `fresh` of linear, `tau` of la and tau_norm, `scale` of etf, `strength` of los_step.
+    Raises ValueError: the kind or an option is unknown or out of range, or what it needs is missing.
     """
     head = _empty_head(kind, fc.in_features, fc.out_features, options).to(fc.weight)
     given = {"class_counts": class_counts, "generator": generator, "features": features, "labels": labels}

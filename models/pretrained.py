@@ -9,27 +9,28 @@ from models.adapt import Adapted
 
 # torchvision's weight files keep the names that DenseNet's and ViT's layers had when they were made
 _EARLIER_NAMES = (
-    (re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)"), r"\1\2"),
-    (re.compile(r"(encoder_layer_\d+\.mlp)\.linear_1\."), r"\1.0."),
-    (re.compile(r"(encoder_layer_\d+\.mlp)\.linear_2\."), r"\1.3."),
+    (r"(denselayer\d+\.(?:norm|conv))\.([12]\.)", r"\1\2"),
+    (r"(encoder_layer_\d+\.mlp)\.linear_1\.", r"\1.0."),
+    (r"(encoder_layer_\d+\.mlp)\.linear_2\.", r"\1.3."),
 )
 _CLASSIFIER = ("fc.weight", "fc.bias")
 # what wrappers and other code put before the names: DataParallel, torch.compile, Lightning, mmpretrain, ...
 _PREFIXES = ("module", "_orig_mod", "model", "encoder", "backbone", "head", "net", "network", "classifier")
-_STEMS = {7: "imagenet", 3: "small"}  # by the width of their first kernel
 
 
 def with_own_names(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """`state` under the names of `model`, as far as that is clear; what is not keeps its name.
 
-    Told are names behind prefixes, of torchvision's earlier versions, of an adapted network before it was
-    adapted, and one last layer of another name than `fc`. Counts of batches that old files lack are those of
-    `model`; how many models were averaged, which is no weight, is left out.
+    Understood are names behind prefixes, of torchvision's earlier versions, of an adapted network before it
+    was adapted, and one last layer of another name than `fc`. Counts of batches that old files lack are those
+    of `model`; how many models were averaged is left out.
     """
     own = model.state_dict()
     last = f"{model.last}." if isinstance(model, Adapted) else "fc."
     known = {*own, *(name.removeprefix("body.") for name in own), f"{last}weight", f"{last}bias"}
-    state = _without_prefixes({_today(name): value for name, value in state.items()}, known)
+    for pattern, today in _EARLIER_NAMES:
+        state = {re.sub(pattern, today, name): value for name, value in state.items()}
+    state = _without_prefixes(state, known)
     if isinstance(model, Adapted) and not any(name.startswith("body.") for name in state.keys() & own.keys()):
         state = _with_fc(state, model.last, "body.")
     strangers = [name for name, value in state.items() if name not in own and value.ndim == 2]
@@ -50,10 +51,8 @@ def without_bias(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> bool
 def load_pretrained(model: nn.Module, state: Mapping[str, Tensor], name: str) -> list[str]:
     """Load all of `state` but the classifier into `model`, a `name`; returns what keeps its initialisation.
 
-    That is always the classifier, `fc`: even one that fits was trained for other classes.
-
-    Raises ValueError: names, shapes or kinds of numbers of the backbone differ, or a weight is not finite:
-    says which. `model` is then as it was.
+    That is always the classifier, `fc`: even one that fits was trained for other classes. Raises ValueError
+    where the backbone differs or a weight is not finite; `model` is then as it was.
     """
     own = model.state_dict()
     found = with_own_names(model, state)
@@ -71,22 +70,15 @@ def load_pretrained(model: nn.Module, state: Mapping[str, Tensor], name: str) ->
 
 
 def load_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Load weights whose names and shapes were compared; what `state` lacks stays.
-
-    Unlike a plain `load_state_dict` this serves networks of torchvision that ask for the version of their
-    state dict (MNASNet): it is today's.
-    """
-    whole = model.state_dict()
+    """Load weights whose names and shapes were compared; what `state` lacks stays."""
+    whole = model.state_dict()  # with the version of its format, for which MNASNet asks
     whole.update(state)
     model.load_state_dict(whole, strict=True)
 
 
 def first_not_finite(state: Mapping[str, Tensor]) -> str | None:
     """The name of the first tensor with a value that is not finite."""
-    for name, value in state.items():
-        if value.is_floating_point() and not value.isfinite().all():
-            return name
-    return None
+    return next((name for name, value in state.items() if not value.isfinite().all()), None)
 
 
 def first_of_other_kind(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str | None:
@@ -100,28 +92,18 @@ def first_of_other_kind(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) 
 
 def differences(wanted: Mapping[str, tuple], found: Mapping[str, tuple]) -> str:
     """How the names and shapes in a file differ from those of a network, in one line."""
-    other = [name for name in wanted if name in found and wanted[name] != found[name]]
-    shapes = [f"{name} {list(found[name])} instead of {list(wanted[name])}" for name in other]
+    both = [name for name in wanted if name in found and wanted[name] != found[name]]
     kinds = {
         "missing": [name for name in wanted if name not in found],
         "unexpected": [name for name in found if name not in wanted],
-        "of another shape": shapes,
+        "of another shape": [f"{name} {list(found[name])} instead of {list(wanted[name])}" for name in both],
     }
     parts = [
         f"{len(names)} {what} ({', '.join(names[:2])}{', ...' if len(names) > 2 else ''})"
         for what, names in kinds.items()
         if names
     ]
-    theirs, ours = (_STEMS.get((place.get("conv1.weight") or (None,))[-1]) for place in (found, wanted))
-    if theirs and ours and theirs != ours:
-        parts.append(f"the file has the {theirs} stem, the network the {ours} one")
     return "; ".join(parts)
-
-
-def _today(name: str) -> str:
-    for pattern, replacement in _EARLIER_NAMES:
-        name = pattern.sub(replacement, name)
-    return name
 
 
 def _without_prefixes(state: dict[str, Tensor], known: set[str]) -> dict[str, Tensor]:

@@ -50,6 +50,9 @@ class SmallResNet(ResNet):
         self.maxpool = nn.Identity()
 
 
+STEMS = {"small": SmallResNet, "imagenet": ResNet}
+
+
 class PadShortcut(nn.Module):
     """Parameter-free shortcut: every second pixel, new channels zero. Source: He et al. 2016, option A."""
 

@@ -14,8 +14,7 @@ from utils.base import distributed
 from utils.base.distributed import World
 from utils.base.seeding import epoch_order
 from utils.engine import loop, scoring
-from utils.engine.step import TrainStep
-from utils.engine.steps import Steps
+from utils.engine.step import Steps, TrainStep
 
 BATCH, SEED = 32, 0
 

@@ -19,7 +19,7 @@ from tests.file_trees import imagenet_tree
 from tests.helpers import HANG, call, last_line, places, read_metrics, wait_until
 from utils.base import errors
 from utils.base.distributed import ALONE, World
-from utils.engine.steps import Steps
+from utils.engine.step import Steps
 from utils.packs.pack import read_pack
 from utils.run import checkpoint
 

@@ -21,8 +21,7 @@ from utils.base.seeding import epoch_order
 from utils.engine import graphs
 from utils.engine.graphs import MOST_GRAPHS, WARM_STEPS, CudaCapture, GraphedSteps
 from utils.engine.loop import Progress, cosine_lr, load_optimizer, sgd, train_epoch
-from utils.engine.step import DivergedError, TrainStep
-from utils.engine.steps import Part
+from utils.engine.step import DivergedError, Part, TrainStep
 from utils.run import checkpoint
 from utils.settings.config import resolve
 

@@ -18,8 +18,7 @@ from tests.test_graphs import NoHost
 from utils.base.distributed import World
 from utils.engine.graphs import GraphedSteps
 from utils.engine.mixup import Mixup
-from utils.engine.step import TrainStep
-from utils.engine.steps import Part, Steps
+from utils.engine.step import Part, Steps, TrainStep
 from utils.run import checkpoint
 
 CPU, CLASSES, SIZE = torch.device("cpu"), 7, 8

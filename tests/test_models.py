@@ -332,7 +332,7 @@ def test_weights_that_do_not_fit_are_refused_and_change_nothing():
     before = {name: value.clone() for name, value in small.state_dict().items()}
     photo = build_model("resnet10", 7, stem="imagenet").state_dict()
     cases = {
-        r"conv1\.weight \[64, 3, 7, 7\] instead of \[64, 3, 3, 3\].*file has the imagenet stem": photo,
+        r"conv1\.weight \[64, 3, 7, 7\] instead of \[64, 3, 3, 3\]": photo,
         r"2 missing \(layer1\.0\.conv1\.weight": {k: v for k, v in before.items() if "layer1.0.c" not in k},
         r"unexpected \(layer5.weight": before | {"layer5.weight": torch.ones(2), "l.w": torch.ones(1)},
         r"bn1\.bias holds values that are not finite": before | {"bn1.bias": torch.full((64,), torch.nan)},

@@ -15,7 +15,6 @@ import re
 import struct
 import warnings
 import zlib
-from collections.abc import Callable
 from contextlib import suppress
 from typing import BinaryIO
 
@@ -23,7 +22,6 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError, features
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_jpeg, decode_png
 
 from utils.base.errors import UserError, reason
 from utils.base.files import open_regular
@@ -50,9 +48,6 @@ _PALETTE = 3  # PNG's word for the kind of colours
 _TEXTS = (b"zTXt", b"iTXt", b"iCCP")  # chunks of a PNG that may be packed
 _TILE_SIZE, _STRIPS, _TILES = (322, 323), 273, 324  # tags of a TIFF
 _CUT_OFF, _TOO_MUCH = "is cut off, its end is missing", "more than any image needs"
-
-
-Decoder = Callable[[Tensor, ImageReadMode], Tensor]
 
 
 def read_image(path: str) -> Tensor:
@@ -91,8 +86,12 @@ def decode_image(data: bytearray, path: str) -> Tensor:
         # torchvision's that its decoders will move to another package, Pillow's about metadata
         warnings.simplefilter("ignore")
         if decode is not None:
+            # here, since it takes seconds, and not all runs have images; FileImages does it before it forks
+            from torchvision import io as fast
+
+            values = torch.frombuffer(data, dtype=torch.uint8)
             with suppress(RuntimeError):  # the last word is Pillow's
-                return decode(torch.frombuffer(data, dtype=torch.uint8), ImageReadMode.RGB)
+                return getattr(fast, decode)(values, fast.ImageReadMode.RGB)
         return _decode_with_pillow(data, path)
 
 
@@ -124,13 +123,13 @@ def _mode(file: BinaryIO) -> str:
         return ""
 
 
-def _fast_decoder(data: bytearray, path: str) -> Decoder | None:
-    """torchvision's decoder of a whole JPEG or PNG of a common kind; None: Pillow has to decode."""
+def _fast_decoder(data: bytearray, path: str) -> str | None:
+    """The name of torchvision's decoder of a whole, common JPEG or PNG; None: Pillow has to decode."""
     if data.startswith(_PNG) and data[12:16] == b"IHDR" and len(data) > 32:
         width, height, depth, colour = struct.unpack_from(">IIBB", data, 16)
         _check_size(path, width, height)
         _check_png(data, path)
-        return decode_png if depth == 8 and colour != _PALETTE else None
+        return "decode_png" if depth == 8 and colour != _PALETTE else None
     if data.startswith(_JPEG):
         frame, scans = _walk(data, path)
         if frame is None:
@@ -140,7 +139,7 @@ def _fast_decoder(data: bytearray, path: str) -> Decoder | None:
         _check_scans(path, scans, width, height)
         if data.rfind(b"\xff\xd9") < frame:
             raise _refusal(path, _CUT_OFF)
-        return decode_jpeg if components in (1, 3) else None
+        return "decode_jpeg" if components in (1, 3) else None
     if data[:1] == b"P" and data[1:2] in b"123" and len(data) > MAX_PLAIN_PPM:
         raise _refusal(path, f"has {len(data):,} bytes of numbers as text, {_TOO_MUCH}")
     return None

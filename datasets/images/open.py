@@ -1,17 +1,20 @@
 """The images of a part, ready for a network: from memory or from files, behind one interface."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 
 from datasets.images.in_memory import DeviceImages
-from datasets.images.on_disk import FileImages
 from datasets.listed.own import image_paths
 from datasets.types import FileSet, FileViews, ImageSet, PathTable, ViewSpec
 from utils.base.errors import UserError, raise_problem
 
+if TYPE_CHECKING:
+    from datasets.images.on_disk import FileImages
+
 # what the loops take: `labels`, len(), `augmented(order, batch_size, seed, view)`, `batches(batch_size, ...)`
-Images = DeviceImages | FileImages
+Images: TypeAlias = "DeviceImages | FileImages"
 
 
 def open_images(
@@ -19,6 +22,8 @@ def open_images(
 ) -> Images:
     """The whole part on the device, or its files through `workers` loader processes."""
     if isinstance(part, FileSet):
+        from datasets.images.on_disk import FileImages  # here: to import torchvision takes seconds
+
         return FileImages(part, views, device, workers)
     return DeviceImages(part, views, device)
 

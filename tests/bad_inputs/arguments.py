@@ -87,7 +87,7 @@ ODD = [
     (
         STAGE1,
         DIGITS + "--loss focal --mixup 0.2",
-        "--mixup mixes labels, --loss focal takes none",
+        "--loss focal takes no mixed labels",
     ),
     (STAGE1, "--wd -1e-4", r"--wd must be 0 or more, got -0\.0001"),
     (STAGE2, "--finetune_lr -.1,2", r"--finetune_lr must be above 0, got -0\.1"),

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from utils.base.distributed import World
 from utils.base.errors import UserError, reason
-from utils.engine.step import TrainStep
-from utils.engine.steps import Part
+from utils.engine.step import Part, TrainStep
 from utils.settings.config import Config
 
 # a shape's first steps run one by one: libraries set themselves up, and the optimiser makes its state
@@ -41,9 +40,7 @@ class CudaCapture:
 
     def capture(self, work: Work) -> Work:
         """Record `work` without doing it; what comes back does it, with its results in the same places.
-
-        Raises:
-            UserError: something in it cannot be recorded.
+        Raises UserError: something in it cannot be recorded.
         """
         try:
             graph = torch.cuda.CUDAGraph()
@@ -130,9 +127,7 @@ class GraphedSteps:
 
 def wanted(config: Config, device: torch.device, world: World, resumed: bool = False) -> bool:
     """Are steps to be graphed? A run that is `resumed` on a device without graphs goes on without.
-
-    Raises:
-        UserError: `--cuda_graphs` cannot be right; first for what it is given with.
+    Raises UserError: `--cuda_graphs` cannot be right; first for what it is given with.
     """
     if not config.cuda_graphs or (resumed and device.type != "cuda"):
         return False

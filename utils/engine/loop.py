@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from utils.base.distributed import ALONE, World
 from utils.engine.graphs import GraphedSteps
-from utils.engine.step import DivergedError, TrainStep
-from utils.engine.steps import Part
+from utils.engine.step import DivergedError, Part, TrainStep
 
 
 def cosine_lr(peak: float, epoch: int, epochs: int, warmup_epochs: int = 0) -> float:
@@ -34,9 +33,7 @@ def sgd(
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
     """Give an optimiser the state of one like it.
-
-    Raises:
-        ValueError: it is of parameters of other shapes. What is of another form raises as torch does.
+    Raises ValueError: it is of parameters of other shapes. What is of another form raises as torch does.
     """
     optimizer.load_state_dict(state)
     for group in optimizer.param_groups:
@@ -81,9 +78,7 @@ class Progress:
 
     def figures(self, world: World = ALONE) -> dict:
         """Mean loss and accuracy of the epoch under way, over all processes.
-
-        Raises:
-            DivergedError: the loss is not finite.
+        Raises DivergedError: the loss is not finite.
         """
         own = [float(self.loss), float(self.hits), self.images]
         loss, hits, images = world.total(torch.tensor(own, dtype=torch.float64)).tolist()
@@ -93,9 +88,7 @@ class Progress:
 
     def partial(self, world: World = ALONE) -> dict:
         """The epoch under way for a checkpoint, with the share of every process: a collective act.
-
-        Raises:
-            DivergedError: the loss is not finite, which on an accelerator nobody has looked at yet.
+        Raises DivergedError: the loss is not finite, which on an accelerator nobody has looked at yet.
         """
         own = (torch.as_tensor(value).cpu().reshape(1) for value in (self.loss, self.hits))
         losses, hits = (world.gather(values) for values in own)
@@ -140,10 +133,8 @@ def train_epoch(
     The batches are what the epoch lacks: `progress` holds what was done of it before, is kept up to date, and
     counts in the figures, which are those of all processes. `parts` says what a batch is in its step (None: a
     step of its own). The model's train or eval mode is the caller's.
-
-    Raises:
-        DivergedError: a loss is not finite. On the CPU before its update; on an accelerator, and of graphed
-            steps, at the end of the epoch, before anything is saved.
+    Raises DivergedError: a loss is not finite. On the CPU before its update; on an accelerator, and of
+    graphed steps, at the end of the epoch, before anything is saved.
     """
     for group in step.optimizer.param_groups:
         group["lr"] = lr

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from utils.base.seeding import number_for
-from utils.engine.steps import Steps
+from utils.engine.step import Steps
 
 
 @dataclass(frozen=True)

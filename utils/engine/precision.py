@@ -21,9 +21,7 @@ def speed_up(model: nn.Module, config: Config, device: torch.device, batch_size:
 
     The classifier stays in float32: its logits decide the loss, and it costs next to nothing. Full batches,
     in training of `batch_size`, run compiled.
-
-    Raises:
-        UserError: fp16 on a device that cannot train in it.
+    Raises UserError: fp16 on a device that cannot train in it.
     """
     if config.amp == "fp16" and device.type != "cuda":
         raise UserError(f"--amp fp16 needs a CUDA device, this run is on {device.type}: take bf16 or off")

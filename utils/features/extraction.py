@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from datasets import LongTailedData
-from datasets.images.on_disk import FileImages
 from datasets.images.open import Images
 from datasets.types import FileSet
 from utils.base.distributed import World
@@ -89,8 +88,8 @@ class Backbone:
             return store.fill(name, shapes[name], passes, extract, getattr(self.data, part).stamp)
 
         made = {name: fill(name) for name in shapes}
-        for part in self.images.values():
-            if isinstance(part, FileImages):
+        for name, part in self.images.items():
+            if isinstance(getattr(self.data, name), FileSet):
                 part.close()
         labels = self.images["train"].labels
         device, plain = labels.device, made.get("plain", made["train"])[0]
