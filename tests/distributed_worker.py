@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+import main_stage2
 from datasets import build_data
 from datasets.images.in_memory import DeviceImages
 from losses import build_loss
@@ -48,9 +49,10 @@ def work(world: World, accum: int = 1) -> dict[str, Tensor]:
 def main() -> None:
     world = distributed.join()
     try:
-        for accum in sys.argv[2:]:
-            result = work(world, int(accum))
+        for accum in (1, 2):
+            result = work(world, accum)
             torch.save(result, Path(sys.argv[1]) / f"accum{accum}_rank{world.rank}.pth")
+        main_stage2.main(sys.argv[2:])
     finally:
         distributed.leave()
 

@@ -49,11 +49,18 @@ def alone() -> dict[str, torch.Tensor]:
     torch.set_num_threads(threads)
 
 
+def features_line(digits) -> list[str]:
+    """A stage 2 on digits that saves its features; where, is the next word."""
+    words = ["--dataset", "digits_lt", "--pretrained_pth", str(digits.stage1), "--finetune_epoch", "3"]
+    return [*words, "--seed", "0", "--device", "cpu", "--pack_dtype", "fp32", "--save_features"]
+
+
 @pytest.fixture(scope="module")
-def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder with the results of both processes, for whole steps and steps in two parts."""
+def together(digits, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What both processes leave: results of whole steps and of steps in two parts, and features."""
     folder = tmp_path_factory.mktemp("together")
-    code, _, err = torchrun("tests/distributed_worker.py", folder, 1, 2)
+    words = [*features_line(digits), folder / "two", *places(folder)]
+    code, _, err = torchrun("tests/distributed_worker.py", folder, *words)
     assert code == 0, err
     return folder
 
@@ -190,26 +197,16 @@ def test_the_published_sequence_runs_under_torchrun_and_equals_one_process(tree,
     assert np.allclose(one["confidence"], other["confidence"], atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("views", "shape"),
-    [([], (1, 305, 64)), pytest.param(["--views", "2"], (2, 305, 64), marks=pytest.mark.long)],
-)
-def test_two_processes_save_the_features_that_one_saves(digits, tmp_path, views, shape):
+def test_two_processes_save_the_features_that_one_saves(digits, together, tmp_path):
     """Without --views the plain ones, though every epoch of the heads has augmented views of its own."""
     import main_stage2
 
-    words = ["--dataset", "digits_lt", "--pretrained_pth", str(digits.stage1), *views]
-    words += ["--finetune_epoch", "3", "--seed", "0", "--device", "cpu"]
-    words += ["--pack_dtype", "fp32", "--save_features"]
-    code, _, err = torchrun("main_stage2.py", *words, tmp_path / "two", *places(tmp_path))
-    assert code == 0, err
-    call(main_stage2.main, *words, tmp_path / "one", *places(tmp_path))
-    one, two = (read_pack(tmp_path / name) for name in ("one", "two"))
-    assert one.facts["train_views"] == two.facts["train_views"] == ("augmented" if views else "plain")
-    assert one.train.shape == two.train.shape == shape and (one.plain is None) == (not views)
-    for name in ("train", "plain", "test"):
-        if getattr(one, name) is not None:
-            torch.testing.assert_close(getattr(two, name), getattr(one, name), rtol=1e-4, atol=1e-4)
+    call(main_stage2.main, *features_line(digits), tmp_path / "one", *places(tmp_path))
+    one, two = read_pack(tmp_path / "one"), read_pack(together / "two")
+    assert one.facts["train_views"] == two.facts["train_views"] == "plain"
+    assert one.train.shape == two.train.shape == (1, 305, 64) and one.plain is two.plain is None
+    for name in ("train", "test"):
+        torch.testing.assert_close(getattr(two, name), getattr(one, name), rtol=1e-4, atol=1e-4)
 
 
 def test_a_mistake_ends_all_processes_and_is_said_first_by_the_first(tree, tmp_path):
@@ -237,11 +234,15 @@ def test_an_unreadable_image_in_one_process_is_named_and_ends_all(tree, tmp_path
 
 
 def test_a_killed_process_ends_the_others_and_the_run_goes_on_to_the_same_bits(tree, tmp_path):
-    words = ["main_stage1.py", *line(tree, tmp_path), "--epochs", "12", "--batch_size", "16", "--seed", "0"]
-    assert torchrun(*words)[0] == 0
+    words = ["--epochs", "12", "--batch_size", "16"]
+    assert torchrun("main_stage1.py", *line(tree, tmp_path), *words)[0] == 0
     whole = checkpoint.read(tmp_path / "ckpt" / "imagenet_lt" / "resnet8_stage1.pth").state
+    [folder] = (tmp_path / "out" / "imagenet_lt_stage1").iterdir()
+    record = json.loads((folder / "config.json").read_text())
+    assert record["environment"]["processes"] == 2
+    words += ["--seed", str(record["config"]["seed"])]  # drawn once for both
     cut = tmp_path / "cut"
-    process = start(*words[:1], *line(tree, cut), *words[-6:])
+    process = start("main_stage1.py", *line(tree, cut), *words)
     wait_until(lambda: list(cut.rglob("last.pth")), over=lambda: process.poll() is not None)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     workers = [int(pid) for pid in children if b"main_stage1" in Path(f"/proc/{pid}/cmdline").read_bytes()]
@@ -257,11 +258,3 @@ def test_a_killed_process_ends_the_others_and_the_run_goes_on_to_the_same_bits(t
     resumed = checkpoint.read(cut / "ckpt" / "imagenet_lt" / "resnet8_stage1.pth").state
     assert all(torch.equal(resumed[name], value) for name, value in whole.items())
     assert list(read_metrics(folder)["epoch"]) == list(range(1, 13))
-
-
-def test_a_rank_of_its_own_seed_is_drawn_once_for_all(tree, tmp_path):
-    code, _, err = torchrun("main_stage1.py", *line(tree, tmp_path), "--epochs", "1", "--batch_size", "16")
-    assert code == 0, err
-    [folder] = (tmp_path / "out" / "imagenet_lt_stage1").iterdir()
-    record = json.loads((folder / "config.json").read_text())
-    assert record["environment"]["processes"] == 2 and isinstance(record["config"]["seed"], int)

@@ -62,7 +62,6 @@ class Representation:
 
 
 def pack_classifier(pack: Pack) -> nn.Linear:
-    """The stage-1 classifier of a pack."""
     fc = nn.Linear(pack.fc_weight.shape[1], pack.fc_weight.shape[0])
     fc.load_state_dict({"weight": pack.fc_weight, "bias": pack.fc_bias})
     return fc
@@ -116,8 +115,8 @@ def pack_data(pack: Pack) -> LongTailedData:
 def make_pack(frozen: Representation, config: Config, facts: dict, clean: bool) -> Pack:
     """The pack of a representation: the views that `--views` caches and the plain training images.
 
-    `facts` are the checkpoint facts of the run; `clean`: the backbone never saw the validation images. Raises
-    UserError where --pack_dtype cannot hold the features, see `utils.packs.pack.narrowed`.
+    `facts` are the checkpoint facts of the run; `clean`: the backbone never saw the validation images.
+    Raises UserError where --pack_dtype cannot hold the features.
     """
     dtype = {"fp16": np.float16, "fp32": np.float32}[config.pack_dtype]
 

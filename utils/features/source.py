@@ -3,8 +3,7 @@
 Both answer the same questions, so that nobody else asks which of the two it is.
 """
 
-from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from itertools import zip_longest
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from datasets import OWN_DATASETS, LongTailedData
+from datasets.images.open import Images
 from datasets.listed.parts import as_seen
 from datasets.types import FileSet
 from models.pretrained import with_own_names
@@ -22,10 +22,17 @@ from utils.base.errors import UserError, about
 from utils.engine import scoring
 from utils.engine.device import LAYOUT
 from utils.engine.precision import speed_up
-from utils.features.extraction import Backbone
 from utils.features.frozen import Representation, pack_classifier, pack_data, pack_representation
 from utils.features.logits import logit_batches
-from utils.features.views import Watch
+from utils.features.store import FeatureStore, Views
+from utils.features.views import (
+    DriftingFeatures,
+    StoredViews,
+    TrainFeatures,
+    Watch,
+    eval_features,
+    feature_batches,
+)
 from utils.packs.pack import Pack, read_pack
 from utils.run import checkpoint
 from utils.run.checkpoint import Checkpoint, published_path, read
@@ -39,8 +46,15 @@ from utils.settings.presets import preset_for
 from utils.settings.table import CHECK, arguments_of
 
 
-class Source(ABC):
-    """A file that was read: `known` is what a later step must not contradict, or takes over from it."""
+class Source:
+    """A file that was read: `known` is what a later step must not contradict, or takes over from it.
+
+    Both kinds have `saw`, a note where the backbone may have seen the validation images; `freeze`, what heads
+    see for a number of epochs; `with_head`, which puts the head that evaluate is asked for on the network and
+    says where it comes from; `test_logits`, the logits [n, K] of this process's block of test images, all
+    labels [N], and whether mirror images are averaged in; `origins`, what a stage-2 checkpoint says of its
+    stage 1; `told`, the file in words.
+    """
 
     def __init__(self, file: Checkpoint | Pack) -> None:
         self.file, self.path, self.digest = file, file.path, file.digest
@@ -54,42 +68,12 @@ class Source(ABC):
     def load(
         self, config: Config, device: torch.device, world: World = ALONE
     ) -> tuple[LongTailedData, nn.Module]:
-        """The data and the frozen network on the device: eval, no gradients, only `fc` learns.
-
-        Raises UserError where the data cannot be read, or the network does not fit them.
-        """
+        """The data and the frozen network on the device: eval, no gradients, only `fc` learns."""
         self.config, self.device, self.world = config, device, world
         self.data, self.model = self._load()
         self.model.to(device, memory_format=LAYOUT).eval().requires_grad_(False)
         self.model.fc.requires_grad_(True)
         return self.data, self.model
-
-    @abstractmethod
-    def _load(self) -> tuple[LongTailedData, nn.Module]: ...
-
-    @abstractmethod
-    def saw(self, data: LongTailedData, select: str) -> str | None:
-        """A note where the backbone may have seen the validation images, on which none can be selected."""
-
-    @abstractmethod
-    def freeze(self, run: Run, epochs: int, watch: Watch | None = None) -> Representation:
-        """What heads see for `epochs` epochs; `watch` sees every pass over images (None: the run's bar)."""
-
-    @abstractmethod
-    def with_head(self, given: dict) -> "Source":
-        """Put the head that evaluate is asked for on the network; returns the source that it comes from."""
-
-    @abstractmethod
-    def test_logits(self) -> tuple[Iterator[Tensor], Tensor, bool]:
-        """Logits [n, K] of this process's block of test images, all labels [N], is the mirror averaged in?"""
-
-    @abstractmethod
-    def origins(self) -> dict:
-        """What a stage-2 checkpoint says of its stage 1, and of the pack that it was trained on."""
-
-    @abstractmethod
-    def told(self) -> str:
-        """Which file was taken, for the log."""
 
     def compared_with(self, data: LongTailedData) -> list[str]:
         """For the log: what of the images was compared with those of the backbone, and what differs."""
@@ -99,7 +83,7 @@ class Source(ABC):
         """The name of the network under which its stage 2 is left."""
         return network
 
-    def check_unchanged(self) -> None:  # noqa: B027
+    def check_unchanged(self) -> None:
         """Raise a UserError where the file is read while it is used, and is not what it was."""
 
     def _of_other_images(self) -> str:
@@ -148,14 +132,78 @@ class CheckpointSource(Source):
         return [f"{note}: {changed}" if changed else note] if looked else []
 
     def freeze(self, run: Run, epochs: int, watch: Watch | None = None) -> Representation:
-        """The features of image files, and those of several processes, go through a store on disk."""
-        config, data = self.config, self.data
+        """The features of image files, and those of several processes, go through a store on disk.
+
+        In memory views are drawn as the epochs go; with --bn_mode train the statistics drift meanwhile.
+        """
+        config, data, fc = self.config, self.data, self.model.fc
         images = open_parts(data, self.device, config.workers)
+        labels = {name: part.labels for name, part in images.items() if name != "train"}
         seed, mirror = self.facts.get("seed", config.seed), mirror_at_test(data, config)
-        backbone = Backbone(self.identity, self.model, data, images, seed, mirror, watch or run.bar)
-        if config.bn_mode != "train" and (isinstance(data.train, FileSet) or self.world.size > 1):
-            return backbone.on_disk(config, run, epochs, self.world)
-        return backbone.in_memory(config)
+        watch, drifting = watch or run.bar, config.bn_mode == "train"
+        if not drifting and (isinstance(data.train, FileSet) or self.world.size > 1):
+            return self._on_disk(images, seed, mirror, watch, run, epochs)
+        kind = DriftingFeatures if drifting else TrainFeatures
+        train = kind(self.model, images["train"], seed, config.views, watch)
+
+        def compute(name: str) -> Tensor:
+            return eval_features(self.model, images[name], mirror, watch)
+
+        return Representation(fc, train, compute, labels, data, drifting)
+
+    def _on_disk(
+        self, images: dict[str, Images], seed: int, mirror: bool, watch: Watch, run: Run, epochs: int
+    ) -> Representation:
+        """All views as mapped files, each process a share; `discard` removes them.
+
+        Where the user names no --views, every one of the `epochs` has its own. A run that was cut off is gone
+        on with: with --save_features by the same command, else by --resume.
+        """
+        config, data, model = self.config, self.data, self.model
+        views = epochs if config.views is None else config.views
+        pack = config.save_features
+        folder = pack.with_name(f"{pack.name}.parts") if pack else run.folder / "features"
+        half = config.pack_dtype == "fp16" and (pack or isinstance(data.train, FileSet))
+        dtype = torch.float16 if half else torch.float32
+        inputs, _ = next(iter(images["test"].batches(2, 0, 2)))
+        with torch.no_grad():
+            width = model.forward_features(inputs).shape[1]
+        # array -> [V, N, D]; `plain` are the training images as they are, where `train` holds others
+        seen = 2 if mirror else 1
+        shapes = {name: (seen, len(part), width) for name, part in images.items() if name != "train"}
+        shapes["train"] = (max(views, 1), len(images["train"]), width)
+        if views:
+            shapes["plain"] = (1, *shapes["train"][1:])
+        listed = ", ".join(f"{name} {v} x {n:,}" for name, (v, n, _) in shapes.items())
+        gigabytes = sum(v * n * d for v, n, d in shapes.values()) * dtype.itemsize / 2**30
+        run.log(f"features as {dtype} to {folder}: {gigabytes:.2f} GiB (views x images: {listed})")
+        known = {"backbone": self.identity, "seed": seed, "mirror": mirror, "views": repr(data.views)}
+        known |= {name: part.digest() for name, part in data.parts.items()}
+        store = FeatureStore(folder, known | {"count": views, "amp": config.amp}, dtype, self.world)
+
+        def fill(name: str) -> Tensor:
+            part = "train" if name == "plain" else name
+            augmented, count = name == "train" and views > 0, shapes[name][0]
+
+            def extract(which: Views, start: int, stop: int) -> Iterable[Tensor]:
+                view = (seed, which[0]) if augmented else None
+                both = mirror and part != "train"
+                return feature_batches(model, images[part], view, both, watch, start, stop)
+
+            # augmented views are a pass over the images each, an image and its mirror image come together
+            passes = [(view, view + 1) for view in range(count)] if augmented else [(0, count)]
+            return store.fill(name, shapes[name], passes, extract, getattr(data, part).stamp)
+
+        made = {name: fill(name) for name in shapes}
+        for name, part in images.items():
+            if isinstance(getattr(data, name), FileSet):
+                part.close()
+        labels = {name: part.labels for name, part in images.items()}
+        device = labels["train"].device
+        plain = made.get("plain", made["train"])[0]
+        train = StoredViews(made["train"].to(device), labels.pop("train"), plain.to(device))
+        seen = (model.fc, train, lambda name: made[name].to(device), labels, data)
+        return Representation(*seen, discard=store.remove)
 
     def with_head(self, given: dict) -> Source:
         checkpoint.load_head(self.model, self.file)

@@ -50,20 +50,20 @@ _OPTIONAL = {"plain", "val", "val_labels"}
 
 @dataclass(frozen=True)
 class Pack:
-    """N training, M test, L validation images, D features, K classes; V views. Features: float16 or float32.
+    """N images, D features, K classes; V views. The types of numbers are those of _LAYOUT, labels int64.
 
     `test` and `val` hold the image, and its mirror image where they have two views; `plain` holds the
     training images as they are, where `train` has augmented views. `facts`: see `utils.run.facts`.
     """
 
     train: Tensor  # [V, N, D]
-    train_labels: Tensor  # int64 [N]
-    test: Tensor  # [V', M, D]
-    test_labels: Tensor  # int64 [M]
-    val: Tensor | None  # [V', L, D]
-    val_labels: Tensor | None  # int64 [L]
-    fc_weight: Tensor  # float32 [K, D]
-    fc_bias: Tensor  # float32 [K]
+    train_labels: Tensor
+    test: Tensor  # [V, N, D]
+    test_labels: Tensor
+    val: Tensor | None  # [V, N, D]
+    val_labels: Tensor | None
+    fc_weight: Tensor  # [K, D]
+    fc_bias: Tensor
     facts: dict
     plain: Tensor | None = None  # [N, D]
     path: Path | None = None
@@ -97,20 +97,16 @@ class Pack:
 
 def _status(path: Path) -> tuple:
     """What tells a file from others without reading it; nothing of one that is gone."""
-    try:
+    with suppress(OSError):
         found = os.stat(path)
-    except OSError:
-        return ()
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
-
-
-# ---- the file
+        return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+    return ()
 
 
 def write_pack(path: Path, pack: Pack) -> str:
     """Check, then write atomically, labels as int32. Returns the digest.
 
-    Raises UserError, see `check`; or the file cannot be written, an older one is then untouched.
+    Raises UserError, see `check`; or the file cannot be written, and an older one is then untouched.
     """
     check(replace(pack, path=None))
     facts = json_text(pack.facts)
@@ -143,8 +139,8 @@ def read_pack(path: Path) -> Pack:
     Raises UserError: missing, truncated, altered, of a later version, not a pack, or see `check`.
     """
     require_file(path)
+    status = _status(path)
     try:
-        status = _status(path)
         header, tensors = _open(path)
         if content_digest({"facts": header["facts"]} | tensors) != header["digest"]:
             raise UserError(f"{path} is damaged: its content does not match the digest inside; remake it")
@@ -184,17 +180,13 @@ def _open(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
             version = int(header["version"])
             missing = [name for name in _LAYOUT if name not in _OPTIONAL.union(names)]
             for wrong, problem in (
-                (version > VERSION, f"has format version {version}, this code reads {VERSION}: update it"),
-                (version < VERSION, f"is damaged: there is no format version {version}; remake it"),
+                (version != VERSION, f"has format version {version}, this code reads {VERSION}"),
                 (len(header["facts"]) > _MOST_FACTS, f"has facts of more than {_MOST_FACTS >> 20} MiB"),
                 (missing, f"has no tensor {' and no '.join(missing)}; remake it"),
             ):
                 if wrong:
                     raise UserError(f"{path} {problem}")
             return header, {name: file.get_tensor(name) for name in names}
-
-
-# ---- what a pack must be
 
 
 def check(pack: Pack) -> None:
@@ -264,10 +256,10 @@ def _largest(tensor: Tensor) -> float:
 
 
 def narrowed(features: np.ndarray, dtype: type, what: str, advice: str) -> np.ndarray:
-    """Floats [..., D] as `dtype`, mapped still where they have it: no image's features overflow or vanish.
+    """Floats [..., D] as `dtype`, mapped still where they have it.
 
-    Every value is kept to a thousandth of the largest one of its image. Raises UserError where it is not, or
-    a value is not finite; of `what`, with the `advice`.
+    Raises UserError, of `what` and with the `advice`, where a value is not finite, or not kept to a
+    thousandth of the largest one of its image.
     """
     with np.errstate(over="ignore", under="ignore"):
         kept = features.astype(dtype, copy=False)
