@@ -30,8 +30,7 @@ class Network(nn.Module):
 class Adapted(Network):
     """A network whose last linear layer is taken out: `body` gives what went into it, `fc` is that layer.
 
-    The state dict has the network's own names behind `body.`, but for `fc`; models/pretrained.py reads files
-    with the names as they were.
+    Its state dict has the network's own names behind `body.`; models/pretrained.py reads them without.
     """
 
     def __init__(self, network: nn.Module, last: str) -> None:
@@ -71,9 +70,9 @@ def linear_layers(network: nn.Module, num_classes: int) -> list[str]:
 def own_network(name: str, num_classes: int) -> nn.Module:
     """What the function of `name` = "module:function" returns for K = `num_classes`, adapted where needed.
 
-    It is called with num_classes=K where it has such a parameter, else with K alone; modules are looked for
-    in the current folder first. A network that keeps the contract stays as it is, any other is adapted: two
-    random images (32, else 64, else 224 pixels wide) tell, and a network that takes none is believed.
+    It is called with num_classes=K where it has such a parameter, else with K alone. A network that keeps the
+    contract stays as it is, any other is adapted: two random images tell, of the first width that it takes,
+    and a network that takes none is believed.
     """
     with current_folder_first():
         function = named_function(name, "network")

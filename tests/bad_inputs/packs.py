@@ -67,18 +67,9 @@ FILES: dict[str, tuple[Make, str]] = {
     "offsets beyond the file": (by_hand({"train": entry(0, 1 << 40, shape=(1 << 38,))}), DAMAGED),
     "offsets the wrong way": (by_hand({"train": entry(16, 0)}), DAMAGED),
     "an unknown type": (by_hand({"train": entry(0, 16, "X32")}, 16), DAMAGED),
-    "no feature pack": (
-        by_hand({"a": entry(0, 16)} | {"__metadata__": {"format": "pt"}}, 16),
-        "bad is a safetens",
-    ),
-    "a later version": (
-        by_hand({"__metadata__": HEADER | {"version": "9"}}, 0),
-        "format version 9, this code reads",
-    ),
-    "version 0": (
-        by_hand({"__metadata__": HEADER | {"version": "0"}}, 0),
-        "format version 0, this code reads",
-    ),
+    "no feature pack": (by_hand({"a": entry(0, 16)} | {"__metadata__": {"format": "pt"}}, 16), "safetens"),
+    "a later version": (by_hand({"__metadata__": HEADER | {"version": "9"}}, 0), "format version 9"),
+    "version 0": (by_hand({"__metadata__": HEADER | {"version": "0"}}, 0), "format version 0"),
     "version text": (by_hand({"__metadata__": HEADER | {"version": "x"}}, 0), DAMAGED),
 }
 NAN = torch.full((2, 7, 5), float("nan"))
@@ -86,51 +77,27 @@ CONTENT: dict[str, tuple[Make, str]] = {
     "no tensor fc_bias": (raw(lambda found: found.pop("fc_bias")), "bad has no tensor fc_bias"),
     "NaN features": (tensor(train=NAN), "bad: train holds values that are not finite"),
     "facts without end": (raw(note="x" * 2**24), "bad has facts of more than 16 MiB"),
-    "features without squares": (
-        tensor(test=torch.full((2, 4, 5), -1e30)),
-        r"bad: test reaches 1e\+30, whose square float32 cannot hold",
-    ),
+    "features without squares": (tensor(test=torch.full((2, 4, 5), -1e30)), r"bad: test reaches 1e\+30"),
     "NaN in the classifier": (
         tensor(fc_bias=torch.tensor([0, float("nan"), 0])),
-        "bad: fc_bias holds values that are not finite",
+        "bad: fc_bias holds values",
     ),
     "features in fp64": (tensor(train=torch.ones(2, 7, 5).double()), "bad: train is float64"),
     "whole numbers": (tensor(test=torch.ones(2, 4, 5).int()), "bad: test is"),
-    "labels out of range": (
-        tensor(train_labels=torch.arange(7).int()),
-        "bad: train_labels holds 3: labels must be",
-    ),
+    "labels out of range": (tensor(train_labels=torch.arange(7).int()), "bad: train_labels holds 3"),
     "negative labels": (tensor(test_labels=-torch.ones(4).int()), "bad: test_labels holds -1"),
     "labels as numbers": (tensor(test_labels=torch.ones(4)), "bad: test_labels is float32"),
-    "too few rows": (
-        tensor(train=torch.ones(2, 6, 5)),
-        "bad: train_labels has 7 training images, 6 are those of train",
-    ),
+    "too few rows": (tensor(train=torch.ones(2, 6, 5)), "bad: train_labels has 7 training images, 6"),
     "no row": (tensor(test=torch.ones(1, 0, 5), test_labels=torch.ones(0).int()), "bad: test is empty"),
-    "another width": (
-        tensor(test=torch.ones(1, 4, 6)),
-        "bad: test has 6 features an image, 5 are those of train",
-    ),
+    "another width": (tensor(test=torch.ones(1, 4, 6)), "bad: test has 6 features an image, 5"),
     "a flat array": (tensor(train=torch.ones(70)), "bad: train is float32 .70., expected"),
-    "a class without images": (
-        tensor(train_labels=torch.zeros(7).int()),
-        "bad: class 1 has no training image",
-    ),
+    "a class without images": (tensor(train_labels=torch.zeros(7).int()), "bad: class 1 has no"),
     "a classifier in fp16": (tensor(fc_weight=torch.ones(3, 5).half()), "bad: fc_weight is float16"),
-    "weights of fewer classes": (
-        tensor(fc_weight=torch.ones(2, 5)),
-        "bad: fc_weight has 2 classes, 3 are those of num_class",
-    ),
-    "biases of more classes": (
-        tensor(fc_bias=torch.ones(4)),
-        "bad: fc_bias has 4 classes, 3 are those of num_class",
-    ),
-    "another plain view": (
-        tensor(plain=torch.ones(7, 4)),
-        r"bad: plain has 4 features an image, 5 are those of train",
-    ),
+    "weights of fewer classes": (tensor(fc_weight=torch.ones(2, 5)), "bad: fc_weight has 2 classes, 3"),
+    "biases of more classes": (tensor(fc_bias=torch.ones(4)), "bad: fc_bias has 4 classes, 3"),
+    "another plain view": (tensor(plain=torch.ones(7, 4)), "bad: plain has 4 features an image, 5"),
     "facts in a list": (
-        lambda root, kitchen: write_raw(root / "bad", tiny(), facts="[]"),
+        lambda root, _: write_raw(root / "bad", tiny(), facts="[]"),
         "bad: the facts are a list",
     ),
     "facts that are no JSON": (lambda root, kitchen: write_raw(root / "bad", tiny(), facts="{"), DAMAGED),
@@ -142,15 +109,7 @@ FACTS = {
     "network": [3, None],
     "num_class": [1, 0, -1, 3.0, "3", True, 1 << 70],
     "imb_ratio": ["x", float("nan"), float("inf"), -1.0, 0.0, 10**4000],
-    "class_names": [
-        ["\ud800", "b", "c"],
-        ["a\0", "b", "c"],
-        ["a" * 500_000, "b", "c"],
-        ["a"],
-        "abc",
-        [1, 2, 3],
-        None,
-    ],
+    "class_names": [["\ud800", "b", "c"], ["a\0", "b", "c"], ["a" * 500_000, "b", "c"], ["a"], "abc", None],
     "class_counts": [[4, 2], [4, 2, 1.0], "421", [4, 2, 1, 0], [10**4000, 2, 1]],
     "train_digest": [5, {}, None, "\ud800"],
     "selected_on": ["best", "last\ntest overall=99.99 many=- medium=- few=- selected_on=last", 3],
@@ -175,29 +134,14 @@ def _rows() -> list[Row]:
     for way, (script, words) in READERS.items():
         for kind, (make, says) in (NO_FILE | FILES).items():
             rows.append(Row(f"pack, {way}: {kind}", script, words, says, make))
-        rows.append(
-            Row(
-                f"pack, {way}: not permitted",
-                script,
-                words,
-                "bad cannot be read: Permission denied",
-                not_permitted("pack"),
-                unprivileged=True,
-            )
-        )
+        says, make = "bad cannot be read: Permission denied", not_permitted("pack")
+        rows.append(Row(f"pack, {way}: not permitted", script, words, says, make, unprivileged=True))
     script, words = READERS["evaluate"]
     rows += [Row(f"pack: {kind}", script, words, says, make) for kind, (make, says) in CONTENT.items()]
     for fact, values in FACTS.items():
+        says = rf"bad\b.*{fact}|bad: .*num_class"
         for value in values:
-            rows.append(
-                Row(
-                    f"pack fact {fact} {value!r:.30}",
-                    script,
-                    words,
-                    rf"bad\b.*{fact}|bad: .*num_class",
-                    raw(**{fact: value}),
-                )
-            )
+            rows.append(Row(f"pack fact {fact} {value!r:.30}", script, words, says, raw(**{fact: value})))
     for name in NOT_WITH_PACK:
         argument = next(argument for argument in ARGUMENTS if argument.name == name)
         value = {int: " 8", float: " 0.5", bool: ""}.get(argument.kind, " {root}/x")
@@ -205,14 +149,8 @@ def _rows() -> list[Row]:
         says = f"--features holds the features already: --{name} has no use beside it"
         for script, stage in ((STAGE2, ""), (EVALUATE, " --cur_stage stage1")):
             if script in argument.scripts:
-                rows.append(
-                    Row(
-                        f"pack beside --{name}, {script}",
-                        script,
-                        f"--features {{pack}}{stage} --{name}{value}",
-                        says,
-                    )
-                )
+                words = f"--features {{pack}}{stage} --{name}{value}"
+                rows.append(Row(f"pack beside --{name}, {script}", script, words, says))
     return rows
 
 
@@ -302,60 +240,66 @@ ARRAYS = [  # words, what the line says, the arrays that are changed
     ("", "train_x.npy holds features too small for float32", {"train_x": X * np.float64(1e-44)}),
     (
         " --dtype fp16",
-        "test_x.npy holds features too small for float16, it would lose them: take --dtype fp32, or scale",
+        "too small for float16, it would lose them: take --dtype fp32",
         {"train_x": X, "test_x": np.diag([1, 1, 1, 1e-8])},
     ),
     ("", r"train reaches 1e\+30, whose square float32 cannot hold: scale", {"train_x": X * np.float32(1e30)}),
     ("", "test reaches 1e-30, whose square float32 cannot hold: scale", {"test_x": X * np.float32(1e-30)}),
     (" --dtype fp16", "train_x.npy holds values beyond 65504: take --dtype fp32", {"train_x": X * 70_000}),
-    (
-        VAL + " --val_y {root}/val_y.npy",
-        "val_labels holds 2: labels must be 0 to 1",
-        {"val_x": X, "val_y": Y * 2},
-    ),
+    (VAL + " --val_y {root}/val_y.npy", "val_labels holds 2: labels", {"val_x": X, "val_y": Y * 2}),
     (VAL, "--val_x and --val_y go together", {"val_x": X}),
     (" --fc_bias {root}/train_y.npy", "--fc_weight and --fc_bias go together", {}),
-    (
-        FC,
-        "fc_weight has 3 classes, 2 are those of num_class",
-        {"fc_weight": np.ones((3, 3)), "fc_bias": np.ones(2)},
-    ),
-    (
-        FC,
-        r"fc_weight.npy holds float32 \[1, 4, 3\], expected floats \[K, D\]",
-        {"fc_weight": X[None], "fc_bias": X[0]},
-    ),
-    (
-        FC,
-        "fc_weight.npy holds values that are not finite",
-        {"fc_weight": X[:2] * np.inf, "fc_bias": np.ones(2)},
-    ),
+    (FC, "fc_weight has 3 classes, 2", {"fc_weight": np.ones((3, 3)), "fc_bias": np.ones(2)}),
+    (FC, r"\[1, 4, 3\], expected floats \[K, D\]", {"fc_weight": X[None], "fc_bias": X[0]}),
+    (FC, "values that are not finite", {"fc_weight": X[:2] * np.inf, "fc_bias": np.ones(2)}),
     (" --name ../mine", "--name '../mine': take letters, digits", {}),
     (" --name=", "--name '': take letters, digits", {}),
     (" --dtype fp64", "argument --dtype: invalid choice: 'fp64'", {}),
     (" --nmae x", "unrecognized arguments: --nmae", {}),
     (" --out {root}", "--out .*w is a folder or a device: name a file", {}),
     (" --out {root}/train_x.npy/new", "cannot write to .*/train_x.npy: .* is not a folder", {}),
-    *(
-        (
-            f" --out {{root}}/{name}",
-            f"--out .*{name} is there and holds something else, an input perhaps",
-            more,
-        )
-        for name, more in (
-            *((f"{part}.npy", {}) for part in ("train_x", "train_y", "test_x", "test_y")),
-            ("names.npy", {"names": b"one\ntwo\n"}),
-        )
-    ),
+    (" --out {root}/train_x.npy", "--out .*train_x.npy is there and holds something else, an input", {}),
+    (" --out {root}/names.npy", "names.npy is there and holds something else", {"names": b"one\ntwo\n"}),
     (" --class_names {root}/absent", "absent does not exist", {}),
     (" --class_names {root}", "w is not a file", {}),
     (" --class_names {root}/train_x.npy", "train_x.npy cannot be read", {}),
-    (
-        " --class_names {root}/names.npy",
-        "class_names has 3 entries, num_class is 2",
-        {"names": b"one\ntwo\nthree\n"},
-    ),
+    (" --class_names {root}/names.npy", "class_names has 3 entries, num", {"names": b"one\ntwo\nthree\n"}),
 ]
+
+
+def names_from_a_pipe(root: Path, kitchen: Kitchen) -> None:
+    arrays()(root, kitchen)
+    NO_FILE["a pipe"][0](root, kitchen)
+
+
+def one_class(root: Path, kitchen: Kitchen) -> None:
+    write_pack(root / "bad", replace(with_val(tiny(val_clean=True)), val_labels=torch.zeros(2).long()))
+
+
+# kind -> script, words, what the line says, how the file is made
+RUNS = {
+    "pack with --pretrained_pth": (
+        STAGE2,
+        "--features {pack} --pretrained_pth {stage1}",
+        "--features holds its stage-1 classifier: leave --pretrained_pth out",
+    ),
+    "selection on validation images of one class": (
+        STAGE2,
+        "--features {bad} --select val",
+        "--select val refused: all validation images of .*bad are of one class",
+        one_class,
+    ),
+    "pack of another class count": (STAGE2, "--features {pack} --num_class 7", "--num_class 7 is asked for"),
+    "pack of another set": (STAGE2, "--features {pack} --dataset cifar100_lt", "--dataset cifar100_lt is"),
+    "pack of another ratio": (STAGE2, "--features {pack} --imb_ratio 10", "--imb_ratio 10"),
+    "a classifier of another pack": (
+        EVALUATE,
+        "--features {bad} --pretrained_pth {stage2}",
+        "stage2.pth is a classifier for other features than those of .*bad",
+        raw(network="resnet8"),
+    ),
+    "no classifier for a pack": (EVALUATE, "--features {pack} --cur_stage stage2", "no stage2 checkpoint at"),
+}
 
 ROWS = [
     *_rows(),
@@ -367,7 +311,7 @@ ROWS = [
         "arrays: not permitted",
         PACK,
         WORDS,
-        "train_x.npy .*Permission denied",
+        "train_x.npy .*Permission",
         arrays(train_x=sealed),
         unprivileged=True,
     ),
@@ -376,44 +320,7 @@ ROWS = [
         PACK,
         WORDS + " --class_names {bad}",
         "bad is not a file",
-        lambda root, kitchen: (arrays()(root, kitchen), NO_FILE["a pipe"][0](root, kitchen)),
+        names_from_a_pipe,
     ),
-    Row(
-        "pack with --pretrained_pth",
-        STAGE2,
-        "--features {pack} --pretrained_pth {stage1}",
-        "--features holds its stage-1 classifier: leave --pretrained_pth out",
-    ),
-    Row(
-        "selection on validation images of one class",
-        STAGE2,
-        "--features {bad} --select val",
-        "--select val refused: all validation images of .*bad are of one class",
-        lambda root, kitchen: write_pack(
-            root / "bad", replace(with_val(tiny(val_clean=True)), val_labels=torch.zeros(2).long())
-        ),
-    ),
-    Row(
-        "pack of another class count", STAGE2, "--features {pack} --num_class 7", "--num_class 7 is asked for"
-    ),
-    Row(
-        "pack of another set",
-        STAGE2,
-        "--features {pack} --dataset cifar100_lt",
-        "--dataset cifar100_lt is asked",
-    ),
-    Row("pack of another ratio", STAGE2, "--features {pack} --imb_ratio 10", "--imb_ratio 10"),
-    Row(
-        "a classifier of another pack",
-        EVALUATE,
-        "--features {bad} --pretrained_pth {stage2}",
-        "stage2.pth is a classifier for other features than those of .*bad",
-        raw(network="resnet8"),
-    ),
-    Row(
-        "no classifier for a pack",
-        EVALUATE,
-        "--features {pack} --cur_stage stage2",
-        "no stage2 checkpoint at",
-    ),
+    *(Row(kind, *row) for kind, row in RUNS.items()),
 ]

@@ -23,10 +23,13 @@ def pick_device(
     """`auto` takes CUDA, else Apple's mps, else the CPU; of several processes each takes a CUDA device.
 
     `deterministic`: torch is set so that a CUDA device repeats its bits, until the process ends.
-    Raises UserError: a device that is unknown or not here, or one for several processes.
     """
-    if deterministic:
-        _be_deterministic()
+    if (
+        deterministic
+    ):  # before CUDA starts; what has no such form raises, and `exit_cleanly` makes a line of it
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
     if gpu is not None:
         name = f"cuda:{gpu}"
     if world.size > 1 and name.startswith("cuda:"):
@@ -35,31 +38,23 @@ def pick_device(
         name = f"cuda:{world.local_rank}"
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    known = "take auto, cpu, cuda, cuda:N or mps"
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise UserError(f"--device {name} is not a device: take auto, cpu, cuda, cuda:N or mps") from error
+        raise UserError(f"--device {name} is not a device: {known}") from error
     if device.type == "cuda":
         found = torch.cuda.device_count()
         # torch keeps the number in a byte: 257 comes out as 1
         if str(device) != name or (device.index or 0) >= found:
-            raise UserError(
-                f"--device {name}, but torch {torch.__version__} sees {found} CUDA devices: try --device cpu"
-            )
+            raise UserError(f"--device {name}, but torch sees {found} CUDA devices: try --device cpu")
         device = torch.device("cuda", device.index or 0)  # set_device takes none without a number
         torch.cuda.set_device(device)
     elif device.type == "mps" and not torch.backends.mps.is_available():
         raise UserError("--device mps, but torch sees none here: try --device cpu")
     elif device.type not in ("cpu", "mps"):
-        raise UserError(f"--device {name} is not supported: take auto, cpu, cuda, cuda:N or mps")
+        raise UserError(f"--device {name} is not supported: {known}")
     return device
-
-
-def _be_deterministic() -> None:
-    """Before CUDA starts. What has no deterministic form then raises; `exit_cleanly` makes a line of it."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True)
-    torch.backends.cudnn.benchmark = False
 
 
 def environment(device: torch.device) -> dict:

@@ -39,19 +39,15 @@ class CudaCapture:
         return result
 
     def capture(self, work: Work) -> Work:
-        """Record `work` without doing it; what comes back does it, with its results in the same places.
-        Raises UserError: something in it cannot be recorded.
-        """
+        """Record `work` without doing it; what comes back does it, with its results in the same places."""
         try:
             graph = torch.cuda.CUDAGraph()
             # thread_local: a loader's thread may pin memory meanwhile
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 result = work()
         except RuntimeError as error:
-            raise UserError(
-                f"--cuda_graphs: a training step could not be recorded ({reason(error):.300}); leave "
-                "--cuda_graphs out"
-            ) from error
+            what = f"a training step could not be recorded ({reason(error):.300})"
+            raise UserError(f"--cuda_graphs: {what}; leave --cuda_graphs out") from error
 
         def replay() -> tuple[Tensor, Tensor]:
             graph.replay()
@@ -126,9 +122,7 @@ class GraphedSteps:
 
 
 def wanted(config: Config, device: torch.device, world: World, resumed: bool = False) -> bool:
-    """Are steps to be graphed? A run that is `resumed` on a device without graphs goes on without.
-    Raises UserError: `--cuda_graphs` cannot be right; first for what it is given with.
-    """
+    """Are steps to be graphed? A run that is `resumed` on a device without graphs goes on without."""
     if not config.cuda_graphs or (resumed and device.type != "cuda"):
         return False
     own = "what your code does in Python would happen once, while the step is recorded, and not again"

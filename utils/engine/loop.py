@@ -32,9 +32,7 @@ def sgd(
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
-    """Give an optimiser the state of one like it.
-    Raises ValueError: it is of parameters of other shapes. What is of another form raises as torch does.
-    """
+    """Give an optimiser the state of one like it; raises ValueError where that is of other shapes."""
     optimizer.load_state_dict(state)
     for group in optimizer.param_groups:
         for parameter in group["params"]:
@@ -45,10 +43,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
 
 @dataclass
 class Progress:
-    """How far a run is: its epochs and the best of them, and what is done of the epoch under way.
-
-    Losses and hits of that epoch are added up on the device, so that no step waits for it.
-    """
+    """How far a run is: its epochs and the best of them, and what is done of the epoch under way."""
 
     epoch: int = 0  # epochs done
     best_epoch: int | None = None
@@ -57,6 +52,7 @@ class Progress:
     # of the epoch under way, the last three of this process
     step: int = field(default=0, compare=False)
     images: int = field(default=0, compare=False)
+    # added up on the device, so that no step waits for it
     loss: Tensor | float = field(default=0.0, compare=False)
     hits: Tensor | int = field(default=0, compare=False)
 
@@ -77,9 +73,7 @@ class Progress:
         self.images += images
 
     def figures(self, world: World = ALONE) -> dict:
-        """Mean loss and accuracy of the epoch under way, over all processes.
-        Raises DivergedError: the loss is not finite.
-        """
+        """Mean loss and accuracy of the epoch under way, over all processes; raises DivergedError."""
         own = [float(self.loss), float(self.hits), self.images]
         loss, hits, images = world.total(torch.tensor(own, dtype=torch.float64)).tolist()
         if not math.isfinite(loss):
@@ -88,7 +82,8 @@ class Progress:
 
     def partial(self, world: World = ALONE) -> dict:
         """The epoch under way for a checkpoint, with the share of every process: a collective act.
-        Raises DivergedError: the loss is not finite, which on an accelerator nobody has looked at yet.
+
+        Raises DivergedError: on an accelerator nobody has looked at the loss yet.
         """
         own = (torch.as_tensor(value).cpu().reshape(1) for value in (self.loss, self.hits))
         losses, hits = (world.gather(values) for values in own)
@@ -132,9 +127,8 @@ def train_epoch(
 
     The batches are what the epoch lacks: `progress` holds what was done of it before, is kept up to date, and
     counts in the figures, which are those of all processes. `parts` says what a batch is in its step (None: a
-    step of its own). The model's train or eval mode is the caller's.
-    Raises DivergedError: a loss is not finite. On the CPU before its update; on an accelerator, and of
-    graphed steps, at the end of the epoch, before anything is saved.
+    step of its own). Raises DivergedError where a loss is not finite: on the CPU before its update; on an
+    accelerator, and of graphed steps, at the end of the epoch, before anything is saved.
     """
     for group in step.optimizer.param_groups:
         group["lr"] = lr

@@ -22,10 +22,8 @@ from utils.engine.step import Steps
 class Mixup:
     """Mixes the batches of an epoch: λ x + (1 - λ) x[partner], and the same of the labels, one-hot.
 
-    λ ~ Beta(`alpha`, `alpha`), one for all images of a part; `partner` permutes its images. Cross-entropy
-    against the mixed labels is λ CE(logits, y) + (1 - λ) CE(logits, y[partner]). A part is what a process
-    takes at a time: where a step has several, each draws for itself. A draw depends on (seed, epoch, number
-    of the part in the epoch, process) only.
+    λ ~ Beta(`alpha`, `alpha`), one for all images of a part; `partner` permutes its images. A part is what a
+    process takes at a time. A draw depends on (seed, epoch, number of the part in the epoch, process) only.
     """
 
     alpha: float

@@ -21,7 +21,6 @@ def speed_up(model: nn.Module, config: Config, device: torch.device, batch_size:
 
     The classifier stays in float32: its logits decide the loss, and it costs next to nothing. Full batches,
     in training of `batch_size`, run compiled.
-    Raises UserError: fp16 on a device that cannot train in it.
     """
     if config.amp == "fp16" and device.type != "cuda":
         raise UserError(f"--amp fp16 needs a CUDA device, this run is on {device.type}: take bf16 or off")
@@ -59,9 +58,7 @@ def slow_bf16(config: Config, device: torch.device) -> str | None:
     has = torch.cpu.get_capabilities()
     if any(has.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16")):
         return None
-    return (
-        "--amp bf16: this CPU has no instructions for it, the run will be several times slower than without"
-    )
+    return "--amp bf16: this CPU has no instructions for it, the run will be several times slower"
 
 
 def loss_scaler(config: Config) -> torch.amp.GradScaler:

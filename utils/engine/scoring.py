@@ -23,11 +23,7 @@ def predict(model: nn.Module, images: Images, mirror: bool, batch_size: int = EV
 
 
 def logit_batches(
-    model: nn.Module,
-    images: Images,
-    mirror: bool,
-    batch_size: int = EVAL_BATCH,
-    world: World = ALONE,
+    model: nn.Module, images: Images, mirror: bool, batch_size: int = EVAL_BATCH, world: World = ALONE
 ) -> Iterator[Tensor]:
     """The same a batch [n, K] at a time, in file order; of several processes each takes its block."""
     model.eval()

@@ -27,11 +27,7 @@ class DivergedError(UserError):
 
 
 def training_loss(config: Config, class_counts: Sequence[int]) -> nn.Module:
-    """The loss that `--loss` names, with the options that stage 2 gives the method of that name.
-
-    What the method leaves to the run is the preset's; without such a method the loss's own options count.
-    Raises UserError: it does not go with `--mixup`, or with these class counts.
-    """
+    """The loss that `--loss` names, with the options that stage 2 gives the method of that name, if any."""
     name = config.loss
     if config.mixup and name not in OF_MIXED_LABELS:
         raise UserError(f"--loss {name} takes no mixed labels (--mixup): {', '.join(OF_MIXED_LABELS)} do")
@@ -98,8 +94,7 @@ class Steps:
     def own(self, order: Tensor) -> Tensor:
         """This process's images of an epoch in `order` int64 [N], to be cut into parts of `part_size`.
 
-        Where the last part would be empty, or a single image, which batch-norm cannot take, it is filled up
-        with images that do not count.
+        Batch-norm takes no single image: a last part of one or none is filled up with some that do not count.
         """
         shares = [order[start:stop] for start, stop, _ in self._shares()]
         last = len(shares[-1])
@@ -119,8 +114,7 @@ class Steps:
 class TrainStep:
     """Forward, loss and backward of a part, and after the last part of a step the optimiser's update.
 
-    `scaler` keeps fp16 gradients in range. `look`: on a CPU the host checks every loss before its update; on
-    an accelerator that would stall the device.
+    `look`: on a CPU the host checks every loss before its update; an accelerator would have to wait.
     """
 
     model: nn.Module
@@ -133,7 +127,6 @@ class TrainStep:
         """Summed loss and hits, both [], of images [N, ...] with labels [N].
 
         Where `targets` are the shares of the classes, float [N, K], a hit is the class with the largest one.
-        Raises DivergedError: the host looked, and the loss is not finite.
         """
         # slicing and weighting a whole part would be a twentieth of a small head's step
         whole = part.rows in (None, len(targets))

@@ -1,19 +1,172 @@
-"""`python -m utils.features pack ...`: make a feature pack from arrays."""
+"""Make a feature pack from your own arrays: CLIP, DINOv2, any encoder.
 
+    python -m utils.features pack --train_x X.npy --train_y Y.npy --test_x X.npy --test_y Y.npy --out FILE
+
+Features are float [N, D] or, of several views, [V, N, D]; labels are integers [N] from 0.
+"""
+
+import re
 import sys
+import warnings
+from argparse import Namespace
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
-from utils.base.errors import UserError, exit_cleanly
-from utils.packs.arrays import main as pack
+import numpy as np
+import torch
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor
+
+from utils.base.errors import UserError, exit_cleanly, reason, say
+from utils.base.files import check_output, require_file
+from utils.packs.pack import Pack, check, narrowed, write_pack
+from utils.run.facts import OWN
+from utils.run.folder import check_writable
+from utils.settings.checks import OUTPUTS, PACK_NAME
 from utils.settings.commands import command
+from utils.settings.parse import Parser
+
+_TYPES = {"fp16": np.float16, "fp32": np.float32}
+_ARRAYS = {
+    "train_x": "training features",
+    "train_y": "training labels",
+    "test_x": "test features",
+    "test_y": "test labels",
+    "val_x": "validation features; the encoder must not have been trained on these images",
+    "val_y": "validation labels",
+    "fc_weight": "weights [K, D] of a linear classifier to start from; default: one is fitted",
+    "fc_bias": "its biases [K]",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the subcommand `pack`, see `utils.packs.arrays`; raises UserError for another."""
+    """Run the subcommand `pack`, the only one."""
     words = sys.argv[1:] if argv is None else list(argv)
     if words[:1] != ["pack"]:
         raise UserError(f"say what to do: pack, see `{command('utils.features', 'pack', '--help')}`")
-    pack(words[1:])
+    asked = _parse(words[1:])
+    pack = _pack_of(asked)
+    if asked.fc_weight is None:
+        check(pack)
+        weight, bias = _fit(pack.train[0].float(), pack.train_labels)
+        pack = replace(pack, fc_weight=weight, fc_bias=bias)
+    digest = write_pack(asked.out, pack)
+    views, images, width = pack.train.shape
+    held = f"{pack.test.shape[1]} test, {0 if pack.val is None else pack.val.shape[1]} validation features"
+    size = f"{width} wide, {len(pack.fc_bias)} classes, {asked.out.stat().st_size / 2**20:.1f} MiB"
+    say(f"pack {asked.out}: {images} training ({views} view(s)), {held}, {size}, sha256 {digest[:12]}")
+
+
+def _parse(argv: Sequence[str]) -> Namespace:
+    parser = Parser("python -m utils.features pack", description=__doc__.splitlines()[0], allow_abbrev=False)
+    for name, text in _ARRAYS.items():
+        parser.add_argument(f"--{name}", type=Path, help=text, required=name.startswith(("train", "test")))
+    parser.add_argument("--name", default="my_data", help="of the data set (default %(default)s)")
+    parser.add_argument("--class_names", type=Path, help="text file, one name a line (default: numbers)")
+    parser.add_argument("--dtype", choices=_TYPES, default="fp32", help="stored type (default %(default)s)")
+    parser.add_argument("--out", type=Path, required=True, help="the pack to write")
+    asked = parser.parse_args(argv)
+    for first, second in (("val_x", "val_y"), ("fc_weight", "fc_bias")):
+        if (getattr(asked, first) is None) != (getattr(asked, second) is None):
+            raise UserError(f"--{first} and --{second} go together: give both or neither")
+    if not re.fullmatch(PACK_NAME, asked.name):  # it becomes part of folder names
+        raise UserError(f"--name {asked.name!r}: take letters, digits, dot, dash and underscore")
+    check_output("out", asked.out, *OUTPUTS["save_features"])
+    check_writable(asked.out.parent)
+    return asked
+
+
+def _pack_of(asked: Namespace) -> Pack:
+    """The pack of the arrays named; its classifier is zeros where none is."""
+    arrays = {"val": None, "val_labels": None}
+    for part in ("train", "test", *(("val",) if asked.val_x else ())):
+        features = _floats(getattr(asked, f"{part}_x"), asked.dtype, "[N, D] or [V, N, D]")
+        arrays[part] = features if features.ndim == 3 else features.unsqueeze(0)
+        arrays[f"{part}_labels"] = _labels(getattr(asked, f"{part}_y"))
+    images = len(arrays["train_labels"])
+    num_class = 1 + int(max(arrays["train_labels"].max(), arrays["test_labels"].max()))
+    if num_class > images:
+        found = f"labels reach {num_class - 1}, there are {images} training images"
+        raise UserError(f"{found}: labels must count from 0, and every class needs a training image")
+    arrays["fc_weight"] = torch.zeros(num_class, arrays["train"].shape[-1])
+    arrays["fc_bias"] = torch.zeros(num_class)
+    if asked.fc_weight:
+        arrays["fc_weight"] = _floats(asked.fc_weight, "fp32", "[K, D]")
+        arrays["fc_bias"] = _floats(asked.fc_bias, "fp32", "[K]")
+    facts = {
+        "dataset": asked.name,
+        "imb_ratio": None,
+        "network": "features",
+        "preset": OWN,
+        "subset_seed": None,
+        "num_class": num_class,
+        "class_counts": torch.bincount(arrays["train_labels"], minlength=num_class).tolist(),
+        "class_names": _class_names(asked.class_names, num_class),
+        "val_source": "own" if asked.val_x else "none",
+        "val_fraction": None,
+        "val_clean": asked.val_x is not None,  # the user's word
+        "train_views": "plain" if len(arrays["train"]) == 1 else "augmented",
+        "stage1_digest": None,
+        "seed": None,
+        "made_by": "python -m utils.features pack",
+    }
+    return Pack(**arrays, facts=facts)
+
+
+def _class_names(path: Path | None, num_class: int) -> list[str]:
+    if path is None:
+        return [str(label) for label in range(num_class)]
+    require_file(path)
+    try:
+        return path.read_text(encoding="utf-8-sig").rstrip().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--class_names {path} cannot be read: {error}") from error
+
+
+def _load(path: Path, kinds: str, dimensions: Sequence[int], expected: str) -> np.ndarray:
+    """The mapped array of a .npy file, of a NumPy kind (f: float, i and u: integer) and dimension allowed."""
+    require_file(path)
+    try:
+        array = np.lib.format.open_memmap(path, mode="c")  # never unpickles; "c": PyTorch wants it writable
+    except Exception as error:  # a broken file can raise nearly anything
+        why = f"is no .npy file of numbers ({reason(error):.200})"
+        raise UserError(f"{path} {why}: write one with numpy.save") from error
+    if array.dtype.kind not in kinds or array.ndim not in dimensions:
+        raise UserError(f"{path} holds {array.dtype} {list(array.shape)}, expected {expected}")
+    return array
+
+
+def _floats(path: Path, dtype: str, axes: str) -> Tensor:
+    dimensions = [option.count(",") + 1 for option in axes.split(" or ")]
+    array = _load(path, "f", dimensions, f"floats {axes}")
+    advice = "take --dtype fp32, or scale them" if dtype == "fp16" else "scale them"
+    return torch.from_numpy(narrowed(array, _TYPES[dtype], str(path), advice))
+
+
+def _labels(path: Path) -> Tensor:
+    labels = torch.from_numpy(_load(path, "iu", (1,), "integers [N]").astype(np.int64))
+    if len(labels) == 0 or labels.min() < 0:
+        raise UserError(f"{path} holds {'no' if len(labels) == 0 else 'negative'} labels")
+    return labels
+
+
+def _fit(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """A logistic regression on features float32 [N, D]: weights [K, D], biases [K]. Says how well it fits."""
+    say(f"no --fc_weight: logistic regression on {len(labels)} training features,", end=" ")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fitted = LogisticRegression(C=1.0, max_iter=1000).fit(features.numpy(), labels.numpy())
+    weight, bias = (torch.from_numpy(value).float() for value in (fitted.coef_, fitted.intercept_))
+    if len(bias) == 1:  # two classes: scikit-learn gives the difference of their rows
+        weight, bias = torch.cat([-weight, weight]) / 2, torch.cat([-bias, bias]) / 2
+    predicted = torch.cat([(rows @ weight.T + bias).argmax(dim=1) for rows in features.split(4096)])
+    say(f"training accuracy {100 * (predicted == labels).double().mean():.2f}%")
+    if any(issubclass(warning.category, ConvergenceWarning) for warning in caught):
+        steps = fitted.n_iter_.max()
+        say(f"note: the fit had not converged after {steps} steps; scaled features, or --fc_weight, may help")
+    return weight, bias
 
 
 if __name__ == "__main__":

@@ -25,8 +25,8 @@ class Representation:
     """Training views, scored parts and the stage-1 classifier: all that a head ever sees.
 
     `train_counts` [K] are the images that train, `class_counts` [K] those that define the shot groups.
-    `compute` gives the features [V, N, D] of a part by name; once, except where batch-norm drifts. `discard`
-    takes away what lies on disk of them, at the end of a run.
+    `compute` gives the features [V, N, D] of a part by name: once, except where batch-norm drifts. `discard`
+    takes away what lies on disk of them.
     """
 
     def __init__(

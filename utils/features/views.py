@@ -55,24 +55,18 @@ def eval_features(model: nn.Module, images: Images, mirror: bool, watch: Watch =
 
 
 class StoredViews:
-    """Views [V, N, D] that are there already, in turn; `plain` [N, D]: the first where not given.
-
-    Rows are read where they lie, so they need not fit memory.
-    """
+    """Views [V, N, D] that are there already, in turn; `plain` [N, D]: the first where not given."""
 
     def __init__(self, views: Tensor, labels: Tensor, plain: Tensor | None = None) -> None:
         self.labels, self._views, self._plain = labels, views, views[0] if plain is None else plain
 
     def of_epoch(self, epoch: int) -> Tensor:
-        """Features [N, D] of the view whose turn it is, in the type in which they are stored."""
         return self._views[epoch % len(self._views)]
 
     def plain(self) -> Tensor:
-        """Features [N, D] of the images as they are."""
         return self._plain
 
     def stacked(self, count: int) -> Tensor:
-        """The first `count` views [V, N, D]; of none the plain images."""
         return self._views[:count] if count else self._plain[None]
 
 
