@@ -175,13 +175,6 @@ def test_a_resnet_takes_grey_images(name, stem, kernel):
         assert model(torch.zeros(2, 1, 32, 32)).shape == (2, 7)
 
 
-def test_the_memory_layout_of_the_input_does_not_change_the_logits():
-    model, x = build_model("resnet20", 10).eval(), images(32)
-    with torch.no_grad():
-        last = model(x.to(memory_format=torch.channels_last))
-        torch.testing.assert_close(last, model(x), rtol=1e-4, atol=1e-5)
-
-
 # ---- names
 
 
@@ -314,16 +307,11 @@ def test_a_torchvision_file_of_1000_classes_starts_a_resnet(last):
     assert ours.layer1[0].bn1.num_batches_tracked == 0
 
 
-def test_a_classifier_that_fits_is_left_fresh_too():
-    other, ours = build_model("resnet8", 7), build_model("resnet8", 7)
+def test_a_checkpoint_starts_another_network_whose_classifier_is_left_fresh_though_it_fits():
+    other, ours = build_model("mobilenet_v3_small", 7), build_model("mobilenet_v3_small", 7)
     fresh = ours.fc.weight.clone()
-    load_pretrained(ours, other.state_dict(), "resnet8")
-    assert torch.equal(ours.fc.weight, fresh) and torch.equal(ours.conv1.weight, other.conv1.weight)
-
-
-def test_a_checkpoint_of_an_adapted_network_starts_another():
-    other, ours = build_model("mobilenet_v3_small", 12), build_model("mobilenet_v3_small", 7)
     load_pretrained(ours, other.state_dict(), "mobilenet_v3_small")
+    assert torch.equal(ours.fc.weight, fresh)
     assert torch.equal(ours.body.features[3].block[0][0].weight, other.body.features[3].block[0][0].weight)
 
 

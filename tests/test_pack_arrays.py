@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from sklearn.datasets import load_digits
 
-from tests.helpers import call, refusal
+from tests.helpers import call
 from utils.features.__main__ import main as features_main
 from utils.packs.pack import read_pack
 
@@ -30,11 +30,6 @@ class Arrays:
 
     def pack(self, *words: object) -> str:
         return call(features_main, *self.words, *words)
-
-    def refusal(self, *words: object) -> str:
-        message = refusal(features_main, *self.words, *words)
-        assert not self.out.is_file()
-        return message
 
 
 def test_the_command_packs_arrays_and_fits_a_classifier(tmp_path):
@@ -61,7 +56,7 @@ def test_the_command_packs_arrays_and_fits_a_classifier(tmp_path):
 
 
 def test_the_command_keeps_views_validation_names_and_a_given_classifier(tmp_path):
-    (tmp_path / "names.txt").write_text("zéro\none\ntwo\n", encoding="utf-8")
+    (tmp_path / "names.txt").write_text("zéro\none\ntwo\n", encoding="utf-8-sig")  # a byte order mark
     x, y = np.random.default_rng(0).normal(size=(2, 6, 4)), np.array([0, 1, 2, 0, 1, 2], dtype=np.uint8)
     weight, bias = np.eye(3, 4), np.arange(3.0)
     images, classifier = {"train_x": x, "test_x": x, "val_x": x[0]}, {"fc_weight": weight, "fc_bias": bias}
@@ -90,32 +85,10 @@ def test_a_fit_that_does_not_converge_is_said_in_one_line(tmp_path):
     assert len(lines) == 3 and "had not converged after 1000 steps" in lines[1]
 
 
-def test_arrays_in_fortran_order_are_taken_as_they_are_meant(tmp_path):
-    x = np.asfortranarray(np.random.default_rng(0).normal(size=(4, 3)))
-    given = Arrays(tmp_path, train_x=x, train_y=Y, test_x=x, test_y=Y)
-    given.pack()
-    assert np.array_equal(read_pack(given.out).train[0], x.astype(np.float32))
-
-
-def test_arrays_are_mapped_and_stay_as_they_are(tmp_path):
-    given = Arrays(tmp_path)
+def test_arrays_in_fortran_order_are_taken_as_they_are_meant_and_the_files_stay_as_they_are(tmp_path):
+    x, y = np.asfortranarray(np.random.default_rng(0).normal(size=(4, 3))), np.array([0, 1, 0, 1])
+    given = Arrays(tmp_path, train_x=x, train_y=y, test_x=x, test_y=y)
     before = {path.name: path.read_bytes() for path in tmp_path.glob("*.npy")}
     given.pack()
+    assert np.array_equal(read_pack(given.out).train[0], x.astype(np.float32))
     assert before == {path.name: path.read_bytes() for path in tmp_path.glob("*.npy")}
-
-
-X, Y = np.ones((4, 3), dtype=np.float32), np.array([0, 1, 0, 1])
-
-
-def test_values_too_large_for_16_bits_are_refused_with_advice_and_fit_32(tmp_path):
-    given = Arrays(tmp_path, train_x=X * 70_000, train_y=Y, test_x=X, test_y=Y)
-    assert "train_x.npy holds values beyond 65504: take --dtype fp32" in given.refusal("--dtype", "fp16")
-    given.pack()
-    assert read_pack(given.out).train.max() == 70_000
-
-
-def test_class_names_may_begin_with_a_byte_order_mark(tmp_path):
-    given, names = Arrays(tmp_path), tmp_path / "names.txt"
-    names.write_text("".join(f"name {k}\n" for k in range(10)), encoding="utf-8-sig")
-    given.pack("--class_names", names)
-    assert read_pack(given.out).facts["class_names"] == [f"name {k}" for k in range(10)]

@@ -75,35 +75,36 @@ def test_a_stopped_extraction_goes_on_where_it_was(tmp_path, blocks):
     assert torch.equal(fill(tmp_path, nothing), whole()) and nothing.given == 0
 
 
-def test_a_damaged_block_is_extracted_again_and_no_other(tmp_path):
+def flip(path: Path, place: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "asked"),
+    [
+        (lambda at: flip(at / "train.bin", (BLOCK + 7) * WIDTH * 2), [((0, 1), BLOCK, 2 * BLOCK)]),
+        (lambda at: flip(at / "train.done", 0), [((0, 1), 0, BLOCK)]),
+        (lambda at: os.truncate(at / "train.bin", 100), [((0, 1), 0, IMAGES), ((1, 2), 0, IMAGES)]),
+    ],
+    ids=["a bit", "a digest", "the size"],
+)
+def test_a_damaged_block_is_extracted_again_and_no_other(tmp_path, spoil, asked):
     fill(tmp_path, Extractor())
-    content = bytearray((tmp_path / "train.bin").read_bytes())
-    content[(BLOCK + 7) * WIDTH * 2] ^= 1  # one bit, in the second block of the first view
-    (tmp_path / "train.bin").write_bytes(content)
+    spoil(tmp_path)
     again = Extractor()
-    assert torch.equal(fill(tmp_path, again), whole())
-    assert again.asked == [((0, 1), BLOCK, 2 * BLOCK)]
+    assert torch.equal(fill(tmp_path, again), whole()) and again.asked == asked
 
 
-def test_a_file_of_another_size_is_made_anew(tmp_path):
-    fill(tmp_path, Extractor())
-    with open(tmp_path / "train.bin", "rb+") as handle:
-        handle.truncate(100)
-    again = Extractor()
-    assert torch.equal(fill(tmp_path, again), whole()) and again.given == 6
-
-
-def test_a_digest_or_note_that_was_spoilt_costs_its_block_or_ends_in_one_line(tmp_path):
+def test_a_pipe_or_a_spoilt_note_in_the_folder_ends_in_one_line(tmp_path):
     fill(tmp_path, Extractor())
     done, note = tmp_path / "train.done", tmp_path / "identity.json"
-    done.write_bytes(bytes([done.read_bytes()[0] ^ 1]) + done.read_bytes()[1:])
-    again = Extractor()
-    assert torch.equal(fill(tmp_path, again), whole()) and again.given == 1
     done.unlink()
     os.mkfifo(done)
     with pytest.raises(UserError, match=rf"{done} needs .*No such device"):
         fill(tmp_path, Extractor())
-    note.write_bytes(b"\xfb" + note.read_bytes()[1:])
+    flip(note, 0)
     with pytest.raises(UserError, match="holds features of another backbone"):
         fill(tmp_path, Extractor())
     note.unlink()
