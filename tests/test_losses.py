@@ -285,11 +285,7 @@ def test_weighted_cross_entropy_is_torchs_weighted_mean_whatever_the_scale_of_th
     logits, targets = batch()
     weights = inverse_power_weights(COUNTS, 0.5)
     expected = F.cross_entropy(logits, targets, weight=weights)
-    for loss_fn in (
-        WeightedCrossEntropy(weights),
-        WeightedCrossEntropy(7 * weights),
-        build("power", rho=0.5),
-    ):
+    for loss_fn in (WeightedCrossEntropy(7 * weights), build("power", rho=0.5)):
         same(loss_fn(logits, targets), expected)
 
 
