@@ -33,6 +33,7 @@ class BalancedSoftmax(nn.Module):
 
 def logit_adjustment(logits: Tensor, class_counts: Sequence[int] | Tensor, tau: float = 1.0) -> Tensor:
     """z - τ log π, post hoc: logits [N, K] -> adjusted logits [N, K] of the same type (Menon et al. 2021).
+
     Raises ValueError: a class has no image, or τ is negative.
     """
     return logits - check_not_negative("tau", tau) * log_prior(class_counts).to(logits)

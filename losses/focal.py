@@ -11,6 +11,7 @@ from utils.base.numbers import check_not_negative
 
 class FocalLoss(nn.Module):
     """(1 - p)^γ CE with p the softmax probability of the true class; γ = 0 is plain cross-entropy.
+
     Raises ValueError: γ is negative.
     """
 

@@ -15,6 +15,7 @@ from utils.base.numbers import check_below_one, check_class_counts, check_not_ne
 
 def effective_number_weights(class_counts: Sequence[int] | Tensor, beta: float = 0.9999) -> Tensor:
     """w_c ∝ (1 - β) / (1 - β^n_c), summing to K: float64 [K] (class-balanced loss, Cui et al. 2019).
+
     Raises ValueError: a class has no image, or β is not in [0, 1).
     """
     counts = check_class_counts(class_counts)
@@ -23,6 +24,7 @@ def effective_number_weights(class_counts: Sequence[int] | Tensor, beta: float =
 
 def inverse_power_weights(class_counts: Sequence[int] | Tensor, rho: float = 1.2) -> Tensor:
     """w_c ∝ π_c^-ρ, summing to K: float64 [K] (DisAlign, Zhang et al. 2021; also MARC, Wang et al. 2022).
+
     Raises ValueError: a class has no image, or ρ is negative.
     """
     counts = check_class_counts(class_counts)
@@ -44,7 +46,8 @@ class WeightedCrossEntropy(nn.Module):
         super().__init__()
         # A weight of 0 is refused too: a batch of such classes only would be 0 / 0.
         if not (weights.isfinite() & (weights > 0)).all():
-            raise SettingError(f"class weights must be numbers above 0, not {weights.tolist()}")
+            least = float(weights.min())
+            raise SettingError(f"class weights must be numbers above 0, the least is {least:g}")
         self.register_buffer("weights", weights.to(torch.get_default_dtype()), persistent=False)
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:

@@ -162,23 +162,30 @@ def line(tree: Path, root: Path) -> list[str]:
     return [*words, "--image_size", "32", "--device", "cpu", "--workers", "1", *places(root)]
 
 
-def test_the_published_sequence_runs_under_torchrun_and_equals_one_process(tree, tmp_path):
-    import evaluate
-    import main_stage2
+WORDS = ("--epochs", "12", "--batch_size", "16", "--seed", "0")
 
-    code, out, err = torchrun(
-        *("main_stage1.py", "--cur_stage", "stage1", "--epochs", "2", "--batch_size", "16", "--seed", "0"),
-        *line(tree, tmp_path),
-    )
+
+@pytest.fixture(scope="module")
+def whole(tree, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where a whole stage 1 of two processes left its model."""
+    root = tmp_path_factory.mktemp("whole")
+    code, out, err = torchrun("main_stage1.py", "--cur_stage", "stage1", *WORDS, *line(tree, root))
     assert code == 0, err
     assert "2 processes, each on device cpu" in out
     assert out.count("run folder") == 1 and last_line(out).startswith("test overall=")
+    return root
+
+
+def test_the_published_sequence_runs_under_torchrun_and_equals_one_process(tree, whole, tmp_path):
+    import evaluate
+    import main_stage2
+
     second = ["--cur_stage", "stage2", "--finetune_epoch", "2", "--seed", "0", "--save_features"]
-    code, out, err = torchrun("main_stage2.py", *second, tmp_path / "two.safetensors", *line(tree, tmp_path))
+    code, out, err = torchrun("main_stage2.py", *second, tmp_path / "two.safetensors", *line(tree, whole))
     assert code == 0, err
     two = last_line(out)
-    text = call(main_stage2.main, *second, tmp_path / "one.safetensors", *line(tree, tmp_path / "one"),
-                "--pretrained_pth", tmp_path / "ckpt" / "imagenet_lt" / "resnet8_stage1.pth")  # fmt: skip
+    text = call(main_stage2.main, *second, tmp_path / "one.safetensors", *line(tree, tmp_path),
+                "--pretrained_pth", whole / "ckpt" / "imagenet_lt" / "resnet8_stage1.pth")  # fmt: skip
     assert last_line(text) == two
     one, other = (read_pack(tmp_path / f"{name}.safetensors") for name in ("one", "two"))
     for name in ("train", "test", "val"):
@@ -186,7 +193,7 @@ def test_the_published_sequence_runs_under_torchrun_and_equals_one_process(tree,
         torch.testing.assert_close(getattr(one, name), getattr(other, name), rtol=1e-3, atol=1e-3)
     assert not list(tmp_path.rglob("*.parts"))
 
-    arguments = ["--cur_stage", "stage2", *line(tree, tmp_path)]
+    arguments = ["--cur_stage", "stage2", *line(tree, whole)]
     code, out, err = torchrun("evaluate.py", *arguments, "--predictions", tmp_path / "two.csv")
     assert code == 0, err
     text = call(evaluate.main, *arguments, "--predictions", tmp_path / "one.csv")
@@ -231,19 +238,14 @@ def test_an_unreadable_image_in_one_process_is_named_and_ends_all(tree, tmp_path
     assert code != 0
     said = [words for words in err.splitlines() if words.startswith("error")]
     assert len(said) == 1 and victim.name in said[0]
-
-
-def test_a_killed_process_ends_the_others_and_the_run_goes_on_to_the_same_bits(tree, tmp_path):
-    words = ["--epochs", "12", "--batch_size", "16"]
-    assert torchrun("main_stage1.py", *line(tree, tmp_path), *words)[0] == 0
-    whole = checkpoint.read(tmp_path / "ckpt" / "imagenet_lt" / "resnet8_stage1.pth").state
     [folder] = (tmp_path / "out" / "imagenet_lt_stage1").iterdir()
-    record = json.loads((folder / "config.json").read_text())
-    assert record["environment"]["processes"] == 2
-    words += ["--seed", str(record["config"]["seed"])]  # drawn once for both
-    cut = tmp_path / "cut"
-    process = start("main_stage1.py", *line(tree, cut), *words)
-    wait_until(lambda: list(cut.rglob("last.pth")), over=lambda: process.poll() is not None)
+    record = json.loads((folder / "config.json").read_text())  # its seed is drawn, once for both
+    assert record["environment"]["processes"] == 2 and isinstance(record["config"]["seed"], int)
+
+
+def test_a_killed_process_ends_the_others_and_the_run_goes_on_to_the_same_bits(tree, whole, tmp_path):
+    process = start("main_stage1.py", *line(tree, tmp_path), *WORDS)
+    wait_until(lambda: list(tmp_path.rglob("last.pth")), over=lambda: process.poll() is not None)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     workers = [int(pid) for pid in children if b"main_stage1" in Path(f"/proc/{pid}/cmdline").read_bytes()]
     assert len(workers) == 2
@@ -251,10 +253,13 @@ def test_a_killed_process_ends_the_others_and_the_run_goes_on_to_the_same_bits(t
     _, err = process.communicate(timeout=HANG)
     assert process.returncode != 0 and "Signal 9 (SIGKILL)" in err
     assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
-    [folder] = (cut / "out" / "imagenet_lt_stage1").iterdir()
-    assert len(read_metrics(folder)) < 12 and not list(cut.rglob("*_stage1.pth"))
-    code, _, err = torchrun("main_stage1.py", "--resume", folder, "--data_dir", tree, *places(cut))
+    [folder] = (tmp_path / "out" / "imagenet_lt_stage1").iterdir()
+    assert len(read_metrics(folder)) < 12 and not list(tmp_path.rglob("*_stage1.pth"))
+    code, _, err = torchrun("main_stage1.py", "--resume", folder, "--data_dir", tree, *places(tmp_path))
     assert code == 0, err
-    resumed = checkpoint.read(cut / "ckpt" / "imagenet_lt" / "resnet8_stage1.pth").state
-    assert all(torch.equal(resumed[name], value) for name, value in whole.items())
+    resumed, unbroken = (
+        checkpoint.read(root / "ckpt" / "imagenet_lt" / "resnet8_stage1.pth").state
+        for root in (tmp_path, whole)
+    )
+    assert all(torch.equal(resumed[name], value) for name, value in unbroken.items())
     assert list(read_metrics(folder)["epoch"]) == list(range(1, 13))

@@ -7,7 +7,6 @@ Features are float [N, D] or, of several views, [V, N, D]; labels are integers [
 
 import re
 import sys
-import warnings
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
@@ -155,17 +153,12 @@ def _labels(path: Path) -> Tensor:
 def _fit(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """A logistic regression on features float32 [N, D]: weights [K, D], biases [K]. Says how well it fits."""
     say(f"no --fc_weight: logistic regression on {len(labels)} training features,", end=" ")
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        fitted = LogisticRegression(C=1.0, max_iter=1000).fit(features.numpy(), labels.numpy())
+    fitted = LogisticRegression(C=1.0, max_iter=1000).fit(features.numpy(), labels.numpy())
     weight, bias = (torch.from_numpy(value).float() for value in (fitted.coef_, fitted.intercept_))
     if len(bias) == 1:  # two classes: scikit-learn gives the difference of their rows
         weight, bias = torch.cat([-weight, weight]) / 2, torch.cat([-bias, bias]) / 2
     predicted = torch.cat([(rows @ weight.T + bias).argmax(dim=1) for rows in features.split(4096)])
     say(f"training accuracy {100 * (predicted == labels).double().mean():.2f}%")
-    if any(issubclass(warning.category, ConvergenceWarning) for warning in caught):
-        steps = fitted.n_iter_.max()
-        say(f"note: the fit had not converged after {steps} steps; scaled features, or --fc_weight, may help")
     return weight, bias
 
 
