@@ -114,11 +114,6 @@ def test_every_image_counts_once_with_the_same_weight(images, size, accum):
         torch.testing.assert_close(weights[chunk], torch.full((len(chunk),), 1 / len(chunk)))
 
 
-def test_a_batch_that_cannot_be_shared_out_is_refused():
-    with pytest.raises(Exception, match=r"--batch_size 50 must be a multiple of 4 process\(es\) x --accum 3"):
-        Steps(100, 50, 3, World(0, 4))
-
-
 @pytest.mark.parametrize(
     ("environment", "said"),
     [

@@ -59,11 +59,7 @@ class Source:
     def __init__(self, file: Checkpoint | Pack) -> None:
         self.file, self.path, self.digest = file, file.path, file.digest
         self.facts, self.known = file.facts, file.known
-
-    @property
-    def identity(self) -> str | None:
-        """What later steps know its stage 1 by; None where nobody knows it."""
-        return self.file.identity
+        self.identity = file.identity  # what later steps know its stage 1 by; None where nobody knows it
 
     def load(
         self, config: Config, device: torch.device, world: World = ALONE
@@ -220,9 +216,9 @@ class CheckpointSource(Source):
         return facts | ({"stage1_files": files} if files else {})
 
     def told(self) -> str:
-        what = "foreign weights without facts"
-        if self.facts:
-            what = f"{self.facts['stage']} {self.facts['network']}, epoch {self.facts['epoch']}"
+        facts, what = self.facts, "foreign weights without facts"
+        if facts:
+            what = f"{facts['stage']} {facts['network']}, epoch {facts['epoch']}"
         line = f"checkpoint {self.path} ({what}; sha256 {self.digest[:12]})"
         return "; ".join([line, *self.file.notes])
 
