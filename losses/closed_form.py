@@ -6,7 +6,8 @@ Cross-entropy, LOS, Balanced Softmax, LDAM, label-aware smoothing and class weig
     p_i = softmax(z_i + s - m_{y_i} onehot(y_i)),
 
 with a smoothing ε, a weight w, a shift s and a margin m for each class. Its slope in z_i is
-w_{y_i} / Σ w times p_i minus the smoothed label. Any other loss goes through torch's own differentiation.
+w_{y_i} / Σ w times p_i minus the smoothed label. A loss that has `with_slope` gives its gradient itself. Any
+other goes through torch's own differentiation.
 
 Shapes: H heads, B batch, K classes.
 """
@@ -61,7 +62,8 @@ class StackedLoss:
             first, *others = heads
             place = slice(first, first + 1 + len(others))
             one = losses[first]
-            part = _ClosedForm(losses[place], like) if has_closed_form(one) else partial(_differentiated, one)
+            part = getattr(one, "with_slope", partial(_differentiated, one))
+            part = _ClosedForm(losses[place], like) if has_closed_form(one) else part
             self.parts.append((place, part))
 
     @torch.no_grad()
