@@ -59,6 +59,7 @@ class Stack:
         """features [H, B, D] -> [H, B, K]."""
         return self.module(features[0])[None] if self.alone else self.module(features)
 
+    @torch.no_grad()
     def train(self, epoch: int, after_step: Callable[[], None]) -> None:
         """The steps of an epoch that the heads still lack: SGD with momentum, as torch's, of all at once."""
         heads, config = self.heads, self.config
@@ -74,19 +75,18 @@ class Stack:
         loss_sum = _side_by_side([head.loss_sum for head in heads])
         hit_sum = _side_by_side([head.hit_sum for head in heads])
         for features, labels in self.batches(epoch, skip=heads[0].step):
-            with torch.no_grad():
-                logits, gradients_of = vjp(features[0] if self.alone else features)
-                loss, hits, slope = loss_fn(logits[None] if self.alone else logits, labels)
-                gradients = gradients_of(slope[0] if self.alone else slope)
-                for name, weight in weights.items():
-                    gradient, momentum = gradients[name], momenta[name]
-                    if wd:
-                        gradient = gradient + wd[name] * weight
-                    torch.add(gradient, momentum, alpha=config.momentum, out=momentum)
-                    way = gradient.add(momentum, alpha=config.momentum) if config.nesterov else momentum
-                    weight.addcmul_(way, lr[name], value=-1)
-                loss_sum += loss * labels.shape[1]
-                hit_sum += hits
+            logits, gradients_of = vjp(features[0] if self.alone else features)
+            loss, hits, slope = loss_fn(logits[None] if self.alone else logits, labels)
+            gradients = gradients_of(slope[0] if self.alone else slope)
+            for name, weight in weights.items():
+                gradient, momentum = gradients[name], momenta[name]
+                if wd:
+                    gradient = gradient + wd[name] * weight
+                torch.add(gradient, momentum, alpha=config.momentum, out=momentum)
+                way = gradient.add(momentum, alpha=config.momentum) if config.nesterov else momentum
+                weight.addcmul_(way, lr[name], value=-1)
+            loss_sum += loss * labels.shape[1]
+            hit_sum += hits
             for head in heads:
                 head.step, head.images = head.step + 1, head.images + labels.shape[1]
             after_step()
