@@ -7,9 +7,9 @@ DATASETS = Registry(
         "cifar100_lt": "datasets.cifar_lt:build_cifar100_lt",
         "cifar10_lt": "datasets.cifar_lt:build_cifar10_lt",
         "digits_lt": "datasets.digits_lt:build_digits_lt",
-        "imagenet_lt": "datasets.listed.imagenet_places:build_imagenet_lt",
-        "places_lt": "datasets.listed.imagenet_places:build_places_lt",
-        "inaturalist18": "datasets.listed.inaturalist:build_inaturalist18",
+        "imagenet_lt": "datasets.listed.published:build_imagenet_lt",
+        "places_lt": "datasets.listed.published:build_places_lt",
+        "inaturalist18": "datasets.listed.published:build_inaturalist18",
         "folder": "datasets.listed.own:build_folder",
         "list": "datasets.listed.own:build_list",
     }

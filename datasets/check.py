@@ -91,34 +91,32 @@ def _complaints() -> Iterator[Callable[[], str]]:
 
 
 def scan(parts: dict[str, FileSet], workers: int) -> Iterator[Finding]:
-    """Decode every image in `workers` processes (0: in this one); the last finding is of whole parts."""
-    processes, deep = Processes(Scanned(parts), workers), []
-    digests: dict[str, list[int]] = {name: [] for name in parts}
+    """Decode every image in `workers` processes (0: in this one); the last finding is of whole parts.
+
+    Among its problems are images that hold the same bytes as a training image, though under another name.
+    """
+    processes, last = Processes(Scanned(parts), workers), Finding()
+    known: dict[int, str] = {}  # digest of a training image -> its path
     requests = [(name, at) for name, part in parts.items() for at in range(0, len(part), CHUNK)]
-    for (name, _), finding in zip(requests, processes.answers(requests), strict=True):
-        digests[name] += finding.digests
-        deep += finding.deep
+    for (name, first), finding in zip(requests, processes.answers(requests), strict=True):
+        last.deep += finding.deep
+        for image, digest in enumerate(finding.digests, first):
+            path = f"{parts[name].root}/{parts[name].paths[image]}"
+            if name == "train" and digest:
+                known.setdefault(digest, path)
+            elif known.get(digest, path) != path:
+                same = f"{path} ({name}) holds the same bytes as {known[digest]} (train)"
+                last.problems.append(f"{same}: leave one out")
         yield finding
     processes.close()
     others = [f"{part.root}/{os.fsdecode(path)}" for part in parts.values() for path in part.passed_over]
-    warnings = [f"{path} is passed over: {NOT_READ}" for path in others]
-    if deep:
-        of_what = f"{len(deep):,} image(s) have more than 8 bits a channel, {deep[0]} first"
-        warnings.append(f"{of_what}: what is above 255 becomes white, fractions below 1 black; convert them")
-    yield Finding(list(_leaks(parts, digests)), warnings)
-
-
-def _leaks(parts: dict[str, FileSet], digests: dict[str, list[int]]) -> Iterator[str]:
-    """Images that hold the same bytes as a training image, though under another name."""
-    known: dict[int, str] = {}
-    for name, part in parts.items():
-        for image, digest in enumerate(digests[name]):
-            ours = f"{part.root}/{part.paths[image]}"
-            if name == "train" and digest:
-                known.setdefault(digest, ours)
-            elif known.get(digest, ours) != ours:
-                theirs = known[digest]
-                yield f"{ours} ({name}) holds the same bytes as {theirs} (train): leave one out"
+    last.warnings += [f"{path} is passed over: {NOT_READ}" for path in others]
+    if last.deep:
+        of_what = f"{len(last.deep):,} image(s) have more than 8 bits a channel, {last.deep[0]} first"
+        last.warnings.append(
+            f"{of_what}: what is above 255 becomes white, fractions below 1 black; convert them"
+        )
+    yield last
 
 
 def main(argv: Sequence[str] | None = None) -> None:

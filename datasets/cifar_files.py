@@ -29,10 +29,15 @@ def read_cifar(name: str, data_dir: Path) -> dict:
     folder = find_folder(source, data_dir)
     names_key = source.meta["key"]
     label_key = names_key.replace("label_names", "labels")
-    content = {"class_names": _read_names(folder / source.meta["filename"], names_key, num_classes)}
+    path = folder / source.meta["filename"]
+    names = _read_pickle(path).get(names_key)
+    names = [_text(name) for name in names] if isinstance(names, list) else []
+    if len(names) != num_classes or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{path}: '{names_key}' must be a list of {num_classes} names")
+    content = {"class_names": names}
     for split, files in (("train", source.train_list), ("test", source.test_list)):
         parts = [_read_part(folder / file, label_key, num_classes) for file, _ in files]
-        content[split] = tuple(np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        content[split] = tuple(map(np.concatenate, zip(*parts, strict=True)))
     for split, total in (("train", 50_000), ("test", 10_000)):
         counts, wanted = np.bincount(content[split][1], minlength=num_classes), total // num_classes
         for label in np.flatnonzero(counts != wanted):
@@ -76,10 +81,10 @@ def _read_pickle(path: Path) -> dict:
             if size > MAX_FILE_BYTES:
                 raise UserError(f"{path} is larger than any CIFAR file (limit {MAX_FILE_BYTES >> 20} MiB)")
             content = load(handle, size)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
     except UserError:
         raise
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
     except Exception as error:  # a broken pickle can raise nearly anything
         why = reason(error) + ", which no CIFAR file needs" * isinstance(error, UnwantedError)
         remedy = "replace it, or delete its folder to download the set again"
@@ -108,11 +113,3 @@ def _read_part(path: Path, label_key: str, num_classes: int) -> tuple[np.ndarray
     if not all(type(label) is int and 0 <= label < num_classes for label in labels):
         raise UserError(f"{path}: labels must be whole numbers from 0 to {num_classes - 1}")
     return rows.numbers().reshape(-1, 3, 32, 32), np.asarray(labels, dtype=np.int64)
-
-
-def _read_names(path: Path, key: str, num_classes: int) -> list[str]:
-    names = _read_pickle(path).get(key)
-    names = [_text(name) for name in names] if isinstance(names, list) else []
-    if len(names) != num_classes or not all(isinstance(name, str) for name in names):
-        raise UserError(f"{path}: '{key}' must be a list of {num_classes} names")
-    return names

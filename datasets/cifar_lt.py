@@ -6,8 +6,9 @@ from pathlib import Path
 
 from datasets.cifar_files import SOURCES, read_cifar
 from datasets.long_tail import long_tail_counts
+from datasets.names import CHANNELS
 from datasets.split import cut_long_tail
-from datasets.types import CHANNELS, ImageSet, LongTailedData, ViewSpec
+from datasets.types import ImageSet, LongTailedData, ViewSpec
 from utils.base.errors import UserError
 
 # CIFAR-10's channel figures, used by the published runs on CIFAR-100 as well

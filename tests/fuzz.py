@@ -94,7 +94,7 @@ def annotations_parser(folder: Path, examples: int) -> None:
     @given((tree | PLAIN).map(lambda value: json.dumps(value).encode()) | st.binary(max_size=60))
     def check(content: bytes) -> None:
         path.write_bytes(content)
-        only_clean_errors(lambda: read_annotations(path), "train.json")
+        only_clean_errors(lambda: read_annotations(path, folder), "train.json")
 
     check()
 

@@ -18,7 +18,7 @@ MANY = 16_200  # 200 images for each of 81 offsets, 100 for each of 162 views
 
 def colour_images(count: int, size: int = 32) -> ImageSet:
     pixels = np.random.default_rng(count).integers(0, 256, (count, 3, size, size), dtype=np.uint8)
-    return ImageSet.from_numpy(pixels, np.arange(count) % 7)
+    return ImageSet(torch.from_numpy(pixels), torch.arange(count) % 7)
 
 
 def as_pil(data: ImageSet, index: int) -> Image.Image:
@@ -214,11 +214,3 @@ def test_the_digest_changes_with_one_pixel_one_label_the_order_and_the_shape(dat
     variants += [ImageSet(pixels.flip(0), labels.flip(0)), ImageSet(pixels.reshape(5, 3, 16, 64), labels)]
     assert len({variant.digest() for variant in variants}) == len(variants)
     assert ImageSet(pixels.clone(), labels.clone()).digest() == data.digest()
-
-
-def test_an_image_set_keeps_a_copy_of_its_arrays():
-    pixels, labels = np.zeros((2, 3, 4, 4), dtype=np.uint8), np.zeros(2, dtype=np.int64)
-    data = ImageSet.from_numpy(pixels, labels)
-    pixels += 1
-    labels += 1
-    assert int(data.images.sum()) == int(data.labels.sum()) == 0

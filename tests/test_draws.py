@@ -16,7 +16,8 @@ from datasets.images.draws import (
     jitter_rows,
     resized_crop_draws,
 )
-from datasets.types import CHANNELS, FileViews
+from datasets.names import CHANNELS
+from datasets.types import FileViews
 from utils.base.seeding import generator_for
 
 SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)

@@ -15,7 +15,7 @@ from torchvision.datasets import CIFAR10, CIFAR100
 
 from datasets import build_data, fetch
 from datasets.listed import published
-from datasets.listed.imagenet_places import PLACES_LT
+from datasets.listed.published import PLACES_LT
 from tests.cifar_folders import archive_of, forget_proxies, publish_as_cifar100, serving, write_small
 from tests.file_trees import imagenet_tree, inat_tree, places_tree, refused, write_list
 

@@ -14,7 +14,8 @@ from torchvision import transforms
 from datasets.images.draws import crop_box, crop_rows, jitter_rows
 from datasets.images.in_memory import DeviceImages
 from datasets.images.on_disk import FileImages
-from datasets.types import CHANNELS, FileSet, FileViews, ImageSet, ViewSpec
+from datasets.names import CHANNELS
+from datasets.types import FileSet, FileViews, ImageSet, ViewSpec
 from tests.odd_images import PHOTO, encoded, file_set, jpeg, picture, readable_files
 from tests.test_jitter import by_torchvision
 from utils.base.errors import UserError
@@ -180,7 +181,7 @@ def test_padded_crops_of_png_files_equal_the_set_in_memory_to_the_last_bit(tmp_p
     files = file_set(tmp_path, {f"{i}.png": encoded(Image.fromarray(p), "PNG") for i, p in enumerate(pixels)})
     mean, std = CHANNELS["cifar"]
     memory = DeviceImages(
-        ImageSet.from_numpy(pixels.transpose(0, 3, 1, 2), files.labels.numpy()),
+        ImageSet(torch.from_numpy(pixels.transpose(0, 3, 1, 2)), files.labels),
         ViewSpec(mean, std, 4, mirror),
     )
     ours = FileImages(files, FileViews(mean, std, 32, 36, "pad_crop", 4, mirror=mirror))

@@ -19,7 +19,7 @@ import main_stage2
 from datasets import build_data
 from datasets.images.decode import read_image
 from datasets.images.in_memory import DeviceImages
-from datasets.images.open import open_images
+from datasets.images.on_disk import open_images
 from datasets.types import ImageSet, ViewSpec
 from tests.file_trees import folder_tree, imagenet_tree, inat_tree, list_tree, places_tree
 from tests.helpers import call, last_line, places, published, read_metrics, refusal, run_folder

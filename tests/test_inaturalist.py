@@ -93,7 +93,7 @@ def test_bad_file_names_can_be_collected_and_keep_their_places(tmp_path):
     found, images = [], annotations(PARTS["train"])["images"]
     images[1]["file_name"] = "../b.jpg"
     write_annotations(tmp_path / "train2018.json", PARTS["train"], images=images)
-    read = read_annotations(tmp_path / "train2018.json", found.append)
+    read, _ = read_annotations(tmp_path / "train2018.json", tmp_path, found.append)
     assert len(found) == 1
     assert list(read.paths.every())[:3] == [PARTS["train"][0][0].encode(), b"", PARTS["train"][2][0].encode()]
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from datasets import build_data, data_name
-from datasets.listed.imagenet_places import IMAGENET_LT, PLACES_LT
+from datasets.listed.published import IMAGENET_LT, PLACES_LT
 from datasets.types import FileViews
 from tests.file_trees import edit, entries, imagenet_tree, places_tree, problems_of, refused, write_list
 
@@ -141,7 +141,7 @@ def test_images_in_two_lists_are_refused_with_both(lists, imagenet):
     with open(paths[1], "a") as handle:
         handle.writelines(lines)
     message = refused("imagenet_lt", imagenet, split_dir=lists, **PARTIAL)
-    assert f"{lines[0].split()[0]}' is in both {paths[0]} and {paths[1]}, and so are 1 more" in message
+    assert f"{lines[0].split()[0]}' is in both {paths[0]} and {paths[1]} (2 such)" in message
 
 
 def test_everything_wrong_is_collected_and_what_is_left_still_built(lists, imagenet):

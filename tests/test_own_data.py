@@ -211,7 +211,7 @@ def test_a_ratio_keeps_the_images_that_the_sets_in_memory_keep_in_the_same_order
     assert entries(data.train) == [every[i] for i in kept]
     assert entries(data.val) == [every[i] for i in unused_indices(labels, kept)]
     assert data.val_source == "unused" and data.test.digest() == whole.test.digest()
-    assert any("60 images of class 0, 0, down to 3 of class 9, 9" in note for note in data.notes)
+    assert any("60 images of class 0, 0, down to 3 images of class 9, 9" in note for note in data.notes)
 
 
 def test_a_hold_out_comes_out_of_the_long_tailed_set(balanced):

@@ -11,7 +11,7 @@ import evaluate
 import main_stage1
 import main_stage2
 from datasets import build_data
-from datasets.types import CHANNELS
+from datasets.names import CHANNELS
 from tests.helpers import call, last_line, places
 from utils.run import checkpoint
 from utils.settings.config import resolve

@@ -4,6 +4,7 @@ import os
 import posixpath
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -12,12 +13,13 @@ from datasets.types import FileSet, PathTable
 from utils.base.errors import UserError, raise_problem
 from utils.base.files import open_regular
 
+Report = Callable[[str], None]  # takes a problem, and may raise it
 MAX_LIST_BYTES = 1 << 30
 MAX_LABEL = np.iinfo(np.int32).max
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
-def read_list(path: Path, root: Path, report: Callable[[str], None] = raise_problem) -> FileSet:
+def read_list(path: Path, root: Path, report: Report = raise_problem) -> FileSet:
     """The images that the list `path` names, below `root`, in the order of its lines; no file is looked at.
 
     A path may hold spaces; blank lines, CRLF and a byte order mark are let pass. A line that `report` does
@@ -27,7 +29,7 @@ def read_list(path: Path, root: Path, report: Callable[[str], None] = raise_prob
     labels = []
     try:
         with open_regular(path) as lines:
-            refuse_huge(path, lines.fileno(), MAX_LIST_BYTES)
+            refuse_huge(path, lines, MAX_LIST_BYTES)
             for number, line in enumerate(lines, 1):
                 content = line.removeprefix(_BYTE_ORDER_MARK) if number == 1 else line
                 if content.isspace():
@@ -44,8 +46,7 @@ def read_list(path: Path, root: Path, report: Callable[[str], None] = raise_prob
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     if not seen:
         report(f"{path} names no image: a line is 'relative/path.jpg label'")
-    numbers = torch.tensor(labels, dtype=torch.int64)
-    return FileSet(root, PathTable(list(seen)), numbers, source=str(path))
+    return FileSet(root, PathTable(list(seen)), torch.tensor(labels, dtype=torch.int64), source=str(path))
 
 
 def clean_path(path: bytes) -> bytes:
@@ -55,13 +56,13 @@ def clean_path(path: bytes) -> bytes:
     """
     if not path or b"\0" in path:
         raise ValueError("an empty path" if not path else f"a NUL byte in {shown(path)}")
-    if path.startswith(b"/"):
+    # most paths need no work
+    cleaned = path
+    if b"/." in path or b"//" in path or path.startswith((b".", b"/")) or path.endswith(b"/"):
+        cleaned = posixpath.normpath(path)
+    if cleaned.startswith((b"/", b"../")) or cleaned in (b".", b".."):
         raise ValueError(f"{shown(path)} leaves the data folder: paths must be relative to it")
-    if b"/." in path or b"//" in path or path.startswith(b".") or path.endswith(b"/"):
-        path = posixpath.normpath(path)
-        if path == b"." or path.split(b"/", 1)[0] == b"..":
-            raise ValueError(f"{shown(path)} leaves the data folder")
-    return path
+    return cleaned
 
 
 def shown(raw: bytes, limit: int = 100) -> str:
@@ -70,9 +71,9 @@ def shown(raw: bytes, limit: int = 100) -> str:
     return repr(text if len(text) <= limit else f"{text[:limit]}...")
 
 
-def refuse_huge(path: Path, handle: int, limit: int) -> None:
-    """ """
-    if os.fstat(handle).st_size > limit:
+def refuse_huge(path: Path, handle: BinaryIO, limit: int) -> None:
+    """Raise a UserError where the open file has more than `limit` bytes."""
+    if os.fstat(handle.fileno()).st_size > limit:
         raise UserError(f"{path} is larger than any list of images (limit {limit >> 20} MiB)")
 
 
@@ -80,7 +81,7 @@ def _parse(line: bytes) -> tuple[bytes, int]:
     path, *rest = line.rsplit(None, 1)
     if not rest:
         raise ValueError(f"a line is 'relative/path.jpg label', found {shown(line)}")
-    (digits,) = rest
+    digits = rest[0]
     if not digits.isdigit() or len(digits) > 10 or int(digits) > MAX_LABEL:
         raise ValueError(f"the label must be a whole number from 0 to {MAX_LABEL}, found {shown(digits)}")
     return clean_path(path), int(digits)

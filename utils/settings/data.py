@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 
 from datasets import FILE_DATASETS, LongTailedData, build_data
-from datasets.images.open import Images, open_images
+from datasets.images.on_disk import Images, open_images
 from datasets.names import CHANNELS
 from datasets.types import FileViews
 from utils.base.errors import UserError, raise_problem
