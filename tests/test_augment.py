@@ -95,13 +95,6 @@ def test_plain_images_equal_to_tensor_and_normalize(data, images):
     assert all(torch.equal(ours[i], finish(as_pil(data, i))) for i in range(5))
 
 
-def test_padding_is_black_before_normalising(images):
-    corner = images.crop(torch.tensor([1]), torch.tensor([0]), torch.tensor([0]), None)[0]
-    black = -torch.tensor(CIFAR_VIEWS.mean) / torch.tensor(CIFAR_VIEWS.std)
-    assert torch.equal(corner[:, :PAD, :], black[:, None, None].expand(3, PAD, 32))
-    assert torch.equal(corner[:, :, :PAD], black[:, None, None].expand(3, 32, PAD))
-
-
 def test_batches_are_float32_channels_last(images):
     order = torch.arange(5)
     for inputs, labels in [*images.augmented(order, 2, 0, 0), *images.batches(2)]:
@@ -184,10 +177,6 @@ def test_plain_batches_are_the_images_asked_for_once_in_file_order(data, images,
     for (inputs, labels), at in zip(batches, range(start, 5, 2), strict=False):
         index = torch.arange(at, at + len(labels))
         assert torch.equal(labels, data.labels[index]) and torch.equal(inputs, images.plain(index))
-
-
-def test_no_images_are_no_batches(images):
-    assert list(images.augmented(torch.arange(0), 2, 0, 0)) == []
 
 
 def test_digits_are_never_flipped_and_shifted_by_one_pixel_at_most():

@@ -68,14 +68,6 @@ def test_every_part_has_the_labels_of_its_images():
         assert found == part.labels.tolist()
 
 
-def test_the_hold_out_comes_out_of_the_training_set_and_keeps_the_class_counts():
-    data = build_data("digits_lt", imb_ratio=50, val_source="heldout", val_fraction=0.2)
-    assert data.class_counts == PUBLISHED
-    held_out = np.bincount(data.val.labels, minlength=10)
-    assert (np.array(data.train_counts) + held_out).tolist() == PUBLISHED
-    assert min(data.train_counts) >= 1 and held_out.min() >= 1
-
-
 def test_an_unknown_data_set_is_refused_with_the_known_ones():
     with pytest.raises(UserError, match=r"unknown data set 'mnist', known: .*cifar100_lt.*digits_lt"):
         build_data("mnist")

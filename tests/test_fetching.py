@@ -201,12 +201,6 @@ def test_a_server_that_answers_nonsense_half_or_without_end_is_a_failed_fetch(
     assert content(places) == EMPTY
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_folder_that_may_not_be_written_is_a_failed_fetch(places, server):
-    places.chmod(0o500)
-    assert "Permission denied" in refused("places_lt", places)
-
-
 # ---- CIFAR ----
 
 

@@ -181,8 +181,7 @@ def test_padded_crops_of_png_files_equal_the_set_in_memory_to_the_last_bit(tmp_p
     files = file_set(tmp_path, {f"{i}.png": encoded(Image.fromarray(p), "PNG") for i, p in enumerate(pixels)})
     mean, std = CHANNELS["cifar"]
     memory = DeviceImages(
-        ImageSet(torch.from_numpy(pixels.transpose(0, 3, 1, 2)), files.labels),
-        ViewSpec(mean, std, 4, mirror),
+        ImageSet(torch.from_numpy(pixels.transpose(0, 3, 1, 2)), files.labels), ViewSpec(mean, std, 4, mirror)
     )
     ours = FileImages(files, FileViews(mean, std, 32, 36, "pad_crop", 4, mirror=mirror))
     order = torch.randperm(40, generator=torch.Generator().manual_seed(2))

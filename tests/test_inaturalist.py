@@ -130,13 +130,6 @@ def test_images_are_found_in_every_layout(both, tmp_path, kind, layout):
             assert (theirs.root / theirs.paths[i]).read_bytes() == same
 
 
-def test_images_that_are_not_there_are_refused_with_the_trees_that_are_expected(both, lists):
-    folder = lists / "images"
-    folder.mkdir()
-    message = refused("inaturalist18", folder, split_dir=lists, allow_partial=True)
-    assert f"{folder}/train_val2018/Plantae/7477/" in message and f"{folder}/2018/Plantae/7477/" in message
-
-
 def test_a_list_of_bare_names_is_not_taken_for_another_layout(both, lists):
     path = lists / "iNaturalist18_train.txt"
     path.write_text("".join(line.rpartition("/")[2] for line in path.read_text().splitlines(True)))
@@ -153,15 +146,3 @@ def test_validation_can_only_be_held_out(both):
         assert build(both, val_source=source).val is None
         message = refused("inaturalist18", both, val_source=source, val_required=True, allow_partial=True)
         assert message.endswith("take --val_source heldout")
-
-
-def test_other_totals_and_a_ratio_are_refused(both):
-    assert "21 train images instead of 437,513, 12 test images" in refused("inaturalist18", both)
-    assert "leave --imb_ratio out" in refused("inaturalist18", both, imb_ratio=10)
-
-
-def test_the_same_file_in_train_and_val_is_refused(tmp_path):
-    root = inat_tree(tmp_path)
-    write_annotations(root / "val2018.json", [*PARTS["val"], PARTS["train"][5]])
-    message = refused("inaturalist18", root, allow_partial=True)
-    assert f"is in both {root / 'train2018.json'} and {root / 'val2018.json'}" in message

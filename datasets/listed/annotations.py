@@ -16,10 +16,7 @@ from utils.base.files import open_regular
 # 5 million commas and brackets and 9 thousand objects that are no images or annotations.
 MAX_BYTES, MAX_VALUES, MAX_OBJECTS = 1 << 29, 16_000_000, 500_000
 # what of an entry stays in memory and of which kind it is, under the list where the entry belongs
-_FIELDS = {
-    "images": {"id": int, "file_name": str},
-    "annotations": {"image_id": int, "category_id": int},
-}
+_FIELDS = {"images": {"id": int, "file_name": str}, "annotations": {"image_id": int, "category_id": int}}
 
 
 def read_annotations(
