@@ -7,10 +7,9 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from datasets import DATASETS, FILE_DATASETS, OWN_DATASETS, PUBLISHED_DATASETS
+from datasets import CHANNELS, DATASETS, FILE_DATASETS, OWN_DATASETS, PUBLISHED_DATASETS
 from datasets.listed.own import find_list
 from datasets.listed.parts import as_seen
-from datasets.names import CHANNELS
 from datasets.types import FileViews, LongTailedData
 from utils.base.errors import UserError
 from utils.base.files import open_regular

@@ -17,6 +17,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from datasets import FileSet, build_data
+from datasets.listed.published import Published
 from utils.base.errors import UserError
 
 Entry = tuple[str, int]  # path relative to the root, label
@@ -126,6 +127,25 @@ def _shipped(name: str, size: str) -> str:
     if part == "val":
         return f"val_{size}/{image}"
     return f"data_{size}/{folder[0]}/{folder.replace('-', '/')}/{image}"
+
+
+def published_lists(published: Published) -> Lists:
+    """Entries of the published totals, class by class; no image is there."""
+    classes, (train, val, test) = published.num_classes, published.images.values()
+    sizes = np.full(classes, published.least)
+    sizes[0] = published.most
+    share, rest = divmod(train - sizes.sum(), classes - 2)
+    sizes[1:-1] += share
+    sizes[1 : 1 + rest] += 1
+    every = {
+        "train": sizes,
+        "val": np.full(classes, val // classes),
+        "test": np.full(classes, test // classes),
+    }
+    return {
+        part: [(f"{part}/c{k:04}/{i}.jpg", k) for k, size in enumerate(counts) for i in range(size)]
+        for part, counts in every.items()
+    }
 
 
 # ---- iNaturalist ----

@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 from torch.utils.data import _utils, dataloader
 
+from datasets import CHANNELS
 from datasets.images.on_disk import FileImages
-from datasets.names import CHANNELS
 from datasets.types import FileSet, FileViews, PathTable
 from utils.base.errors import exit_cleanly
 

@@ -1,7 +1,5 @@
 """CIFAR files of the official layout: what is read from them and kept."""
 
-import os
-import pickle
 import shutil
 
 import numpy as np
@@ -9,7 +7,7 @@ import pytest
 import torch
 
 from datasets import build_data, long_tail_counts
-from tests.cifar_folders import CIFAR10, CIFAR100, python2_pickle, write_cifar
+from tests.cifar_folders import CIFAR10, CIFAR100, write_cifar
 from utils.base.errors import UserError
 
 IR = 100
@@ -108,30 +106,6 @@ def test_cifar10_is_read_from_its_five_batches_in_order(cifar10):
     assert (data.train.images.numpy().reshape(-1, 3072) == cifar10.images[kept]).all()
     assert (data.test.images.numpy().reshape(-1, 3072) == cifar10.test_images).all()
     assert len(data.val) == 9 * 20
-
-
-def with_test_file(full, root, content: bytes):
-    """A folder with another test file; the rest are links."""
-    folder = root / full.folder.name
-    shutil.copytree(full.folder, folder, copy_function=os.link)
-    (folder / "test").unlink()
-    (folder / "test").write_bytes(content)
-
-
-def test_files_pickled_by_python_3_hold_the_same(cifar100, data, tmp_path):
-    content = {"data": cifar100.test_images, "fine_labels": cifar100.test_labels.tolist()}
-    with_test_file(cifar100, tmp_path, pickle.dumps(content, protocol=pickle.HIGHEST_PROTOCOL))
-    again = build_data("cifar100_lt", tmp_path, IR, val_source="none")
-    assert again.test.digest() == data.test.digest() and again.train.digest() == data.train.digest()
-
-
-def test_a_class_with_another_number_of_test_images_is_named(cifar100, tmp_path):
-    labels = cifar100.test_labels.tolist()
-    labels[labels.index(42)] = 7
-    content = {"data": cifar100.test_images, "fine_labels": labels}
-    with_test_file(cifar100, tmp_path, python2_pickle(content))
-    with pytest.raises(UserError, match="class 7 has 101 test images instead of 100"):
-        build_data("cifar100_lt", tmp_path, IR)
 
 
 # ---- black images ----

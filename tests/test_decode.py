@@ -101,7 +101,7 @@ def test_a_missing_file_a_folder_a_huge_file_and_a_name_that_leads_nowhere_are_n
     for name, word in (
         ("missing.jpg", "does not exist"),
         ("file.jpg/inside.jpg", "does not exist"),
-        ("folder.jpg", "is a folder"),
+        ("folder.jpg", "Is a directory"),
         ("loop.jpg", "cannot be read"),
         ("x" * 300 + ".jpg", "cannot be read"),
         ("huge.jpg", "more than any image"),

@@ -8,6 +8,7 @@ from scipy import stats
 from torchvision import transforms
 from torchvision.transforms import transforms as torchvision_transforms
 
+from datasets import CHANNELS
 from datasets.images.draws import (
     crop_box,
     crop_draws,
@@ -16,7 +17,6 @@ from datasets.images.draws import (
     jitter_rows,
     resized_crop_draws,
 )
-from datasets.names import CHANNELS
 from datasets.types import FileViews
 from utils.base.seeding import generator_for
 

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import pytest
 from torchvision.datasets import CIFAR10, CIFAR100
 
@@ -17,7 +16,7 @@ from datasets import build_data, fetch
 from datasets.listed import published
 from datasets.listed.published import PLACES_LT
 from tests.cifar_folders import archive_of, forget_proxies, publish_as_cifar100, serving, write_small
-from tests.file_trees import imagenet_tree, inat_tree, places_tree, refused, write_list
+from tests.file_trees import imagenet_tree, inat_tree, places_tree, published_lists, refused, write_list
 
 NAMES = tuple(PLACES_LT.lists.values())
 EMPTY = ["train", "val"]  # what stands in the folder of Places without lists
@@ -28,16 +27,9 @@ NO_HTTP = [b"", b"SSH-2.0-x\r\n", b"<html>please log in</html>\r\n"]
 def public(tmp_path_factory):
     """Lists of Places-LT's totals in the server's layout; they begin with images of places_tree."""
     root = tmp_path_factory.mktemp("public")
-    counts = np.full(365, 5)
-    counts[0] = 4980
-    share, rest = divmod(62_500 - counts.sum(), 363)
-    counts[1:-1] += share
-    counts[1 : 1 + rest] += 1
     first = {"train": "train/airfield/00000010.jpg", "val": "train/airfield/00005000.jpg"}
     first["test"] = "val/airfield/Places365_val_00000001.jpg"
-    for part, sizes in (("train", counts), ("val", [20] * 365), ("test", [100] * 365)):
-        labels = np.repeat(np.arange(365), sizes).tolist()
-        entries = [(f"{part}/class{label:03}/{i}.jpg", label) for i, label in enumerate(labels)]
+    for part, entries in published_lists(PLACES_LT).items():
         write_list(root / "Places_LT" / PLACES_LT.lists[part], [(first[part], 0), *entries[1:]])
     return root
 

@@ -11,10 +11,10 @@ import torchvision.transforms.functional as v1
 from PIL import Image
 from torchvision import transforms
 
+from datasets import CHANNELS
 from datasets.images.draws import crop_box, crop_rows, jitter_rows
 from datasets.images.in_memory import DeviceImages
 from datasets.images.on_disk import FileImages
-from datasets.names import CHANNELS
 from datasets.types import FileSet, FileViews, ImageSet, ViewSpec
 from tests.odd_images import PHOTO, encoded, file_set, jpeg, picture, readable_files
 from tests.test_jitter import by_torchvision
@@ -183,7 +183,7 @@ def test_padded_crops_of_png_files_equal_the_set_in_memory_to_the_last_bit(tmp_p
     memory = DeviceImages(
         ImageSet(torch.from_numpy(pixels.transpose(0, 3, 1, 2)), files.labels), ViewSpec(mean, std, 4, mirror)
     )
-    ours = FileImages(files, FileViews(mean, std, 32, 36, "pad_crop", 4, mirror=mirror))
+    ours = FileImages(files, FileViews(mean, std, 4, mirror, 32, 36, "pad_crop"))
     order = torch.randperm(40, generator=torch.Generator().manual_seed(2))
     for seed, view in ((0, 0), (0, 1), (5, 0)):
         expected = list(memory.augmented(order, 16, seed, view))

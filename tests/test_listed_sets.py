@@ -2,13 +2,21 @@
 
 import shutil
 
-import numpy as np
 import pytest
 
 from datasets import build_data, data_name
 from datasets.listed.published import IMAGENET_LT, PLACES_LT
 from datasets.types import FileViews
-from tests.file_trees import edit, entries, imagenet_tree, places_tree, problems_of, refused, write_list
+from tests.file_trees import (
+    edit,
+    entries,
+    imagenet_tree,
+    places_tree,
+    problems_of,
+    published_lists,
+    refused,
+    write_list,
+)
 
 PARTIAL = {"allow_partial": True}
 
@@ -151,15 +159,8 @@ def test_nothing_but_bad_lines_is_collected_without_a_crash(lists, imagenet):
 @pytest.mark.parametrize("published", [IMAGENET_LT, PLACES_LT], ids=lambda published: published.name)
 def test_the_published_totals_pass_and_any_other_is_refused(tmp_path, published):
     classes, most, least = published.num_classes, published.most, published.least
-    train, val, test = published.images.values()
-    sizes = np.full(classes, least)
-    sizes[0] = most
-    share, rest = divmod(train - sizes.sum(), classes - 2)
-    sizes[1:-1] += share
-    sizes[1 : 1 + rest] += 1
-    for part, per_class in (("train", sizes), ("val", val // classes), ("test", test // classes)):
-        labels = np.repeat(np.arange(classes), per_class).tolist()
-        listed = [(f"{part}/c{label:04}/{i}.jpg", label) for i, label in enumerate(labels)]
+    train = published.images["train"]
+    for part, listed in published_lists(published).items():
         write_list(tmp_path / published.lists[part], listed)
         first = tmp_path / listed[0][0]
         first.parent.mkdir(parents=True)

@@ -9,8 +9,12 @@ import torch
 import evaluate
 import main_stage1
 import main_stage2
-from datasets.names import CHANNELS
+from datasets import CHANNELS, build_data
+from datasets.images.in_memory import DeviceImages
+from models import build_model
 from tests.helpers import call, last_line, places
+from utils.metrics import shot_accuracy
+from utils.packs.pack import read_pack
 from utils.run import checkpoint
 from utils.settings.config import resolve
 from utils.settings.data import load_data
@@ -58,24 +62,41 @@ def test_the_released_folder_names_every_file_in_it():
     assert all((RELEASED / name).stat().st_size < 2 * 2**20 for name in files)
 
 
-# one model in `make test`: a pass over the test images takes half a minute of a core
-SHORT = "cifar100_lt/IR=100/resnet32_stage2.pth"
+def figures(line: str) -> dict[str, float]:
+    return {name: float(value) for name, value in re.findall(r"(\w+)=([\d.]+)", line)}
 
 
-@pytest.mark.parametrize(
-    "file",
-    [pytest.param(name, marks=[] if name == SHORT else [pytest.mark.long]) for name in released_lines()],
-)
+def check_figures(found: dict[str, float], expected: dict[str, float]) -> None:
+    assert found.keys() == expected.keys()
+    for group, value in expected.items():
+        assert found[group] == pytest.approx(value, abs=0.1 if group == "few" else 0.05 + 1e-9), group
+
+
+@pytest.mark.long  # a pass over the test images takes half a minute of a core
+@pytest.mark.parametrize("file", released_lines())
 def test_a_released_model_evaluates_to_its_line(file, cifar_dir, tmp_path):
     argv = ("--pretrained_pth", RELEASED / file, "--data_dir", cifar_dir, *places(tmp_path))
     found, expected = last_line(call(evaluate.main, *argv)), released_lines()[file]
-    for group, tolerance in (("overall", 0.05), ("many", 0.05), ("medium", 0.05), ("few", 0.1)):
-        values = [re.search(rf"{group}=([\d.]+|-)", line).group(1) for line in (found, expected)]
-        if "-" in values:
-            assert values[0] == values[1], group
-        else:
-            assert float(values[0]) == pytest.approx(float(values[1]), abs=tolerance + 1e-9), group
+    check_figures(figures(found), figures(expected))
     assert found.split("selected_on")[1] == expected.split("selected_on")[1]
+
+
+@pytest.mark.parametrize("stage", ["stage1", "stage2"])
+def test_a_released_model_gives_the_packs_features_of_test_images_and_its_line_on_them(stage, cifar_dir):
+    folder = "cifar100_lt/IR=100"
+    pack = read_pack(RELEASED / folder / "resnet32_features.safetensors")
+    data = build_data("cifar100_lt", cifar_dir, 100, val_source="none")
+    model = build_model("resnet32", 100).eval()
+    model.load_state_dict(checkpoint.read(RELEASED / folder / f"resnet32_{stage}.pth").state)
+    with torch.inference_mode():
+        images, _ = next(DeviceImages(data.test, data.views).batches(200))
+        for view, seen in enumerate((images, images.flip(3))):
+            ours, theirs = model.forward_features(seen), pack.test[view, :200].float()
+            torch.testing.assert_close(ours, theirs, rtol=0.01, atol=0.01)
+        logits = model.fc(pack.test.float()).mean(dim=0)
+    expected = figures(released_lines()[f"{folder}/resnet32_{stage}.pth"])
+    found = shot_accuracy(logits, data.test.labels, data.class_counts)
+    check_figures({group: 100 * getattr(found, group) for group in expected}, expected)
 
 
 def test_a_released_stage_2_model_has_the_backbone_of_its_stage_1():
