@@ -44,15 +44,14 @@ class Scanned(Dataset):
     """What a scanning process holds; a request is the name of a part and the first image of a chunk."""
 
     def __init__(self, parts: dict[str, FileSet]) -> None:
-        self.parts = {name: (str(part.root), part.paths) for name, part in parts.items()}
+        self.parts = parts
 
     def __getitem__(self, request: tuple[str, int]) -> Finding:
         name, first = request
-        root, paths = self.parts[name]
-        finding = Finding()
+        part, finding = self.parts[name], Finding()
         with _complaints() as complaint:
-            for image in range(first, min(first + CHUNK, len(paths))):
-                path, digest = f"{root}/{paths[image]}", 0
+            for image in range(first, min(first + CHUNK, len(part))):
+                path, digest = part.path(image), 0
                 try:
                     data = read_bytes(path)
                     decode_image(data, path)
@@ -101,7 +100,7 @@ def scan(parts: dict[str, FileSet], workers: int) -> Iterator[Finding]:
     for (name, first), finding in zip(requests, processes.answers(requests), strict=True):
         last.deep += finding.deep
         for image, digest in enumerate(finding.digests, first):
-            path = f"{parts[name].root}/{parts[name].paths[image]}"
+            path = parts[name].path(image)
             if name == "train" and digest:
                 known.setdefault(digest, path)
             elif known.get(digest, path) != path:

@@ -131,19 +131,20 @@ class FileSet:
         read = [(self._status(i)[0], _fingerprint(self._read(i, piece))) for i in range(start, stop)]
         return np.array(read, dtype=np.int64).tobytes()
 
-    def _path(self, index: int) -> bytes:
-        return os.path.join(os.fsencode(self.root), self.paths.raw(index))
+    def path(self, index: int) -> str:
+        """Where an image lies."""
+        return f"{self.root}/{self.paths[index]}"
 
     def _status(self, index: int) -> tuple[int, int]:
         """Size and time of change of a file."""
         with suppress(OSError):
-            status = os.stat(self._path(index))
+            status = os.stat(self.path(index))
             return status.st_size, status.st_mtime_ns
         return -1, 0
 
     def _read(self, index: int, piece: int) -> bytes:
         """The first and last `piece` bytes of a file; -1: the digest of all."""
-        with suppress(OSError, UserError), open_regular(os.fsdecode(self._path(index))) as handle:
+        with suppress(OSError, UserError), open_regular(self.path(index)) as handle:
             if piece < 0:
                 return hashlib.file_digest(handle, "sha256").digest()
             start = handle.read(piece)

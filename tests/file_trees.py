@@ -68,12 +68,7 @@ def write_list(path: Path, entries: Sequence[Entry]) -> None:
 
 
 def imagenet_tree(
-    root: Path,
-    counts: Sequence[int] = (12, 6, 3),
-    test_per_class: int = 4,
-    val_per_class: int = 2,
-    flat_val: bool = False,
-    kaggle: bool = False,
+    root, counts=(12, 6, 3), test_per_class=4, val_per_class=2, flat_val=False, kaggle=False
 ) -> Path:
     """ImageNet and the lists of ImageNet-LT; up to 7 classes.
 
@@ -88,13 +83,7 @@ def imagenet_tree(
     return root
 
 
-def places_tree(
-    root: Path,
-    counts: Sequence[int] = (12, 6, 3),
-    test_per_class: int = 4,
-    val_per_class: int = 2,
-    layout: str = "folders",
-) -> Path:
+def places_tree(root, counts=(12, 6, 3), test_per_class=4, val_per_class=2, layout="folders") -> Path:
     """Places365 and the lists of Places-LT; `layout`: folders, flat (only val/), 256, large (as shipped)."""
     train_name, test_name = "train/{0}/{1:08}.jpg", "val/{0}/Places365_val_{1:08}.jpg"
     parts = _listed(SCENES, train_name, test_name, counts, test_per_class, val_per_class)
@@ -105,9 +94,7 @@ def places_tree(
     return root
 
 
-def _listed(
-    folders: Sequence[str], train_name: str, test_name: str, counts: Sequence[int], test: int, val: int
-) -> Lists:
+def _listed(folders, train_name, test_name, counts, test, val) -> Lists:
     """Entries by part; validation images come out of the training images, as in the published lists."""
     parts: Lists = {"train": [], "val": [], "test": []}
     for label, count in enumerate(counts):
@@ -151,14 +138,7 @@ def published_lists(published: Published) -> Lists:
 # ---- iNaturalist ----
 
 
-def inat_tree(
-    root: Path,
-    counts: Sequence[int] = (12, 6, 3),
-    test_per_class: int = 4,
-    kind: str = "json",
-    layout: str = "official",
-    lists: Path | None = None,
-) -> Path:
+def inat_tree(root, counts=(12, 6, 3), test_per_class=4, kind="json", layout="official", lists=None) -> Path:
     """iNaturalist 2018 with its annotations (json), text lists (txt) or both, in `root` or `lists`.
 
     `layout`: official (train_val2018/), content (what is in that), torchvision (2018/).
@@ -215,12 +195,7 @@ def annotations(entries: Sequence[Entry]) -> dict:
 
 
 def folder_tree(
-    root: Path,
-    classes: Sequence[str] = ("ant", "bee", "cat"),
-    counts: Sequence[int] = (12, 6, 3),
-    test_per_class: int = 4,
-    val_per_class: int = 0,
-    suffix: str = ".jpg",
+    root, classes=("ant", "bee", "cat"), counts=(12, 6, 3), test_per_class=4, val_per_class=0, suffix=".jpg"
 ) -> Path:
     """Class folders under train/ and test/, under val/ too where val_per_class is not 0."""
     parts = _own_parts("{part}/{name}/{i:03}" + suffix, classes, counts, test_per_class, val_per_class)
@@ -230,11 +205,7 @@ def folder_tree(
 
 
 def list_tree(
-    root: Path,
-    classes: Sequence[str] = ("ant", "bee", "cat"),
-    counts: Sequence[int] = (12, 6, 3),
-    test_per_class: int = 4,
-    val_per_class: int = 2,
+    root, classes=("ant", "bee", "cat"), counts=(12, 6, 3), test_per_class=4, val_per_class=2
 ) -> Path:
     """Images in one folder a class, with train.txt, val.txt and test.txt beside them."""
     parts = _own_parts("photos/{name}/{part}{i:03}.jpg", classes, counts, test_per_class, val_per_class)

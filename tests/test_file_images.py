@@ -17,7 +17,7 @@ from datasets.images.in_memory import DeviceImages
 from datasets.images.on_disk import FileImages
 from datasets.types import FileSet, FileViews, ImageSet, ViewSpec
 from tests.odd_images import PHOTO, encoded, file_set, jpeg, picture, readable_files
-from tests.test_jitter import by_torchvision
+from tests.test_draws import by_torchvision
 from utils.base.errors import UserError
 
 SMALL = FileViews(*CHANNELS["imagenet"], size=32, resize=36, jitter=0.4)

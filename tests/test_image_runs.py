@@ -239,8 +239,8 @@ def test_files_that_are_no_images_are_counted_and_named_and_predicted_with_a_rea
         (pets / name).write_bytes(b"something else")
     words = ("--dataset", "folder", "--data_dir", pets, "--epochs", "1", *SMALL, *places(tmp_path))
     text = call(main_stage1.main, *words)
-    told = "2 file(s) passed over (1 .heic, 1 without ending), 'train/ant/IMG_1.HEIC' first"
-    assert told in text and "2 file(s) passed over (1 .db, 1 .heic), 'test/ant/Thumbs.db' first" in text
+    for first in ("train/ant/IMG_1.HEIC", "test/ant/Thumbs.db"):
+        assert f"2 file(s) passed over, '{first}' first: by its name it is none of JPEG" in text
     table = tmp_path / "p.csv"
     words = ("--pretrained_pth", model_of(own), "--predict", pets / "test", "--predictions", table)
     text = call(evaluate.main, *words, "--out", tmp_path / "out", "--workers", "0")

@@ -14,8 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from datasets.fetch import fetch
-from datasets.listed.annotations import read_annotations
-from datasets.listed.lists import Report, read_list, shown
+from datasets.listed.lists import Report, read_annotations, read_list, shown
 from datasets.listed.parts import Parts, assemble, folder_names
 from datasets.types import FileSet, FileViews, LongTailedData, PathTable
 from utils.base.errors import UserError, raise_problem

@@ -234,8 +234,9 @@ def _folders() -> list[Row]:
     for kind, (make, words, says) in VALIDATION.items():
         rows.append(Row(f"validation, {kind}", STAGE1, OWN + FEW + words, says, make))
     for ending in (".HEIC", ".txt"):
-        kinds = rf"\(4 \{ending.lower()}\), 'train/bee/000\{ending}' first"
-        says = rf"train/bee holds no image: 4 file\(s\) passed over {kinds}: by its name it is none of JPEG"
+        says = (
+            rf"train/bee holds no image: 4 file\(s\) passed over, 'train/bee/000\{ending}' first: by its name"
+        )
         rows.append(Row(f"folder: a class of {ending}", STAGE1, OWN, says, endings(bee=ending)))
     missing = " --cur_stage stage1 --network resnet20"  # it is asked before a checkpoint is looked for
     says, as_it_is = (

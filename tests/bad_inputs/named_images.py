@@ -7,8 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from datasets.listed.annotations import MAX_BYTES
-from datasets.listed.lists import MAX_LIST_BYTES
+from datasets.listed.lists import MAX_ANNOTATIONS_BYTES, MAX_LIST_BYTES
 from tests.bad_inputs import Kitchen, Make, Row
 from tests.bad_inputs.checkpoints import NO_FILE
 from tests.file_trees import annotations
@@ -219,7 +218,10 @@ NOTES: dict[str, tuple[Make, str]] = {
     },
     "no path": (image(file_name=""), r"images\[1\].file_name: an empty path"),
     "huge": (
-        lambda root, kitchen: (written(b"")(root, kitchen), huge(JSON, MAX_BYTES + 1)(root, kitchen)),
+        lambda root, kitchen: (
+            written(b"")(root, kitchen),
+            huge(JSON, MAX_ANNOTATIONS_BYTES + 1)(root, kitchen),
+        ),
         f"{JSON} is larger than any list",
     ),
     "no images": (noted(lambda known: known.pop("images")), f"'images' {NO_LIST}"),
