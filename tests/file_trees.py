@@ -25,6 +25,7 @@ Lists = dict[str, list[Entry]]
 
 WNIDS = ("n01440764", "n01443537", "n01484850", "n01491361", "n01494475", "n01496331", "n01498041")
 SCENES = ("airfield", "airplane_cabin", "arena-hockey", "bakery-shop", "canal-urban", "castle", "zen_garden")
+PETS = ("ant", "bee", "cat")
 KINGDOMS = ("Plantae", "Aves", "Insecta")
 INAT_LISTS = {"train": "iNaturalist18_train.txt", "val": "iNaturalist18_val.txt"}
 INAT_JSON = {"train": "train2018.json", "val": "val2018.json"}
@@ -67,9 +68,7 @@ def write_list(path: Path, entries: Sequence[Entry]) -> None:
 # ---- ImageNet and Places ----
 
 
-def imagenet_tree(
-    root, counts=(12, 6, 3), test_per_class=4, val_per_class=2, flat_val=False, kaggle=False
-) -> Path:
+def imagenet_tree(root, counts=(12, 6, 3), test_per_class=4, val_per_class=2, flat_val=False, kaggle=False):
     """ImageNet and the lists of ImageNet-LT; up to 7 classes.
 
     `flat_val`: val/ without class folders. `kaggle`: images in ILSVRC/Data/CLS-LOC.
@@ -194,9 +193,7 @@ def annotations(entries: Sequence[Entry]) -> dict:
 # ---- a user's own images ----
 
 
-def folder_tree(
-    root, classes=("ant", "bee", "cat"), counts=(12, 6, 3), test_per_class=4, val_per_class=0, suffix=".jpg"
-) -> Path:
+def folder_tree(root, classes=PETS, counts=(12, 6, 3), test_per_class=4, val_per_class=0, suffix=".jpg"):
     """Class folders under train/ and test/, under val/ too where val_per_class is not 0."""
     parts = _own_parts("{part}/{name}/{i:03}" + suffix, classes, counts, test_per_class, val_per_class)
     for entries in parts.values():
@@ -204,9 +201,7 @@ def folder_tree(
     return root
 
 
-def list_tree(
-    root, classes=("ant", "bee", "cat"), counts=(12, 6, 3), test_per_class=4, val_per_class=2
-) -> Path:
+def list_tree(root, classes=PETS, counts=(12, 6, 3), test_per_class=4, val_per_class=2) -> Path:
     """Images in one folder a class, with train.txt, val.txt and test.txt beside them."""
     parts = _own_parts("photos/{name}/{part}{i:03}.jpg", classes, counts, test_per_class, val_per_class)
     for part, entries in parts.items():

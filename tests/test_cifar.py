@@ -77,9 +77,7 @@ def test_validation_images_are_the_last_20_unused_of_each_class(cifar100, data):
     assert (data.val.images[-20:].numpy().reshape(20, -1) == cifar100.images[of_class]).all()
 
 
-def test_class_names_come_from_the_meta_file_and_files_that_are_not_the_published_ones_are_noted(
-    cifar100, data
-):
+def test_class_names_come_from_the_meta_file_and_files_of_another_origin_are_noted(cifar100, data):
     assert data.class_names == cifar100.names and len(set(data.class_names)) == 100
     assert (data.name, data.num_classes, data.in_channels) == ("cifar100_lt", 100, 3)
     assert any("not byte-identical to the published ones" in note for note in data.notes)
@@ -119,9 +117,7 @@ def black_unused(cifar100, tmp_path_factory):
     shutil.rmtree(root)
 
 
-def test_a_black_unused_image_means_no_validation_and_a_note_or_a_refusal_where_it_is_required(
-    black_unused, data
-):
+def test_a_black_unused_image_means_no_validation_or_a_refusal_where_it_is_required(black_unused, data):
     found = build_data("cifar100_lt", black_unused, IR)
     assert found.val is None and found.val_source == "none"
     assert any("no validation" in note and "black" in note for note in found.notes)

@@ -110,9 +110,7 @@ def test_missing_lists_are_fetched_once_and_kept_beside_the_images(places, serve
     assert build_data("places_lt", places).train.digest() == data.train.digest()
 
 
-def test_lists_are_fetched_into_split_dir_where_one_is_given_but_not_one_that_is_there(
-    places, server, tmp_path
-):
+def test_lists_are_fetched_into_split_dir_but_not_one_that_is_there(places, server, tmp_path):
     folder = tmp_path / "lists"
     folder.mkdir()
     mine = (server / NAMES[1]).read_text().replace("train/airfield/00005000", "train/airfield/00005001")
@@ -181,9 +179,7 @@ def test_an_answer_that_is_not_the_whole_list_is_refused_and_removed(places, ser
         (b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * 101, "answers with more than"),
     ],
 )
-def test_a_server_that_answers_nonsense_half_or_without_end_is_a_failed_fetch(
-    places, monkeypatch, answer, says
-):
+def test_an_answer_of_nonsense_half_or_without_end_is_a_failed_fetch(places, monkeypatch, answer, says):
     forget_proxies(monkeypatch)
     monkeypatch.setattr(fetch, "MAX_FILE_BYTES", 100)
     with answering(answer) as address:
@@ -198,9 +194,7 @@ def test_a_server_that_answers_nonsense_half_or_without_end_is_a_failed_fetch(
 
 @pytest.mark.parametrize("source", [CIFAR10, CIFAR100])
 @pytest.mark.parametrize("below", ["", "new", "new/deeper"])
-def test_without_cifar_and_network_the_refusal_says_what_to_do_and_no_folder_is_made(
-    tmp_path, no_network, source, below
-):
+def test_without_cifar_and_network_a_refusal_says_what_to_do(tmp_path, no_network, source, below):
     (tmp_path / "notes.txt").write_text("mine")
     message = refused(f"{source.__name__.lower()}_lt", tmp_path / below)
     for words in (source.url, source.base_folder, "--data_dir", str(tmp_path / below)):

@@ -145,9 +145,7 @@ def test_unused_images_validate_beside_all_that_are_kept_and_the_class_at_full_c
 
 
 @pytest.mark.parametrize(("whole", "val_source"), [(True, "unused"), (False, "none")])
-def test_where_no_image_is_unused_or_none_is_asked_for_there_is_no_validation(
-    labels, counts, whole, val_source
-):
+def test_where_none_is_unused_or_asked_for_there_is_no_validation(labels, counts, whole, val_source):
     counts = [PER_CLASS] * K if whole else counts
     split = split_long_tailed(labels, counts, val_source=val_source)
     assert split.val is None and split.val_source == "none"

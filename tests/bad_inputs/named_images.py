@@ -82,7 +82,6 @@ WHOLE_LISTS = {
     "CRLF and a bad line": (listing(b"\r\nb.jpg x\r\n"), f"bad, line 14: {NUMBER}.*found 'x'"),
     "a test image": (listing(b"photos/ant/test000.jpg 0\n"), "test000.jpg' is in both .*bad and .*test.txt"),
     "an absolute path to a true image": (outside, "bad, line 1: .* leaves the data folder"),
-    "huge": (huge("bad"), "bad is larger than any list of images"),
 }
 
 
@@ -111,6 +110,7 @@ def _lists() -> list[Row]:
     says = "bad cannot be read: Permission denied"
     rows.append(Row("list: not permitted", STAGE1, LISTS, says, secret, unprivileged=True))
     two, says = listing(b"../b.jpg 0\nb.jpg\n"), r"(?s)line 13: .*line 14: .*problems"
+    rows.append(Row("list: huge", CHECK, LISTS, "bad is larger than any list of images", huge("bad")))
     return [*rows, Row("list: every bad line is listed", CHECK, LISTS, says, two, listed=True)]
 
 
