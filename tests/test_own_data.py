@@ -183,7 +183,10 @@ def test_a_ratio_keeps_the_images_that_the_sets_in_memory_keep_in_the_same_order
     assert entries(data.train) == [every[i] for i in kept]
     assert entries(data.val) == [every[i] for i in unused_indices(labels, kept)]
     assert data.val_source == "unused" and data.test.digest() == whole.test.digest()
-    assert any("60 images of class 0, 0, down to 3 images of class 9, 9" in note for note in data.notes)
+    assert data.notes == [
+        "made long-tailed by --imb_ratio 20: 60 images of class 0, 0, down to 3 images of class 9, 9",
+        "1 class(es) have no validation image and are left out of the validation means",
+    ]
 
 
 def test_own_validation_that_is_not_there_falls_back_to_unused_images(balanced, tmp_path):
