@@ -11,6 +11,7 @@ from torchvision import transforms
 from torchvision.transforms import transforms as torchvision_transforms
 
 from datasets import CHANNELS
+from datasets.images import jitter
 from datasets.images.draws import (
     crop_box,
     crop_draws,
@@ -173,8 +174,10 @@ def factors(count: int = 12, strength: float = 0.4, seed: int = 0) -> torch.Tens
     return jitter_draws(count, strength, generator_for(seed, "jitter", 0))
 
 
+@pytest.mark.parametrize("together", [1, 7, 60])  # on a GPU all of a batch
 @pytest.mark.parametrize("strength", [0.4, 0.9])
-def test_a_batch_equals_torchvision_image_by_image(strength):
+def test_a_batch_equals_torchvision_image_by_image(monkeypatch, strength, together):
+    monkeypatch.setattr(jitter, "ON_CPU", together)
     images, rows = planes(60), factors(60, strength)
     assert rows[:, 3].unique().tolist() == [0, 1, 2, 3, 4, 5]
     expected = by_torchvision(images, rows)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 OPERATIONS = BRIGHTNESS, CONTRAST, SATURATION = range(3)
 ORDERS = tuple(permutations(OPERATIONS))
+ON_CPU = 1  # images are worked on together there: its cache holds one
 
 
 def jittered(images: Tensor, draws: Tensor) -> Tensor:
@@ -23,7 +24,7 @@ def jittered(images: Tensor, draws: Tensor) -> Tensor:
     number, height, width, _ = images.shape
     orders = torch.tensor(ORDERS)[draws[:, 3].long()]  # [N, 3]
     steps = [_weights(order, draws).to(images.device) for order in orders.unbind(dim=1)]
-    together = 1 if images.device.type == "cpu" else number  # a CPU's cache holds one image
+    together = ON_CPU if images.device.type == "cpu" else number
     # memory that is used again costs no page faults
     values, all_planes, all_grey = (
         torch.empty(shape, dtype=torch.float32, device=images.device)
