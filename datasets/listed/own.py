@@ -92,9 +92,7 @@ def _scan(root: Path, part: str, classes: list[str], report: Report) -> FileSet:
         if as_seen(name) not in known:
             report(f"{root / part / name}: train/ has no class folder of that name")
         if spelt.setdefault(as_seen(name), name) != name:
-            report(
-                f"{root / part / name}: another class folder looks alike, é as one letter or two: join them"
-            )
+            report(f"{root / part / name}: two class folders look alike, é as one letter or two: join them")
     paths, others, labels = [], [], []
     for label, name in enumerate(classes):
         if as_seen(name) in spelt:
