@@ -20,8 +20,7 @@ if __name__ == "__main__":  # what needs no run is answered before torch is load
 import torch
 
 from datasets.images.on_disk import FileImages
-from datasets.images.open import images_below
-from datasets.listed.own import passed_over
+from datasets.listed.own import images_below, passed_over
 from utils.base import distributed
 from utils.base.distributed import World
 from utils.base.errors import exit_cleanly

@@ -15,9 +15,9 @@ from torchvision.transforms.v2 import functional as F
 
 from datasets.images.decode import MAX_PIXELS, read_image
 from datasets.images.draws import crop_box, crop_rows, jitter_rows
-from datasets.images.in_memory import Batches, Normalise, batch_indices
+from datasets.images.in_memory import Batches, DeviceImages, Normalise, batch_indices
 from datasets.images.processes import Processes
-from datasets.types import FileSet, FileViews
+from datasets.types import FileSet, FileViews, ImageSet, ViewSpec
 from utils.base.errors import UserError
 
 # indices of images, and for each its row of `draws.crop_rows`; None: the test view
@@ -116,3 +116,14 @@ class ViewedFiles(Dataset):
 
 def _squared(image: Tensor, size: int) -> Tensor:
     return F.resize(image, [size, size], antialias=True)
+
+
+# what the loops take: `labels`, len(), `augmented(order, batch_size, seed, view)`, `batches(batch_size, ...)`
+Images = DeviceImages | FileImages
+
+
+def open_images(part: ImageSet | FileSet, views: ViewSpec, device: torch.device, workers: int = 0) -> Images:
+    """The whole part on the device, or its files through `workers` loader processes."""
+    if isinstance(part, FileSet):
+        return FileImages(part, views, device, workers)
+    return DeviceImages(part, views, device)

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from datasets import LongTailedData
-from datasets.images.on_disk import FileImages
-from datasets.images.open import Images
+from datasets.images.on_disk import FileImages, Images
 from datasets.types import FileSet
 from utils.base.distributed import World
 from utils.features.frozen import Representation

@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 
-from datasets import DATASETS
-from datasets.names import AUGMENTS, CHANNELS, VAL_SOURCES
+from datasets import AUGMENTS, CHANNELS, DATASETS, VAL_SOURCES
 from losses import LOSSES
 from models import NETWORKS
 from utils.settings.methods import DECLARED
