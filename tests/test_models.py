@@ -405,20 +405,6 @@ def refusal(network: str, state: dict) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("name", "stem", "advice"),
-    [
-        ("resnet10", "imagenet", "--network resnet10 --stem imagenet"),
-        ("resnet18", "small", "--network resnet18 --stem small"),
-        ("resnet20", "small", "--network resnet20"),
-    ],
-)
-def test_foreign_weights_of_another_network_are_named_with_the_network_and_stem_they_fit(name, stem, advice):
-    state = build_model(name, 6, stem=stem).state_dict()
-    state = {key.replace("fc.", "linear."): value for key, value in state.items()}
-    assert refusal("resnet34", state).endswith(f"; its weights fit {advice}")
-
-
 def test_the_other_stem_is_named():
     message = refusal("resnet10", build_model("resnet10", 7, stem="imagenet").state_dict())
     assert "1 of another shape (conv1.weight [64, 3, 7, 7] instead of [64, 3, 3, 3])" in message

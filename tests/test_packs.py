@@ -109,7 +109,7 @@ def test_a_pack_can_be_written_over_the_one_it_is_read_from_and_its_mapping_is_p
     [
         (
             {"facts": tiny(class_names=("a", "b", "c")).facts},
-            "class_names must be a list of texts, found a tuple",
+            "the fact class_names cannot be a tuple",
         ),
         (
             {"train_labels": tiny().train_labels.int()},

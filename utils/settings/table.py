@@ -236,8 +236,6 @@ _GROUPS = {
         Argument("overwrite", bool, TRAIN, False, marks={Mark.RUNNING, Mark.RUNNER},
             help="leave the model in the place of one of other data or of more epochs, which is kept under"
                  " a number"),
-        Argument("force_resume", bool, TRAIN, False, marks={Mark.RUNNING, Mark.RUNNER},
-            help="resume under another configuration or other images"),
         Argument("save_every", str, TRAIN,
             allowed=written(r"[1-9]\d*m?", "a number of steps, or of minutes as 10m"), marks={Mark.RUNNING},
             help="save within the epochs too: a number of steps, or of minutes as 10m"),
