@@ -19,8 +19,8 @@ if __name__ == "__main__":  # what needs no run is answered before torch is load
 
 import torch
 
-from datasets.images.open import images_below, open_images
-from datasets.listed.own import passed_over
+from datasets.images.on_disk import FileImages
+from datasets.listed.own import images_below, passed_over
 from utils.base import distributed
 from utils.base.distributed import World
 from utils.base.errors import exit_cleanly
@@ -86,7 +86,7 @@ def predict_folder(config: Config, source: Source, device: torch.device, stage: 
     run.log(f"{len(found):,} images below {config.predict}, {len(class_names)} classes")
     for note in passed_over(str(config.predict), found.passed_over):
         run.log(f"note: {note}")
-    images = open_images(found, views, device, config.workers)
+    images = FileImages(found, views, device, config.workers)
     logits = scoring.logit_batches(model, images, views.mirror_test and not config.no_tta, world=world)
     path = Path(config.predictions) if config.predictions else run.folder / "predictions.csv"
     write_unlabelled(run, path, found, logits, class_names, world)

@@ -27,7 +27,7 @@ from utils.base.signals import Signals
 from utils.engine.device import pick_device
 from utils.features.frozen import make_pack
 from utils.features.source import find_source
-from utils.heads.epochs import all_epochs, start_heads, train_epoch
+from utils.heads.epochs import all_epochs, start_heads, threads_for, train_epoch
 from utils.heads.outcome import choose, outcome
 from utils.heads.plan import plan_heads
 from utils.packs.pack import write_pack
@@ -116,7 +116,8 @@ def retrain(argv: Sequence[str] | None, held: ExitStack) -> None:
     watcher.end()
 
     # ---- report
-    outcomes = [outcome(head) for head in choose(heads, config.select)]
+    with threads_for(frozen):
+        outcomes = [outcome(head) for head in choose(heads, config.select)]
     source.check_unchanged()
     head_report.publish(run, config, published, facts, model, data, outcomes, heads)
     frozen.discard()

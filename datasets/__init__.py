@@ -7,9 +7,9 @@ DATASETS = Registry(
         "cifar100_lt": "datasets.cifar_lt:build_cifar100_lt",
         "cifar10_lt": "datasets.cifar_lt:build_cifar10_lt",
         "digits_lt": "datasets.digits_lt:build_digits_lt",
-        "imagenet_lt": "datasets.listed.imagenet_places:build_imagenet_lt",
-        "places_lt": "datasets.listed.imagenet_places:build_places_lt",
-        "inaturalist18": "datasets.listed.inaturalist:build_inaturalist18",
+        "imagenet_lt": "datasets.listed.published:build_imagenet_lt",
+        "places_lt": "datasets.listed.published:build_places_lt",
+        "inaturalist18": "datasets.listed.published:build_inaturalist18",
         "folder": "datasets.listed.own:build_folder",
         "list": "datasets.listed.own:build_list",
     }
@@ -17,6 +17,15 @@ DATASETS = Registry(
 PUBLISHED_DATASETS = ("imagenet_lt", "places_lt", "inaturalist18")
 OWN_DATASETS = ("folder", "list")  # a user's own images
 FILE_DATASETS = (*PUBLISHED_DATASETS, *OWN_DATASETS)  # read from disk as they go
+# What arguments about images choose from. CHANNELS: mean and deviation of every channel in [0, 1]; source of
+# iNaturalist 2018's: Kang et al. 2020.
+CHANNELS = {
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "cifar": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+    "inaturalist": ((0.466, 0.471, 0.380), (0.195, 0.194, 0.192)),
+}
+AUGMENTS = ("resized_crop", "pad_crop", "plain")
+VAL_SOURCES = ("own", "unused", "heldout", "none")
 __getattr__, __all__ = face(
     __name__,
     {

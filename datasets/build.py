@@ -7,17 +7,15 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from datasets import DATASETS, FILE_DATASETS, OWN_DATASETS, PUBLISHED_DATASETS
+from datasets import CHANNELS, DATASETS, FILE_DATASETS, OWN_DATASETS, PUBLISHED_DATASETS
 from datasets.listed.own import find_list
 from datasets.listed.parts import as_seen
-from datasets.names import CHANNELS
 from datasets.types import FileViews, LongTailedData
 from utils.base.errors import UserError
 from utils.base.files import open_regular
 
 DEFAULT_RATIO = 100  # of the sets that are cut out of a balanced one
-_PATHS = ("split_dir", "train_list", "val_list", "test_list")
-# options of some data sets alone; None and False stand for "not given" and go with all
+# options of some data sets alone
 _TAKERS = {
     "views": FILE_DATASETS,
     "report": FILE_DATASETS,
@@ -47,7 +45,11 @@ def build_data(
     """
     if name not in DATASETS:
         raise UserError(f"unknown data set {name!r}, known: {', '.join(DATASETS)}")
-    options = _taken(name, options)
+    for option, takers in _TAKERS.items():
+        if isinstance(options.get(option), str):
+            options[option] = Path(options[option])
+        if name not in takers and options.pop(option, None) and option not in ("views", "report"):
+            raise UserError(f"--{option} goes with --dataset {' or '.join(takers)}, not with {name}")
     if name in FILE_DATASETS:
         options["views"] = options.get("views") or FileViews(*CHANNELS["imagenet"])
     elif imb_ratio is None:
@@ -56,24 +58,12 @@ def build_data(
     if options.get("val_required"):
         classes = len(data.val.labels.unique())
         if classes < 2:
-            of_what = f"gives validation images of {classes} class(es), 2 or more are needed"
-            raise UserError(f"--val_source {data.val_source} {of_what}: take another one, or --select last")
+            found = f"--val_source {data.val_source} gives validation images of {classes} class(es)"
+            raise UserError(f"{found}, 2 or more are needed: take another one, or --select last")
     low, high = data.shots if shots is None else shots
     if not 0 <= low <= high:
         raise UserError(f"--shots must be two counts, the smaller first, got {low} and {high}")
     return replace(data, name=data_name(name, data_dir), shots=(low, high))
-
-
-def _taken(name: str, options: dict) -> dict:
-    """The options without those that are not for this data set."""
-    taken = {}
-    for option, value in options.items():
-        takers = _TAKERS.get(option, (name,))
-        if name in takers:
-            taken[option] = Path(value) if option in _PATHS and value is not None else value
-        elif value and option not in ("views", "report"):
-            raise UserError(f"--{option} goes with --dataset {' or '.join(takers)}, not with {name}")
-    return taken
 
 
 def data_name(dataset: str, data_dir: str | Path) -> str:

@@ -44,15 +44,14 @@ class Scanned(Dataset):
     """What a scanning process holds; a request is the name of a part and the first image of a chunk."""
 
     def __init__(self, parts: dict[str, FileSet]) -> None:
-        self.parts = {name: (str(part.root), part.paths) for name, part in parts.items()}
+        self.parts = parts
 
     def __getitem__(self, request: tuple[str, int]) -> Finding:
         name, first = request
-        root, paths = self.parts[name]
-        finding = Finding()
+        part, finding = self.parts[name], Finding()
         with _complaints() as complaint:
-            for image in range(first, min(first + CHUNK, len(paths))):
-                path, digest = f"{root}/{paths[image]}", 0
+            for image in range(first, min(first + CHUNK, len(part))):
+                path, digest = part.path(image), 0
                 try:
                     data = read_bytes(path)
                     decode_image(data, path)
@@ -91,34 +90,32 @@ def _complaints() -> Iterator[Callable[[], str]]:
 
 
 def scan(parts: dict[str, FileSet], workers: int) -> Iterator[Finding]:
-    """Decode every image in `workers` processes (0: in this one); the last finding is of whole parts."""
-    processes, deep = Processes(Scanned(parts), workers), []
-    digests: dict[str, list[int]] = {name: [] for name in parts}
+    """Decode every image in `workers` processes (0: in this one); the last finding is of whole parts.
+
+    Among its problems are images that hold the same bytes as a training image, though under another name.
+    """
+    processes, last = Processes(Scanned(parts), workers), Finding()
+    known: dict[int, str] = {}  # digest of a training image -> its path
     requests = [(name, at) for name, part in parts.items() for at in range(0, len(part), CHUNK)]
-    for (name, _), finding in zip(requests, processes.answers(requests), strict=True):
-        digests[name] += finding.digests
-        deep += finding.deep
+    for (name, first), finding in zip(requests, processes.answers(requests), strict=True):
+        last.deep += finding.deep
+        for image, digest in enumerate(finding.digests, first):
+            path = parts[name].path(image)
+            if name == "train" and digest:
+                known.setdefault(digest, path)
+            elif known.get(digest, path) != path:
+                same = f"{path} ({name}) holds the same bytes as {known[digest]} (train)"
+                last.problems.append(f"{same}: leave one out")
         yield finding
     processes.close()
     others = [f"{part.root}/{os.fsdecode(path)}" for part in parts.values() for path in part.passed_over]
-    warnings = [f"{path} is passed over: {NOT_READ}" for path in others]
-    if deep:
-        of_what = f"{len(deep):,} image(s) have more than 8 bits a channel, {deep[0]} first"
-        warnings.append(f"{of_what}: what is above 255 becomes white, fractions below 1 black; convert them")
-    yield Finding(list(_leaks(parts, digests)), warnings)
-
-
-def _leaks(parts: dict[str, FileSet], digests: dict[str, list[int]]) -> Iterator[str]:
-    """Images that hold the same bytes as a training image, though under another name."""
-    known: dict[int, str] = {}
-    for name, part in parts.items():
-        for image, digest in enumerate(digests[name]):
-            ours = f"{part.root}/{part.paths[image]}"
-            if name == "train" and digest:
-                known.setdefault(digest, ours)
-            elif known.get(digest, ours) != ours:
-                theirs = known[digest]
-                yield f"{ours} ({name}) holds the same bytes as {theirs} (train): leave one out"
+    last.warnings += [f"{path} is passed over: {NOT_READ}" for path in others]
+    if last.deep:
+        of_what = f"{len(last.deep):,} image(s) have more than 8 bits a channel, {last.deep[0]} first"
+        last.warnings.append(
+            f"{of_what}: what is above 255 becomes white, fractions below 1 black; convert them"
+        )
+    yield last
 
 
 def main(argv: Sequence[str] | None = None) -> None:

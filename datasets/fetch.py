@@ -2,7 +2,6 @@
 
 import http.client
 import os
-import shutil
 import tempfile
 import urllib.error
 import urllib.request
@@ -62,15 +61,14 @@ def scratch_folder(target: Path) -> Iterator[Path]:
 
     Raises OSError: it cannot be made.
     """
-    scratch = None
     created = [folder for folder in (target, *target.parents) if not folder.exists()]
     try:
         target.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=".download-", dir=target))
-        yield scratch
+        with tempfile.TemporaryDirectory(
+            prefix=".download-", dir=target, ignore_cleanup_errors=True
+        ) as scratch:
+            yield Path(scratch)
     finally:
-        if scratch is not None:
-            shutil.rmtree(scratch, ignore_errors=True)
         for folder in created:
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()

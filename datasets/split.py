@@ -1,12 +1,13 @@
 """A long-tailed set as it is, or cut out of a balanced one: its training and validation images."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from datasets.long_tail import held_out_mask, keep_indices, long_tail_counts, unused_indices
-from datasets.types import ImageSet, LongTailedData, ViewSpec
+from datasets.types import FileSet, ImageSet, LongTailedData, ViewSpec
 from utils.base.errors import UserError
 
 _NO_VAL = {
@@ -22,7 +23,6 @@ class Split(NamedTuple):
     train: np.ndarray
     val: np.ndarray | None
     val_source: str
-    notes: Sequence[str] = ()
 
 
 def split_long_tailed(
@@ -41,19 +41,16 @@ def split_long_tailed(
     set, the same one for every run seed; `none`.
     """
     kept = np.arange(len(labels)) if counts is None else keep_indices(labels, counts, subset_seed)
+    spare = len(kept) < len(labels)
     if val_source == "own" and has_own:
         return Split(kept, None, "own")
     if val_source == "heldout":
         held_out = held_out_mask(labels[kept], val_fraction, seed=subset_seed or 0)
         return Split(kept[~held_out], kept[held_out], "heldout")
-    ways = ["own"] * has_own + ["unused"] * (len(kept) < len(labels)) + ["heldout"]
-    if val_source == "unused" or (val_source == "own" and not val_required):
-        unused = unused_indices(labels, kept) if len(kept) < len(labels) else kept[:0]
-        if len(unused):
-            missing = len(counts) - len(np.unique(labels[unused]))
-            note = f"{missing} class(es) have no validation image and are left out of the validation mean"
-            return Split(kept, unused, "unused", [note] if missing else [])
+    if spare and (val_source == "unused" or (val_source == "own" and not val_required)):
+        return Split(kept, unused_indices(labels, kept), "unused")
     if val_required:
+        ways = ["own"] * has_own + ["unused"] * spare + ["heldout"]
         raise UserError(f"{_NO_VAL[val_source]}: take --val_source {' or '.join(ways)}")
     return Split(kept, None, "none")
 
@@ -71,6 +68,43 @@ def fitting_counts(available: list[int], imb_ratio: float) -> list[int]:
         top -= 1
 
 
+def cut(
+    name: str,
+    parts: Mapping[str, ImageSet | FileSet],
+    class_names: list[str],
+    views: ViewSpec,
+    counts: list[int] | None,
+    notes: Sequence[str] = (),
+    **split_options: object,
+) -> LongTailedData:
+    """The data set of `parts`: train, test, and val where it has one of its own, labelled from 0 on.
+
+    Of each class `counts` training images are kept, or all (None); `split_options` are those of
+    `split_long_tailed`.
+    """
+    train, labels = parts["train"], parts["train"].labels.numpy()
+    split = split_long_tailed(labels, counts, has_own="val" in parts, **split_options)
+    val = None if split.val is None else train.take(split.val)
+    if split.val_source == "own":
+        val = parts["val"]
+    notes = list(notes)
+    for word, images in (("test", parts["test"]), ("validation", val)):
+        missing = 0 if images is None else len(class_names) - len(images.labels.unique())
+        if missing:
+            notes.append(f"{missing} class(es) have no {word} image and are left out of the {word} means")
+    return LongTailedData(
+        name=name,
+        class_names=class_names,
+        class_counts=counts or np.bincount(labels, minlength=len(class_names)).tolist(),
+        train=train if counts is None and split.val is None else train.take(split.train),
+        val=val,
+        val_source=split.val_source,
+        test=parts["test"],
+        views=views,
+        notes=notes,
+    )
+
+
 def cut_long_tail(
     name: str,
     train: tuple[np.ndarray, np.ndarray],
@@ -80,20 +114,7 @@ def cut_long_tail(
     views: ViewSpec,
     **split_options: object,
 ) -> LongTailedData:
-    """Keep `counts` training images a class; `split_options` are those of `split_long_tailed`.
-
-    `train` and `test`: images uint8 [N, C, H, W] and labels int64 [N].
-    """
-    images, labels = train
-    split = split_long_tailed(labels, counts, **split_options)
-    return LongTailedData(
-        name=name,
-        class_names=class_names,
-        class_counts=counts,
-        train=ImageSet.from_numpy(images[split.train], labels[split.train]),
-        val=None if split.val is None else ImageSet.from_numpy(images[split.val], labels[split.val]),
-        val_source=split.val_source,
-        test=ImageSet.from_numpy(*test),
-        views=views,
-        notes=list(split.notes),
-    )
+    """`cut` of `train` and `test` in memory: images uint8 [N, C, H, W] and labels int64 [N]."""
+    arrays = {"train": train, "test": test}
+    parts = {part: ImageSet(*map(torch.from_numpy, pair)) for part, pair in arrays.items()}
+    return cut(name, parts, class_names, views, counts, **split_options)

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from datasets.long_tail import SHOTS, shot_groups
-from datasets.names import CHANNELS as CHANNELS
 from utils.base.errors import UserError
 from utils.base.files import open_regular
 
@@ -32,10 +31,9 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.labels)
 
-    @staticmethod
-    def from_numpy(images: np.ndarray, labels: np.ndarray) -> "ImageSet":
-        """A copy of images uint8 [N, C, H, W] and labels [N]."""
-        return ImageSet(torch.from_numpy(images.copy()), torch.from_numpy(labels.astype(np.int64)))
+    def take(self, index: np.ndarray) -> "ImageSet":
+        """The images `index` int64 [n], in that order."""
+        return ImageSet(self.images[index], self.labels[index])
 
     def digest(self) -> str:
         """Hex sha256 of pixels and labels, in order."""
@@ -50,12 +48,14 @@ class ImageSet:
 
 
 class PathTable:
-    """N relative paths as two arrays, which a forked loader process shares: no reference count is touched."""
+    """N relative paths as two arrays, which a forked loader process shares: no reference count is touched.
+
+    `block` holds all bytes, `ends` int64 [N] says where in it each path ends.
+    """
 
     def __init__(self, paths: Sequence[bytes]) -> None:
         """Paths as the file system spells them."""
         self.block = np.frombuffer(b"".join(paths), dtype=np.uint8)
-        # where each path ends in the block, int64 [N]
         self.ends = np.fromiter(map(len, paths), dtype=np.int64, count=len(paths)).cumsum()
 
     def __len__(self) -> int:
@@ -74,24 +74,17 @@ class PathTable:
         block, ends = self.block.tobytes(), self.ends.tolist()
         return (block[start:end] for start, end in zip([0, *ends], ends, strict=False))
 
-    @property
-    def nbytes(self) -> int:
-        return self.block.nbytes + self.ends.nbytes
-
 
 @dataclass(frozen=True)
 class FileSet:
-    """Images on disk: `root` / paths[i], labels int64 [N]; the files `passed_over` lie beside them.
-
-    `source` is the list or folder that named them, for messages.
-    """
+    """Images on disk: `root` / paths[i], labels int64 [N]."""
 
     root: Path
     paths: PathTable
     labels: Tensor
-    passed_over: tuple[bytes, ...] = ()
+    passed_over: tuple[bytes, ...] = ()  # other files that lie beside them
     full: bool = False  # `contents` reads every byte, not a sample
-    source: str = ""
+    source: str = ""  # the list or folder that named them, for messages
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -138,19 +131,20 @@ class FileSet:
         read = [(self._status(i)[0], _fingerprint(self._read(i, piece))) for i in range(start, stop)]
         return np.array(read, dtype=np.int64).tobytes()
 
-    def _path(self, index: int) -> bytes:
-        return os.path.join(os.fsencode(self.root), self.paths.raw(index))
+    def path(self, index: int) -> str:
+        """Where an image lies."""
+        return f"{self.root}/{self.paths[index]}"
 
     def _status(self, index: int) -> tuple[int, int]:
         """Size and time of change of a file."""
         with suppress(OSError):
-            status = os.stat(self._path(index))
+            status = os.stat(self.path(index))
             return status.st_size, status.st_mtime_ns
         return -1, 0
 
     def _read(self, index: int, piece: int) -> bytes:
         """The first and last `piece` bytes of a file; -1: the digest of all."""
-        with suppress(OSError, UserError), open_regular(os.fsdecode(self._path(index))) as handle:
+        with suppress(OSError, UserError), open_regular(self.path(index)) as handle:
             if piece < 0:
                 return hashlib.file_digest(handle, "sha256").digest()
             start = handle.read(piece)
@@ -179,8 +173,8 @@ class ViewSpec:
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    padding: int
-    mirror: bool  # flips in training
+    padding: int = 0
+    mirror: bool = True  # flips in training
 
     @property
     def mirror_test(self) -> bool:
@@ -189,7 +183,7 @@ class ViewSpec:
 
 
 @dataclass(frozen=True)
-class FileViews:
+class FileViews(ViewSpec):
     """How an image file becomes a network input of `size` x `size` pixels.
 
     In training by `augment`: torchvision's RandomResizedCrop; `pad_crop` resizes to size x size, pads with
@@ -197,14 +191,10 @@ class FileViews:
     centre (`pad_crop`: resizes to size x size). `jitter`: strength of torchvision's ColorJitter, without hue.
     """
 
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
     size: int = 224
     resize: int = 256
     augment: str = "resized_crop"
-    padding: int = 0
     jitter: float = 0.0
-    mirror: bool = True  # flips in training
     mirror_test: bool = False
 
 
@@ -223,7 +213,7 @@ class LongTailedData:
     val: ImageSet | FileSet | None
     val_source: str
     test: ImageSet | FileSet
-    views: ViewSpec | FileViews
+    views: ViewSpec
     notes: list[str] = field(default_factory=list)
     shots: tuple[int, int] = SHOTS
 

@@ -6,12 +6,15 @@ Cross-entropy, LOS, Balanced Softmax, LDAM, label-aware smoothing and class weig
     p_i = softmax(z_i + s - m_{y_i} onehot(y_i)),
 
 with a smoothing ε, a weight w, a shift s and a margin m for each class. Its slope in z_i is
-w_{y_i} / Σ w times p_i minus the smoothed label. Any other loss goes through torch's own differentiation.
+w_{y_i} / Σ w times p_i minus the smoothed label. A loss that has `with_slope` gives its gradient itself. Any
+other goes through torch's own differentiation.
 
 Shapes: H heads, B batch, K classes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import groupby
 
 import torch
 from torch import Tensor, nn
@@ -39,36 +42,51 @@ def stacks(loss: nn.Module) -> bool:
 
 
 def has_closed_form(loss: nn.Module) -> bool:
-    """Does it, so that heads whose losses differ in their options go into one stack?"""
+    """Is it one of those above, so that heads whose losses differ in their options are computed together?"""
     return type(loss) in _VECTORS
 
 
 class StackedLoss:
-    """The losses of H heads, one kind, as one: loss and hits of each head, and the slope in its logits.
+    """The losses of H heads as one: loss and hits of each head, and the slope in its logits.
+
+    `kinds` names the loss of each head, None for those with the closed form: neighbours of one kind have the
+    same loss with the same options, and are computed together. Without it all are of one kind.
 
     Called with logits [H, B, K] and targets int64 [H, B], it gives mean loss [H], hits [H] and slope
     [H, B, K], the gradient of each head's own loss. A hit is an image whose true class no other beats.
     """
 
-    def __init__(self, losses: Sequence[nn.Module], like: Tensor) -> None:
-        self.losses = losses
-        if has_closed_form(losses[0]):
-            vectors = zip(*(_VECTORS[type(loss)](loss) for loss in losses), strict=True)
-            neutral = (0.0, 1.0, 0.0, 0.0)
-            self.smoothing, self.weight, self.shift, self.margin = (
-                _side_by_side(values, none, like) for values, none in zip(vectors, neutral, strict=True)
-            )
+    def __init__(self, losses: Sequence[nn.Module], like: Tensor, kinds: Sequence[object] = ()) -> None:
+        self.parts: list[tuple[slice, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]]] = []
+        for _, heads in groupby(range(len(losses)), key=lambda head: kinds[head] if kinds else None):
+            first, *others = heads
+            place = slice(first, first + 1 + len(others))
+            one = losses[first]
+            part = getattr(one, "with_slope", partial(_differentiated, one))
+            part = _ClosedForm(losses[place], like) if has_closed_form(one) else part
+            self.parts.append((place, part))
 
     @torch.no_grad()
     def __call__(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         true = targets.unsqueeze(-1)
         hits = (logits.gather(-1, true).squeeze(-1) >= logits.amax(dim=-1)).sum(dim=-1)
-        closed = has_closed_form(self.losses[0])
-        loss, slope = self._closed_form(logits, true) if closed else self._differentiated(logits, targets)
+        results = [part(logits[heads], targets[heads]) for heads, part in self.parts]
+        loss, slope = results[0] if len(results) == 1 else map(torch.cat, zip(*results, strict=True))
         return loss, hits, slope
 
-    def _closed_form(self, logits: Tensor, true: Tensor) -> tuple[Tensor, Tensor]:
-        size, num_classes = logits.shape[1:]
+
+class _ClosedForm:
+    """Losses that have the form above, each with its class vectors."""
+
+    def __init__(self, losses: Sequence[nn.Module], like: Tensor) -> None:
+        vectors = zip(*(_VECTORS[type(loss)](loss) for loss in losses), strict=True)
+        neutral = (0.0, 1.0, 0.0, 0.0)
+        self.smoothing, self.weight, self.shift, self.margin = (
+            _side_by_side(values, none, like) for values, none in zip(vectors, neutral, strict=True)
+        )
+
+    def __call__(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        true, (size, num_classes) = targets.unsqueeze(-1), logits.shape[1:]
         if self.shift is not None:
             logits = logits + self.shift.unsqueeze(-2)
         if self.margin is not None:
@@ -89,12 +107,13 @@ class StackedLoss:
         slope.scatter_add_(-1, true, smoothing - torch.ones_like(losses))
         return -(weight * losses).sum(dim=(1, 2)), slope.mul_(weight)
 
-    def _differentiated(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.enable_grad():
-            one, leaf = self.losses[0], logits.detach().requires_grad_()
-            loss = one(leaf, targets) if stacks(one) else one(leaf[0], targets[0])
-            (slope,) = torch.autograd.grad(loss.sum(), leaf)
-        return loss.detach().reshape(len(logits)), slope
+
+def _differentiated(loss: nn.Module, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    with torch.enable_grad():
+        leaf = logits.detach().requires_grad_()
+        value = loss(leaf, targets) if stacks(loss) else loss(leaf[0], targets[0])
+        (slope,) = torch.autograd.grad(value.sum(), leaf)
+    return value.detach().reshape(len(logits)), slope
 
 
 def _side_by_side(values: Sequence[float | Tensor | None], neutral: float, like: Tensor) -> Tensor | None:

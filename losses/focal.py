@@ -22,10 +22,21 @@ class FocalLoss(nn.Module):
         self.gamma = check_not_negative("gamma", gamma)
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return self._parts(logits, targets)[0]
+
+    def with_slope(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss and its gradient in the logits, q^γ (γ p log p - q) / N in the margin, q = 1 - p."""
+        loss, others, log_p, log_not_p = self._parts(logits, targets)
+        in_margin = (self.gamma * log_not_p).exp() * (self.gamma * log_p.exp() * log_p - log_not_p.exp())
+        in_margin = (in_margin / targets.shape[-1]).unsqueeze(-1)
+        slope = -in_margin * (logits - others.unsqueeze(-1)).exp()
+        return loss, slope.scatter(-1, targets.unsqueeze(-1), in_margin)
+
+    def _parts(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         true = targets.unsqueeze(-1)
         others = logits.scatter(-1, true, float("-inf")).logsumexp(-1)
         margin = logits.gather(-1, true).squeeze(-1) - others
         # p = sigmoid(margin). Staying in logs keeps 1 - p from rounding to 0, where for γ < 1 the power has
         # an infinite slope and the gradient would be NaN.
         log_p, log_not_p = F.logsigmoid(margin), F.logsigmoid(-margin)
-        return -((self.gamma * log_not_p).exp() * log_p).mean(-1)
+        return -((self.gamma * log_not_p).exp() * log_p).mean(-1), others, log_p, log_not_p

@@ -33,11 +33,25 @@ class LADE(nn.Module):
         self.register_buffer("log_prior", prior.to(torch.get_default_dtype()), persistent=False)
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return self._parts(logits, targets)[0]
+
+    def with_slope(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss and its gradient in the logits: those of Balanced Softmax and of the bound."""
+        loss, log_p, own, level, shares = self._parts(logits, targets)
+        slope = (log_p.exp() - F.one_hot(targets, logits.shape[-1])) / logits.shape[-2]
+        bound = shares * (1 + 2 * self.lam * level.unsqueeze(-2)) - own
+        return loss, slope + self.alpha * self.log_prior.exp() * bound
+
+    def _parts(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
+        """The loss, log p, each image's share of its class in the batch, m and the shares in exp(m)."""
         size, num_classes = logits.shape[-2:]
         onehot = F.one_hot(targets, num_classes)
-        own = (onehot * logits).sum(-2) / onehot.sum(-2).clamp(min=1)  # z̄ [K]
+        own = onehot / onehot.sum(-2, keepdim=True).clamp(min=1)
         shifted = logits - self.log_prior - math.log(num_classes)
-        level = shifted.logsumexp(-2) - math.log(size)  # m [K]
-        bound = (self.log_prior.exp() * (level - own + self.lam * level.square())).sum(-1)
+        total = shifted.logsumexp(-2)
+        level = total - math.log(size)  # m [K]
+        gap = level - (own * logits).sum(-2)  # m - z̄ [K]
+        bound = (self.log_prior.exp() * (gap + self.lam * level.square())).sum(-1)
         log_p = (logits + self.log_prior).log_softmax(-1)
-        return -log_p.gather(-1, targets.unsqueeze(-1)).mean((-2, -1)) + self.alpha * bound
+        loss = -log_p.gather(-1, targets.unsqueeze(-1)).mean((-2, -1)) + self.alpha * bound
+        return loss, log_p, own, level, (shifted - total.unsqueeze(-2)).exp()

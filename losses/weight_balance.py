@@ -31,6 +31,18 @@ class WeightBalancing(nn.Module):
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
         """logits [..., N, K], targets int64 [..., N] -> weighted loss averaged over N x K, [...]."""
+        return self._parts(logits, targets)[0]
+
+    def with_slope(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss and its gradient in the logits."""
+        loss, log_p, log_not_p, true = self._parts(logits, targets)
+        # p times the slope in p: -1 at the true class, p / (1 - p) at the others
+        odds = torch.where(true, -1.0, (log_p - log_not_p).exp())
+        slope = odds - log_p.exp() * odds.sum(-1, keepdim=True)
+        size, num_classes = logits.shape[-2:]
+        return loss, slope * (self.weights[targets] / (size * num_classes)).unsqueeze(-1)
+
+    def _parts(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         log_p = logits.log_softmax(-1)
         # Only the largest probability can be above 1/2 and so round to 1: its log(1 - p) is summed from the
         # others' probabilities. Below 1/2, log1p is exact.
@@ -39,7 +51,7 @@ class WeightBalancing(nn.Module):
         log_not_p = torch.log1p(-others.exp()).scatter(-1, top, others.logsumexp(-1, keepdim=True))
         true = F.one_hot(targets, logits.shape[-1]).bool()
         each = torch.where(true, log_p, log_not_p).mean(-1)
-        return -(self.weights[targets] * each).mean(-1)
+        return -(self.weights[targets] * each).mean(-1), log_p, log_not_p, true
 
 
 @torch.no_grad()

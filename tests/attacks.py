@@ -19,7 +19,7 @@ from random import Random
 import numpy as np
 import torch
 
-from datasets.cifar_files import read_cifar
+from datasets.cifar_lt import read_cifar
 from tests.cifar_folders import CIFAR100, python2_pickle, small_part, write_small
 from utils.base.errors import NoMemoryError, UserError
 from utils.run import checkpoint

@@ -17,6 +17,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from datasets import FileSet, build_data
+from datasets.listed.published import Published
 from utils.base.errors import UserError
 
 Entry = tuple[str, int]  # path relative to the root, label
@@ -24,6 +25,7 @@ Lists = dict[str, list[Entry]]
 
 WNIDS = ("n01440764", "n01443537", "n01484850", "n01491361", "n01494475", "n01496331", "n01498041")
 SCENES = ("airfield", "airplane_cabin", "arena-hockey", "bakery-shop", "canal-urban", "castle", "zen_garden")
+PETS = ("ant", "bee", "cat")
 KINGDOMS = ("Plantae", "Aves", "Insecta")
 INAT_LISTS = {"train": "iNaturalist18_train.txt", "val": "iNaturalist18_val.txt"}
 INAT_JSON = {"train": "train2018.json", "val": "val2018.json"}
@@ -66,14 +68,7 @@ def write_list(path: Path, entries: Sequence[Entry]) -> None:
 # ---- ImageNet and Places ----
 
 
-def imagenet_tree(
-    root: Path,
-    counts: Sequence[int] = (12, 6, 3),
-    test_per_class: int = 4,
-    val_per_class: int = 2,
-    flat_val: bool = False,
-    kaggle: bool = False,
-) -> Path:
+def imagenet_tree(root, counts=(12, 6, 3), test_per_class=4, val_per_class=2, flat_val=False, kaggle=False):
     """ImageNet and the lists of ImageNet-LT; up to 7 classes.
 
     `flat_val`: val/ without class folders. `kaggle`: images in ILSVRC/Data/CLS-LOC.
@@ -87,13 +82,7 @@ def imagenet_tree(
     return root
 
 
-def places_tree(
-    root: Path,
-    counts: Sequence[int] = (12, 6, 3),
-    test_per_class: int = 4,
-    val_per_class: int = 2,
-    layout: str = "folders",
-) -> Path:
+def places_tree(root, counts=(12, 6, 3), test_per_class=4, val_per_class=2, layout="folders") -> Path:
     """Places365 and the lists of Places-LT; `layout`: folders, flat (only val/), 256, large (as shipped)."""
     train_name, test_name = "train/{0}/{1:08}.jpg", "val/{0}/Places365_val_{1:08}.jpg"
     parts = _listed(SCENES, train_name, test_name, counts, test_per_class, val_per_class)
@@ -104,9 +93,7 @@ def places_tree(
     return root
 
 
-def _listed(
-    folders: Sequence[str], train_name: str, test_name: str, counts: Sequence[int], test: int, val: int
-) -> Lists:
+def _listed(folders, train_name, test_name, counts, test, val) -> Lists:
     """Entries by part; validation images come out of the training images, as in the published lists."""
     parts: Lists = {"train": [], "val": [], "test": []}
     for label, count in enumerate(counts):
@@ -128,17 +115,29 @@ def _shipped(name: str, size: str) -> str:
     return f"data_{size}/{folder[0]}/{folder.replace('-', '/')}/{image}"
 
 
+def published_lists(published: Published) -> Lists:
+    """Entries of the published totals, class by class; no image is there."""
+    classes, (train, val, test) = published.num_classes, published.images.values()
+    sizes = np.full(classes, published.least)
+    sizes[0] = published.most
+    share, rest = divmod(train - sizes.sum(), classes - 2)
+    sizes[1:-1] += share
+    sizes[1 : 1 + rest] += 1
+    every = {
+        "train": sizes,
+        "val": np.full(classes, val // classes),
+        "test": np.full(classes, test // classes),
+    }
+    return {
+        part: [(f"{part}/c{k:04}/{i}.jpg", k) for k, size in enumerate(counts) for i in range(size)]
+        for part, counts in every.items()
+    }
+
+
 # ---- iNaturalist ----
 
 
-def inat_tree(
-    root: Path,
-    counts: Sequence[int] = (12, 6, 3),
-    test_per_class: int = 4,
-    kind: str = "json",
-    layout: str = "official",
-    lists: Path | None = None,
-) -> Path:
+def inat_tree(root, counts=(12, 6, 3), test_per_class=4, kind="json", layout="official", lists=None) -> Path:
     """iNaturalist 2018 with its annotations (json), text lists (txt) or both, in `root` or `lists`.
 
     `layout`: official (train_val2018/), content (what is in that), torchvision (2018/).
@@ -194,14 +193,7 @@ def annotations(entries: Sequence[Entry]) -> dict:
 # ---- a user's own images ----
 
 
-def folder_tree(
-    root: Path,
-    classes: Sequence[str] = ("ant", "bee", "cat"),
-    counts: Sequence[int] = (12, 6, 3),
-    test_per_class: int = 4,
-    val_per_class: int = 0,
-    suffix: str = ".jpg",
-) -> Path:
+def folder_tree(root, classes=PETS, counts=(12, 6, 3), test_per_class=4, val_per_class=0, suffix=".jpg"):
     """Class folders under train/ and test/, under val/ too where val_per_class is not 0."""
     parts = _own_parts("{part}/{name}/{i:03}" + suffix, classes, counts, test_per_class, val_per_class)
     for entries in parts.values():
@@ -209,13 +201,7 @@ def folder_tree(
     return root
 
 
-def list_tree(
-    root: Path,
-    classes: Sequence[str] = ("ant", "bee", "cat"),
-    counts: Sequence[int] = (12, 6, 3),
-    test_per_class: int = 4,
-    val_per_class: int = 2,
-) -> Path:
+def list_tree(root, classes=PETS, counts=(12, 6, 3), test_per_class=4, val_per_class=2) -> Path:
     """Images in one folder a class, with train.txt, val.txt and test.txt beside them."""
     parts = _own_parts("photos/{name}/{part}{i:03}.jpg", classes, counts, test_per_class, val_per_class)
     for part, entries in parts.items():

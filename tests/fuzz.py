@@ -10,8 +10,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from datasets.listed.annotations import read_annotations
-from datasets.listed.lists import read_list
+from datasets.listed.lists import read_annotations, read_list
 from tests.attacks import cifar, sound_files
 from tests.helpers import checkpoint_content
 from tests.test_packs import tiny, with_val
@@ -94,7 +93,7 @@ def annotations_parser(folder: Path, examples: int) -> None:
     @given((tree | PLAIN).map(lambda value: json.dumps(value).encode()) | st.binary(max_size=60))
     def check(content: bytes) -> None:
         path.write_bytes(content)
-        only_clean_errors(lambda: read_annotations(path), "train.json")
+        only_clean_errors(lambda: read_annotations(path, folder), "train.json")
 
     check()
 

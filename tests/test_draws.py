@@ -1,13 +1,17 @@
-"""The draws of a view have the law of torchvision's RandomResizedCrop and ColorJitter."""
+"""Draws of a view have the law of torchvision's, and jitter is torchvision's of every image of a batch."""
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+import torchvision.transforms.v2.functional as tv
 from scipy import stats
 from torchvision import transforms
 from torchvision.transforms import transforms as torchvision_transforms
 
+from datasets import CHANNELS
+from datasets.images import jitter
 from datasets.images.draws import (
     crop_box,
     crop_draws,
@@ -16,7 +20,10 @@ from datasets.images.draws import (
     jitter_rows,
     resized_crop_draws,
 )
-from datasets.types import CHANNELS, FileViews
+from datasets.images.in_memory import Normalise
+from datasets.images.jitter import BRIGHTNESS, CONTRAST, ORDERS, SATURATION, jittered
+from datasets.types import FileViews
+from tests.odd_images import picture
 from utils.base.seeding import generator_for
 
 SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
@@ -32,14 +39,6 @@ def draws(count: int, seed: int = 0) -> torch.Tensor:
 def boxes(height: int, width: int, count: int = MANY) -> torch.Tensor:
     """Our crops (top, left, height, width) of an image."""
     return torch.tensor([crop_box(row, height, width) for row in draws(count).tolist()])
-
-
-def torchvision_boxes(height: int, width: int, count: int = MANY) -> torch.Tensor:
-    image = torch.empty(3, height, width)
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        crops = [transforms.RandomResizedCrop.get_params(image, SCALE, RATIO) for _ in range(count)]
-    return torch.tensor(crops)
 
 
 class Replay:
@@ -78,19 +77,6 @@ def test_areas_and_log_ratios_are_uniform_as_torchvision_draws_them():
         assert stats.kstest(rows[:, 10 + attempt].log(), stats.uniform(low, -2 * low).cdf).pvalue > 1e-3
     correlations = torch.corrcoef(rows.T) - torch.eye(23, dtype=torch.double)
     assert correlations.abs().max() < 5 / 2000**0.5
-
-
-@pytest.mark.parametrize(("height", "width"), [(375, 500), (60, 400), (300, 40)])
-def test_crops_are_distributed_as_torchvisions(height, width):
-    ours, theirs = boxes(height, width).double(), torchvision_boxes(height, width).double()
-
-    def figures(box: torch.Tensor) -> list[torch.Tensor]:
-        top, left, h, w = box.T
-        down, right = top / (height - h).clamp(min=1), left / (width - w).clamp(min=1)
-        return [h * w, w / h, h, w, top, left, down, right]
-
-    for one, other in zip(figures(ours), figures(theirs), strict=True):
-        assert stats.ks_2samp(one, other).pvalue > 1e-3
 
 
 def test_positions_are_uniform_from_the_first_to_the_last():
@@ -153,3 +139,71 @@ def test_jitter_factors_are_uniform_and_all_six_orders_equally_likely(strength):
     assert len(counts) == 6 and stats.chisquare(counts).pvalue > 1e-3
     correlations = torch.corrcoef(rows.T) - torch.eye(4, dtype=torch.double)
     assert correlations.abs().max() < 5 / MANY**0.5
+
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+ADJUST = {BRIGHTNESS: tv.adjust_brightness, CONTRAST: tv.adjust_contrast, SATURATION: tv.adjust_saturation}
+EXACT = 1e-6  # of values in [0, 1]
+
+
+def pictures(count: int = 12) -> torch.Tensor:
+    """uint8 [N, H, W, 3]"""
+    return torch.from_numpy(np.stack([np.asarray(picture(i, 40, 30)) for i in range(count)]))
+
+
+def planes(count: int = 12) -> torch.Tensor:
+    """float32 [N, 3, H, W] in [0, 1]"""
+    return pictures(count).permute(0, 3, 1, 2).float().div(255)
+
+
+def changed(images: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
+    """float32 [N, 3, H, W] of uint8 [N, H, W, 3]"""
+    return jittered(images, draws).permute(0, 3, 1, 2)
+
+
+def by_torchvision(images: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
+    out = []
+    for image, row in zip(images, draws.tolist(), strict=True):
+        out.append(image)
+        for operation in ORDERS[int(row[3])]:
+            out[-1] = ADJUST[operation](out[-1], row[operation])
+    return torch.stack(out)
+
+
+def factors(count: int = 12, strength: float = 0.4, seed: int = 0) -> torch.Tensor:
+    return jitter_draws(count, strength, generator_for(seed, "jitter", 0))
+
+
+@pytest.mark.parametrize("together", [1, 7, 60])  # on a GPU all of a batch
+@pytest.mark.parametrize("strength", [0.4, 0.9])
+def test_a_batch_equals_torchvision_image_by_image(monkeypatch, strength, together):
+    monkeypatch.setattr(jitter, "ON_CPU", together)
+    images, rows = planes(60), factors(60, strength)
+    assert rows[:, 3].unique().tolist() == [0, 1, 2, 3, 4, 5]
+    expected = by_torchvision(images, rows)
+    assert (expected - images).abs().mean() > 0.02
+    assert (changed(pictures(60), rows) - expected).abs().max() < EXACT
+
+
+def test_values_are_clamped_after_every_operation():
+    one = pictures(1).repeat(6, 1, 1, 1)
+    rows = torch.tensor([[1.9, 0.2, 1.0, order] for order in range(6)])
+    assert one.max() / 255 * 1.9 > 1.5  # so that clamping in between has an effect
+    ours = changed(one, rows)
+    assert (ours - by_torchvision(planes(1).repeat(6, 1, 1, 1), rows)).abs().max() < EXACT
+    assert ours.min() >= 0 and ours.max() <= 1
+
+
+def test_an_image_is_changed_alike_alone_and_in_a_batch():
+    rows, normalise = factors(), Normalise(MEAN, STD, 40, "cpu")
+    together = normalise(pictures(), rows)
+    for i in range(12):
+        assert torch.equal(normalise(pictures()[i : i + 1], rows[i : i + 1])[0], together[i])
+
+
+def test_normalising_after_the_jitter_gives_channels_last_and_torchvisions_values():
+    rows = factors()
+    ours = Normalise(MEAN, STD, 40, "cpu")(pictures(), rows)
+    expected = tv.normalize(by_torchvision(planes(), rows), MEAN, STD)
+    assert ours.is_contiguous(memory_format=torch.channels_last) and ours.dtype == torch.float32
+    assert (ours - expected).abs().max() < 1e-5

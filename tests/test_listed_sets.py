@@ -1,14 +1,29 @@
-"""ImageNet-LT and Places-LT: lists, totals, layouts of the images, validation, options."""
+"""ImageNet-LT, Places-LT, iNaturalist 2018: lists and annotations, totals, layouts, validation, options."""
 
 import shutil
 
-import numpy as np
 import pytest
 
 from datasets import build_data, data_name
-from datasets.listed.imagenet_places import IMAGENET_LT, PLACES_LT
+from datasets.listed.lists import read_annotations
+from datasets.listed.published import IMAGENET_LT, PLACES_LT
 from datasets.types import FileViews
-from tests.file_trees import edit, entries, imagenet_tree, places_tree, problems_of, refused, write_list
+from tests.file_trees import (
+    INAT_JSON,
+    INAT_LISTS,
+    annotations,
+    edit,
+    entries,
+    imagenet_tree,
+    inat_lists,
+    inat_tree,
+    places_tree,
+    problems_of,
+    published_lists,
+    refused,
+    write_annotations,
+    write_list,
+)
 
 PARTIAL = {"allow_partial": True}
 
@@ -67,11 +82,8 @@ def test_classes_without_class_folders_are_numbered(lists):
 # ---- where images may lie ----
 
 
-@pytest.mark.parametrize("kaggle", [False, True])
-@pytest.mark.parametrize("flat_val", [False, True])
-def test_test_images_in_class_folders_and_in_one_flat_folder_are_the_same_set(
-    imagenet, tmp_path, kaggle, flat_val
-):
+@pytest.mark.parametrize(("kaggle", "flat_val"), [(True, False), (False, True)])
+def test_test_images_in_one_flat_folder_are_the_same_set(imagenet, tmp_path, kaggle, flat_val):
     usual = build_data("imagenet_lt", imagenet, **PARTIAL)
     root = imagenet_tree(tmp_path / "other", kaggle=kaggle, flat_val=flat_val)
     other = build_data("imagenet_lt", root, **PARTIAL)
@@ -116,32 +128,7 @@ def test_two_listed_images_that_would_be_one_file_in_the_flat_folder_are_refused
     assert "ILSVRC2012_val_00000001.JPEG' is twice in" in refused("imagenet_lt", root, **PARTIAL)
 
 
-def test_a_data_dir_or_split_dir_that_is_no_folder_is_refused(imagenet, tmp_path):
-    assert f"{tmp_path / 'absent'} is no folder: --data_dir" in refused("imagenet_lt", tmp_path / "absent")
-    a_file = imagenet / "ImageNet_LT_val.txt"
-    assert "--split_dir" in refused("imagenet_lt", imagenet, split_dir=a_file)
-    assert "--data_dir" in refused("places_lt", a_file)
-
-
 # ---- parts at odds ----
-
-
-@pytest.mark.parametrize("part", ["val", "test"])
-def test_a_class_in_val_or_test_that_train_lacks_is_refused(lists, imagenet, part):
-    path = lists / f"ImageNet_LT_{part}.txt"
-    first = path.read_text().split()[0]
-    edit(path, f"{first} 0", f"{first} 3")
-    message = refused("imagenet_lt", imagenet, split_dir=lists, **PARTIAL)
-    assert message.startswith(f"{path}: class 3 of '{first}' has no training image in ")
-
-
-def test_images_in_two_lists_are_refused_with_both(lists, imagenet):
-    paths = [lists / f"ImageNet_LT_{part}.txt" for part in ("val", "test")]
-    lines = paths[0].read_text().splitlines(True)[1:3]
-    with open(paths[1], "a") as handle:
-        handle.writelines(lines)
-    message = refused("imagenet_lt", imagenet, split_dir=lists, **PARTIAL)
-    assert f"{lines[0].split()[0]}' is in both {paths[0]} and {paths[1]}, and so are 1 more" in message
 
 
 def test_everything_wrong_is_collected_and_what_is_left_still_built(lists, imagenet):
@@ -167,15 +154,8 @@ def test_nothing_but_bad_lines_is_collected_without_a_crash(lists, imagenet):
 @pytest.mark.parametrize("published", [IMAGENET_LT, PLACES_LT], ids=lambda published: published.name)
 def test_the_published_totals_pass_and_any_other_is_refused(tmp_path, published):
     classes, most, least = published.num_classes, published.most, published.least
-    train, val, test = published.images.values()
-    sizes = np.full(classes, least)
-    sizes[0] = most
-    share, rest = divmod(train - sizes.sum(), classes - 2)
-    sizes[1:-1] += share
-    sizes[1 : 1 + rest] += 1
-    for part, per_class in (("train", sizes), ("val", val // classes), ("test", test // classes)):
-        labels = np.repeat(np.arange(classes), per_class).tolist()
-        listed = [(f"{part}/c{label:04}/{i}.jpg", label) for i, label in enumerate(labels)]
+    train = published.images["train"]
+    for part, listed in published_lists(published).items():
         write_list(tmp_path / published.lists[part], listed)
         first = tmp_path / listed[0][0]
         first.parent.mkdir(parents=True)
@@ -191,13 +171,6 @@ def test_the_published_totals_pass_and_any_other_is_refused(tmp_path, published)
     message = refused(published.name, tmp_path)
     assert f"{train - 1:,} train images instead of {train:,}" in message and "--allow_partial" in message
     assert build_data(published.name, tmp_path, **PARTIAL).class_counts[-1] == least - 1
-
-
-def test_other_totals_and_a_ratio_are_refused(imagenet):
-    message = refused("imagenet_lt", imagenet)
-    for words in ("21 train images instead of 115,846", "6 val images", "12 test", "ImageNet_LT_test.txt"):
-        assert words in message
-    assert "leave --imb_ratio out" in refused("imagenet_lt", imagenet, imb_ratio=100, **PARTIAL)
 
 
 # ---- validation ----
@@ -223,15 +196,11 @@ def test_no_validation_is_given_where_none_is_asked_for_or_none_is_unused(imagen
 # ---- options and names ----
 
 
-@pytest.mark.parametrize("option", ["train_list", "val_list", "test_list"])
-def test_lists_of_ones_own_are_refused_for_a_named_set(imagenet, option):
-    message = refused("imagenet_lt", imagenet, **{option: "train.txt"}, **PARTIAL)
-    assert message == f"--{option} goes with --dataset list, not with imagenet_lt"
-
-
 def test_options_of_files_are_refused_for_a_set_in_memory_and_their_defaults_let_pass(tmp_path):
     assert "--split_dir goes with" in refused("digits_lt", tmp_path, split_dir=tmp_path)
     assert "--allow_partial goes with" in refused("digits_lt", tmp_path, **PARTIAL)
+    message = refused("imagenet_lt", tmp_path, train_list="train.txt", **PARTIAL)
+    assert message == "--train_list goes with --dataset list, not with imagenet_lt"
     none = {"views": None, "split_dir": None, "allow_partial": False, "report": print}
     usual, data = (build_data("digits_lt", imb_ratio=50, **options) for options in ({}, none))
     assert data.train.digest() == usual.train.digest() and data.views == usual.views
@@ -244,3 +213,125 @@ def test_own_data_is_named_after_its_folder_and_the_others_after_themselves(tmp_
     monkeypatch.chdir(tmp_path)
     assert data_name("folder", ".") == f"folder_{tmp_path.name}"
     assert data_name("list", "a/..") == f"list_{tmp_path.name}"
+
+
+COUNTS, TEST = (12, 6, 3), 4
+PARTS = inat_lists(COUNTS, TEST)
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    """A small iNaturalist with annotations and text lists, read-only for the tests."""
+    return inat_tree(tmp_path_factory.mktemp("inat"), COUNTS, TEST, kind="both")
+
+
+@pytest.fixture
+def texts(both, tmp_path):
+    """A copy of the text lists alone; give it as split_dir."""
+    for name in INAT_LISTS.values():
+        shutil.copy(both / name, tmp_path)
+    return tmp_path
+
+
+def build(root, **options):
+    return build_data("inaturalist18", root, allow_partial=True, **options)
+
+
+# ---- annotations and lists ----
+
+
+def test_annotations_and_text_lists_give_the_same_images_and_labels_and_the_notes_say_which(both, texts):
+    for data, names in ((build(both), INAT_JSON), (build(both, split_dir=texts), INAT_LISTS)):
+        folder = both if names is INAT_JSON else texts
+        assert entries(data.train) == PARTS["train"] and entries(data.test) == PARTS["val"]
+        assert data.class_counts == list(COUNTS) and data.val is None and data.val_source == "none"
+        assert data.notes[0] == f"read from {folder / names['train']} and {folder / names['val']}"
+
+
+def test_annotations_in_a_folder_of_their_own_are_found_after_lists_beside_the_images(tmp_path):
+    root = inat_tree(tmp_path / "images", lists=tmp_path / "images" / "annotations")
+    assert f"{root / 'annotations' / 'train2018.json'}" in build(root).notes[0]
+    inat_tree(tmp_path / "images", kind="txt")
+    assert "iNaturalist18_train.txt" in build(root).notes[0]
+
+
+def test_half_of_the_annotations_do_not_come_before_whole_lists(tmp_path):
+    root = inat_tree(tmp_path, kind="both")
+    (root / "val2018.json").unlink()
+    assert "iNaturalist18_train.txt" in build(root).notes[0]
+
+
+def test_category_ids_with_gaps_become_ranks_the_same_for_train_and_test(tmp_path):
+    root, ids, ranks = inat_tree(tmp_path, COUNTS, TEST), {0: 41, 1: 7, 2: 5000}, {0: 1, 1: 0, 2: 2}
+    for part, found in PARTS.items():
+        write_annotations(root / INAT_JSON[part], [(name, ids[label]) for name, label in found])
+    data = build(root)
+    assert entries(data.train) == [(name, ranks[label]) for name, label in PARTS["train"]]
+    assert entries(data.test) == [(name, ranks[label]) for name, label in PARTS["val"]]
+    assert data.class_names == ["Species 7", "Species 41", "Species 5000"] and data.class_counts == [6, 12, 3]
+
+
+def test_annotations_are_joined_to_images_by_id_not_by_position(tmp_path):
+    root, found = inat_tree(tmp_path, COUNTS, TEST), PARTS["train"]
+    turned = [{"id": i, "image_id": 9 + i, "category_id": found[i][1]} for i in reversed(range(len(found)))]
+    write_annotations(root / "train2018.json", found, annotations=turned)
+    assert entries(build(root).train) == found
+
+
+def test_a_byte_order_mark_and_what_is_not_asked_for_are_let_pass(tmp_path):
+    root = inat_tree(tmp_path)
+    more = [{"id": 9, "file_name": "of another list.jpg"}, {"image_id": 9, "category_id": 7}]
+    write_annotations(root / "train2018.json", PARTS["train"], more=more)
+    path = root / "train2018.json"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert build(root).class_counts == list(COUNTS)
+
+
+def test_bad_file_names_can_be_collected_and_keep_their_places(tmp_path):
+    found, images = [], annotations(PARTS["train"])["images"]
+    images[1]["file_name"] = "../b.jpg"
+    write_annotations(tmp_path / "train2018.json", PARTS["train"], images=images)
+    read, _ = read_annotations(tmp_path / "train2018.json", tmp_path, found.append)
+    assert len(found) == 1
+    assert list(read.paths.every())[:3] == [PARTS["train"][0][0].encode(), b"", PARTS["train"][2][0].encode()]
+
+
+# ---- class names ----
+
+
+def test_class_names_are_those_of_the_categories(both, texts):
+    assert build(both).class_names == ["Species 0", "Species 1", "Species 2"]
+    assert build(both, split_dir=texts).class_names == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize(
+    "categories",
+    [None, [], "none", [{"id": 0, "name": "a"}, {"id": 1}], [{"id": i, "name": "same"} for i in range(3)]],
+)
+def test_without_a_name_for_each_category_the_folders_name_the_classes(tmp_path, categories):
+    root = inat_tree(tmp_path)
+    write_annotations(root / "train2018.json", PARTS["train"], categories=categories)
+    assert build(root).class_names == ["0", "1", "2"]
+
+
+# ---- layouts of the images ----
+
+
+@pytest.mark.parametrize("kind", ["json", "txt"])
+@pytest.mark.parametrize("layout", ["official", "content", "torchvision"])
+def test_images_are_found_in_every_layout(both, tmp_path, kind, layout):
+    usual, data = build(both), build(inat_tree(tmp_path, kind=kind, layout=layout))
+    for ours, theirs in ((usual.train, data.train), (usual.test, data.test)):
+        assert ours.labels.tolist() == theirs.labels.tolist()
+        for i in range(len(ours)):
+            same = (ours.root / ours.paths[i]).read_bytes()
+            assert (theirs.root / theirs.paths[i]).read_bytes() == same
+
+
+def test_a_list_of_bare_names_is_not_taken_for_another_layout(both, texts):
+    path = texts / "iNaturalist18_train.txt"
+    path.write_text("".join(line.rpartition("/")[2] for line in path.read_text().splitlines(True)))
+    assert "its first image" in refused("inaturalist18", both, split_dir=texts, allow_partial=True)
+
+
+# ---- validation, totals, parts at odds ----

@@ -374,20 +374,6 @@ def refusal(network: str, state: dict) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("name", "stem", "advice"),
-    [
-        ("resnet10", "imagenet", "--network resnet10 --stem imagenet"),
-        ("resnet18", "small", "--network resnet18 --stem small"),
-        ("resnet20", "small", "--network resnet20"),
-    ],
-)
-def test_foreign_weights_of_another_network_are_named_with_the_network_and_stem_they_fit(name, stem, advice):
-    state = build_model(name, 6, stem=stem).state_dict()
-    state = {key.replace("fc.", "linear."): value for key, value in state.items()}
-    assert refusal("resnet34", state).endswith(f"; its weights fit {advice}")
-
-
 @pytest.mark.parametrize("name", ["mobilenet_v3_small", "resnet8"])
 def test_a_classifier_of_other_classes_is_called_so_adapted_or_without_a_bias(name):
     state = build_model(name, 12).state_dict()

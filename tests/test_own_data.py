@@ -90,22 +90,10 @@ def test_val_alone_is_the_test_part_and_the_notes_say_so(copied):
     assert "take --val_source heldout" in refused("folder", copied, val_source="own", val_required=True)
 
 
-def test_a_data_dir_that_is_not_there_or_a_file_is_refused(copied, tmp_path):
-    assert "has no train/" in refused("folder", tmp_path / "absent")
-    assert "has no train/" in refused("folder", copied / "test" / "ant" / "000.jpg")
-
-
 def test_a_class_without_test_images_is_noted(copied):
     shutil.rmtree(copied / "test" / "bee")
     notes = build_data("folder", copied).notes
     assert notes == ["1 class(es) have no test image and are left out of the test means"]
-
-
-@pytest.mark.parametrize("target", [".", "../.."])
-def test_a_link_to_a_folder_above_it_is_refused(copied, target):
-    (copied / "train" / "bee" / "loop").symlink_to(target)
-    message = refused("folder", copied)
-    assert "is a link to a folder above it" in message and str(copied / "train" / "bee" / "loop") in message
 
 
 def test_everything_wrong_is_collected_and_what_is_left_still_built(copied):
@@ -149,14 +137,6 @@ def test_what_lists_in_the_wild_hold_is_read(tmp_path, content, expected):
     assert entries(read_list(tmp_path / "list.txt", tmp_path)) == expected
 
 
-def test_problems_of_a_list_can_be_collected_and_the_good_lines_kept(tmp_path):
-    found = []
-    (tmp_path / "list.txt").write_bytes(b"a.jpg 0\nbad\n../b.jpg 1\na.jpg 2\nc.jpg 1\n")
-    images = read_list(tmp_path / "list.txt", tmp_path, found.append)
-    assert entries(images) == [("a.jpg", 0), ("c.jpg", 1)]
-    assert [problem.split(": ")[0][-6:] for problem in found] == ["line 2", "line 3", "line 4"]
-
-
 def test_a_list_is_taken_as_given_before_one_of_that_name_in_data_dir(listed, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shorter = (listed / "train.txt").read_text().splitlines(True)[1:]
@@ -173,14 +153,6 @@ def test_a_link_inside_the_folder_may_lead_out_of_it_where_a_path_may_not(listed
     image.symlink_to(tmp_path / "outside.jpg")
     train = build_data("list", root, **{name: root / path for name, path in LISTS.items()}).train
     assert read_image(str(train.root / train.paths[0])).shape[0] == 3
-
-
-def test_a_missing_list_and_images_that_are_not_below_data_dir_are_named(listed, tmp_path):
-    message = refused("list", listed, **LISTS, val_list="absent.txt")
-    assert message == "absent.txt cannot be read: No such file or directory"
-    lists = {name: listed / path for name, path in LISTS.items()}
-    message = refused("list", tmp_path, **lists)
-    assert "'photos/ant/train000.jpg' is not there" in message and str(tmp_path) in message
 
 
 # ---- made long-tailed ----
@@ -211,14 +183,10 @@ def test_a_ratio_keeps_the_images_that_the_sets_in_memory_keep_in_the_same_order
     assert entries(data.train) == [every[i] for i in kept]
     assert entries(data.val) == [every[i] for i in unused_indices(labels, kept)]
     assert data.val_source == "unused" and data.test.digest() == whole.test.digest()
-    assert any("60 images of class 0, 0, down to 3 of class 9, 9" in note for note in data.notes)
-
-
-def test_a_hold_out_comes_out_of_the_long_tailed_set(balanced):
-    whole = build_data("list", balanced, 20, **LISTS, val_source="none")
-    data = build_data("list", balanced, 20, **LISTS, val_source="heldout", val_fraction=0.2)
-    assert data.class_counts == whole.class_counts and data.val_source == "heldout"
-    assert sorted(entries(data.train) + entries(data.val)) == sorted(entries(whole.train))
+    assert data.notes == [
+        "made long-tailed by --imb_ratio 20: 60 images of class 0, 0, down to 3 images of class 9, 9",
+        "1 class(es) have no validation image and are left out of the validation means",
+    ]
 
 
 def test_own_validation_that_is_not_there_falls_back_to_unused_images(balanced, tmp_path):
@@ -228,20 +196,6 @@ def test_own_validation_that_is_not_there_falls_back_to_unused_images(balanced, 
     assert message.endswith("take --val_source unused or heldout")
     data = build_data("list", list_tree(tmp_path), 4, **LISTS, val_list="val.txt")
     assert data.val_source == "own" and len(data.val) == 6
-
-
-def test_without_a_ratio_everything_stays_in_the_order_of_the_list_and_none_is_unused(balanced):
-    data = build_data("list", balanced, **LISTS)
-    lines = (balanced / "train.txt").read_text().splitlines()
-    assert [f"{path} {label}" for path, label in entries(data.train)] == lines
-    assert data.val is None and data.val_source == "none"
-    message = refused("list", balanced, **LISTS, val_source="own", val_required=True)
-    assert message.endswith("no validation images of its own: take --val_source heldout")
-
-
-@pytest.mark.parametrize("ratio", [0.5, float("nan"), float("inf"), 61])
-def test_a_ratio_that_the_images_cannot_have_is_refused(balanced, ratio):
-    assert "--imb_ratio" in refused("list", balanced, imb_ratio=ratio, **LISTS)
 
 
 @pytest.mark.parametrize("ratio", [1, 7, 50, 100])

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import main_stage2
 import models
 from losses import build_loss
 from losses.closed_form import StackedLoss, has_closed_form
+from models.heads import Head
 from tests.helpers import call, files_below, run_folder, run_stage2
 from tests.stage2 import frozen_features, left_behind, result_lines, same_state, settle, trained
 from utils.base.seeding import epoch_order
@@ -93,11 +95,32 @@ def test_a_stack_of_los_is_what_torch_trains_one_head_after_another(digits, froz
         assert (head.weight - run.head.weight).norm() < 1e-5 * way
 
 
-def test_settings_and_seeds_of_a_method_go_into_one_stack_and_methods_into_their_own(digits, frozen):
+def test_heads_of_one_kind_and_sampler_go_into_one_stack_with_their_losses_side_by_side(digits, frozen):
     config = settle(digits, *SWEEP, "--seeds", "0,1", "--method", "los,crt,focal", "--gamma", "1,2")
     heads = [HeadRun(plan, frozen, config) for plan in plan_heads(config)[0][1:]]
-    sizes = [(group[0].plan.method.name, len(group)) for group in stacks_of(heads)]
-    assert sizes == [("los", 18), ("crt", 6), ("focal", 6), ("focal", 6)]
+    names = [[head.loss_kind or head.plan.method.name for head in group] for group in stacks_of(heads)]
+    stacks = [Counter(group) for group in names]
+    assert stacks == [{"los": 18, ("focal", ("gamma", 1.0)): 6, ("focal", ("gamma", 2.0)): 6}, {"crt": 6}]
+
+
+@pytest.mark.parametrize("heads", [(), (3,)], ids=["alone", "stacked"])
+@pytest.mark.parametrize("name", ["linear", "lws", "whole", "ldam", "etf", "marc", "disalign"])
+def test_gradients_that_a_head_writes_out_are_those_that_torch_finds(name, heads):
+    draws = torch.Generator().manual_seed(0)
+    head = build_empty("lws", whole=True) if name == "whole" else build_empty(name)
+    for tensor in head.state_dict(keep_vars=True).values():
+        tensor.data = torch.randn(*heads, *tensor.shape, generator=draws, dtype=torch.float64)
+    features = torch.randn(*heads, 7, 6, generator=draws, dtype=torch.float64)
+    slope = torch.randn(*heads, 7, 5, generator=draws, dtype=torch.float64)
+    logits, gradients_of = type(head).vjp(head, features)
+    expected, torchs = Head.vjp(head, features)
+    torch.testing.assert_close(logits, expected, rtol=0, atol=0)
+    assert type(head).vjp is not Head.vjp
+    torch.testing.assert_close(gradients_of(slope), torchs(slope), rtol=1e-10, atol=1e-10)
+
+
+def build_empty(name: str, **options: object) -> Head:
+    return models.HEADS[name](6, 5, **options)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])

@@ -64,14 +64,12 @@ def read_bytes(path: str) -> bytearray:
                 raise _refusal(path, f"has {size:,} bytes, more than any image")
             return bytearray(file.read())
     except (OSError, ValueError) as error:
-        problem = f"cannot be read ({reason(error)}): check its name and permissions"
+        problem, remedy = f"cannot be read ({reason(error)})", "check its name and permissions"
         if isinstance(error, (FileNotFoundError, NotADirectoryError)):
-            problem = "does not exist: check --data_dir and the list that names it"
-        elif isinstance(error, IsADirectoryError):
-            problem = "is a folder, not an image: check the list that names it"
+            problem, remedy = "does not exist", "check --data_dir and the list that names it"
         elif getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE):
-            problem = f"cannot be read ({reason(error)}): raise the limit (ulimit -n), or try --workers 0"
-        raise UserError(f"{path} {problem}") from error
+            remedy = "raise the limit (ulimit -n), or try --workers 0"
+        raise UserError(f"{path} {problem}: {remedy}") from error
 
 
 def decode_image(data: bytearray, path: str) -> Tensor:
@@ -86,13 +84,25 @@ def decode_image(data: bytearray, path: str) -> Tensor:
         # torchvision's that its decoders will move to another package, Pillow's about metadata
         warnings.simplefilter("ignore")
         if decode is not None:
-            # here, since it takes seconds, and not all runs have images; FileImages does it before it forks
+            # here, since it takes seconds, and not all runs have images
             from torchvision import io as fast
 
             values = torch.frombuffer(data, dtype=torch.uint8)
             with suppress(RuntimeError):  # the last word is Pillow's
                 return getattr(fast, decode)(values, fast.ImageReadMode.RGB)
-        return _decode_with_pillow(data, path)
+        try:
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                _check_size(path, *image.size)
+                if image.format == "TIFF":
+                    _check_tiff(image, data, path)
+                return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+        except UserError:
+            raise
+        except Exception as error:  # a broken file makes Pillow raise almost anything
+            problem = f"cannot be decoded ({reason(error)})"
+            if isinstance(error, UnidentifiedImageError):
+                problem = f"is no image, or none of {', '.join(FORMATS)}, or its header is broken"
+            raise _refusal(path, problem) from error
 
 
 def is_image(path: str) -> bool:
@@ -100,11 +110,9 @@ def is_image(path: str) -> bool:
     name = os.path.basename(path)
     if "." in name:
         return name.lower().endswith(ENDINGS)
-    try:
-        with open_regular(path) as file:
-            return bool(_mode(file))
-    except (OSError, ValueError):
-        return False
+    with suppress(OSError, ValueError), open_regular(path) as file:
+        return bool(_mode(file))
+    return False
 
 
 def is_deep(data: bytearray) -> bool:
@@ -114,13 +122,11 @@ def is_deep(data: bytearray) -> bool:
 
 def _mode(file: BinaryIO) -> str:
     """Pillow's word for the kind of pixels, of which none is decoded; empty where it refuses the file."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(file, formats=FORMATS) as image:
-                return image.mode
-    except Exception:  # a file that is something else makes Pillow raise almost anything
-        return ""
+    with suppress(Exception), warnings.catch_warnings():  # Pillow may raise almost anything
+        warnings.simplefilter("ignore")
+        with Image.open(file, formats=FORMATS) as image:
+            return image.mode
+    return ""
 
 
 def _fast_decoder(data: bytearray, path: str) -> str | None:
@@ -135,8 +141,7 @@ def _fast_decoder(data: bytearray, path: str) -> str | None:
         if frame is None:
             return None
         height, width, components = struct.unpack_from(">HHB", data, frame + 5)
-        _check_size(path, width, height)
-        _check_scans(path, scans, width, height)
+        _check_size(path, width, height, scans)
         if data.rfind(b"\xff\xd9") < frame:
             raise _refusal(path, _CUT_OFF)
         return "decode_jpeg" if components in (1, 3) else None
@@ -163,19 +168,16 @@ def _walk(data: bytearray, path: str) -> tuple[int | None, int]:
     raise _refusal(path, f"has more than {MAX_SEGMENTS:,} segments, {_TOO_MUCH}")
 
 
-def _check_scans(path: str, scans: int, width: int, height: int) -> None:
+def _check_size(path: str, width: int, height: int, scans: int = 0) -> None:
+    if width * height > MAX_PIXELS:
+        declared = f"declares {width} x {height} pixels, more than the {MAX_PIXELS:,} that are read"
+        raise UserError(f"{path} {declared}: make it smaller, or leave it out of the data set")
     if scans > MAX_SCANS or scans * width * height > MAX_SCANNED:
         raise _refusal(path, f"has {scans:,} scans of {width} x {height} pixels, {_TOO_MUCH}")
 
 
 def _refusal(path: str, problem: str) -> UserError:
     return UserError(f"{path} {problem}: get the file again, or leave it out of the data set")
-
-
-def _check_size(path: str, width: int, height: int) -> None:
-    if width * height > MAX_PIXELS:
-        declared = f"{path} declares {width} x {height} pixels, more than the {MAX_PIXELS:,} that are read"
-        raise UserError(f"{declared}: make it smaller, or leave it out of the data set")
 
 
 def _check_png(data: bytearray, path: str) -> None:
@@ -204,21 +206,4 @@ def _check_tiff(image: Image.Image, data: bytearray, path: str) -> None:
     _check_size(path, *(tags.get(tag, 1) for tag in _TILE_SIZE))
     if "jpeg" in image.info.get("compression", ""):
         pieces = len(set(tags.get(_STRIPS) or tags.get(_TILES) or [0]))
-        _check_scans(path, -(-data.count(b"\xff\xda") // pieces), *image.size)
-
-
-def _decode_with_pillow(data: bytearray, path: str) -> Tensor:
-    try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            _check_size(path, *image.size)
-            if image.format == "TIFF":
-                _check_tiff(image, data, path)
-            pixels = np.array(image.convert("RGB"))
-    except UserError:
-        raise
-    except Exception as error:  # a broken file makes Pillow raise almost anything
-        problem = f"cannot be decoded ({reason(error)})"
-        if isinstance(error, UnidentifiedImageError):
-            problem = f"is no image, or none of {', '.join(FORMATS)}, or its header is broken"
-        raise _refusal(path, problem) from error
-    return torch.from_numpy(pixels).permute(2, 0, 1)
+        _check_size(path, *image.size, scans=-(-data.count(b"\xff\xda") // pieces))

@@ -13,19 +13,18 @@ from torch import Tensor
 
 OPERATIONS = BRIGHTNESS, CONTRAST, SATURATION = range(3)
 ORDERS = tuple(permutations(OPERATIONS))
+ON_CPU = 1  # images are worked on together there: its cache holds one
 
 
-def jittered(images: Tensor, draws: Tensor, together: int | None = None) -> Tensor:
+def jittered(images: Tensor, draws: Tensor) -> Tensor:
     """uint8 [N, H, W, 3] -> float32 [N, H, W, 3] in [0, 1], changed in colour.
 
     `draws`, on the CPU, are rows of `draws.jitter_draws`: a factor an operation, and which of ORDERS it is.
-    So many images are worked on `together`; by default all, on a CPU one.
     """
     number, height, width, _ = images.shape
     orders = torch.tensor(ORDERS)[draws[:, 3].long()]  # [N, 3]
     steps = [_weights(order, draws).to(images.device) for order in orders.unbind(dim=1)]
-    if together is None:  # a CPU's cache holds one image
-        together = 1 if images.device.type == "cpu" else number
+    together = ON_CPU if images.device.type == "cpu" else number
     # memory that is used again costs no page faults
     values, all_planes, all_grey = (
         torch.empty(shape, dtype=torch.float32, device=images.device)

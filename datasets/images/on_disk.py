@@ -11,13 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision.transforms.v2 import functional as F
 
 from datasets.images.decode import MAX_PIXELS, read_image
 from datasets.images.draws import crop_box, crop_rows, jitter_rows
-from datasets.images.in_memory import Batches, Normalise, batch_indices
+from datasets.images.in_memory import Batches, DeviceImages, Normalise, batch_indices
 from datasets.images.processes import Processes
-from datasets.types import FileSet, FileViews
+from datasets.types import FileSet, FileViews, ImageSet, ViewSpec
 from utils.base.errors import UserError
 
 # indices of images, and for each its row of `draws.crop_rows`; None: the test view
@@ -35,6 +34,8 @@ class FileImages:
         self, data: FileSet, views: FileViews, device: torch.device | str = "cpu", workers: int = 0
     ) -> None:
         self.labels, self.mirror, self._views = data.labels.to(device), views.mirror, views
+        import torchvision.transforms.v2  # noqa: F401  it takes seconds, so once, before processes fork
+
         self._processes = Processes(ViewedFiles(data, views), workers, pin=self.device.type == "cuda")
         self._normalise = Normalise(views.mean, views.std, views.size, device)
         self._drawn: tuple = (None, None, None)  # (seed, view) and their rows, the latest alone
@@ -95,6 +96,8 @@ class ViewedFiles(Dataset):
 
     def _view(self, image: Tensor, row: list[float] | None, path: str) -> Tensor:
         """uint8 [3, H, W] -> uint8 [3, S, S]: the training view of a row of draws, or the test view."""
+        from torchvision.transforms.v2 import functional as F
+
         size = self.views.size
         if self.views.augment == "pad_crop":
             image = _squared(image, size)
@@ -115,4 +118,17 @@ class ViewedFiles(Dataset):
 
 
 def _squared(image: Tensor, size: int) -> Tensor:
+    from torchvision.transforms.v2 import functional as F
+
     return F.resize(image, [size, size], antialias=True)
+
+
+# what the loops take: `labels`, len(), `augmented(order, batch_size, seed, view)`, `batches(batch_size, ...)`
+Images = DeviceImages | FileImages
+
+
+def open_images(part: ImageSet | FileSet, views: ViewSpec, device: torch.device, workers: int = 0) -> Images:
+    """The whole part on the device, or its files through `workers` loader processes."""
+    if isinstance(part, FileSet):
+        return FileImages(part, views, device, workers)
+    return DeviceImages(part, views, device)

@@ -79,19 +79,19 @@ class Processes:
             # more processes than cores are the user's choice; a forked process uses one thread
             warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
             warnings.filterwarnings("ignore", ".*multi-threaded.*fork", DeprecationWarning)
-            if self._loader is None:
-                # without a generator of its own it would draw from torch's global one
-                loader = DataLoader(sampler=self._requests, generator=torch.Generator(), **self._options)
-                others = set(multiprocessing.active_children())
-                try:
-                    answers = iter(loader)
-                finally:  # some may have started where one cannot
-                    started = set(multiprocessing.active_children()) - others
-                    # at the exit before multiprocessing's turn, which would wait for what it asks by SIGTERM
-                    self._kill = weakref.finalize(self, _end, started, os.getpid())
-                self._loader = loader
-                return answers
-            return iter(self._loader)
+            if self._loader is not None:
+                return iter(self._loader)
+            # without a generator of its own it would draw from torch's global one
+            loader = DataLoader(sampler=self._requests, generator=torch.Generator(), **self._options)
+            others = set(multiprocessing.active_children())
+            try:
+                answers = iter(loader)
+            finally:  # some may have started where one cannot
+                started = set(multiprocessing.active_children()) - others
+                # at the exit before multiprocessing's turn, which would wait for what it asks by SIGTERM
+                self._kill = weakref.finalize(self, _end, started, os.getpid())
+            self._loader = loader
+            return answers
 
     @contextmanager
     def _naming_faults(self) -> Iterator[None]:
@@ -106,8 +106,8 @@ class Processes:
             _let_go(error)
             self.close()
             fewer = f"--workers {self.workers // 2} instead of {self.workers}, or " * (self.workers > 1)
-            spent = "memory, /dev/shm, open files (ulimit -n) or processes (ulimit -u) may have run out"
-            died = f"a loader process died or could not start: {spent}"
+            died = "a loader process died or could not start: memory, /dev/shm, open files (ulimit -n) or"
+            died += " processes (ulimit -u) may have run out"
             raise UserError(f"{died}; try {fewer}--workers 0, which needs none of these") from error
 
 

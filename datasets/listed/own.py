@@ -1,17 +1,15 @@
 """A user's own images: class folders as torchvision's ImageFolder takes them, or lists as ImageNet-LT's."""
 
 import os
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from datasets.images.decode import ENDINGS, NOT_READ, is_image
-from datasets.listed.lists import shown
-from datasets.listed.parts import Report, as_name, as_seen, assemble
-from datasets.listed.published import as_listed, place, read_lists
+from datasets.listed.lists import Report, shown
+from datasets.listed.parts import as_name, as_seen, assemble
+from datasets.listed.published import as_listed, place, read_parts
 from datasets.types import FileSet, FileViews, LongTailedData, PathTable
 from utils.base.errors import UserError, raise_problem
 
@@ -33,10 +31,10 @@ def build_folder(
     if "val" in folders and "test" not in folders:
         folders["test"] = folders.pop("val")
         notes.append("val/ is taken as the test part, since there is no test/")
-    for part in ("train", "test"):
-        if part not in folders:
-            expected = "train/<class>/<image> and test/<class>/<image>, val/ beside or instead"
-            raise UserError(f"{data_dir} has no {part}/: expected in it {expected}")
+    missing = next((part for part in ("train", "test") if part not in folders), None)
+    if missing:
+        expected = "train/<class>/<image> and test/<class>/<image>, val/ beside or instead"
+        raise UserError(f"{data_dir} has no {missing}/: expected in it {expected}")
     classes = _class_folders(data_dir / "train", report)
     parts = {part: _scan(data_dir, folder, classes, report) for part, folder in folders.items()}
     for part in parts.values():
@@ -60,7 +58,7 @@ def build_list(
         raise UserError("--dataset list needs --train_list and --test_list")
     given = {"train": train_list, "val": val_list, "test": test_list}
     files = {part: find_list(path, data_dir) for part, path in given.items() if path is not None}
-    parts, names = read_lists(files, data_dir, report)
+    parts, names = read_parts(files, data_dir, report)
     expected = f"it below --data_dir, {data_dir}"
     parts = {name: place(part, (data_dir,), (as_listed,), expected, report) for name, part in parts.items()}
     return assemble("list", parts, names, views, report, imb_ratio, **split_options)
@@ -72,51 +70,66 @@ def find_list(path: Path, data_dir: Path) -> Path:
     return inside if not path.exists() and inside.exists() else path
 
 
-def _scan(root: Path, part: str, classes: list[str], report: Report) -> FileSet:
-    """The images of all class folders of a part, class after class."""
-    known, spelt = {as_seen(name) for name in classes}, {}
-    for name in _class_folders(root / part, report):
-        if as_seen(name) not in known:
-            report(f"{root / part / name}: train/ has no class folder of that name")
-        if spelt.setdefault(as_seen(name), name) != name:
-            why = "two class folders look alike, é as one letter and as two: join them"
-            report(f"{root / part / name}: {why}")
-    found = [image_paths(root, f"{part}/{spelt.get(as_seen(name), name)}", report) for name in classes]
-    labels = torch.from_numpy(np.repeat(np.arange(len(classes)), [len(paths) for paths, _ in found]))
-    paths, others = ([path for images in found for path in images[i]] for i in (0, 1))
-    return FileSet(root, PathTable(paths), labels, tuple(others), source=f"{root / part}/")
-
-
-def _class_folders(folder: Path, report: Report) -> list[str]:
-    try:
-        with os.scandir(folder) as entries:
-            names = sorted(
-                entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")
-            )
-    except OSError as error:
-        raise UserError(f"{folder} cannot be read: {error.strerror}") from error
-    if not names:
-        report(f"{folder} has no class folders: images must lie in {folder}/<class>/")
-    return names
+def images_below(folder: Path) -> FileSet:
+    """Every image file below `folder`, by name; nothing is known of their labels, which are 0."""
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder" if folder.exists() else f"{folder} does not exist")
+    paths, others = _found_below(folder, b"", raise_problem)
+    return FileSet(folder, PathTable(paths), torch.zeros(len(paths), dtype=torch.int64), tuple(others))
 
 
 def passed_over(source: str, others: Sequence[bytes]) -> list[str]:
     """A note on the files of `source` that are not read, where there are any."""
     if not others:
         return []
-    endings = Counter(os.path.splitext(path)[1].decode(errors="replace").lower() for path in others)
-    kinds = ", ".join(f"{count:,} {ending or 'without ending'}" for ending, count in endings.most_common(5))
-    return [f"{source}: {len(others):,} file(s) passed over ({kinds}), {shown(others[0])} first: {NOT_READ}"]
+    return [f"{source}: {len(others):,} file(s) passed over, {shown(others[0])} first: {NOT_READ}"]
 
 
-def image_paths(root: Path, folder: str, report: Report) -> tuple[list[bytes], list[bytes]]:
+def _scan(root: Path, part: str, classes: list[str], report: Report) -> FileSet:
+    """The images of all class folders of a part, class after class; a class may have no folder."""
+    known, spelt = {as_seen(name) for name in classes}, {}
+    for name in _class_folders(root / part, report):
+        if as_seen(name) not in known:
+            report(f"{root / part / name}: train/ has no class folder of that name")
+        if spelt.setdefault(as_seen(name), name) != name:
+            report(f"{root / part / name}: two class folders look alike, é as one letter or two: join them")
+    paths, others, labels = [], [], []
+    for label, name in enumerate(classes):
+        if as_seen(name) in spelt:
+            folder = os.fsencode(f"{part}/{spelt[as_seen(name)]}")
+            found, more = _found_below(root, folder, report)
+            paths += found
+            others += more
+            labels += [label] * len(found)
+    return FileSet(
+        root,
+        PathTable(paths),
+        torch.tensor(labels, dtype=torch.int64),
+        tuple(others),
+        source=f"{root / part}/",
+    )
+
+
+def _class_folders(folder: Path, report: Report) -> list[str]:
+    try:
+        with os.scandir(folder) as entries:
+            found = [entry.name for entry in entries if entry.is_dir()]
+    except OSError as error:
+        raise UserError(f"{folder} cannot be read: {error.strerror}") from error
+    names = sorted(name for name in found if not name.startswith("."))
+    if not names:
+        report(f"{folder} has no class folders: images must lie in {folder}/<class>/")
+    return names
+
+
+def _found_below(root: Path, folder: bytes, report: Report) -> tuple[list[bytes], list[bytes]]:
     """Images at any depth below root/folder, relative to root, in the order of torchvision's ImageFolder.
 
-    And the other files that are not hidden. A folder without an image is reported, if it is there.
+    And the other files that are not hidden. A folder without an image is reported.
     """
     found: list[tuple[bytes, bytes]] = []  # folder and name: so they sort
     others: list[bytes] = []
-    waiting: list[tuple[bytes, tuple]] = [(os.fsencode(folder), ())]
+    waiting: list[tuple[bytes, tuple]] = [(folder, ())]
     while waiting:
         where, above = waiting.pop()
         path = os.path.join(os.fsencode(root), where)
@@ -128,20 +141,18 @@ def image_paths(root: Path, folder: str, report: Report) -> tuple[list[bytes], l
                 continue
             with os.scandir(path) as entries:
                 for entry in entries:
-                    name = entry.name
-                    if name.startswith(b"."):
+                    inside = os.path.join(where, entry.name)
+                    if entry.name.startswith(b"."):
                         continue
                     if entry.is_dir():
-                        waiting.append((where + b"/" + name, here))
+                        waiting.append((inside, here))
                     elif is_image(os.fsdecode(entry.path)):
-                        found.append((where, name))
+                        found.append((where, entry.name))
                     else:
-                        others.append(where + b"/" + name)
+                        others.append(inside)
         except OSError as error:
-            if isinstance(error, FileNotFoundError) and not above:
-                return [], []
             report(f"{os.fsdecode(path)} cannot be read: {error.strerror}")
     if not found:
-        source = f"{root / folder} holds no image"
+        source = f"{root / os.fsdecode(folder)} holds no image"
         report("".join(passed_over(source, sorted(others))) or f"{source} ({', '.join(ENDINGS)})")
-    return [where + b"/" + name for where, name in sorted(found)], sorted(others)
+    return [os.path.join(*pair) for pair in sorted(found)], sorted(others)

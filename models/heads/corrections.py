@@ -5,10 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from models.heads import Head, affine, copy_stage1
+from models.heads import TINY, Gradients, Head, affine, copy_stage1
 from utils.base.numbers import check_class_counts, check_not_negative
-
-_TINY = 1e-12
 
 
 class StageOneHead(Head):
@@ -44,7 +42,19 @@ class ScaledLinear(StageOneHead):
         self.scale = nn.Parameter(torch.ones(num_classes))
 
     def forward(self, features: Tensor) -> Tensor:
-        return self.scale.unsqueeze(-2) * self.stage1_logits(features)
+        return self.vjp(features)[0]
+
+    def vjp(self, features: Tensor) -> tuple[Tensor, Gradients]:
+        z, scale = self.stage1_logits(features), self.scale.unsqueeze(-2)
+
+        def gradients(slope: Tensor) -> dict[str, Tensor]:
+            own = {"scale": (slope * z).sum(dim=-2)}
+            if self.weight.requires_grad:
+                slope = slope * scale
+                own |= {"weight": slope.mT @ features, "bias": slope.sum(dim=-2)}
+            return own
+
+        return scale * z, gradients
 
     def folded(self) -> tuple[Tensor, Tensor]:
         return self.scale[:, None] * self.weight, self.scale * self.bias
@@ -62,8 +72,15 @@ class Marc(StageOneHead):
         self.shift = nn.Parameter(torch.zeros(num_classes))
 
     def forward(self, features: Tensor) -> Tensor:
-        shift = self.shift * self.weight.norm(dim=-1)
-        return self.scale.unsqueeze(-2) * self.stage1_logits(features) + shift.unsqueeze(-2)
+        return self.vjp(features)[0]
+
+    def vjp(self, features: Tensor) -> tuple[Tensor, Gradients]:
+        z, norms = self.stage1_logits(features), self.weight.norm(dim=-1)
+
+        def gradients(slope: Tensor) -> dict[str, Tensor]:
+            return {"scale": (slope * z).sum(dim=-2), "shift": slope.sum(dim=-2) * norms}
+
+        return self.scale.unsqueeze(-2) * z + (self.shift * norms).unsqueeze(-2), gradients
 
     def folded(self) -> tuple[Tensor, Tensor]:
         bias = self.scale * self.bias + self.shift * self.weight.norm(dim=1)
@@ -87,10 +104,24 @@ class DisAlign(StageOneHead):
         self.confidence_bias = nn.Parameter(torch.zeros(1))
 
     def forward(self, features: Tensor) -> Tensor:
+        return self.vjp(features)[0]
+
+    def vjp(self, features: Tensor) -> tuple[Tensor, Gradients]:
         score = (features * self.confidence_weight.unsqueeze(-2)).sum(dim=-1) + self.confidence_bias
-        confidence = score.sigmoid().unsqueeze(-1)  # [..., N, 1]
-        factor = 1 + confidence * self.scale.unsqueeze(-2)
-        return factor * self.stage1_logits(features) + confidence * self.shift.unsqueeze(-2)
+        confidence = score.sigmoid().unsqueeze(-1)  # σ [..., N, 1]
+        z, scale, shift = self.stage1_logits(features), self.scale.unsqueeze(-2), self.shift.unsqueeze(-2)
+
+        def gradients(slope: Tensor) -> dict[str, Tensor]:
+            in_confidence = (slope * (scale * z + shift)).sum(dim=-1, keepdim=True)
+            in_score = in_confidence * confidence * (1 - confidence)
+            return {
+                "scale": (slope * confidence * z).sum(dim=-2),
+                "shift": (slope * confidence).sum(dim=-2),
+                "confidence_weight": (in_score * features).sum(dim=-2),
+                "confidence_bias": in_score.sum(dim=-2),
+            }
+
+        return (1 + confidence * scale) * z + confidence * shift, gradients
 
 
 class PriorAdjusted(StageOneHead):
@@ -138,7 +169,7 @@ class TauNorm(Head):
     def start(self, fc: nn.Linear) -> None:
         """Divide the rows of `fc`; a row of zeros stays zero."""
         rows = fc.weight.double()
-        self.weight.copy_(rows / rows.norm(dim=1, keepdim=True).clamp_min(_TINY) ** self.tau)
+        self.weight.copy_(rows / rows.norm(dim=1, keepdim=True).clamp_min(TINY) ** self.tau)
 
     def forward(self, features: Tensor) -> Tensor:
         return affine(features, self.weight)

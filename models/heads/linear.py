@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.heads import Head, affine, copy_stage1
+from models.heads import Gradients, Head, affine, copy_stage1, normalised, normalised_slope
 from models.heads.means import check_training_set, class_means
 from utils.base.numbers import check_above_zero, check_not_negative
 
@@ -30,6 +30,9 @@ class Linear(Head, nn.Linear):
 
     def forward(self, features: Tensor) -> Tensor:
         return affine(features, self.weight, self.bias)
+
+    def vjp(self, features: Tensor) -> tuple[Tensor, Gradients]:
+        return self(features), lambda slope: {"weight": slope.mT @ features, "bias": slope.sum(dim=-2)}
 
     def reset_parameters(self) -> None:
         for zeros in (self.weight, self.bias):  # the values come from `start` or a checkpoint
@@ -98,7 +101,15 @@ class CosineLinear(Head):
 
     def forward(self, features: Tensor) -> Tensor:
         """features [..., N, D] -> logits [..., N, K] in [-scale, scale]; 0 where feature or row is zero."""
-        return self.scale * affine(F.normalize(features, dim=-1), F.normalize(self.weight, dim=-1))
+        return self.vjp(features)[0]
+
+    def vjp(self, features: Tensor) -> tuple[Tensor, Gradients]:
+        x, (rows, lengths) = normalised(features)[0], normalised(self.weight)
+
+        def gradients(slope: Tensor) -> dict[str, Tensor]:
+            return {"weight": normalised_slope(self.scale * slope.mT @ x, rows, lengths)}
+
+        return self.scale * affine(x, rows), gradients
 
 
 class EtfHead(Head):
@@ -128,10 +139,18 @@ class EtfHead(Head):
 
     def forward(self, features: Tensor) -> Tensor:
         """features [..., N, D] -> logits [..., N, K] in [-scale, scale]; 0 for one that is mapped to zero."""
+        return self.vjp(features)[0]
+
+    def vjp(self, features: Tensor) -> tuple[Tensor, Gradients]:
         num_classes = self.weight.shape[-2]
-        mapped = F.normalize(affine(features, self.weight), dim=-1)
-        length = math.sqrt(num_classes / (num_classes - 1))
-        return self.scale * length * (mapped - mapped.mean(dim=-1, keepdim=True))
+        length = self.scale * math.sqrt(num_classes / (num_classes - 1))
+        mapped, lengths = normalised(affine(features, self.weight))
+
+        def gradients(slope: Tensor) -> dict[str, Tensor]:
+            slope = length * (slope - slope.mean(dim=-1, keepdim=True))
+            return {"weight": normalised_slope(slope, mapped, lengths).mT @ features}
+
+        return length * (mapped - mapped.mean(dim=-1, keepdim=True)), gradients
 
 
 def _drawn_weight(like: Tensor, generator: torch.Generator) -> Tensor:

@@ -4,6 +4,7 @@ import os
 import pickle
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +21,6 @@ from utils.settings.table import CHECK, EVALUATE, STAGE1, STAGE2
 
 GOOD = small_part(CIFAR100)
 LABELS = GOOD["fine_labels"]
-TRAIN = "cifar-100-python/train"
-
-
-def pixels(*shape: int, dtype: type = np.uint8) -> np.ndarray:
-    return np.ones(shape, dtype=dtype)
 
 
 def cifar(layout: object = CIFAR100, **replaced: object) -> Make:
@@ -32,113 +28,93 @@ def cifar(layout: object = CIFAR100, **replaced: object) -> Make:
     return lambda root, kitchen: write_small(root, layout, **replaced)
 
 
+def train(content: object) -> Make:
+    """A folder with this content, pickled unless it is bytes, as the file train."""
+    return cifar(train=content if isinstance(content, bytes) else pickle.dumps(content, 2))
+
+
 def hostile(root: Path, kitchen: Kitchen) -> None:
-    write_small(root, train=pickle.dumps({**GOOD, "extra": Call(root / "marker")}, 2))
+    train({**GOOD, "extra": Call(root / "marker")})(root, kitchen)
 
 
-def labelled(*last: object) -> dict:
-    return {**GOOD, "fine_labels": [*LABELS[: -len(last)], *last]}
+def piped(part: str, root: Path, kitchen: Kitchen) -> None:
+    os.mkfifo(write_small(root, **{part: None}) / part)
 
 
-LABEL = f"{TRAIN}: labels must be whole numbers from 0 to 99"
-ROWS_OF = f"{TRAIN}: 'data' must be uint8 rows of 3072 values, found "
-BROKEN, WHOLE = f"{TRAIN} is not an intact CIFAR file", python2_pickle(GOOD)
-CIFAR_TRAIN = {  # what the file train holds, what the line says
-    "a list": ([1, 2, 3], f"{TRAIN} is not a CIFAR file: it holds a list instead of a dictionary"),
-    "a number": (7, f"{TRAIN} is not a CIFAR file: it holds a int"),
+def labelled(labels: object) -> dict:
+    return {**GOOD, "fine_labels": labels}
+
+
+def pixels(*shape: int, dtype: type = np.uint8) -> dict:
+    return {**GOOD, "data": np.ones(shape, dtype=dtype)}
+
+
+BROKEN, WHOLE = "is not an intact CIFAR file", python2_pickle(GOOD)
+NO_KEY = "lacks 'data' or 'fine_labels': is it a file of another CIFAR"
+LENGTH, LABEL = ": 20 images, but 'fine_labels'", ": labels must be whole numbers from 0 to 99"
+ROWS_OF = ": 'data' must be uint8 rows of 3072 values, found "
+CIFAR_TRAIN = {  # what the file train holds, what the line says of it
+    "a list": ([1, 2, 3], "is not a CIFAR file: it holds a list instead of a dictionary"),
+    "a number": (7, "is not a CIFAR file: it holds a int"),
     "empty": (b"", BROKEN),
     "text": (b"<html>404 Not Found</html>", BROKEN),
     "cut": (WHOLE[: len(WHOLE) // 2], BROKEN),
-    **{
-        f"{attack}, as pixels": (cifar_attacks()[f"{attack}, as pixels"], f"{BROKEN} .*{word}")
-        for attack, word in {
-            "an array of objects made of raw bytes": "an array of O8, which no CIFAR file needs",
-            "records of a gigabyte": "an array of V1000000000, which no CIFAR file needs",
-            "hex nested 24 times": "another codec than latin-1, which no CIFAR file needs",
-            "punycode": "another codec than latin-1, which no CIFAR file needs",
-            "a key that takes for ever to hash": "a key is long, or a tuple",
-        }.items()
-    },
     "a line break in the message": (b"\x80\x02K\x01Q.", BROKEN),
-    "no data": ({"fine_labels": LABELS}, f"{TRAIN} lacks 'data' or 'fine_labels'"),
-    "no labels": ({"data": GOOD["data"]}, f"{TRAIN} lacks 'data' or 'fine_labels'"),
-    "CIFAR-10": (
-        small_part(CIFAR10),
-        f"{TRAIN} lacks 'data' or 'fine_labels': is it a file of another CIFAR",
-    ),
+    "no data": ({"fine_labels": LABELS}, NO_KEY),
+    "no labels": ({"data": GOOD["data"]}, NO_KEY),
+    "CIFAR-10": (small_part(CIFAR10), NO_KEY),
     "a list as data": ({**GOOD, "data": GOOD["data"].tolist()}, ROWS_OF + "list"),
-    "float pixels": ({**GOOD, "data": pixels(20, ROW, dtype=np.float32)}, ROWS_OF + "float32"),
-    "signed pixels": ({**GOOD, "data": pixels(20, ROW, dtype=np.int8)}, ROWS_OF + "int8"),
-    "short rows": ({**GOOD, "data": pixels(20, ROW - 1)}, ROWS_OF + r"uint8 \(20, 3071\)"),
-    "images, not rows": ({**GOOD, "data": pixels(20, 3, 32, 32)}, ROWS_OF),
-    "one long row": ({**GOOD, "data": pixels(20 * ROW)}, ROWS_OF),
-    "a single pixel": ({**GOOD, "data": pixels()}, ROWS_OF),
-    "one label too few": ({**GOOD, "fine_labels": LABELS[:-1]}, f"{TRAIN}: 20 images, but 'fine_labels'"),
-    "one label too many": ({**GOOD, "fine_labels": [*LABELS, 0]}, f"{TRAIN}: 20 images, but 'fine_labels'"),
-    "labels as one number": ({**GOOD, "fine_labels": 3}, f"{TRAIN}: 20 images, but 'fine_labels'"),
-    "labels as an array": (
-        {**GOOD, "fine_labels": np.array(LABELS)},
-        f"{TRAIN}: 20 images, but 'fine_labels'",
-    ),
-    **{f"label {label!r}": (labelled(label), LABEL) for label in (100, -1, 2**80, True, "3", 3.0, None)},
+    "float pixels": (pixels(20, ROW, dtype=np.float32), ROWS_OF + "float32"),
+    "signed pixels": (pixels(20, ROW, dtype=np.int8), ROWS_OF + "int8"),
+    "short rows": (pixels(20, ROW - 1), ROWS_OF + r"uint8 \(20, 3071\)"),
+    "images, not rows": (pixels(20, 3, 32, 32), ROWS_OF),
+    "one long row": (pixels(20 * ROW), ROWS_OF),
+    "a single pixel": (pixels(), ROWS_OF),
+    "one label too few": (labelled(LABELS[:-1]), LENGTH),
+    "one label too many": (labelled([*LABELS, 0]), LENGTH),
+    "labels as one number": (labelled(3), LENGTH),
+    "labels as an array": (labelled(np.array(LABELS)), LENGTH),
+}
+ATTACKS = {
+    "an array of objects made of raw bytes": "an array of O8, which no CIFAR file needs",
+    "records of a gigabyte": "an array of V1000000000, which no CIFAR file needs",
+    "hex nested 24 times": "another codec than latin-1, which no CIFAR file needs",
+    "punycode": "another codec than latin-1, which no CIFAR file needs",
+    "a key that takes for ever to hash": "a key is long, or a tuple",
 }
 NAMES = [["a"] * 99, ["a"] * 101, [1] * 100, "a" * 100, None, [f"n{i}" for i in range(99)] + [None]]
 
 
 def _cifar() -> list[Row]:
-    words = "--dataset cifar100_lt --data_dir {root}"
+    words, ten = "--dataset cifar100_lt --data_dir {root}", "--dataset cifar10_lt --data_dir {root}"
+    folder, asks, makes = "cifar-100-python", f"{BROKEN} .*asks for .*system", "datasets.to_folder"
+    every = {kind: (content, f"/train ?{says}") for kind, (content, says) in CIFAR_TRAIN.items()}
+    for attack, says in ATTACKS.items():
+        every[attack] = (cifar_attacks()[f"{attack}, as pixels"], f"{BROKEN} .*{says}")
+    for label in (100, -1, 2**80, True, "3", 3.0, None):
+        every[f"label {label!r}"] = (labelled([*LABELS[:-1], label]), LABEL)
     rows = [
-        Row(
-            f"cifar: {kind}",
-            CHECK,
-            words,
-            says,
-            cifar(train=content if isinstance(content, bytes) else pickle.dumps(content, 2)),
-        )
-        for kind, (content, says) in CIFAR_TRAIN.items()
+        Row(f"cifar: {kind}", CHECK, words, says, train(content)) for kind, (content, says) in every.items()
     ]
     for number, names in enumerate(NAMES):
         says = "meta: 'fine_label_names' must be a list of 100 names"
         rows.append(Row(f"cifar names {number}", CHECK, words, says, cifar(meta={"fine_label_names": names})))
-    for script in (STAGE1, CHECK, "datasets.to_folder"):
-        more = " --to {root}/new" if script == "datasets.to_folder" else ""
-        rows.append(
-            Row(
-                f"cifar, {script}: hostile",
-                script,
-                words + more,
-                f"{BROKEN} .*asks for .*system",
-                hostile,
-                shell=bool(more),
-            )
-        )
     for part in ("train", "test", "meta"):
-        says = f"cifar-100-python lacks {part}: complete it"
-        rows.append(Row(f"cifar without {part}", STAGE1, words, says, cifar(**{part: None})))
-        gone = lambda root, kitchen, part=part: (  # noqa: E731
-            write_small(root, **{part: None}),
-            os.mkfifo(root / "cifar-100-python" / part),
-        )
-        rows.append(Row(f"cifar, a pipe as {part}", STAGE1, words, says, gone))
-        broken = f"cifar-100-python/{part} is not an intact CIFAR file"
-        rows.append(Row(f"cifar, broken {part}", STAGE1, words, broken, cifar(**{part: b"\x80\x02}q"})))
+        lacks = f"{folder} lacks {part}: complete it"
+        broken = cifar(**{part: b"\x80\x02}q"})
+        rows.append(Row(f"cifar without {part}", STAGE1, words, lacks, cifar(**{part: None})))
+        rows.append(Row(f"cifar, a pipe as {part}", STAGE1, words, lacks, partial(piped, part)))
+        rows.append(Row(f"cifar, broken {part}", STAGE1, words, f"{folder}/{part} {BROKEN}", broken))
+    lost, others = cifar(CIFAR10, data_batch_2=None), {**small_part(CIFAR10), "labels": [10] * 20}
+    beyond = "data_batch_3: labels must be whole numbers from 0 to 9"
     return [
         *rows,
+        Row("cifar, stage 1: hostile", STAGE1, words, asks, hostile),
+        Row("cifar, check: hostile", CHECK, words, asks, hostile),
+        Row("cifar, to_folder: hostile", makes, words + " --to {root}/new", asks, hostile, shell=True),
         Row("cifar: too few images", STAGE1, words, "class 0 has 1 train images instead of 500", cifar()),
-        Row(
-            "cifar10 without a batch",
-            STAGE1,
-            "--dataset cifar10_lt --data_dir {root}",
-            "lacks data_batch_2: complete",
-            cifar(CIFAR10, data_batch_2=None),
-        ),
-        Row(
-            "cifar10 of other labels",
-            STAGE1,
-            "--dataset cifar10_lt --data_dir {root}",
-            "data_batch_3: labels must be whole numbers from 0 to 9",
-            cifar(CIFAR10, data_batch_3={**small_part(CIFAR10), "labels": [10] * 20}),
-        ),
+        Row("cifar10 without a batch", STAGE1, ten, "lacks data_batch_2: complete", lost),
+        Row("cifar10 of other labels", STAGE1, ten, beyond, cifar(CIFAR10, data_batch_3=others)),
     ]
 
 
@@ -185,6 +161,15 @@ def emptied(*places: str) -> Callable[[Path], object]:
     return change
 
 
+def link(place: str, target: str) -> Make:
+    return pets(lambda folder: (folder / place).symlink_to(target))
+
+
+def gone(*places: str) -> Make:
+    return pets(lambda folder: [shutil.rmtree(folder / place) for place in places])
+
+
+OTHERS = [f"{part}/{name}" for part in ("train", "test") for name in ("bee", "cat")]
 FOLDERS: dict[str, tuple[Make, str]] = {
     "an empty class folder": (pets(emptied("train/bee")), "train/bee holds no image"),
     "an empty class folder of test": (pets(emptied("test/bee")), "test/bee holds no image"),
@@ -192,36 +177,20 @@ FOLDERS: dict[str, tuple[Make, str]] = {
         pets(new_file("test/wasp/0.jpg", jpeg())),
         "test/wasp: train/ has no class folder",
     ),
-    "no class folders": (
-        pets(emptied("test")),
-        "test has no class folders: images must lie in|holds no image",
-    ),
-    "no train": (pets(lambda folder: shutil.rmtree(folder / "train")), "pets has no train/: expected"),
-    "no test": (pets(lambda folder: shutil.rmtree(folder / "test")), "pets has no test/: expected"),
+    "no class folders": (pets(emptied("test")), "test has no class folders: images must lie in"),
+    "no train": (gone("train"), "pets has no train/: expected"),
+    "no test": (gone("test"), "pets has no test/: expected"),
     "a file as train": (
         pets(lambda folder: (shutil.rmtree(folder / "train"), new_file("train")(folder))),
         "pets has no train/: expected",
     ),
-    "one class": (
-        pets(
-            lambda folder: [
-                shutil.rmtree(folder / part / name) for part in ("train", "test") for name in ("bee", "cat")
-            ]
-        ),
-        "train/ has 1 class",
-    ),
+    "one class": (gone(*OTHERS), "train/ has 1 class"),
     "a link to a folder above": (
-        pets(lambda folder: (folder / "train/bee/loop").symlink_to("..")),
+        link("train/bee/loop", ".."),
         "train/bee/loop.* is a link to a folder above it",
     ),
-    "links in a circle": (
-        pets(lambda folder: [(folder / f"train/bee/{a}").symlink_to(b) for a, b in ("xy", "yx")]),
-        "train/bee cannot be read: Too many levels",
-    ),
-    "a class folder that is a link to itself": (
-        pets(lambda folder: (folder / "train/dog").symlink_to("dog")),
-        "train/? .*Too many levels|train cannot be read",
-    ),
+    "a link in a circle": (link("train/bee/loop", "loop"), "train/bee cannot be read: Too many levels"),
+    "a class that is a link to itself": (link("train/dog", "dog"), "train/? .*Too many levels|train cannot"),
 }
 
 
@@ -248,15 +217,15 @@ def few(ant: int, bee: int = 1, cat: int = 1) -> Make:
     )
 
 
-def own_val(folder: Path) -> None:
-    new_file("val/bee/0.jpg", jpeg(7))(folder)
-
-
-FEW = " --select val" + " --image_size 32 --network resnet8 --batch_size 4"
+FEW = " --select val --image_size 32 --network resnet8 --batch_size 4"
 VALIDATION: dict[str, tuple[Make, str, str]] = {
     "empty": (few(1), " --val_source heldout", "heldout gives validation images of 0 class"),
     "of one class": (few(2), " --val_source heldout", "heldout gives validation images of 1 class"),
-    "its own of one class": (pets(own_val), "", "own gives validation images of 1 class"),
+    "its own of one class": (
+        pets(new_file("val/bee/0.jpg", jpeg(7))),
+        "",
+        "own gives validation images of 1",
+    ),
 }
 
 
@@ -265,114 +234,54 @@ def _folders() -> list[Row]:
     for kind, (make, words, says) in VALIDATION.items():
         rows.append(Row(f"validation, {kind}", STAGE1, OWN + FEW + words, says, make))
     for ending in (".HEIC", ".txt"):
-        kinds = rf"\(4 \{ending.lower()}\), 'train/bee/000\{ending}' first"
-        says = rf"train/bee holds no image: 4 file\(s\) passed over {kinds}: by its name it is none of JPEG"
+        says = (
+            rf"train/bee holds no image: 4 file\(s\) passed over, 'train/bee/000\{ending}' first: by its name"
+        )
         rows.append(Row(f"folder: a class of {ending}", STAGE1, OWN, says, endings(bee=ending)))
     missing = " --cur_stage stage1 --network resnet20"  # it is asked before a checkpoint is looked for
+    says, as_it_is = (
+        "bee|pets.* holds images, no CIFAR: was --dataset folder meant",
+        pets(lambda folder: None),
+    )
     for script, words in ((STAGE1, ""), (STAGE2, ""), (EVALUATE, missing)):
         for place in ("pets", "pets/train", "pets/train/bee"):
-            rows.append(
-                Row(
-                    f"{place} without --dataset, {script}",
-                    script,
-                    f"--data_dir {{root}}/{place}{words}",
-                    "bee|pets.* holds images, no CIFAR: was --dataset folder meant",
-                    pets(lambda folder: None),
-                )
-            )
-    rows.append(
-        Row(
-            "photographs of a telephone without --dataset",
-            STAGE1,
-            "--data_dir {root}/pets/train",
-            "train holds images, no CIFAR: was --dataset folder meant",
-            endings(ant=".HEIC", bee=".HEIC", cat=".HEIC"),
-        )
-    )
-    rows.append(
-        Row(
-            "folder: not permitted",
-            STAGE1,
-            OWN,
-            "train/bee cannot be read: Permission denied",
-            pets(lambda folder: (folder / "train/bee").chmod(0)),
-            unprivileged=True,
-        )
-    )
+            words_ = f"--data_dir {{root}}/{place}{words}"
+            rows.append(Row(f"{place} without --dataset, {script}", script, words_, says, as_it_is))
+    words, phone = "--data_dir {root}/pets/train", endings(ant=".HEIC", bee=".HEIC", cat=".HEIC")
+    rows.append(Row("photographs of a telephone without --dataset", STAGE1, words, says, phone))
+    secret = pets(lambda folder: (folder / "train/bee").chmod(0))
+    says = "train/bee cannot be read: Permission denied"
+    rows.append(Row("folder: not permitted", STAGE1, OWN, says, secret, unprivileged=True))
+    secret, says = pets(lambda folder: folder.chmod(0)), "pets.*Permission denied"
     for dataset in ("folder", "imagenet_lt", "inaturalist18", "cifar100_lt"):
-        rows.append(
-            Row(
-                f"{dataset}: data_dir not permitted",
-                STAGE1,
-                f"--dataset {dataset} --data_dir {{root}}/pets",
-                "pets.*Permission denied",
-                pets(lambda folder: folder.chmod(0)),
-                unprivileged=True,
-            )
-        )
+        words = f"--dataset {dataset} --data_dir {{root}}/pets"
+        rows.append(Row(f"{dataset}: data_dir not permitted", STAGE1, words, says, secret, unprivileged=True))
     return rows
 
 
 def _images() -> list[Row]:
-    rows = []
     kinds = {
         name: (victim(content), rf"bee/001.jpg .*{word}") for name, (content, word) in broken_files().items()
     }
-    for kind, (make, _) in NO_FILE.items():
-        says = "does not exist" if kind in ("absent", "a link to nothing") else "cannot be read"
-        if kind not in ("absent", "a folder", "a loop of links"):  # no image then, or a folder
-            kinds[kind] = (victim(make=make), f"bee/001.jpg {says}")
-    for kind, (make, says) in kinds.items():
-        rows.append(Row(f"image, check: {kind}", CHECK, OWN, says, make, listed=True))
+    for kind in ("a pipe", "a device", "a link to nothing"):
+        says = "does not exist" if kind == "a link to nothing" else "cannot be read"
+        kinds[kind] = (victim(make=NO_FILE[kind][0]), f"bee/001.jpg {says}")
+    rows = [
+        Row(f"image, check: {kind}", CHECK, OWN, says, make, listed=True)
+        for kind, (make, says) in kinds.items()
+    ]
     for kind in ("cut.jpg", "a pipe", "a link to nothing"):
         make, says = kinds[kind]
         rows.append(Row(f"image, stage 1: {kind}", STAGE1, OWN + SEEN, says, make, started=True))
-    hidden = victim(b"", part="test")
-    rows.append(
-        Row(
-            "image, evaluate: empty.jpg",
-            EVALUATE,
-            "--pretrained_pth {pets1} --data_dir {root}/pets --workers 0",
-            "test/bee/001.jpg is empty",
-            hidden,
-            started=True,
-        )
-    )
-    rows.append(
-        Row(
-            "image, stage 2: empty.jpg",
-            STAGE2,
-            "--pretrained_pth {pets1} --data_dir {root}/pets --workers 0",
-            "test/bee/001.jpg is empty",
-            hidden,
-            started=True,
-        )
-    )
-    rows.append(
-        Row(
-            "image, predict: empty.jpg",
-            EVALUATE,
-            "--pretrained_pth {pets1} --predict {root}/pets --workers 0",
-            "test/bee/001.jpg is empty",
-            hidden,
-            started=True,
-        )
-    )
-    rows.append(
-        Row("predict: no image", EVALUATE, "--pretrained_pth {pets1} --predict {root}", "w.*holds no image")
-    )
-    rows.append(
-        Row(
-            "check: the same bytes",
-            CHECK,
-            OWN,
-            r"test/bee/9.jpg \(test\) holds the same bytes as",
-            pets(lambda folder: shutil.copy(folder / "train/bee/000.jpg", folder / "test/bee/9.jpg")),
-            listed=True,
-            shell=True,
-        )
-    )
-    return rows
+    hidden, says = victim(b"", part="test"), "test/bee/001.jpg is empty"
+    for script, option in ((EVALUATE, "data_dir"), (STAGE2, "data_dir"), (EVALUATE, "predict")):
+        words = f"--pretrained_pth {{pets1}} --{option} {{root}}/pets --workers 0"
+        rows.append(Row(f"image, {script} --{option}: empty.jpg", script, words, says, hidden, started=True))
+    words = "--pretrained_pth {pets1} --predict {root}"
+    rows.append(Row("predict: no image", EVALUATE, words, "w.*holds no image"))
+    says = r"test/bee/9.jpg \(test\) holds the same bytes as"
+    copied = pets(lambda folder: shutil.copy(folder / "train/bee/000.jpg", folder / "test/bee/9.jpg"))
+    return [*rows, Row("check: the same bytes", CHECK, OWN, says, copied, listed=True, shell=True)]
 
 
 # ---- images that a network cannot take
@@ -401,64 +310,28 @@ def nets(root: Path, kitchen: Kitchen) -> None:
 
 
 def _networks() -> list[Row]:
-    pictures = "--dataset folder --data_dir {pets} --workers 0"
+    pictures = "--dataset folder --data_dir {pets} --workers 0 --network "
+    alone = "cannot train on one image at a time .*"
+    on_32 = "resnet18 --stem imagenet --image_size 32 --batch_size "
     first = {
-        "vit_b_32 on 32 pixels": (
-            "--network vit_b_32 --image_size 32",
-            "vit_b_32 takes no images of 32 x 32",
-        ),
-        "alexnet on 32": ("--network alexnet --image_size 32", "alexnet takes no images of 32 x 32 pixels"),
-        "densenet121 on 8": (
-            "--network densenet121 --image_size 8",
-            "takes no images of 8 x 8 .* --image_size",
-        ),
-        "batch-norm on one image": (
-            "--network resnet18 --stem imagenet --image_size 32 --batch_size 1",
-            "resnet18 cannot train on one image at a time .*Expected more than 1 value.*another --batch_size",
-        ),
-        "batch-norm on parts of one": (
-            "--network resnet18 --stem imagenet --image_size 32 --batch_size 12 --accum 12",
-            "resnet18 cannot train on one image at a time .*smaller --accum",
-        ),
+        "vit_b_32 --image_size 32": "vit_b_32 takes no images of 32 x 32",
+        "alexnet --image_size 32": "alexnet takes no images of 32 x 32 pixels",
+        "densenet121 --image_size 8": "takes no images of 8 x 8 .* --image_size",
+        on_32 + "1": f"resnet18 {alone}Expected more than 1 value.*another --batch_size",
+        on_32 + "12 --accum 12": f"resnet18 {alone}smaller --accum",
     }
-    rows = [
-        Row(f"stage 1: {kind}", STAGE1, f"{pictures} {words}", says) for kind, (words, says) in first.items()
-    ]
-    foreign = f"{pictures} --image_size 32 --network bad_nets:"
-    wide = "bad_nets:wide takes no images of 32 x 32 pixels .*cannot be multiplied.*another --image_size"
-    alone = "bad_nets:small cannot train on one image at a time .*take another --batch_size"
-    return [
-        *rows,
-        Row(
-            "stage 2: a network of 64 pixels",
-            STAGE2,
-            f"{foreign}wide --num_class 3 --pretrained_pth {{bad}}.wide",
-            wide,
-            nets,
-        ),
-        Row(
-            "evaluate: a network of 64 pixels",
-            EVALUATE,
-            f"{foreign}wide --cur_stage stage1 --pretrained_pth {{bad}}.wide",
-            wide,
-            nets,
-        ),
-        Row(
-            "predict: a network of 64 pixels",
-            EVALUATE,
-            "--network bad_nets:wide --dataset folder --num_class 3 --image_size 32 --workers 0 "
-            "--predict {pets} --pretrained_pth {bad}.wide",
-            wide,
-            nets,
-        ),
-        Row(
-            "stage 2: drifting batch-norm on a last image",
-            STAGE2,
-            f"{foreign}small --num_class 3 --pretrained_pth {{bad}}.small --bn_mode train --batch_size 11",
-            alone,
-            nets,
-        ),
-    ]
+    rows = [Row(f"network: {words}", STAGE1, pictures + words, says) for words, says in first.items()]
+    wide = f"{pictures}bad_nets:wide --image_size 32 --pretrained_pth {{bad}}.wide "
+    says = "bad_nets:wide takes no images of 32 x 32 pixels .*cannot be multiplied.*another --image_size"
+    for kind, script, words in (
+        ("stage 2", STAGE2, wide + "--num_class 3"),
+        ("evaluate", EVALUATE, wide + "--cur_stage stage1"),
+        ("predict", EVALUATE, wide.replace("--data_dir", "--num_class 3 --predict")),
+    ):
+        rows.append(Row(f"{kind}: a network of 64 pixels", script, words, says, nets))
+    drifting = wide.replace("wide", "small") + "--num_class 3 --bn_mode train --batch_size 11"
+    says = f"bad_nets:small {alone}take another --batch_size"
+    return [*rows, Row("stage 2: drifting batch-norm on a last image", STAGE2, drifting, says, nets)]
 
 
 ROWS = [*_cifar(), *_folders(), *_images(), *_networks()]

@@ -232,7 +232,7 @@ ARRAYS = [  # words, what the line says, the arrays that are changed
     ("", "train_labels has 3 training images, 4 are those of train", {"train_y": Y[:3]}),
     ("", "labels reach 1099511627777, there are 4 training images", {"test_y": Y + 2**40}),
     ("", "class 1 has no training image", {"train_y": Y * 2, "test_y": Y * 2}),
-    ("", "num_class must be a whole number of 2 to 500000, found 1", {"train_y": Y * 0, "test_y": Y * 0}),
+    ("", "the fact num_class cannot be 1", {"train_y": Y * 0, "test_y": Y * 0}),
     ("", "test has 2 features an image, 3 are those of train", {"test_x": X[:, :2]}),
     ("", "train is empty", {"train_x": X[:, :0]}),
     ("", "train_x.npy holds values that are not finite", {"train_x": X * np.nan}),

@@ -275,9 +275,9 @@ RESUMES: dict[str, tuple[str, str, Make]] = {
         copied(lambda run: None),
     ),
     "of stage 2": (RESUMED, "run/last.pth is not the last.pth of a stage-1 run", stage2_run),
-    "another rate": (
-        RESUMED + " --lr 0.5",
-        "--lr 0.5, the run to resume has --lr 0.1: leave the argument out",
+    "another rate and number of epochs": (
+        RESUMED + " --lr 0.5 --epochs 4",
+        "--lr 0.5, the run to resume has --lr 0.1; --epochs 4, the run to resume has --epochs 6",
         copied(lambda run: None),
     ),
     "another set": (
@@ -292,7 +292,7 @@ RESUMES: dict[str, tuple[str, str, Make]] = {
     ),
     "without the best epoch": (
         RESUMED,
-        r"best.pth does not exist; --select val needs it: restore it, or .* --force_resume --select last",
+        r"best.pth does not exist; --select val needs it: restore it",
         selecting(Path.unlink),
     ),
     "with a damaged best epoch": (
@@ -312,10 +312,9 @@ RESUMES: dict[str, tuple[str, str, Make]] = {
     ),
     "while another run writes there": (RESUMED, "another run is writing to .*run", locked),
     "nothing of that name": ("--resume {root}/run", "run does not exist", None),
-    "forced without a run": (DIGITS + "--force_resume", "--force_resume has a meaning with --resume", None),
 }
 NOWHERE = {"step": 1, "losses": torch.zeros(0), "hits": torch.zeros(0)}
-LACKING = ("args", "class_counts", "train_digest", "environment")
+LACKING = ("args", "train_digest", "environment")
 UNFIT = "last.pth cannot be resumed: "
 RESTATED: dict[str, tuple[str, Callable[[dict], dict], str]] = {
     **{
@@ -341,25 +340,32 @@ RESTATED: dict[str, tuple[str, Callable[[dict], dict], str]] = {
     "an optimiser of another form": (
         "stage1",
         lambda facts: facts | {"optimizer": {"state": {}}},
-        "optimizer",
+        UNFIT,
     ),
     "a position of another form": ("stage1", lambda facts: facts | {"partial": {"step": 1}}, "fact partial"),
     "a position without images": (
         "stage1",
         lambda facts: facts | {"partial": NOWHERE | {"counts": torch.zeros(1, 2, dtype=torch.int64)}},
-        "fact partial must be the steps of an epoch",
+        "fact partial cannot be",
     ),
-    "no weights of the best epoch": ("stage2", without_best_state, "the fact heads must be"),
+    "no weights of the best epoch": ("stage2", without_best_state, "the fact heads cannot be"),
     "best weights of another head": (
         "stage2",
         other_heads(best_state={"x": torch.ones(1)}),
         "the fact heads",
     ),
-    "a place with a zero byte": ("stage1", other_args(ckpt_dir="a\0b"), "the fact args must be"),
-    "heads that are none": ("stage2", lambda facts: facts | {"heads": 3}, "the fact heads must be"),
+    "a place with a zero byte": ("stage1", other_args(ckpt_dir="a\0b"), "the fact args cannot be"),
+    "heads that are none": ("stage2", lambda facts: facts | {"heads": 3}, "the fact heads cannot be"),
     "heads of another method": ("stage2", other_heads(method="x"), "knows no head"),
     "another stage 1": ("stage2", lambda facts: facts | {"stage1_digest": "0" * 64}, "another stage 1"),
-    "other images": ("stage2", lambda facts: facts | {"train_digest": "0" * 64}, "trained on other images"),
+    **{
+        f"other images, {stage}": (
+            stage,
+            lambda facts: facts | {"train_digest": "0" * 64},
+            "trained on other images: .*; start a new run",
+        )
+        for stage in ("stage1", "stage2")
+    },
 }
 TABLES: dict[str, tuple[Make, str]] = {
     "empty": (drawn("table.csv", b""), "table.csv cannot be read: No columns"),

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 from torch import Tensor, nn
 
-from datasets.images.open import Images
+from datasets.images.on_disk import Images
 from utils.base.distributed import ALONE, World
 from utils.metrics.accuracy import Scores, predictions
 

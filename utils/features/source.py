@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from datasets import OWN_DATASETS, LongTailedData
-from datasets.images.open import Images
+from datasets.images.on_disk import Images
 from datasets.listed.parts import as_seen
 from datasets.types import FileSet
 from models.pretrained import with_own_names

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 from torch import Tensor, nn
 
-from datasets.images.open import Images
+from datasets.images.on_disk import Images
 from utils.engine.scoring import EVAL_BATCH, forward_views
 
 # stage 2 draws views that stage 1, which uses one an epoch from 0, never saw

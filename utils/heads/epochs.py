@@ -9,7 +9,6 @@ from contextlib import contextmanager, suppress
 
 import torch
 
-from losses.closed_form import stacks
 from utils.base.errors import UserError
 from utils.features.frozen import Representation
 from utils.heads.head import HeadRun
@@ -102,7 +101,8 @@ def stacks_of(heads: Sequence[HeadRun]) -> Iterator[list[HeadRun]]:
         kinds.setdefault(head.kind, []).append(head)
     for kind in kinds.values():
         first, size = kind[0].head, 1
-        if getattr(first, "stacks", False) and (kind[0].loss_fn is None or stacks(kind[0].loss_fn)):
+        kind.sort(key=lambda head: str(head.loss_kind or ""))  # those of one loss stand side by side
+        if kind[0].stacks:
             numbers = 3 * first.weight.numel() + 4 * kind[0].config.batch_size * len(first.weight)
             limit = STACK_BYTES["cpu" if first.weight.device.type == "cpu" else "other"]
             size = max(1, limit // (numbers * first.weight.element_size()))

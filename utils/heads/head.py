@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from losses import build_loss, max_norm_, max_norm_limit
-from losses.closed_form import has_closed_form
+from losses.closed_form import has_closed_form, stacks
 from models import HEADS, build_head
 from models.heads.los_path import los_path_lr
 from utils.base.errors import UserError, is_out_of_memory, reason
@@ -88,15 +88,23 @@ class HeadRun:
 
     @property
     def kind(self) -> tuple:
-        """Heads of one kind can take their steps together, whatever their learning rates and seeds.
+        """Heads of one kind take their steps together, whatever their losses, learning rates and seeds."""
+        method = self.plan.method
+        options = method.head_options(self.plan.options).items()
+        return type(self.head), *options, method.trained and method.sampler, self.stacks, self.step
 
-        Losses that have the closed form may differ, others must be the same with the same options.
-        """
-        method, options = self.plan.method, self.plan.options
-        own = (type(self.head), *method.head_options(options).items(), method.trained and method.sampler)
-        if method.trained and not has_closed_form(self.loss_fn):
-            own += (method.loss, *method.loss_options(options).items())
-        return *own, self.step
+    @property
+    def stacks(self) -> bool:
+        """Can it stand in a stack beside others?"""
+        return getattr(self.head, "stacks", False) and (self.loss_fn is None or stacks(self.loss_fn))
+
+    @property
+    def loss_kind(self) -> tuple | None:
+        """The loss with its options; None: it has the closed form, in which options differ by head."""
+        if self.loss_fn is None or has_closed_form(self.loss_fn):
+            return None
+        method = self.plan.method
+        return method.loss, *method.loss_options(self.plan.options).items()
 
     @property
     def steps(self) -> int:

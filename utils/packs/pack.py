@@ -21,7 +21,7 @@ from torch import Tensor
 from utils.base.digest import content_digest
 from utils.base.errors import NoMemoryError, UserError, is_out_of_memory, reason
 from utils.base.files import json_text, require_file, write_atomically
-from utils.run.facts import OWN, PACK, PACK_FORMAT, problems
+from utils.run.facts import OWN, PACK_FORMAT, PackFacts, problems
 from utils.settings.presets import PRESETS
 from utils.settings.table import FIXED_BY_CHECKPOINT, INHERITED
 
@@ -53,7 +53,7 @@ class Pack:
     """N images, D features, K classes; V views. The types of numbers are those of _LAYOUT, labels int64.
 
     `test` and `val` hold the image, and its mirror image where they have two views; `plain` holds the
-    training images as they are, where `train` has augmented views. `facts`: see `utils.run.facts`.
+    training images as they are, where `train` has augmented views.
     """
 
     train: Tensor  # [V, N, D]
@@ -64,7 +64,7 @@ class Pack:
     val_labels: Tensor | None
     fc_weight: Tensor  # [K, D]
     fc_bias: Tensor
-    facts: dict
+    facts: PackFacts
     plain: Tensor | None = None  # [N, D]
     path: Path | None = None
     digest: str = ""
@@ -199,7 +199,7 @@ def _problems(pack: Pack) -> Iterator[str]:
     """What is wrong; each step takes for granted that those before it found nothing."""
     if not isinstance(pack.facts, dict):
         yield f"the facts are a {type(pack.facts).__name__}, not a dict"
-    yield from problems(pack.facts, PACK)
+    yield from problems(pack.facts, PackFacts)
     yield from _problems_of_shapes(pack)
     yield from _problems_of_labels(pack)
     for name in ("fc_weight", "fc_bias", "train", "plain", "test", "val"):

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -26,38 +26,35 @@ from utils.run.facts import compared
 from utils.run.folder import stage_folder
 from utils.run.lock import FolderLock
 from utils.settings.checks import check_known
-from utils.settings.commands import command, said
+from utils.settings.commands import said
 from utils.settings.config import Config, resolve
 from utils.settings.presets import made_alike, preset_for
 from utils.settings.table import ARGUMENTS, FREE, RUNNING, STAGE1
 
-_UNFIXED = (*FREE, "cur_stage", "pack_dtype")
+# not taken from a last.pth; an older one may hold the second, an option that is gone
+_NOT_KEPT = ("resume", "force_resume")
+_UNFIXED = (*FREE, *_NOT_KEPT, "cur_stage", "pack_dtype")
 # of these what the user said is said again: last.pth may not choose them, or is not asked for them
-_AGAIN = set(FREE) - {"resume", "force_resume", "pretrained"}
+_AGAIN = set(FREE) - {"resume", "pretrained"}
 _SAME_BITS = (
     *("threads", "processes", "device", "torch", "numpy", "cpu_capability", "layout", "float32_convolutions"),
     *("float32_products", "deterministic"),
 )
-_ORIGINS = ("stage1_digest", "features_digest")
 _NO_PLACE = "no file chooses where is written"
 # what a state of another form raises where it is put to use
 _UNFIT = (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError)
-_NOT_KEPT = ("resume", "force_resume")
-_FORCE = "--force_resume goes on"
 AUTO_FOUND_NONE = "--resume auto: no unfinished run of this configuration, this is a fresh one"
 
 
 @dataclass(frozen=True)
 class Resumed:
-    """A last.pth and the run folder it lies in; what is changed on the user's word (`forced`)."""
+    """A last.pth and the run folder it lies in."""
 
     folder: Path
     source: Checkpoint
     config: dict
     given: dict  # the words with which the run goes on: its own, and what may change
     lock: FolderLock | None = None  # on the folder, in the process that writes there
-    forced: bool = False
-    contradictions: list[str] = field(default_factory=list)
 
     def restore(
         self,
@@ -69,7 +66,7 @@ class Resumed:
         world: World,
     ) -> Progress:
         """Stage 1: load weights, optimiser and scaler; return how far the run was."""
-        self.check_data(data)
+        self._compare(data)
         facts = self.source.facts
         self._check_best(model, config)
         checkpoint.load_weights(model, self.source, config.network)
@@ -95,25 +92,20 @@ class Resumed:
         except NoMemoryError:
             raise
         except UserError as error:
-            words = [*words_to_resume(config, STAGE1), "--resume", self.folder, "--force_resume"]
-            line = command(STAGE1, *words, "--select", "last")
-            way_out = f"restore it, or take the last epoch with `{line}`"
-            raise UserError(f"{error}; --select {config.select} needs it: {way_out}") from error
+            raise UserError(f"{error}; --select {config.select} needs it: restore it") from error
 
     def restore_heads(self, heads: list[HeadRun], model: nn.Module) -> int:
-        """Stage 2: put every head where it was, and the statistics of a drifting backbone; returns how many.
-
-        A head that the run did not have, which the user must have forced, starts at its beginning.
-        """
+        """Stage 2: put every head where it was, and a drifting backbone; returns how many heads go on."""
         stored = self._states()
-        known = [head for head in heads if _key(head.plan.name) in stored]
+        if not stored:  # the run had come no further than its features
+            return 0
         with self._fitting():
-            for head in known:
+            for head in heads:
                 head.restore(stored[_key(head.plan.name)])
-        if heads[0].frozen.drifting and known:
+        if heads[0].frozen.drifting:
             kept = {name: value for name, value in self.source.state.items() if not name.startswith("fc.")}
             load_state(model, model.state_dict() | kept)
-        return len(known)
+        return len(heads)
 
     def _states(self) -> dict[tuple, dict]:
         return {_key(state): state for state in self.source.facts["heads"]}
@@ -126,45 +118,33 @@ class Resumed:
         except _UNFIT as error:
             raise UserError(f"{self.source.path} cannot be resumed: {reason(error)}") from error
 
-    def check_data(self, data: LongTailedData) -> None:
-        """Raise a UserError where the training images are not those of the run."""
-        if not self.forced and (changed := self._changed_data(data)):
-            raise UserError(f"{self.source.path} was trained on other images: {changed}; {_FORCE}")
-
-    def _changed_data(self, data: LongTailedData) -> str | None:
-        before, now = self.source.facts["class_counts"], data.class_counts
-        if len(before) != len(now):
-            return f"there were {len(before)} classes, there are {len(now)}"
-        for k, (count, count_now) in enumerate(zip(before, now, strict=True)):
-            if count != count_now:
-                return f"class {k} had {count}, has {count_now}"
-        return compared(self.source.facts, data.train)[0]
+    def _compare(self, data: LongTailedData) -> str:
+        """What of the training files was compared; raises a UserError where they are not the run's."""
+        changed, looked = compared(self.source.facts, data.train)
+        if changed:
+            raise UserError(f"{self.source.path} was trained on other images: {changed}; start a new run")
+        return looked
 
     def check_stage2(
         self, data: LongTailedData, plans: list[HeadPlan], origins: dict, device: torch.device
     ) -> list[str]:
         """The notes; raises a UserError where stage 2 would go on with other images, heads or features."""
-        self.check_data(data)
-        path, stored = self.source.path, self._states()
+        path, stored, notes = self.source.path, self._states(), self.notes(data, device)
         new = [plan.name for plan in plans if _key(plan.name) not in stored]
-        if new and stored and not self.forced:
+        if new and stored:
             raise UserError(f"{path} knows no head {new[0]}: this code plans other heads")
-        for name in _ORIGINS:
+        for name in ("stage1_digest", "features_digest"):
             before, now = self.source.facts.get(name), origins.get(name)
-            if before != now and not self.forced:
+            if before != now:
                 other = f"another stage 1 ({name} {str(before)[:12]}, now {str(now)[:12]})"
-                raise UserError(f"{path} was trained on {other}: leave --resume out; {_FORCE}")
-        return self.notes(data, device)
+                raise UserError(f"{path} was trained on {other}: leave --resume out")
+        return notes
 
     def notes(self, data: LongTailedData, device: torch.device) -> list[str]:
-        """For the log: what the user forced, and what differs from the run's own machine."""
-        changed = self._changed_data(data) if self.forced else None  # else it was refused
-        forced = [*self.contradictions, *([f"other images: {changed}"] if changed else [])]
-        before, now = self.source.facts["environment"], environment(device)
-        other = [name for name in _SAME_BITS if before.get(name, now[name]) != now[name]]
-        looked = compared(self.source.facts, data.train)[1]
+        """For the log: how the images were compared, and what differs from the run's own machine."""
+        looked, before, now = self._compare(data), self.source.facts["environment"], environment(device)
         notes = [f"the training images were compared with those of the run {looked}"] if looked else []
-        notes += [f"forced, the results are of neither run: {one}" for one in forced]
+        other = [name for name in _SAME_BITS if before.get(name, now[name]) != now[name]]
         changes = [f"{name} was {before[name]}, is {now[name]}" for name in other]
         return notes + [f"the last bits may differ from the unbroken run's: {one}" for one in changes]
 
@@ -202,16 +182,14 @@ def read_resume(script: str, given: dict, world: World, held: ExitStack) -> Resu
         # a list of one may have been given without a comma
         if name in ran and name not in FREE and _plain(value) != ran[name] and [_plain(value)] != ran[name]
     ]
-    forced = given.get("force_resume", False)
-    if contradictions and not forced:
-        raise UserError(f"{'; '.join(contradictions)}: leave the argument out; {_FORCE}")
-    known = {name: value for name, value in args.items() if not (forced and name in given)}
+    if contradictions:
+        raise UserError(f"{'; '.join(contradictions)}: leave the argument out, or start a new run")
     paths = {argument.name for argument in ARGUMENTS if argument.kind is Path}
     words = {n: Path(value) if n in paths else value for n, value in facts.get("given", {}).items()}
-    words |= {name: value for name, value in given.items() if forced or name in FREE}
+    words |= {name: value for name, value in given.items() if name in FREE}
     words |= {} if "seeds" in words else {"seed": args["seed"]}
-    held.enter_context(nothing_fetched_into(_check_places(path, facts, given, forced)))
-    return Resumed(path.parent, source, known, words, lock, forced, contradictions)
+    held.enter_context(nothing_fetched_into(_check_places(path, facts, given)))
+    return Resumed(path.parent, source, args, words, lock)
 
 
 def _check_facts(path: Path, facts: dict, stage: str, given: dict) -> None:
@@ -219,14 +197,14 @@ def _check_facts(path: Path, facts: dict, stage: str, given: dict) -> None:
     state, own = {"stage1": ("optimizer", "progress"), "stage2": ("heads", "given")}[stage]
     if state not in facts or facts["stage"] != stage:
         raise UserError(f"{path} is not the last.pth of a stage-{stage[-1]} run, only that can be resumed")
-    for name in ("args", "class_counts", "train_digest", "environment", own):
+    for name in ("args", "train_digest", "environment", own):
         if name not in facts:
             raise UserError(f"{path} cannot be resumed: it lacks {name}")
     for words in (facts["args"], facts.get("given", {})):
         check_known(path, words, given)
 
 
-def _check_places(path: Path, facts: dict, given: dict, forced: bool) -> list[Path]:
+def _check_places(path: Path, facts: dict, given: dict) -> list[Path]:
     """No file chooses where is written: the places in it count where it lies in the folder of its run.
 
     Returns those that it chooses for reading, into which nothing may be downloaded.
@@ -236,10 +214,9 @@ def _check_places(path: Path, facts: dict, given: dict, forced: bool) -> list[Pa
     wanted |= {name: facts[name] for name in ("dataset", "network")}
     others = {name for name in os.listdir(folder) if not name.startswith(".")}
     others -= {path.name, "best.pth", "log.txt"}
-    own = _has(folder / "config.json", wanted) if "config.json" in others else not others
-    if not (own or forced):
+    if not (_has(folder / "config.json", wanted) if "config.json" in others else not others):
         problem = f"{folder} is not the folder of the run in {path.name}"
-        raise UserError(f"{problem}: put that into a folder of its own; {_FORCE}")
+        raise UserError(f"{problem}: put that into a folder of its own")
     had = facts.get("given", facts["args"])  # stage 2 goes on with its words, stage 1 with its settings
     had = usual | {name: value for name, value in had.items() if value is not None}
     places = ("save_features", "ckpt_dir", "data_dir", "split_dir")

@@ -21,7 +21,7 @@ from utils.engine.precision import slow_bf16
 from utils.metrics.accuracy import epoch_columns, lost_images, percent, result_line
 from utils.metrics.logits import READINGS
 from utils.run import checkpoint
-from utils.run.facts import CHECKPOINT, compared, problems
+from utils.run.facts import CheckpointFacts, compared, problems
 from utils.run.folder import Run
 from utils.settings.config import Config, describe
 from utils.settings.presets import NOTES
@@ -94,7 +94,7 @@ def model_facts(config: Config, data: LongTailedData, device: torch.device) -> d
         "args": config.as_dict(),
         "environment": environment(device),
     }
-    for problem in problems(facts, CHECKPOINT, whole=False):
+    for problem in problems(facts, CheckpointFacts, whole=False):
         raise UserError(f"{data.name}: no checkpoint can hold what it says of itself: {problem}")
     return facts
 

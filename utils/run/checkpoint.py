@@ -6,6 +6,7 @@ another name for the last layer) are read as weights without facts.
 
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from models import NETWORKS, THIN_NETWORKS, build_model, check_network, head_from_state, network_label
+from models import head_from_state, network_label
 from models.pretrained import (
     differences,
     first_not_finite,
@@ -28,7 +29,7 @@ from utils.base.digest import changes, content_digest, same_bits
 from utils.base.errors import NoMemoryError, UserError
 from utils.base.files import open_regular, require_file, write_atomically
 from utils.base.safe_load import load_plain
-from utils.run.facts import CHECKPOINT, PACK_FORMAT, problems
+from utils.run.facts import PACK_FORMAT, CheckpointFacts, problems
 from utils.settings.commands import command, option, said
 from utils.settings.config import Config
 from utils.settings.table import FIXED_BY_CHECKPOINT, INHERITED, SHARED
@@ -73,7 +74,7 @@ class Checkpoint:
     path: Path
     digest: str
     state: dict[str, Tensor]
-    facts: dict
+    facts: CheckpointFacts
     notes: list[str] = field(default_factory=list)
 
     @cached_property
@@ -177,7 +178,7 @@ def _own(path: Path, content: dict) -> Checkpoint:
         damage = str(error)
     if damage:
         raise UserError(f"{path} is damaged: {damage}; restore or remake it")
-    for problem in problems(content, CHECKPOINT):
+    for problem in problems(content, CheckpointFacts):
         raise UserError(f"{path} was not written by this project's code: {problem}")
     return Checkpoint(path, stored, content.pop("model"), content)
 
@@ -187,27 +188,32 @@ def _foreign_state(content: object) -> tuple[dict[str, Tensor], list[str]]:
 
     Raises ValueError where weights alone do not give the logits.
     """
-    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
-        return {}, []
-    inside = {name: _foreign_state(value) for name, value in content.items() if isinstance(value, dict)}
-    inside = {name: found for name, found in inside.items() if found[0]}
+    found = {}
+    for name, weights in _dicts_of_tensors(content, ""):
+        found.setdefault(name, weights)
     for backbone, last in _PARTS:
-        if not (backbone in inside and last in inside):
+        if not found.keys() >= {backbone, last}:
             continue
-        if _SCALES in inside:
+        if _SCALES in found:
             way_out = "save weight and bias of the classifier times these"
             raise ValueError(f"holds a factor on each logit ({_SCALES}): {way_out}")
-        layer = {name if "." in name else f"fc.{name}": value for name, value in inside[last][0].items()}
-        return inside[backbone][0] | layer, []
-    weights = {name: value for name, value in content.items() if isinstance(value, Tensor)}
-    own = any(value.ndim for value in weights.values())
-    chosen = next((name for name in _STATE_KEYS if name in inside), None)
-    chosen = chosen or next(iter(inside if not own else []), None)
-    if chosen is None:
-        return weights if own else {}, []
-    others = ", ".join(repr(name) for name in inside if name != chosen)
-    state, notes = inside[chosen]
-    return state, notes + ([f"its weights are those under {chosen!r}, left out: {others}"] if others else [])
+        layer = {name if "." in name else f"fc.{name}": value for name, value in found[last].items()}
+        return found[backbone] | layer, []
+    chosen = next((name for name in (*_STATE_KEYS, "", *found) if name in found), None)
+    others = ", ".join(repr(name) for name in found if name not in (chosen, ""))
+    notes = [f"its weights are those under {chosen!r}, left out: {others}"] if chosen and others else []
+    return found.get(chosen, {}), notes
+
+
+def _dicts_of_tensors(content: object, name: str) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Those in a file, by the name that each is under."""
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        return
+    weights = {key: value for key, value in content.items() if isinstance(value, Tensor)}
+    if any(value.ndim for value in weights.values()):
+        yield name, weights
+    for key, value in content.items():
+        yield from _dicts_of_tensors(value, key)
 
 
 # ---- into a network
@@ -228,7 +234,7 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint, network: str) -> None
         checkpoint.notes.append("its classifier has no bias, zeros are taken")
     wanted, found = _shapes(own), _shapes(state)
     if wanted != found:
-        raise UserError(f"{checkpoint.path} {_mismatch(checkpoint.state, network, wanted, found)}")
+        raise UserError(f"{checkpoint.path} {_mismatch(network, wanted, found)}")
     if problem := first_of_other_kind(own, state):
         raise UserError(f"{checkpoint.path}: {problem}")
     if broken := first_not_finite(state):
@@ -254,37 +260,19 @@ def _shapes(state: dict[str, Tensor]) -> dict[str, tuple]:
     return {name: tuple(value.shape) for name, value in state.items()}
 
 
-def _backbone(shapes: dict[str, tuple]) -> dict[str, tuple]:
-    return {name: shape for name, shape in shapes.items() if not name.startswith("fc.")}
-
-
-def _mismatch(state: dict[str, Tensor], network: str, wanted: dict, found: dict) -> str:
+def _mismatch(network: str, wanted: dict, found: dict) -> str:
     """What the shapes `found` in a file, by the names of `network`, are in place of those `wanted`."""
     theirs, ours = (shapes.get("fc.weight", ()) for shapes in (found, wanted))
-    if _backbone(wanted) != _backbone(found):
-        fitting = _fitting_network(state)
-        advice = f"its weights fit --network {fitting}" if fitting else "no ResNet here has such weights"
-        return f"is not a {network}: {differences(wanted, found)}; {advice}"
+    backbone, other = (
+        {name: shape for name, shape in shapes.items() if not name.startswith("fc.")}
+        for shapes in (wanted, found)
+    )
+    if backbone != other:
+        return f"is not a {network}: {differences(wanted, found)}"
     if len(theirs) == 2 and theirs[1] == ours[1] and theirs[0] != ours[0]:
         return f"is a {network} with {theirs[0]} classes, {ours[0]} are needed: is it of another data set?"
-    if theirs == ours[::-1] and "fc.bias" not in found:
-        kind = f"a cosine classifier [{theirs[0]} features, {theirs[1]} classes], not a linear one"
-        return f"is a {network} with {kind}: --pretrained starts stage 1 from its backbone"
-    return f"has the backbone of a {network}, not its classifier: {differences(wanted, found)}"
-
-
-def _fitting_network(state: dict[str, Tensor]) -> str | None:
-    """The ResNet here whose backbone has these names and shapes, as arguments; None: none has."""
-    first = next((value for name, value in state.items() if f".{name}".endswith(".conv1.weight")), None)
-    if first is None or first.ndim != 4:
-        return None
-    stem = "imagenet" if first.shape[-1] == 7 else "small"
-    for name in NETWORKS:
-        with torch.device("meta"):  # names and shapes alone
-            model = build_model(name, 1, first.shape[1], stem)
-        if _backbone(_shapes(model.state_dict())) == _backbone(_shapes(with_own_names(model, state))):
-            return name if name in THIN_NETWORKS else f"{name} --stem {stem}"
-    return None
+    way_out = "--pretrained starts stage 1 from the backbone alone"
+    return f"is a {network} with another classifier: {differences(wanted, found)}; {way_out}"
 
 
 # ---- places of published models
@@ -306,36 +294,21 @@ def published_path(
 
 def find_published(config: Config, stage: str, network: str) -> Path | None:
     """The user's own file for the data of `config`, else the released one; None: there is neither."""
-    return next((place for place in _places(config, stage, network) if place.is_file()), None)
+    places = (published_path(config, stage, network, root=root) for root in (None, RELEASED))
+    return next((place for place in places if place.is_file()), None)
 
 
 def nothing_published(config: Config, stage: str, network: str) -> UserError:
-    """Names the place, the command that makes what is missing there, and a file of another network."""
-    places = _places(config, stage, network)
-    beside = [path for place in places for path in place.parent.glob(f"*_{stage}.pth")]
-    others = {_network_of(path, stage) for path in beside if not path.name.endswith(f"features_{stage}.pth")}
-    hint = f"; there is one for --network {' or '.join(sorted(others))}" if others else ""
+    """Names the place, the command that makes what is missing there, and the files of other networks."""
+    place = published_path(config, stage, network)
+    beside = sorted(path.name for path in place.parent.glob(f"*_{stage}.pth"))
+    hint = f"; beside it: {', '.join(beside)}" if beside else ""
     basic = {} if config.features else {name: getattr(config, name) for name in _BASIC}
     words = [word for name, value in basic.items() if value is not None for word in option(name, value)]
     script = f"main_{stage}.py"
     line = command(script, *words, *said(config, script, set(SHARED) - basic.keys()))
     way_out = f"make it with `{line}`, or name one with --pretrained_pth"
-    return UserError(f"no {stage} checkpoint at {places[0]}: {way_out}{hint}")
-
-
-def _places(config: Config, stage: str, network: str) -> list[Path]:
-    return [published_path(config, stage, network, root=root) for root in (None, RELEASED)]
-
-
-def _network_of(path: Path, stage: str) -> str:
-    """The network of a published file, which may be module:function; its label where the file is spoilt."""
-    label = path.name.removesuffix(f"_{stage}.pth")
-    try:
-        name = read(path).facts.get("network", label)
-        check_network(name)
-    except (UserError, ValueError):
-        return label
-    return name
+    return UserError(f"no {stage} checkpoint at {place}: {way_out}{hint}")
 
 
 def require_stage(checkpoint: Checkpoint, stage: str) -> None:

@@ -1,11 +1,11 @@
-"""What a checkpoint or a pack says of itself, a row a fact: readers rely on it, so it is checked when read.
+"""What a checkpoint or a pack says of itself, a typed record each, to which a file is held when it is read.
 
-Of a type and bounded: what has been read can be printed, written and read back.
+A record is a dictionary on the disk and in memory. What has been read can be printed, written and read back.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from itertools import chain
+from collections.abc import Iterator
+from types import UnionType
+from typing import Annotated, Literal, Required, TypedDict, Union, get_args, get_origin, is_typeddict
 
 import torch
 from torch import Tensor
@@ -19,231 +19,231 @@ OWN = "features"  # as the preset of a pack: features that a user brought
 # of classes, of characters of a text, of bytes of all class names: a file has to hold them, and be read back
 MAX_CLASSES, MAX_TEXT, MAX_NAMES = 500_000, 5_000, 1 << 22
 LARGEST, LARGEST_NUMBER = 2**63 - 1, 1e300
-SELECTED_ON = ("last", "val", "test", "unknown")  # it stands in the last line of a run
-Test = Callable[[object], bool]
 
 
-def _is(kind: type) -> Test:
-    return lambda value: type(value) is kind
+# ---- kinds of values: a type, and tests beside it
 
 
-def _is_text(value: object, odd_bytes: str = "strict") -> bool:
+def _is_text(value: str, odd_bytes: str = "strict") -> bool:
     """Unicode without a zero byte; `surrogateescape`: as a path with bytes that are none."""
-    if type(value) is not str or len(value) > MAX_TEXT or "\0" in value:
-        return False
     try:
         value.encode("utf-8", odd_bytes)
     except UnicodeEncodeError:
         return False
-    return True
-
-
-def _is_number(value: object) -> bool:
-    return type(value) in (int, float) and abs(value) <= LARGEST_NUMBER  # NaN is not
-
-
-def _whole(low: int, high: int = LARGEST) -> Test:
-    return lambda value: type(value) is int and low <= value <= high
-
-
-def _one_of(*values: str) -> Test:
-    return lambda value: type(value) is str and value in values
-
-
-def _list_of(test: Test) -> Test:
-    return lambda value: type(value) is list and len(value) <= MAX_CLASSES and all(map(test, value))
-
-
-def _or_none(test: Test) -> Test:
-    return lambda value: value is None or test(value)
-
-
-def _named(value: object) -> bool:
-    return isinstance(value, dict) and all(type(key) is str for key in value)
+    return len(value) <= MAX_TEXT and "\0" not in value
 
 
 def _is_plain(value: object) -> bool:
     if isinstance(value, list | tuple):
         return all(map(_is_plain, value))
     if isinstance(value, dict):
-        return _settings(value)
+        return fits(value, Settings)
+    if type(value) is int:
+        return abs(value) <= LARGEST
     # figures of a run that has diverged may be no numbers
-    other = value is None or type(value) in (bool, float) or _whole(-LARGEST)(value)
-    return other or _is_text(value, "surrogateescape")
+    other = value is None or type(value) in (bool, float)
+    return other or (type(value) is str and _is_text(value, "surrogateescape"))
 
 
-def _settings(value: object) -> bool:
-    return isinstance(value, dict) and all(map(_is_text, value)) and all(map(_is_plain, value.values()))
+Text = Annotated[str, _is_text]
+Count = Annotated[int, lambda value: 0 <= value <= LARGEST]
+AboveZero = Annotated[Count, bool]
+Settings = dict[Text, Annotated[object, _is_plain]]
+Tensors = dict[str, Tensor]
+ClassNames = Annotated[list[Text], lambda names: sum(len(name.encode()) for name in names) <= MAX_NAMES]
+Selection = Literal["last", "val", "test", "unknown"]  # it stands in the last line of a run
+Prints = Annotated[Tensor, lambda value: value.dtype == torch.int64 and value.ndim == 1]
 
 
-def _shots(value: object) -> bool:
-    return _list_of(_whole(1))(value) and len(value) == 2 and value[0] <= value[1]
+class FileFacts(TypedDict, total=False):
+    """What training files were like: prints of their names and of the bytes of some, digests of the rest."""
+
+    names: Required[Prints]
+    bytes: Required[Prints]
+    sizes: Required[str]
+    times: Required[str]
+    all: str
 
 
-def _class_names(value: object) -> bool:
-    return _list_of(_is_text)(value) and sum(len(name.encode()) for name in value) <= MAX_NAMES
+class ProgressFacts(TypedDict):
+    """How many epochs are done, and which of them was the best."""
+
+    epoch: Count
+    rows: list[Settings]
+    best_epoch: Count | None
+    best_score: float | None
 
 
-def _tensors(value: object) -> bool:
-    return _named(value) and all(isinstance(entry, Tensor) for entry in value.values())
+class OptimizerFacts(TypedDict):
+    """What torch's optimiser says of itself."""
+
+    state: dict[object, dict[str, object]]
+    param_groups: list[dict[str, object]]
 
 
-def _record(needed: dict[str, Test], others: dict[str, Test] | None = None) -> Test:
-    """A dictionary with such entries; `others` may be absent, what is in neither is not looked at."""
-    return lambda value: (
-        _named(value)
-        and needed.keys() <= value.keys()
-        and all(test(value[name]) for name, test in (needed | (others or {})).items() if name in value)
-    )
+class PartialFacts(TypedDict):
+    """What is done of an epoch: steps and images of each process, with their losses and hits."""
+
+    step: Count
+    counts: Tensor
+    losses: Tensor
+    hits: Tensor
 
 
-def _prints(value: object) -> bool:
-    return isinstance(value, Tensor) and value.dtype == torch.int64 and value.ndim == 1
+class HeadFacts(TypedDict, total=False):
+    """A head of stage 2 that is being trained, or has failed."""
+
+    method: Required[Text]
+    setting: Required[Text]
+    seed: Required[Count]
+    progress: Required[ProgressFacts]
+    seconds: Required[float]
+    weights: Tensors
+    momentum: Tensors
+    best_state: Tensors
+    best_backbone: Tensors
+    loss_sum: Tensor
+    hit_sum: Tensor
+    failure: str
+    step: Count
+    images: Count
 
 
-def _files(value: object) -> bool:
-    needed = {"names": _prints, "bytes": _prints, "sizes": _is(str), "times": _is(str)}
-    return _record(needed, {"all": _is(str)})(value) and 0 < len(value["bytes"]) <= len(value["names"])
+def _has_options(head: dict) -> bool:
+    linear = head.get("kind") == "linear" and "options" not in head
+    return type(head.get("kind")) is str and (linear or isinstance(head.get("options"), dict))
 
 
-def _head(value: object) -> bool:
-    if not _record({"kind": _is(str)})(value):
-        return False
-    return _settings(value.get("options", {} if value["kind"] == "linear" else None))
+def _has_images(partial: PartialFacts) -> bool:
+    counts = partial["counts"]
+    right = counts.ndim == 2 and counts.shape[1] == 2 and counts.dtype == torch.int64 and (counts >= 0).all()
+    steps, images = counts.sum(dim=0).tolist() if right else (0, 0)
+    return images > 0 and all(partial[name].shape == (steps,) for name in ("losses", "hits"))
 
 
-_progress = _record(
-    {"epoch": _whole(0), "rows": _list_of(_settings)}
-    | {"best_epoch": _or_none(_whole(0)), "best_score": _or_none(_is_number)}
-)
-
-
-def _optimizer(value: object) -> bool:
-    if not _record({"state": _is(dict), "param_groups": _is(list)})(value):
-        return False
-    return all(map(_named, chain(value["param_groups"], value["state"].values())))
-
-
-def _partial(value: object) -> bool:
-    tensors = dict.fromkeys(("counts", "losses", "hits"), lambda one: isinstance(one, Tensor))
-    if not _record({"step": _whole(0)} | tensors)(value):
-        return False
-    counts = value["counts"]
-    fits = counts.ndim == 2 and counts.shape[1] == 2 and counts.dtype == torch.int64 and (counts >= 0).all()
-    steps, images = counts.sum(dim=0).tolist() if fits else (0, 0)
-    return images > 0 and all(value[name].shape == (steps,) for name in ("losses", "hits"))
-
-
-def _best_is_there(state: dict) -> bool:
-    """The weights of a head's best epoch, where there has been one: a run needs them at its end."""
-    best, epoch = state.get("best_state"), state["progress"]["best_epoch"]
+def _can_go_on(head: HeadFacts) -> bool:
+    """Its weights are there, and those of its best epoch where there has been one: a run needs them."""
+    if "failure" in head or "weights" not in head:
+        return "failure" in head
+    best, epoch = head.get("best_state"), head["progress"]["best_epoch"]
     if best is None or epoch is None:
         return best is epoch
-    one, other = ({name: value.shape for name, value in some.items()} for some in (best, state["weights"]))
+    one, other = ({name: value.shape for name, value in some.items()} for some in (best, head["weights"]))
     return one == other
 
 
-_head_state = _record(
-    {"method": _is_text, "setting": _is_text, "seed": _whole(0)}
-    | {"progress": _progress, "seconds": _is_number},
-    dict.fromkeys(("weights", "momentum", "best_state", "best_backbone"), _tensors)
-    | dict.fromkeys(("loss_sum", "hit_sum"), _is(Tensor))
-    | {"failure": _is(str), "step": _whole(0), "images": _whole(0)},
-)
+Files = Annotated[FileFacts, lambda files: 0 < len(files["bytes"]) <= len(files["names"])]
 
 
-def _head_states(value: object) -> bool:
-    return isinstance(value, list) and all(
-        _head_state(state) and ("failure" in state or ("weights" in state and _best_is_there(state)))
-        for state in value
-    )
+# ---- the records
 
 
-CHECKPOINT, PACK = frozenset({"checkpoint"}), frozenset({"pack"})
-BOTH = CHECKPOINT | PACK
+class Facts(TypedDict, total=False):
+    """What checkpoints and packs alike say of themselves."""
 
-
-@dataclass(frozen=True)
-class Fact:
-    """One thing that a file says of itself: what it must be, the files it stands in, those that need it."""
-
-    name: str
-    test: Test
-    wanted: str
-    files: frozenset[str] = BOTH
-    needed: frozenset[str] = frozenset()
-
-
-_text, _text_or_none = (_is_text, "text"), (_or_none(_is_text), "text or nothing")
-_number, _switch = (_or_none(_is_number), "a number or nothing"), (_is(bool), "true or false")
-_whole_or_none, _by_name = (_or_none(_whole(0)), "a whole number or nothing"), (_settings, "settings by name")
-_count = (_whole(0), "a whole number")
-_selected = (_one_of(*SELECTED_ON), f"one of {', '.join(SELECTED_ON)}")
-SCHEMA = (
     # the data
-    Fact("dataset", *_text, needed=BOTH),
-    Fact("num_class", _whole(2, MAX_CLASSES), f"a whole number of 2 to {MAX_CLASSES}", needed=BOTH),
-    Fact("class_names", _class_names, "a list of texts", needed=PACK),
-    Fact("class_counts", _list_of(_whole(0)), "a list of whole numbers", needed=PACK),
-    Fact("imb_ratio", *_number, needed=PACK),
-    Fact("subset_seed", *_whole_or_none),
-    Fact("shots", _shots, "two limits"),
-    Fact("val_source", *_text_or_none, needed=PACK),
-    Fact("val_fraction", *_number),
-    Fact("val_clean", *_switch, needed=PACK),
-    Fact("train_views", _one_of("plain", "augmented"), "plain or augmented", needed=PACK),
-    Fact("train_files", _files, "what the training files were like", CHECKPOINT),
-    Fact("stage1_files", _files, "what the training files of stage 1 were like", CHECKPOINT),
+    dataset: Required[Text]
+    num_class: Required[Annotated[int, lambda value: 2 <= value <= MAX_CLASSES]]
+    class_names: ClassNames
+    class_counts: list[Count]
+    imb_ratio: float | None
+    subset_seed: Count | None
+    shots: Annotated[list[AboveZero], lambda limits: len(limits) == 2 and limits[0] <= limits[1]]
+    val_source: Text | None
+    val_fraction: float | None
     # how images are looked at
-    Fact("image_size", _or_none(_whole(1)), "a whole number or nothing"),
-    Fact("augment", *_text_or_none),
-    Fact("jitter", *_number),
-    Fact("normalise", *_text_or_none),
-    Fact("no_flip", *_switch),
-    Fact("tta", *_switch),
+    image_size: AboveZero | None
+    augment: Text | None
+    jitter: float | None
+    normalise: Text | None
+    no_flip: bool
+    tta: bool
     # what the weights are
-    Fact("stage", _one_of("stage1", "stage2"), "stage1 or stage2", CHECKPOINT, CHECKPOINT),
-    Fact("network", *_text, needed=BOTH),
-    Fact("stem", *_text_or_none),
-    Fact("head", _head, "a kind and its options", CHECKPOINT),
-    Fact("method", *_text, CHECKPOINT),
-    Fact("setting", *_text, CHECKPOINT),
-    Fact("epoch", *_count, CHECKPOINT, CHECKPOINT),
-    Fact("selected_on", *_selected),
-    Fact("stage1_selected_on", _or_none(_selected[0]), _selected[1], CHECKPOINT),
-    Fact("metrics", _settings, "figures by name", CHECKPOINT),
-    # digests
-    Fact("train_digest", *_text),
-    Fact("stage1_digest", *_text_or_none, needed=PACK),
-    Fact("features_digest", *_text, CHECKPOINT),
-    Fact("identity", *_text, CHECKPOINT),
-    # settings and environment
-    Fact("preset", _one_of(OWN, *PRESETS), f"{OWN} or the name of a data set", PACK),
-    Fact("seed", *_whole_or_none, PACK),
-    Fact("seed", *_count, CHECKPOINT),
-    Fact("lr", *_number, CHECKPOINT),
-    Fact("args", *_by_name, CHECKPOINT),
-    Fact("given", *_by_name, CHECKPOINT),
-    Fact("environment", *_by_name),
+    network: Required[Text]
+    stem: Text | None
+    selected_on: Selection
+    train_digest: Text
+    stage1_digest: Text | None
+    environment: Settings
+
+
+class CheckpointFacts(Facts, total=False):
+    """What a checkpoint says of itself, its weights among it until they are taken out."""
+
+    stage: Required[Literal["stage1", "stage2"]]
+    epoch: Required[Count]
+    head: Annotated[Settings, _has_options]
+    method: Text
+    setting: Text
+    seed: Count
+    lr: float | None
+    stage1_selected_on: Selection | None
+    metrics: Settings
+    train_files: Files
+    stage1_files: Files
+    features_digest: Text
+    identity: Text
+    args: Settings
+    given: Settings
     # the weights, and what a resume needs
-    Fact("model", _tensors, "tensors by name", CHECKPOINT, CHECKPOINT),
-    Fact("head_state", _tensors, "tensors by name", CHECKPOINT),
-    Fact("progress", _progress, "epoch, best_epoch, best_score and rows", CHECKPOINT),
-    Fact("optimizer", _optimizer, "a state and groups of parameters", CHECKPOINT),
-    Fact("scaler", _named, "settings by name", CHECKPOINT),
-    Fact("heads", _head_states, "a list of heads and how far they are", CHECKPOINT),
-    Fact("partial", _partial, "the steps of an epoch, with their losses and hits", CHECKPOINT),
-)
+    model: Required[Tensors]
+    head_state: Tensors
+    progress: ProgressFacts
+    optimizer: OptimizerFacts
+    scaler: dict[str, object]
+    heads: list[Annotated[HeadFacts, _can_go_on]]
+    partial: Annotated[PartialFacts, _has_images]
 
 
-def problems(facts: dict, file: frozenset[str], whole: bool = True) -> Iterator[str]:
-    """What is wrong with the facts of a CHECKPOINT or PACK, a line each; not `whole`: some are to come."""
-    rows = [row for row in SCHEMA if file <= row.files]
-    missing = [row.name for row in rows if whole and file <= row.needed and row.name not in facts]
-    yield from (f"the fact {name} is missing" for name in missing)
-    for row in rows:
-        if row.name in facts and not row.test(facts[row.name]):
-            yield f"the fact {row.name} must be {row.wanted}, found {_shown(facts[row.name])}"
+class PackFacts(Facts, total=False):
+    """What a pack says of itself."""
+
+    class_names: Required[ClassNames]
+    class_counts: Required[list[Count]]
+    imb_ratio: Required[float | None]
+    val_source: Required[Text | None]
+    stage1_digest: Required[Text | None]
+    val_clean: Required[bool]
+    train_views: Required[Literal["plain", "augmented"]]
+    preset: Annotated[str, {OWN, *PRESETS}.__contains__]
+    seed: Count | None
+
+
+# ---- checks
+
+
+def fits(value: object, kind: object) -> bool:
+    """Is `value` of a kind? Numbers are finite, lists bounded; a record may hold more than is named in it."""
+    origin, inside = get_origin(kind), get_args(kind)
+    if is_typeddict(kind):
+        there = isinstance(value, dict) and all(type(name) is str for name in value)
+        there = there and kind.__required_keys__ <= value.keys()
+        return there and all(fits(value[n], k) for n, k in kind.__annotations__.items() if n in value)
+    if origin in (Annotated, Required):
+        return fits(value, inside[0]) and all(test(value) for test in inside[1:])
+    if origin in (Union, UnionType):
+        return any(fits(value, one) for one in inside)
+    if origin is Literal:
+        return type(value) is str and value in inside
+    if origin is list:
+        short = type(value) is list and len(value) <= MAX_CLASSES
+        return short and all(fits(one, inside[0]) for one in value)
+    if origin is dict:
+        there = isinstance(value, dict)
+        return there and all(fits(n, inside[0]) and fits(one, inside[1]) for n, one in value.items())
+    if kind is float:
+        return type(value) in (int, float) and abs(value) <= LARGEST_NUMBER  # NaN is not
+    return isinstance(value, kind) if kind in (Tensor, object) else type(value) is kind
+
+
+def problems(facts: dict, kind: type[Facts], whole: bool = True) -> Iterator[str]:
+    """What is wrong with the facts of a file, a line each; not `whole`: some are to come."""
+    for name, wanted in kind.__annotations__.items():
+        if name not in facts:
+            if whole and name in kind.__required_keys__:
+                yield f"the fact {name} is missing"
+        elif not fits(facts[name], wanted):
+            yield f"the fact {name} cannot be {_shown(facts[name])}"
     for name in ("class_names", "class_counts"):
         if name in facts and len(facts[name]) != facts["num_class"]:
             yield f"{name} has {len(facts[name])} entries, num_class is {facts['num_class']}"
@@ -254,8 +254,8 @@ def problems(facts: dict, file: frozenset[str], whole: bool = True) -> Iterator[
 
 def _shown(value: object) -> str:
     """A value that repr takes: numbers may have more digits than Python prints."""
-    plain = type(value) in (str, float, bool, type(None)) or _whole(-LARGEST)(value)
-    return repr(value)[:60] if plain else f"a {type(value).__name__} of another form"
+    short = type(value) in (str, float, bool, type(None)) or (type(value) is int and abs(value) <= LARGEST)
+    return repr(value)[:60] if short else f"a {type(value).__name__} of this form"
 
 
 def compared(facts: dict, images: ImageSet | FileSet) -> tuple[str | None, str]:
@@ -270,14 +270,12 @@ def compared(facts: dict, images: ImageSet | FileSet) -> tuple[str | None, str]:
         return None, ""
     if before is None:
         return None, "by their names alone, it was made before more was noted"
-    same_sample = before["bytes"].shape == now["bytes"].shape
-    count = int((before["bytes"] != now["bytes"]).sum()) if same_sample else 0
     looked = f"by all names and sizes and by bytes of {len(now['bytes']):,} of {len(images):,} files"
     if whole := "all" in before and "all" in now:
         looked = "by all names and all bytes"
-    if before["times"] != now["times"] and not whole:
+    elif before["times"] != now["times"]:
         looked += "; their times of change are others, as those of a copy are"
-    if before["sizes"] != now["sizes"] or count or (whole and before["all"] != now["all"]):
-        what = f"{count:,} of {len(now['bytes']):,} that were looked at" if count else "some"
-        return f"files were replaced under their names, {what}", looked
-    return None, looked
+    same_sample = before["bytes"].shape == now["bytes"].shape
+    replaced = same_sample and not torch.equal(before["bytes"], now["bytes"])
+    replaced = replaced or before["sizes"] != now["sizes"] or (whole and before["all"] != now["all"])
+    return ("files were replaced under their names" if replaced else None), looked

@@ -5,8 +5,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from datasets import FILE_DATASETS, LongTailedData
-from datasets.names import CHANNELS
+from datasets import CHANNELS, FILE_DATASETS, LongTailedData
 from datasets.types import FileSet, FileViews, ViewSpec, evenly
 from models import build_model, load_pretrained
 from models.adapt import untouched

@@ -62,8 +62,6 @@ def check_given(script: str, given: dict) -> None:
     gpu, device = given.get("gpu"), given.get("device", "auto")
     if gpu is not None and device not in ("auto", "cuda", f"cuda:{gpu}"):
         raise UserError(f"--gpu {gpu} contradicts --device {device}: give one of them")
-    if given.get("force_resume") and "resume" not in given:
-        raise UserError("--force_resume has a meaning with --resume only")
     for name in (name for name in NOT_WITH_PACK if {name, "features"} <= given.keys()):
         raise UserError(f"--features holds the features already: --{name} has no use beside it")
     if {"pretrained_pth", "features"} <= given.keys() and script == STAGE2:

@@ -5,9 +5,8 @@ from dataclasses import replace
 
 import torch
 
-from datasets import FILE_DATASETS, LongTailedData, build_data
-from datasets.images.open import Images, open_images
-from datasets.names import CHANNELS
+from datasets import CHANNELS, FILE_DATASETS, LongTailedData, build_data
+from datasets.images.on_disk import Images, open_images
 from datasets.types import FileViews
 from utils.base.errors import UserError, raise_problem
 from utils.settings.config import Config

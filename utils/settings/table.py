@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 
-from datasets import DATASETS
-from datasets.names import AUGMENTS, CHANNELS, VAL_SOURCES
+from datasets import AUGMENTS, CHANNELS, DATASETS, VAL_SOURCES
 from losses import LOSSES
 from models import NETWORKS
 from utils.settings.methods import DECLARED
@@ -237,8 +236,6 @@ _GROUPS = {
         Argument("overwrite", bool, TRAIN, False, marks={Mark.RUNNING, Mark.RUNNER},
             help="leave the model in the place of one of other data or of more epochs, which is kept under"
                  " a number"),
-        Argument("force_resume", bool, TRAIN, False, marks={Mark.RUNNING, Mark.RUNNER},
-            help="resume under another configuration or other images"),
         Argument("save_every", str, TRAIN,
             allowed=written(r"[1-9]\d*m?", "a number of steps, or of minutes as 10m"), marks={Mark.RUNNING},
             help="save within the epochs too: a number of steps, or of minutes as 10m"),
