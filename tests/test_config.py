@@ -109,8 +109,9 @@ def test_a_tilde_in_a_path_is_the_home_of_the_user_whoever_was_to_expand_it(scri
 
 def test_a_tilde_in_a_grid_and_in_the_tools_is_the_home_of_the_user_too(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    grid = 'seeds = 1\nmethods = "all"\nstage2_seeds = 1\nselect = "last"\nviews = "pack"\n[[cells]]\n'
-    (tmp_path / "g.toml").write_text(f'{grid}features = "~/pack"\ndataset = "digits_lt"\n')
-    assert [cell.features for cell in read_grid("~/g.toml")] == [f"{tmp_path}/pack"]
+    grid = 'methods = "all"\nstage2_seeds = 1\nselect = "last"\nviews = "pack"\n[[cells]]\n'
+    (tmp_path / "g.toml").write_text(f'{grid}features = "~/pack"\n')
+    with pytest.raises(UserError, match=f"{tmp_path}/g.toml, cell 1: {tmp_path}/pack does not exist"):
+        read_grid("~/g.toml")
     call(to_folder.main, "--dataset", "digits_lt", "--to=~/digits")
     assert (tmp_path / "digits" / "train").is_dir()

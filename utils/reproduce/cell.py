@@ -8,13 +8,12 @@ from pathlib import Path
 from utils.base.digest import file_digest
 from utils.base.errors import UserError, reason
 from utils.base.files import read_json, read_text
-from utils.packs.pack import Pack, read_pack
+from utils.packs.pack import Pack
 from utils.plots.tables import read_table
 from utils.reproduce.grid import Cell
 from utils.run.checkpoint import RELEASED, Checkpoint, published_path, read
 from utils.run.facts import compared
 from utils.run.folder import stage_folder
-from utils.settings.checks import check_against
 from utils.settings.config import Config, resolve
 from utils.settings.data import load_data
 from utils.settings.parse import parse
@@ -26,6 +25,7 @@ _FREE = {*FREE, "cur_stage", "cuda_graphs", "eval_every"} - {"pretrained"}
 _SUMMARY = ("digest", "train_digest", "table_digest")
 _COLUMNS = ("method", "setting", "n", "failed", "overall")
 _AGAIN = "move it away, and the next run of the grid makes it again"
+SameData = Callable[[Checkpoint, Config], bool]
 
 
 @dataclass(frozen=True)
@@ -69,31 +69,26 @@ class CellRuns:
         """The whole command line of main_stage1.py but for `--resume`."""
         return [*self.cell.stage1_words(), *_places(self.place)]
 
-    def stage1_config(self) -> Config:
-        return resolve(STAGE1, parse(STAGE1, "", self.stage1_words()))
-
     def stage2_words(self, select: str, stage1: Stage1) -> list[str]:
         """The whole command line of main_stage2.py but for `--resume`."""
-        source = [] if self.cell.features else ["--pretrained_pth", str(stage1.model.path)]
+        source = [] if self.cell.pack else ["--pretrained_pth", str(stage1.model.path)]
         return [*self.cell.stage2_words(select), *source, *_places(self.place / self.cell.label(select))]
 
     def finished_stage1(self) -> Path | None:
         """The run folder of a stage 1 at its end: a resume leaves its model again where that is gone."""
-        return _finished(self.stage1_config())
+        return _finished(self._stage1_config())
 
-    def stage1(self, same_data: Callable[[Checkpoint, Config], bool]) -> Stage1 | None:
+    def _stage1_config(self) -> Config:
+        return resolve(STAGE1, parse(STAGE1, "", self.stage1_words()))
+
+    def stage1(self, same_data: SameData) -> Stage1 | None:
         """The finished stage 1: the cell's pack, its own, else a released one like it; None: there is none.
 
         `same_data` says whether a released model was trained on the images of the configuration.
         """
-        if self.cell.features:
-            pack = read_pack(Path(self.cell.features))
-            if self.cell.known is None:
-                config = self.cell.config()
-                named = {name: getattr(config, name) for name in ("dataset", "network", "imb_ratio")}
-                check_against(pack.known, named)
-            return Stage1(pack, self.cell.features)
-        config = self.stage1_config()
+        if self.cell.pack:
+            return Stage1(self.cell.pack, str(self.cell.pack.path))
+        config = self._stage1_config()
         folder = _finished(config)
         if folder is not None:
             path = published_path(config, "stage1", config.network)
@@ -108,6 +103,11 @@ class CellRuns:
             if _of_configuration(model, config) and same_data(model, config):
                 return Stage1(model, f"checkpoints/{path.relative_to(RELEASED.parent)}")
         return None
+
+    def found(self, same_data: SameData) -> tuple[Stage1 | None, dict[str, Stage2 | None]]:
+        """What there is: stage 1, and the stage 2 of each selection."""
+        stage1 = self.stage1(same_data)
+        return stage1, {s: self.stage2(s, stage1) if stage1 else None for s in self.cell.selections}
 
     def stage2(self, select: str, stage1: Stage1) -> Stage2 | None:
         """The finished stage 2 of a selection; None: it is missing or unfinished."""
