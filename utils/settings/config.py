@@ -154,10 +154,7 @@ def _several(value: object) -> list:
 
 def describe(config: Config) -> list[str]:
     """The resolved configuration, a line a value, with where it came from; without what nobody set."""
-    rows = [
-        (name, json.dumps(value, ensure_ascii=False), config.source(name))
-        for name, value in config.as_dict().items()
-        if value is not None
-    ]
-    width = max(len(name) for name, _, _ in rows)
-    return [f"  {name:<{width}}  {value:<24} {source}" for name, value, source in rows]
+    values = {name: value for name, value in config.as_dict().items() if value is not None}
+    texts = {name: json.dumps(value, ensure_ascii=False) for name, value in values.items()}
+    width = max(map(len, texts))
+    return [f"  {name:<{width}}  {text:<24} {config.source(name)}" for name, text in texts.items()]
