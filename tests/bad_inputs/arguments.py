@@ -6,72 +6,43 @@ from utils.settings.table import ARGUMENTS, CHECK, DATA, EVALUATE, STAGE1, STAGE
 DIGITS = "--dataset digits_lt "
 FILES = "--dataset folder --data_dir {pets} "
 WHOLE = "1" + "0" * 30  # no machine counts so far
-NOT_FINITE, NOT_NEGATIVE = "must be a finite number, got", "must be 0 or more, got"
-BELOW_1 = "must be at least 0 and below 1, got"
 
-# script, argument, values that are out of its range, what the line says
+# what the line says -> values that are out of the range, arguments that have it
+BOUNDS = {
+    "must be 0 or more, got": (
+        "-1",
+        "subset_seed warmup_epochs wd mixup finetune_wd seeds tau rho gamma max_margin alpha lam views seed "
+        "gpu",
+    ),
+    "must be 1 or more, got": ("0 -64", "epochs batch_size accum eval_every finetune_epoch"),
+    "must be above 0, got": ("0 -0.1", "lr finetune_lr logit_gap path scale"),
+    "must be at least 0 and below 1": (
+        "1 -0.1 1.5",
+        "momentum beta eps_head eps_tail label_smooth jitter",
+    ),
+    "must be between 0 and 1, got": ("-0.1 1.1", "max_norm val_fraction"),
+    "must be a number of 1 or more, got": ("0 -3 0.99", "imb_ratio"),
+    "must be 2 or more, got": ("1 0 -5", "num_class"),
+    "must be 0 to 1024": ("-1 1000000", "workers"),
+    "must be 8 to 4096": ("0 7 -224 1000000000", "image_size"),
+}
+# what else has to be said before an argument means something
+BEFORE = dict.fromkeys(("image_size", "jitter", "workers"), FILES) | {"val_fraction": "--val_source heldout "}
+# script, argument, values that are of no use, what the line says
 RANGES = [
-    (STAGE1, "imb_ratio", "0 -3 0.99", "must be a number of 1 or more, got"),
-    (STAGE1, "imb_ratio", "nan inf -inf 1e400", NOT_FINITE),
     (STAGE1, DIGITS + "--imb_ratio", "2000 1e300", r"leaves \d+ of 10 classes without an image"),
-    (STAGE1, "num_class", "1 0 -5", "must be 2 or more, got"),
     (STAGE1, "num_class", "99", "but cifar100_lt has 100 classes"),
-    (STAGE1, "subset_seed", "-1", NOT_NEGATIVE),
     (STAGE1, "shots", "0,5 -1,20", "must be 1 or more, got"),
     (STAGE1, "shots", "20 100,20 1,2,3", r"takes two limits LOW,HIGH as in 20,100, got"),
-    (STAGE1, "val_source heldout --val_fraction", "0 1 -0.1 2", "must be between 0 and 1, got"),
-    (STAGE1, "val_source heldout --val_fraction", "nan", NOT_FINITE),
-    (STAGE1, "workers", "-1", "must be 0 to 1024"),
     (CHECK, "workers", "-1", "must be 0 to 1024"),
-    (STAGE1, FILES + "--workers", "1000000", "must be"),
-    (STAGE1, FILES + "--image_size", "0 7 -224 1000000000", "must be"),
-    (STAGE1, FILES + "--jitter", "1 -0.5 2", BELOW_1),
-    (STAGE1, FILES + "--jitter", "nan", NOT_FINITE),
-    (STAGE1, "epochs", "0 -1", "must be 1 or more, got"),
-    (STAGE1, "batch_size", "0 -64", "must be 1 or more, got"),
-    (STAGE1, "accum", "0 -1", "must be 1 or more, got"),
-    (STAGE1, "eval_every", "0 -1", "must be 1 or more, got"),
     (STAGE1, DIGITS + "--accum", "3", r"--batch_size 64 must be a multiple of 1 process\(es\) x --accum 3"),
-    (STAGE1, "lr", "0 -0.1", "must be above 0, got"),
-    (STAGE1, "lr", "inf nan", NOT_FINITE),
-    (STAGE1, "warmup_epochs", "-1", NOT_NEGATIVE),
     (STAGE1, "warmup_epochs", "200 500", "must be below --epochs 200"),
-    (STAGE1, "momentum", "1 -0.1 1.5", BELOW_1),
-    (STAGE2, "momentum", "nan", NOT_FINITE),
-    (STAGE1, "wd", "-1", NOT_NEGATIVE),
-    (STAGE1, "lr", "-inf", NOT_FINITE),
-    (STAGE1, "wd", "nan", NOT_FINITE),
-    (STAGE1, "mixup", "-0.2", NOT_NEGATIVE),
-    (STAGE1, "mixup", "nan inf 1e400", NOT_FINITE),
-    (STAGE2, "finetune_epoch", "0 20,0 -3", "must be 1 or more, got"),
     (STAGE2, "finetune_epoch", "20,20", "names a value twice: 20, 20"),
-    (STAGE2, "finetune_lr", "0 0.1,-0.1", "must be above 0, got"),
-    (STAGE2, "finetune_lr", "nan 0.1,inf", NOT_FINITE),
-    (STAGE2, "finetune_wd", "-1", NOT_NEGATIVE),
-    (STAGE2, "seeds", "1,-1", NOT_NEGATIVE),
     (STAGE2, "seeds", "1,1", "names a value twice"),
-    (
-        STAGE2,
-        "label_smooth",
-        "1 1.2 -0.1 0.9,-1",
-        r"must be at least 0 and below 1 \(at 1 every label is 1/K",
-    ),
-    (STAGE2, "label_smooth", "nan", NOT_FINITE),
+    (STAGE2, "label_smooth", "1.2", r"must be at least 0 and below 1 \(at 1 every label is 1/K"),
     (STAGE2, "label_smooth", "0.9,0.9", "names a value twice"),
-    (STAGE2, "logit_gap", "0 -1", "must be above 0, got"),
-    (STAGE2, "logit_gap", "nan inf", NOT_FINITE),
     (STAGE2, "logit_gap", "1e6 1,701", "is beyond all numbers, δ would be 0: that is cross-entropy"),
-    (STAGE2, "path", "0 -2", "must be above 0, got"),
-    (STAGE2, "path", "nan", NOT_FINITE),
-    (STAGE2, "scale", "0 -1", "must be above 0, got"),
-    *((STAGE2, name, "-1", NOT_NEGATIVE) for name in ("tau", "rho", "gamma", "max_margin", "alpha", "lam")),
-    *((STAGE2, name, "inf", NOT_FINITE) for name in ("tau", "rho", "gamma", "max_margin", "alpha", "lam")),
-    *((STAGE2, name, "1 -0.1", BELOW_1) for name in ("beta", "eps_head", "eps_tail")),
-    (STAGE2, "max_norm", "1.1 -0.1", "must be between 0 and 1, got"),
-    (STAGE2, "views", "-1", NOT_NEGATIVE),
-    (STAGE1, "seed", "-1", NOT_NEGATIVE),
-    (STAGE1, "gpu", "-1", NOT_NEGATIVE),
-    (EVALUATE, "cur_stage stage1 --gpu", "-1", NOT_NEGATIVE),
+    (EVALUATE, "cur_stage stage1 --gpu", "-1", "must be 0 or more, got"),
     (STAGE1, DIGITS + "--gpu", "257 977", r"--device cuda:\d+, but torch .* try --device cpu"),
     (STAGE1, "save_every", "0 -1 1.5 10s m 010", "must be a number of steps, or of minutes as 10m, got"),
 ]
@@ -285,9 +256,24 @@ def _generated() -> list[Row]:
     return rows
 
 
+def _ranges() -> list[tuple[str, str, str, str]]:
+    """Those of every number: beyond its bounds, alone and last in a sweep; and no finite number."""
+    arguments, found = {argument.name: argument for argument in ARGUMENTS}, list(RANGES)
+    for says, (values, names) in BOUNDS.items():
+        for argument in map(arguments.get, names.split()):
+            words = f"{BEFORE.get(argument.name, '')}--{argument.name}"
+            sweep = [f"0.5,{value}" for value in values.split()] if argument.kind is float else []
+            tried = " ".join([values, *(sweep if argument.sweep else [])])
+            found.append((argument.scripts[0], words, tried, says))
+            if argument.kind is float:
+                tried = "nan inf -inf 1e400" + (" 0.5,inf" if argument.sweep else "")
+                found.append((argument.scripts[0], words, tried, "must be a finite number, got"))
+    return found
+
+
 def _ranged() -> list[Row]:
     rows = []
-    for script, name, values, says in RANGES:
+    for script, name, values, says in _ranges():
         start, _, last = f"--{name}".removeprefix("--" * name.startswith("--")).rpartition("--")
         for value in values.split():
             words = f"{start}--{last}={value}"
