@@ -55,10 +55,11 @@ def test_a_cell_says_what_it_differs_in_and_the_scripts_get_every_word(tmp_path)
         "digits_lt_IR=20.5_resnet8_epochs-2_seed7",
     ]
     data = "--dataset digits_lt --network resnet8 --imb_ratio 20.5 --data_dir elsewhere"
-    assert " ".join(cells[1].stage1_words()) == f"{data} --seed 7 --epochs 2"
-    assert " ".join(cells[1].stage2_words("val")) == (
-        f"{data} --method los,ce --seeds 0,1 --select val --views 2 --finetune_epoch 2"
-    )
+    stage1, stage2 = (" ".join(words) for words in (cells[1].stage1_words(), cells[1].stage2_words("val")))
+    place = f"output/reproduce/{cells[1].name}"
+    assert stage1 == f"{data} --seed 7 --epochs 2 --out {place} --ckpt_dir {place}/checkpoints"
+    words = "--method los,ce --seeds 0,1 --select val --views 2 --finetune_epoch 2"
+    assert stage2.startswith(f"{data} {words} --out {place}/val_2_finetune_epoch-2 --ckpt_dir ")
     assert cells[1].label("val") == "val_2_finetune_epoch-2"
 
 

@@ -24,7 +24,7 @@ from utils.base.errors import UserError
 from utils.packs.pack import read_pack
 from utils.reproduce import __main__ as reproduce
 from utils.reproduce import cell
-from utils.reproduce.cell import CellRuns, read_rows
+from utils.reproduce.cell import Cell, read_rows
 from utils.reproduce.grid import read_grid
 from utils.reproduce.results import render
 from utils.run import checkpoint
@@ -76,8 +76,8 @@ def told(root: Path) -> dict[str, list[dict]]:
     return {path.stem: read_rows(path, ()) for path in sorted((root / "results").glob("*.csv"))}
 
 
-def cells(root: Path) -> list[CellRuns]:
-    return [CellRuns(cell, root / "out") for cell in read_grid(str(root / "grid.toml"))]
+def cells(root: Path) -> list[Cell]:
+    return read_grid(str(root / "grid.toml"), out=root / "out")
 
 
 def no_data(model: checkpoint.Checkpoint, config: object) -> bool:
@@ -91,7 +91,7 @@ def finished(tmp_path_factory) -> Path:
     (root / "grid.toml").write_text(GRID.format(epochs=10).replace("[0, 1]", "1", 1))
     [runs] = cells(root)
     call(main_stage1.main, *runs.stage1_words(), "--device", "cpu")
-    for select in runs.cell.selections:
+    for select in runs.selections:
         call(main_stage2.main, *runs.stage2_words(select, runs.stage1(no_data)), "--device", "cpu")
     before = snapshot(root / "out")
     (root / "grid.toml").write_text(GRID.format(epochs=10))

@@ -19,7 +19,7 @@ from pathlib import Path
 from utils.base.errors import UserError, complain, exit_cleanly, say
 from utils.base.files import open_regular, write_atomically
 from utils.base.signals import Signals, Stopped
-from utils.reproduce.cell import CellRuns, same_training_images
+from utils.reproduce.cell import Cell, same_training_images
 from utils.reproduce.grid import read_grid
 from utils.reproduce.results import NOT_RUN, render, rows_of, write_tables
 from utils.run.checkpoint import Checkpoint
@@ -39,12 +39,12 @@ os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
 
 
 class Runner(Signals):
-    """Runs what is missing of the cells, `jobs` of them at once; a signal is passed on to what runs.
+    """Runs what is missing of the cells, `jobs` of them at once; a signal is passed on to what cell.
 
     The runs hold the `lock` too: while one of them has not ended, nobody else may begin.
     """
 
-    def __init__(self, cells: Sequence[CellRuns], jobs: int, words: Sequence[str], lock: FolderLock) -> None:
+    def __init__(self, cells: Sequence[Cell], jobs: int, words: Sequence[str], lock: FolderLock) -> None:
         super().__init__()
         self.lock = lock
         self.cells, self.jobs, self.words = cells, jobs, [*words, "--quiet"]
@@ -64,28 +64,28 @@ class Runner(Signals):
             complain("stopped by a signal: the runs have saved, the same command goes on")
             raise Stopped(self.asked)
 
-    def _cell(self, runs: CellRuns) -> None:
+    def _cell(self, cell: Cell) -> None:
         """Stage 1 of a cell, then the stage 2 of each selection; what is done is skipped."""
         try:
-            stage1 = runs.stage1(same_training_images)
+            stage1 = cell.stage1(same_training_images)
             if stage1 is None:
-                words = [*runs.stage1_words(), "--resume", str(runs.finished_stage1() or "auto")]
-                if not self._call(runs, "stage1", STAGE1, words):
+                words = [*cell.stage1_words(), "--resume", str(cell.finished_stage1() or "auto")]
+                if not self._call(cell, "stage1", STAGE1, words):
                     return
-                stage1 = runs.stage1(same_training_images)
-            for select in runs.cell.selections if stage1 else ():
-                if not runs.stage2(select, stage1):
-                    words = [*runs.stage2_words(select, stage1), "--resume", "auto"]
-                    self._call(runs, runs.cell.label(select), STAGE2, words)
+                stage1 = cell.stage1(same_training_images)
+            for select in cell.selections if stage1 else ():
+                if not cell.stage2(select, stage1):
+                    words = [*cell.stage2_words(select, stage1), "--resume", "auto"]
+                    self._call(cell, cell.label(select), STAGE2, words)
         except (UserError, OSError) as error:
-            self._fail(runs, str(error))
+            self._fail(cell, str(error))
 
-    def _call(self, runs: CellRuns, label: str, script: str, words: Sequence[str]) -> bool:
+    def _call(self, cell: Cell, label: str, script: str, words: Sequence[str]) -> bool:
         """One run in a process of its own, which prints to a log in the cell's folder. Is it at its end?"""
         if self.asked:
             return False
-        runs.place.mkdir(parents=True, exist_ok=True)
-        log, name = runs.place / f"{label}.log", f"{runs.cell.name} {label}"
+        cell.place.mkdir(parents=True, exist_ok=True)
+        log, name = cell.place / f"{label}.log", f"{cell.name} {label}"
         environment = dict(os.environ)
         if self.jobs > 1:
             environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // self.jobs)))
@@ -102,27 +102,27 @@ class Runner(Signals):
         status = child.wait()
         self.children.discard(child)
         seconds = time.monotonic() - started
-        with open_regular(runs.place / f"{label}.seconds", "ab") as out:
+        with open_regular(cell.place / f"{label}.seconds", "ab") as out:
             out.write(f"{seconds:.1f}\n".encode())
         if status and not self.asked:
             lines = log.read_text(encoding="utf-8", errors="replace").splitlines() or [""]
-            self._fail(runs, f"{label} ended with status {status}: {lines[-1]} (see {log})")
+            self._fail(cell, f"{label} ended with status {status}: {lines[-1]} (see {log})")
         elif not status:
             complain(f"{name}: done in {seconds / 60:.1f} minutes")
         return status == 0
 
-    def _fail(self, runs: CellRuns, why: str) -> None:
-        self.failed.append(f"{runs.cell.name}: {why}")
+    def _fail(self, cell: Cell, why: str) -> None:
+        self.failed.append(f"{cell.name}: {why}")
         complain(f"failed: {self.failed[-1]}")
 
 
-def report(cells: Sequence[CellRuns], results: Path) -> str:
+def report(cells: Sequence[Cell], results: Path) -> str:
     """Write results/*.csv of the cells and RESULTS.md of all csv files there; returns a line about it."""
     rows = []
-    for runs in cells:
-        stage1, stage2 = runs.found(_taken_for_same)
+    for cell in cells:
+        stage1, stage2 = cell.found(_taken_for_same)
         for select, run in stage2.items():
-            rows += rows_of(runs, select, stage1, run)
+            rows += rows_of(cell, select, stage1, run)
     missing = sum(row["status"] == NOT_RUN for row in rows)
     if missing == len(rows):
         raise UserError(f"no run of this grid is here: {results / 'results'} and RESULTS.md are left")
@@ -132,14 +132,14 @@ def report(cells: Sequence[CellRuns], results: Path) -> str:
     return f"{page} and {len(written)} table(s): {len(rows)} rows, {missing} of them {NOT_RUN}"
 
 
-def survey(cells: Sequence[CellRuns]) -> list[str]:
+def survey(cells: Sequence[Cell]) -> list[str]:
     """A line a run: is it done, and of a stage 1 where it comes from."""
     lines = []
-    for runs in cells:
-        stage1, stage2 = runs.found(_taken_for_same)
-        lines.append(f"{runs.cell.name} stage1: {f'done, {stage1.source}' if stage1 else NOT_RUN}")
+    for cell in cells:
+        stage1, stage2 = cell.found(_taken_for_same)
+        lines.append(f"{cell.name} stage1: {f'done, {stage1.source}' if stage1 else NOT_RUN}")
         for select, run in stage2.items():
-            lines.append(f"{runs.cell.name} {runs.cell.label(select)}: {'done' if run else NOT_RUN}")
+            lines.append(f"{cell.name} {cell.label(select)}: {'done' if run else NOT_RUN}")
     return lines
 
 
@@ -166,7 +166,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     asked = _parser().parse_args(argv)
     if asked.jobs < 1:
         raise UserError(f"--jobs must be 1 or more, got {asked.jobs}")
-    cells = [CellRuns(cell, asked.out) for cell in read_grid(asked.grid, asked.data_dir)]
+    cells = read_grid(asked.grid, asked.data_dir, asked.out)
     if asked.list:
         say(*survey(cells))
         return

@@ -15,23 +15,20 @@ each of its ratios and stage-1 seeds. Keys:
 """
 
 import os
-import re
 import shlex
 import tomllib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 
-from models import network_label
 from utils.base.errors import UserError, reason
 from utils.base.files import open_regular
 from utils.heads.plan import plan_heads
-from utils.packs.pack import Pack, read_pack
+from utils.packs.pack import read_pack
+from utils.reproduce.cell import Cell
 from utils.settings.checks import check_against
-from utils.settings.chosen import chosen_methods
 from utils.settings.commands import option
-from utils.settings.config import Config, resolve
+from utils.settings.config import resolve
 from utils.settings.parse import parse
 from utils.settings.table import FIXED_BY_CHECKPOINT, INHERITED, STAGE1, STAGE2, Mark, marked
 
@@ -45,76 +42,13 @@ _KEYS = {
     **dict.fromkeys(("methods", "select"), (True, (str,))),
 }
 _NEEDED = ("seeds", "methods", "stage2_seeds", "select", "views")
-_DATA = ("dataset", "imb_ratio", "network")
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One stage 1 of one seed, or its pack, and the stage 2 of each selection on it."""
+def read_grid(name: str, data_dir: Path | None = None, out: Path = Path("output")) -> list[Cell]:
+    """The cells of `thin`, `paper` or a file, in its order; every word is checked as the scripts would.
 
-    data: tuple[str, ...]  # --dataset, --network, --imb_ratio, --data_dir; a pack names them itself
-    seed: int
-    recipe: str
-    stage2: str
-    methods: tuple[str, ...]
-    stage2_seeds: tuple[int, ...]
-    selections: tuple[str, ...]
-    views: str | int
-    pack: Pack | None = None
-
-    def stage1_words(self) -> list[str]:
-        """Those of main_stage1.py but for its folders."""
-        return [*self.data, "--seed", str(self.seed), *shlex.split(self.recipe)]
-
-    def stage2_words(self, select: str) -> list[str]:
-        """Those of main_stage2.py but for its folders and the checkpoint of its stage 1."""
-        seeds = ",".join(map(str, self.stage2_seeds))
-        words = ["--method", ",".join(self.methods), "--seeds", seeds, "--select", select]
-        views = ["--views", str(self.views)] if isinstance(self.views, int) else []
-        features = ["--features", str(self.pack.path)] if self.pack else []
-        return [*self.data, *words, *views, *features, *shlex.split(self.stage2)]
-
-    def config(self) -> Config:
-        """The resolved configuration of stage 1; raises UserError where the words are wrong."""
-        return resolve(STAGE1, parse(STAGE1, "", self.stage1_words()))
-
-    @property
-    def protocol(self) -> dict[str, str]:
-        """What makes results of stage 1 comparable, as text; the selection is told apart beside it."""
-        if self.pack:
-            known = self.pack.known
-        else:
-            config = self.config()
-            known = config.as_dict() | {"dataset": config.data_name}
-        facts = {name: known.get(name) for name in _DATA}
-        facts["imb_ratio"] = "" if facts["imb_ratio"] is None else f"{facts['imb_ratio']:g}"
-        return facts | {"recipe": self.recipe, "stage2": self.stage2, "views": str(self.views)}
-
-    @property
-    def name(self) -> str:
-        """The name of its folder: no two cells of any grid share one unless they share their stage 1."""
-        pack = "_pack" if self.pack else ""
-        return slug(self.protocol, (*_DATA, "recipe")) + f"_seed{self.seed}{pack}"
-
-    @property
-    def method_names(self) -> list[str]:
-        return [method.name for method in chosen_methods(",".join(self.methods))]
-
-    def label(self, select: str) -> str:
-        """The name of a stage 2 within the cell."""
-        return slug({"select": select, **self.protocol}, ("select", "views", "stage2"))
-
-
-def slug(facts: dict[str, str], names: Sequence[str]) -> str:
-    """Values as one name of a file; what a file's name should not hold becomes a dash."""
-    ratio, network = facts.get("imb_ratio"), network_label(facts.get("network") or "")
-    shown = facts | {"imb_ratio": f"IR={ratio}" if ratio else "", "network": network}
-    words = [re.sub(r"[^\w.=]+", "-", shown[name]).strip("-") for name in names]
-    return "_".join(filter(None, words))
-
-
-def read_grid(name: str, data_dir: Path | None = None) -> list[Cell]:
-    """The cells of `thin`, `paper` or a file, in its order; every word is checked as the scripts would."""
+    Their runs are to lie below `out`.
+    """
     shipped = {place.stem: place for place in sorted(GRIDS.glob("*.toml"))}
     path = shipped.get(name, Path(os.path.expanduser(name)))
     try:
@@ -129,7 +63,7 @@ def read_grid(name: str, data_dir: Path | None = None) -> list[Cell]:
     found = []
     for number, cell in enumerate(cells, 1):
         try:
-            found += _expand(tables | cell, data_dir)
+            found += _expand(tables | cell, data_dir, out)
         except (UserError, ValueError, RecursionError) as error:
             raise UserError(f"grid {path}, cell {number}: {error}") from error
     names = [cell.name for cell in found]
@@ -138,7 +72,7 @@ def read_grid(name: str, data_dir: Path | None = None) -> list[Cell]:
     return found
 
 
-def _expand(table: dict, data_dir: Path | None) -> Iterator[Cell]:
+def _expand(table: dict, data_dir: Path | None, out: Path) -> Iterator[Cell]:
     values = {key: _values(key, value) for key, value in table.items()}
     one = {key: found[0] for key, found in values.items() if not _KEYS[key][0]}
     views, pack = one.get("views"), None
@@ -166,7 +100,7 @@ def _expand(table: dict, data_dir: Path | None) -> Iterator[Cell]:
         else:
             named |= {} if data_dir is None else {"data_dir": data_dir}
             words = tuple(word for key, value in named.items() for word in option(key, value))
-        cell = Cell(words, seed, *extra, *lists, views, pack)
+        cell = Cell(out, words, seed, *extra, *lists, views, pack)
         _check(cell)
         yield cell
 
@@ -190,7 +124,7 @@ def _values(key: str, value: object) -> list:
 def _check(cell: Cell) -> None:
     """Every word of both stages, and that the free words leave alone what the grid and the runner say."""
     taken = marked(Mark.CELL, Mark.RUNNER)
-    for script, key, text in ((STAGE1, "recipe", cell.recipe), (STAGE2, "stage2", cell.stage2)):
+    for script, key, text in ((STAGE1, "recipe", cell.recipe), (STAGE2, "stage2", cell.stage2_recipe)):
         words = shlex.split(text)
         if {"-h", "--help"} & set(words):
             raise UserError(f"{key} may not ask for help")

@@ -1,21 +1,27 @@
-"""One resolved configuration for a run: the user's word over a checkpoint's facts over the preset."""
+"""One resolved configuration for a run: the user's word over a checkpoint's facts over the preset.
+
+The three scripts begin here: help, lists and refusals come before torch, which takes seconds to load.
+"""
 
 import json
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
 from losses.gaps import label_smooth_for_gap
-from utils.base.errors import UserError
+from utils.base.errors import UserError, exit_cleanly, say
 from utils.base.torchrun import number_of
 from utils.settings.checks import check_against, check_given, check_ranges, check_settled
+from utils.settings.chosen import listing
+from utils.settings.parse import parse
 from utils.settings.presets import preset_for
 from utils.settings.table import STAGE1, STAGE2, arguments_of
 
 DEFAULT_DATASET = "cifar100_lt"
+_FROM_FILES = {"resume", "features", "pretrained_pth"}  # with them a file decides what is left open
 
 
 @dataclass(frozen=True)
@@ -158,3 +164,24 @@ def describe(config: Config) -> list[str]:
     texts = {name: json.dumps(value, ensure_ascii=False) for name, value in values.items()}
     width = max(map(len, texts))
     return [f"  {name:<{width}}  {text:<24} {config.source(name)}" for name, text in texts.items()]
+
+
+def asked_for(script: str, doc: str, argv: Sequence[str] | None = None) -> dict:
+    """What the user gave, by name, as far as it can be checked without a file; `doc` begins with a summary.
+
+    Raises SystemExit where help or the list of methods was asked for, and is printed.
+    """
+    given = parse(script, doc.splitlines()[0], argv)
+    if given.get("method") == "list":
+        say(*listing().splitlines())
+        raise SystemExit(0)
+    if given.keys() & _FROM_FILES:
+        check_given(script, given)
+    else:
+        resolve(script, given)
+    return given
+
+
+def answer_early(script: str, doc: str) -> None:
+    """End here, as `exit_cleanly` says, where the command line is refused or asks for no run."""
+    exit_cleanly(lambda: asked_for(script, doc))
