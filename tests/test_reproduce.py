@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import pandas as pd
 import pytest
 import torch
 
@@ -265,25 +264,7 @@ def test_a_finished_stage_1_of_code_that_did_not_know_an_argument_is_done(root, 
     assert (cells(root)[0].stage1(no_data) is not None) == done
 
 
-def with_cells(path: Path, **changed: str) -> None:
-    """Change cells of the last row of a csv file."""
-    frame = pd.read_csv(path, dtype=str)
-    frame.iloc[-1, [list(frame).index(name) for name in changed]] = list(changed.values())
-    frame.to_csv(path, index=False)
-
-
-@pytest.mark.parametrize(
-    ("column", "value"),
-    [("selected_on", "test"), ("recipe", "--epochs 13"), ("imb_ratio", "10"), ("data", "0" * 12)],
-)
-def test_results_of_different_protocols_are_never_one_table(root, column, value):
-    path = root / "results" / f"{NAME}_val.csv"
-    with_cells(path, **{column: value})
-    with pytest.raises(UserError, match=f"would mix different protocols: {column} is .*{value}"):
-        render([path])
-
-
-def test_a_csv_file_that_is_none_is_one_line(root):
+def test_a_csv_file_that_is_none_or_of_two_protocols_is_one_line(root):
     path = root / "results" / f"{NAME}_val.csv"
     whole = path.read_text()
     for text, said in (
@@ -293,6 +274,10 @@ def test_a_csv_file_that_is_none_is_one_line(root):
         (re.sub(r"inf|,\d+,(\d+\.\d+),\n", r",1e999,\1,\n", whole), "has a figure that is none: .*infinity"),
         (re.sub(r",0\.\d+", ",much", whole, count=1), "has a figure that is none: .*much"),
         (whole + "digits_lt,50", "would mix different protocols: network is 'resnet8' and ''"),
+        (
+            "test".join(whole.rsplit("val", 1)),
+            "would mix different protocols: selected_on is 'val' and 'test'",
+        ),
         (whole + ",x" * 200, "cannot be read: .*Expected"),
         (whole.replace("stage1,", '"stage1,', 1), "cannot be read|has"),
     ):
