@@ -12,15 +12,7 @@ from datasets.names import AUGMENTS, CHANNELS, VAL_SOURCES
 from losses import LOSSES
 from models import NETWORKS
 from utils.settings.methods import DECLARED
-from utils.settings.ranges import (
-    ABOVE_ZERO,
-    BELOW_ONE,
-    NOT_NEGATIVE,
-    ONE_OR_MORE,
-    Range,
-    within,
-    written,
-)
+from utils.settings.ranges import ABOVE_ZERO, BELOW_ONE, NOT_NEGATIVE, ONE_OR_MORE, Range, within, written
 
 STAGE1, STAGE2, EVALUATE = "main_stage1.py", "main_stage2.py", "evaluate.py"
 CHECK = "datasets.check"
