@@ -40,7 +40,7 @@ RANGES = [
     (STAGE2, "seeds", "1,1", "names a value twice"),
     (STAGE2, "label_smooth", "1.2", r"must be at least 0 and below 1 \(at 1 every label is 1/K"),
     (STAGE2, "label_smooth", "0.9,0.9", "names a value twice"),
-    (STAGE2, "logit_gap", "1e6 1,701", "is beyond all numbers, δ would be 0: that is cross-entropy"),
+    (STAGE2, "logit_gap", "1e6 1,701", "is beyond all numbers: δ would be 0"),
     (EVALUATE, "cur_stage stage1 --gpu", "-1", "must be 0 or more, got"),
     (STAGE1, DIGITS + "--gpu", "257 977", r"--device cuda:\d+, but torch .* try --device cpu"),
     (STAGE1, "save_every", "0 -1 1.5 10s m 010", "must be a number of steps, or of minutes as 10m, got"),

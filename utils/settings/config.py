@@ -145,10 +145,7 @@ def _settle_label_smooth(given: dict, values: dict, sources: dict, settled: bool
         return
     deltas = [label_smooth_for_gap(gap, num_class) for gap in _several(gaps)]
     if 0.0 in deltas:
-        way_out = "that is cross-entropy, --label_smooth 0"
-        raise UserError(f"--logit_gap {gaps} is beyond all numbers, δ would be 0: {way_out}")
-    if len(set(deltas)) < len(deltas):
-        raise UserError(f"--logit_gap names values that are the same δ: {gaps}")
+        raise UserError(f"--logit_gap {gaps} is beyond all numbers: δ would be 0, which is cross-entropy")
     values["label_smooth"] = deltas if isinstance(gaps, list) else deltas[0]
     sources["label_smooth"] = "from --logit_gap" if "logit_gap" in given else "preset"
     check_ranges({"label_smooth": values["label_smooth"]})
