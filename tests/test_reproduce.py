@@ -7,8 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,7 +14,7 @@ import torch
 
 import main_stage1
 import main_stage2
-from tests.helpers import call, refusal
+from tests.helpers import call, refusal, wait_until
 from tests.test_pack_arrays import Arrays
 from utils.base.digest import file_digest
 from utils.base.errors import UserError
@@ -56,13 +54,9 @@ def started(root: Path, *more: object) -> subprocess.Popen:
     command = [sys.executable, "-m", "utils.reproduce", *map(str, words(root, *more))]
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT}
     process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, **options)
-    until(lambda: list(root.glob("out/reproduce/*_seed0/*/*/last.pth")) or process.poll() is not None)
+    begun = "out/reproduce/*_seed0/*/*/last.pth"
+    wait_until(lambda: list(root.glob(begun)), over=lambda: process.poll() is not None)
     return process
-
-
-def until(true: Callable[[], object]) -> None:
-    while not true():
-        time.sleep(0.02)
 
 
 def snapshot(root: Path) -> dict[str, tuple[int, int]]:
@@ -372,7 +366,7 @@ def test_where_it_is_killed_its_runs_save_and_end_and_nobody_begins_before(tmp_p
     refused = f"another run is writing to {tmp_path / 'out' / 'reproduce'}: let it end, or take another --out"
     assert refusal(reproduce.main, *words(tmp_path)).startswith(refused)
     os.kill(run, signal.SIGCONT)
-    until(lambda: has_ended(run))
+    wait_until(lambda: has_ended(run))
     [log] = tmp_path.glob("out/reproduce/*/stage1.log")
     assert "stopped by a signal" in log.read_text().splitlines()[-1]
     FolderLock(tmp_path / "out" / "reproduce").release()
