@@ -80,10 +80,8 @@ def without_power(row: Row, tmp_path: Path) -> bool:
     if not row.unprivileged or os.geteuid() != 0:
         return False
     (tmp_path / "w").chmod(0o777)
-    for folder in (
-        tmp_path,
-        *list(tmp_path.parents)[:3],
-    ):  # where several processes test, one more lies between
+    # where several processes test, one more folder lies between
+    for folder in (tmp_path, *list(tmp_path.parents)[:3]):
         if folder.stat().st_uid == os.getuid() and not folder.stat().st_mode & stat.S_ISVTX:
             folder.chmod(0o755)
     os.setresuid(NOBODY, NOBODY, 0)

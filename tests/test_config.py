@@ -4,9 +4,8 @@ from pathlib import Path
 
 import pytest
 
-import main_stage1
 from datasets import to_folder
-from tests.helpers import call, places
+from tests.helpers import call, run_stage1
 from utils.base.errors import UserError
 from utils.reproduce.grid import read_grid
 from utils.settings.checks import check_ranges
@@ -90,9 +89,7 @@ def test_help_is_grouped_and_names_every_argument_of_the_script(capsys):
 
 
 def test_workers_are_said_to_have_no_use_where_the_set_lives_on_the_device(tmp_path):
-    text = call(
-        main_stage1.main, "--dataset", "digits_lt", *places(tmp_path), "--epochs", "1", "--workers", "2"
-    )
+    text = run_stage1(tmp_path, "--epochs", "1", "--workers", "2")
     assert "--workers 2 has no use here" in text
 
 

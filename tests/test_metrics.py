@@ -147,9 +147,8 @@ def slow_calibration_error(logits: torch.Tensor, targets: torch.Tensor, bins: in
 @pytest.mark.parametrize("bins", [1, 10, 15])
 def test_calibration_error_equals_a_slow_computation(bins):
     logits, targets = random_scores()
-    assert calibration_error(logits, targets, bins) == pytest.approx(
-        slow_calibration_error(logits, targets, bins), abs=1e-9
-    )
+    slow = slow_calibration_error(logits, targets, bins)
+    assert calibration_error(logits, targets, bins) == pytest.approx(slow, abs=1e-9)
 
 
 def test_over_and_under_confidence_of_different_bins_do_not_cancel():
@@ -282,11 +281,8 @@ def test_a_constant_on_all_logits_changes_neither_reading_and_one_on_a_class_onl
     logits, targets = classes_of_all_kinds
     adjusted = logits + torch.tensor([3.0, 0, 0, 0, 0, 0])
     for reading in READINGS:
-        np.testing.assert_allclose(
-            logits_magnitude(logits + 5, targets, reading),
-            logits_magnitude(logits, targets, reading),
-            rtol=1e-9,
-        )
+        moved, before = (logits_magnitude(z, targets, reading) for z in (logits + 5, logits))
+        np.testing.assert_allclose(moved, before, rtol=1e-9)
     before, after = (logits_magnitude(z, targets, "per_class") for z in (logits, adjusted))
     np.testing.assert_allclose(before, after, rtol=1e-9)
     before, after = (logits_magnitude(z, targets, "per_sample") for z in (logits, adjusted))
@@ -299,12 +295,10 @@ def test_a_report_gives_both_per_class_and_group_and_leaves_out_what_cannot_be(c
     magnitude = logits_magnitude(logits, targets)
     assert figures["loma_per_sample"]["many"] == pytest.approx(float(magnitude[:2].mean()))
     assert figures["loma_per_sample"]["few"] == pytest.approx(float(magnitude[4]))
-    assert figures["rsd_per_class"]["medium"] == pytest.approx(
-        float(regularized_std(logits, targets, "per_class")[2])
-    )
-    assert (
-        figures["classes"]["loma_per_sample"][5] is None and figures["classes"]["rsd_per_sample"][3] is None
-    )
+    deviation = float(regularized_std(logits, targets, "per_class")[2])
+    assert figures["rsd_per_class"]["medium"] == pytest.approx(deviation)
+    classes = figures["classes"]
+    assert classes["loma_per_sample"][5] is None and classes["rsd_per_sample"][3] is None
 
 
 def test_an_unknown_reading_is_refused(classes_of_all_kinds):

@@ -29,9 +29,7 @@ from tests.helpers import (
 from utils.run import checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULT = re.compile(
-    r"^test overall=\d+\.\d\d many=\d+\.\d\d medium=\d+\.\d\d few=\d+\.\d\d selected_on=(\w+)$"
-)
+RESULT = re.compile(r"^test( (overall|many|medium|few)=\d+\.\d\d){4} selected_on=(?P<how>\w+)$")
 
 
 def test_the_three_scripts_run_one_after_another_from_the_shell(tmp_path):
@@ -47,16 +45,15 @@ def test_the_three_scripts_run_one_after_another_from_the_shell(tmp_path):
         return last_line(done.stdout)
 
     stage1 = script("main_stage1.py", "--cur_stage", "stage1", "--epochs", "2", "--seed", "1")
-    stage2 = script(
-        "main_stage2.py", "--cur_stage", "stage2", "--label_smooth", "0.9", "--finetune_epoch", "2"
-    )
+    words = ("--label_smooth", "0.9", "--finetune_epoch", "2")
+    stage2 = script("main_stage2.py", "--cur_stage", "stage2", *words)
     assert RESULT.match(stage1) and RESULT.match(stage2)
     assert script("evaluate.py", "--cur_stage", "stage2") == stage2
 
 
 def test_evaluate_repeats_the_line_that_each_stage_ended_with(digits):
     for text in (digits.stage1_text, digits.stage2_text):
-        assert RESULT.match(last_line(text)).group(1) == "last"
+        assert RESULT.match(last_line(text))["how"] == "last"
     assert last_line(run_evaluate(digits.root, "--cur_stage", "stage1")) == last_line(digits.stage1_text)
     assert last_line(run_evaluate(digits.root, "--cur_stage", "stage2")) == last_line(digits.stage2_text)
     named = run_evaluate(digits.root, "--pretrained_pth", digits.stage2)
