@@ -11,7 +11,7 @@ Without a file it takes what the stage left behind, else a released checkpoint, 
 from collections.abc import Sequence
 from pathlib import Path
 
-from utils.settings.start import answer_early, asked_for
+from utils.settings.config import Config, answer_early, asked_for, resolve
 from utils.settings.table import EVALUATE
 
 if __name__ == "__main__":  # what needs no run is answered before torch is loaded, which takes seconds
@@ -33,7 +33,6 @@ from utils.report.predictions import write_scored, write_unlabelled
 from utils.run import checkpoint
 from utils.run.folder import Run
 from utils.run.network import network_for_files, try_forward
-from utils.settings.config import Config, resolve
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from functools import partial
 from itertools import islice
 
-from utils.settings.start import answer_early, asked_for
+from utils.settings.config import answer_early, asked_for, resolve
 from utils.settings.table import STAGE1
 
 if __name__ == "__main__":  # what needs no run is answered before torch is loaded, which takes seconds
@@ -38,7 +38,6 @@ from utils.run import checkpoint
 from utils.run.folder import Run
 from utils.run.network import build_network, start_pretrained, try_network
 from utils.run.saver import Saver
-from utils.settings.config import resolve
 from utils.settings.data import load_data, mirror_at_test, open_parts, scored_parts
 
 

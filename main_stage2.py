@@ -12,7 +12,7 @@ the processes share the features' extraction, and the first one trains the heads
 from collections.abc import Sequence
 from contextlib import ExitStack
 
-from utils.settings.start import answer_early, asked_for
+from utils.settings.config import answer_early, asked_for, resolve
 from utils.settings.table import STAGE2
 
 if __name__ == "__main__":  # what needs no run is answered before torch is loaded, which takes seconds
@@ -38,7 +38,6 @@ from utils.run.checkpoint import published_path
 from utils.run.folder import Run
 from utils.run.saver import Saver
 from utils.settings.chosen import lead_method
-from utils.settings.config import resolve
 from utils.settings.data import scored_parts
 
 

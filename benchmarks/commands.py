@@ -39,15 +39,8 @@ def whole(*words: str) -> None:
 
 
 def on_pack(network: str, *words: str) -> list[str]:
-    return [
-        "--features",
-        str(RELEASED / "cifar100_lt" / "IR=100" / f"{network}_features.safetensors"),
-        *words,
-    ]
-
-
-def several(values: tuple[float, ...]) -> str:
-    return ",".join(f"{value:g}" for value in values)
+    pack = RELEASED / "cifar100_lt" / "IR=100" / f"{network}_features.safetensors"
+    return ["--features", str(pack), *words]
 
 
 def run(bench: Bench, network: str, turns: int) -> Findings:
@@ -61,7 +54,8 @@ def run(bench: Bench, network: str, turns: int) -> Findings:
         for name in ("resnet32", "resnet34"):
             words = on_pack(name, "--method", "all", "--select", "val", "--seed", str(SEED))
             commands[f"--method all --select val, {name} pack"] = words
-    sweep = ["--method", "los", "--label_smooth", several(deltas), "--finetune_lr", several(rates)]
+    swept = [",".join(map(str, values)) for values in (deltas, rates)]
+    sweep = ["--method", "los", "--label_smooth", swept[0], "--finetune_lr", swept[1]]
     sweep = on_pack("resnet32", *sweep, "--seed", str(SEED), "--finetune_epoch")
     works = {name: lambda words=words: whole(*words) for name, words in starts.items()}
     rows = [

@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import platform
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -11,9 +10,7 @@ from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
-import numpy as np
 import torch
-import torchvision
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 from torch.utils.benchmark import timer  # waits for a CUDA device, where there is one
@@ -22,6 +19,7 @@ from benchmarks import baselines
 from datasets import ImageSet, LongTailedData, build_data, long_tail_counts
 from datasets.cifar_lt import VIEWS
 from models import build_model
+from utils.engine.device import environment
 
 IMB_RATIO, NUM_CLASSES, IMAGE_SHAPE, NUM_TEST = 100, 100, (3, 32, 32), 10_000
 SETTLE_IMAGES, SEED, WORKER_CHOICES = 128, 0, (0, 1)
@@ -200,15 +198,12 @@ def facts() -> dict[str, str]:
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    made = environment(torch.device("cpu"))
+    named = ("threads", "cpu_capability", "torch", "torchvision", "numpy", "python")
     return {
-        "processor": next(iter(names), platform.processor() or "unknown processor"),
+        "processor": next(iter(names), made["processor"]),
         "cores": str(os.cpu_count()),
-        "threads": str(torch.get_num_threads()),
-        "instructions": torch.backends.cpu.get_cpu_capability(),
-        "torch": str(torch.__version__),
-        "torchvision": str(torchvision.__version__),
-        "numpy": np.__version__,
-        "python": platform.python_version(),
+        **{name: str(made[name]) for name in named},
         "date": datetime.now().strftime("%Y-%m-%d %H:%M"),
     }
 

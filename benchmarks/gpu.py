@@ -81,12 +81,8 @@ def feature_rate(model: nn.Module, train: DeviceImages, repeats: int) -> float:
 def figures(images: int, seconds: list[float], epochs: int, scoring: float, rate: float) -> list[str]:
     """Cells of a way to train: seconds of epochs of `images`, of a scoring, the rate of a feature pass."""
     middle = median(seconds)
-    return [
-        f"{images / middle:.0f}",
-        f"{min(seconds):.3f} / {middle:.3f} / {max(seconds):.3f}",
-        f"{epochs * middle + scoring:.0f}",
-        f"{rate:.0f}",
-    ]
+    spread = f"{min(seconds):.3f} / {middle:.3f} / {max(seconds):.3f}"
+    return [f"{images / middle:.0f}", spread, f"{epochs * middle + scoring:.0f}", f"{rate:.0f}"]
 
 
 def table(data: LongTailedData, device: torch.device, epochs: int) -> list[list[str]]:

@@ -3,17 +3,17 @@
     python -m benchmarks.memory [--network resnet34] [--seconds 60]
 
 About two and a half minutes: each script runs in a process of its own, on the CPU, for one epoch or for
-`--seconds` after its first printed line, whichever ends first. A wide network is stopped within its first
-epoch (stage 2 within its first feature pass), before it evaluates and saves: to cover these give more
-`--seconds` or take a thin network. Stage 2 starts from random weights; everything is written to a temporary
-folder. The peak is Linux's own record (VmHWM); 1 GB is 10^9 bytes. Needs the CIFAR-100 files.
+`--seconds`, whichever ends first. A wide network is asked to end within its first epoch, before it evaluates:
+to cover that give more `--seconds` or take a thin network. Stage 2 starts from random weights; everything is
+written to a temporary folder. The peak is the system's own record; 1 GB is 10^9 bytes. Needs the CIFAR-100
+files.
 """
 
-import math
+import os
 import subprocess
 import sys
 import tempfile
-import time
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,51 +23,26 @@ from benchmarks import common
 from models import NETWORKS
 from utils.report.table import markdown_lines
 
-POLL_SECONDS, KILL_SECONDS, TARGET_GB = 0.1, 60, 2.5
-
-
-def memory_gb(pid: int | str, key: str) -> float:
-    """A figure of /proc/PID/status in GB, as VmHWM or RssAnon; 0 where the process is gone."""
-    try:
-        status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
-    except OSError:
-        return 0.0
-    kibibytes = [line.split()[1] for line in status.splitlines() if line.startswith(f"{key}:")]
-    return int(kibibytes[0]) * 1024 / 1e9 if kibibytes else 0.0
+TARGET_GB = 2.5
 
 
 def watch(command: list[str], seconds: float, log: Path) -> tuple[float, str]:
-    """Run `command` for at most `seconds` from its first printed line; its peak in GB and how it ended.
+    """Run `command` for at most `seconds`; its peak in GB and how it ended.
 
     Raises:
         SystemExit: the command failed by itself.
     """
     with open(log, "wb") as output:
         process = subprocess.Popen(command, cwd=common.ROOT, stdout=output, stderr=subprocess.STDOUT)
-        peak, deadline = 0.0, math.inf
-        try:
-            while process.poll() is None and time.monotonic() < deadline:
-                peak = max(peak, memory_gb(process.pid, "VmHWM"))
-                if deadline == math.inf and log.stat().st_size:
-                    deadline = time.monotonic() + seconds
-                time.sleep(POLL_SECONDS)
-            stopped = process.poll() is None
-        finally:
-            end(process)
-    lines = log.read_text(encoding="utf-8").splitlines()
-    if not stopped and process.returncode != 0:
-        raise SystemExit(f"{' '.join(command)} failed:\n" + "\n".join(lines[-5:]))
-    return peak, f"stopped after {seconds:g} s" if stopped else "ran to its end"
-
-
-def end(process: subprocess.Popen) -> None:
-    """Stop a process politely, then firmly."""
-    process.terminate()
-    try:
-        process.wait(KILL_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+    alarm = threading.Timer(seconds, process.terminate)
+    alarm.start()
+    _, status, used = os.wait4(process.pid, 0)
+    stopped = not alarm.is_alive()
+    alarm.cancel()
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode and not stopped:
+        raise SystemExit(f"{' '.join(command)} failed:\n{log.read_text(encoding='utf-8')[-500:]}")
+    return used.ru_maxrss * 1024 / 1e9, f"stopped after {seconds:g} s" if stopped else "ran to its end"
 
 
 def main(argv: Sequence[str] | None = None) -> None:

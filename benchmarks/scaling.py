@@ -11,6 +11,7 @@ since the system takes their pages back as it likes.
 
 import ctypes
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -29,7 +30,6 @@ from torch import Tensor
 
 from benchmarks import common
 from benchmarks.heads import trained
-from benchmarks.memory import memory_gb
 from datasets import LongTailedData
 from datasets.types import ImageSet
 from utils.features.frozen import Representation, StoredViews
@@ -86,14 +86,20 @@ def representation(point: Point, folder: Path) -> Representation:
     return Representation(fc, train, lambda name: arrays[name], {"test": labels["test"]}, data)
 
 
+def anonymous_mb() -> float:
+    """The anonymous memory of this process: Linux's RssAnon."""
+    [kibibytes] = re.findall(r"RssAnon:\s+(\d+)", Path("/proc/self/status").read_text(encoding="utf-8"))
+    return int(kibibytes) * 1024 / 1e6
+
+
 @contextmanager
 def peak_added() -> Iterator[list[float]]:
     """A list that is told, within, of the anonymous memory in MB above what this process had before."""
-    ended, before, found = threading.Event(), memory_gb("self", "RssAnon"), [0.0]
+    ended, before, found = threading.Event(), anonymous_mb(), [0.0]
 
     def sample() -> None:
         while not ended.wait(SAMPLE_SECONDS):
-            found.append(1000 * (memory_gb("self", "RssAnon") - before))
+            found.append(anonymous_mb() - before)
 
     sampler = threading.Thread(target=sample)
     sampler.start()

@@ -140,10 +140,7 @@ def run(bench: Bench, network: str, turns: int) -> Findings:
     works, workers = contest.works()
     images = contest.steps * contest.batch_size
     seconds = {name: each(values, images) for name, values in common.alternate(works, turns).items()}
-    opponents = {
-        "plain": ("plain loop", TARGETS[network]),
-        "bare": ("bare forward + backward", SHARE_TARGET),
-    }
+    opponents = {"plain": ("plain loop", TARGETS[network]), "bare": ("bare forward + backward", SHARE_TARGET)}
     rows = [
         row(f"stage-1 step, {network}", against, "images/s", seconds["ours"], seconds[name], target)
         for name, (against, target) in opponents.items()

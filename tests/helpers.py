@@ -3,6 +3,7 @@
 import contextlib
 import glob
 import io
+import itertools
 import json
 import os
 import re
@@ -88,6 +89,14 @@ def call_words(words: Sequence[str]) -> str:
     """
     name, *rest = words[1:] if words[0] == "-m" else words
     return call(PROGRAMS[name], *(found for word in rest for found in glob.glob(word) or [word]))
+
+
+def page_table(text: str, header: str) -> pd.DataFrame:
+    """The Markdown table of a page whose header line begins so, as text; its first column is the index."""
+    lines = text[text.index(f"\n{header}") + 1 :].splitlines()
+    rows = itertools.takewhile(lambda line: line.startswith("|"), lines)
+    first, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in rows)
+    return pd.DataFrame(rows, columns=first).set_index(first[0])
 
 
 def places(root: Path) -> list[str]:

@@ -80,10 +80,8 @@ def without_power(row: Row, tmp_path: Path) -> bool:
     if not row.unprivileged or os.geteuid() != 0:
         return False
     (tmp_path / "w").chmod(0o777)
-    for folder in (
-        tmp_path,
-        *list(tmp_path.parents)[:3],
-    ):  # where several processes test, one more lies between
+    # where several processes test, one more folder lies between
+    for folder in (tmp_path, *list(tmp_path.parents)[:3]):
         if folder.stat().st_uid == os.getuid() and not folder.stat().st_mode & stat.S_ISVTX:
             folder.chmod(0o755)
     os.setresuid(NOBODY, NOBODY, 0)
@@ -146,7 +144,7 @@ def test_every_script_has_a_row_from_the_shell_and_no_two_rows_are_called_alike(
 
 
 def test_every_argument_that_takes_a_number_has_a_row_with_one_that_is_out_of_range():
-    tried = {name for _, words, _, _ in arguments.RANGES for name in re.findall(r"\w+$", words)}
+    tried = {name for _, names in arguments.BOUNDS.values() for name in names.split()} | {"shots"}
     assert tried >= {argument.name for argument in ARGUMENTS if argument.kind in (int, float)}
 
 

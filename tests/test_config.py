@@ -4,9 +4,8 @@ from pathlib import Path
 
 import pytest
 
-import main_stage1
 from datasets import to_folder
-from tests.helpers import call, places
+from tests.helpers import call, run_stage1
 from utils.base.errors import UserError
 from utils.reproduce.grid import read_grid
 from utils.settings.checks import check_ranges
@@ -90,9 +89,7 @@ def test_help_is_grouped_and_names_every_argument_of_the_script(capsys):
 
 
 def test_workers_are_said_to_have_no_use_where_the_set_lives_on_the_device(tmp_path):
-    text = call(
-        main_stage1.main, "--dataset", "digits_lt", *places(tmp_path), "--epochs", "1", "--workers", "2"
-    )
+    text = run_stage1(tmp_path, "--epochs", "1", "--workers", "2")
     assert "--workers 2 has no use here" in text
 
 
@@ -109,8 +106,9 @@ def test_a_tilde_in_a_path_is_the_home_of_the_user_whoever_was_to_expand_it(scri
 
 def test_a_tilde_in_a_grid_and_in_the_tools_is_the_home_of_the_user_too(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    grid = 'seeds = 1\nmethods = "all"\nstage2_seeds = 1\nselect = "last"\nviews = "pack"\n[[cells]]\n'
-    (tmp_path / "g.toml").write_text(f'{grid}features = "~/pack"\ndataset = "digits_lt"\n')
-    assert [cell.features for cell in read_grid("~/g.toml")] == [f"{tmp_path}/pack"]
+    grid = 'methods = "all"\nstage2_seeds = 1\nselect = "last"\nviews = "pack"\n[[cells]]\n'
+    (tmp_path / "g.toml").write_text(f'{grid}features = "~/pack"\n')
+    with pytest.raises(UserError, match=f"{tmp_path}/g.toml, cell 1: {tmp_path}/pack does not exist"):
+        read_grid("~/g.toml")
     call(to_folder.main, "--dataset", "digits_lt", "--to=~/digits")
     assert (tmp_path / "digits" / "train").is_dir()

@@ -8,6 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import evaluate
+import main_stage1
+import main_stage2
 from losses import closed_form
 from losses.label_over_smooth import LabelOverSmooth
 from models import build_model
@@ -67,9 +70,6 @@ def test_a_seed_gives_the_same_bits_in_two_processes_and_another_seed_others_in_
 
 
 def test_the_number_of_loader_processes_changes_no_bit_of_either_stage(tmp_path):
-    import main_stage1
-    import main_stage2
-
     list_tree(tmp_path / "data", counts=(24, 12, 6))
     words = ["--dataset", "list", "--data_dir", tmp_path / "data", "--train_list", "train.txt"]
     words += ["--test_list", "test.txt", "--network", "resnet8", "--image_size", "32", "--device", "cpu"]
@@ -104,7 +104,7 @@ def settings_given_back(monkeypatch):
     torch.backends.cudnn.benchmark = benchmark
 
 
-def test_the_flag_sets_torch_before_a_device_is_started_and_says_so(settings_given_back):
+def test_the_flag_sets_torch_before_a_device_is_started_and_says_so(settings_given_back, monkeypatch):
     device = pick_device("cpu")
     assert not environment(device)["deterministic"] and "CUBLAS_WORKSPACE_CONFIG" not in os.environ
     torch.backends.cudnn.benchmark = True
@@ -112,17 +112,12 @@ def test_the_flag_sets_torch_before_a_device_is_started_and_says_so(settings_giv
     assert environment(device)["deterministic"] and not torch.backends.cudnn.benchmark
     assert torch.is_deterministic_algorithms_warn_only_enabled() is False
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
-
-
-def test_a_workspace_that_the_user_has_set_stays(settings_given_back, monkeypatch):
-    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")  # what the user has set stays
     pick_device("cpu", deterministic=True)
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
 
 
 def test_on_the_cpu_the_flag_changes_no_bit_and_is_recorded(tmp_path, digits, settings_given_back):
-    import evaluate
-
     plain, strict = tmp_path / "plain", tmp_path / "strict"
     for root, more in ((plain, ()), (strict, ("--deterministic",))):
         run_stage1(root / "one", "--epochs", "2", "--seed", "0", *more)

@@ -12,7 +12,7 @@ from benchmarks.common import threads
 from datasets import build_data, to_folder
 from datasets.images.decode import read_image
 from losses import label_smooth_for_gap
-from tests.helpers import PROGRAMS, call, commands, last_line, refusal
+from tests.helpers import PROGRAMS, call, commands, last_line, page_table, refusal
 from utils.metrics.accuracy import percent
 from utils.settings import __main__ as arguments
 from utils.settings.parse import parse
@@ -20,6 +20,8 @@ from utils.settings.parse import parse
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 THIN = "cifar100_lt_IR=100_resnet32_epochs-60"
+# page -> its table of gaps
+GAPS = {"README.md": "| `--logit_gap` |", "docs/tutorial.md": "| g |"}
 # line of the table of representations -> file
 REPRESENTATIONS = {
     "**ResNet-34, published recipe**": "cifar100_lt_IR=100_resnet34_epochs-200_pack_last",
@@ -53,13 +55,14 @@ def test_the_walk_through_for_own_images_runs_as_it_stands(tmp_path, monkeypatch
     assert len(rows) == 500 and 100 * (rows["label"] == rows["predicted"]).mean() == pytest.approx(found[1])
 
 
-def test_the_table_of_gaps_is_the_one_that_is_computed():
-    table = section("ImageNet-LT, Places-LT, iNaturalist 2018").partition("| `--logit_gap` |")[2]
-    lines = [line.strip(" |").split(" | ") for line in table.splitlines() if re.match(r"\| [\d.]+ \|", line)]
-    assert len(lines) == 4
-    for gap, *deltas in lines:
-        found = [label_smooth_for_gap(float(gap), k) for k in (10, 100, 365, 1000, 8142)]
-        assert deltas == [f"{delta:.5f}" for delta in found]
+@pytest.mark.parametrize(
+    ("page", "header"), [("README.md", "| `--logit_gap` |"), ("docs/tutorial.md", "| g |")]
+)
+def test_a_table_of_gaps_is_the_one_that_is_computed(page, header):
+    for gap, deltas in page_table((ROOT / page).read_text(encoding="utf-8"), header).iterrows():
+        for classes, delta in deltas.items():
+            number, digits = int(re.search(r"\d+$", classes)[0]), len(delta.partition(".")[2])
+            assert delta == f"{label_smooth_for_gap(float(gap), number):.{digits}f}" and digits > 3
 
 
 def test_the_page_of_arguments_is_the_one_that_the_table_gives():
@@ -105,13 +108,6 @@ def results(name: str) -> pd.DataFrame:
     return pd.read_csv(ROOT / "results" / f"{name}.csv")
 
 
-def table_below(header: str) -> list[list[str]]:
-    """The cells of README's table with this beginning of its header line."""
-    lines = README[README.index(f"\n{header}") + 1 :].splitlines()[2:]
-    stop = next(number for number, line in enumerate(lines) if not line.startswith("|"))
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[:stop]]
-
-
 def spread(row: pd.Series) -> str:
     """An accuracy and its deviation over seeds of stage 2, where there is one."""
     deviation = "" if pd.isna(row["overall_std"]) else f" ± {percent(row['overall_std'])}"
@@ -121,9 +117,9 @@ def spread(row: pd.Series) -> str:
 def test_the_table_of_methods_is_that_of_the_csv_files():
     frames = (results(f"{THIN}_fresh_{select}") for select in ("last", "val"))
     last, val = (frame[frame["stage1_seed"] == 0].set_index("method") for frame in frames)
-    rows = table_below("| method | overall | many / medium / few | ECE |")
-    assert {row[0] for row in rows} == set(last.index) == set(val.index)
-    for name, overall, groups, error, loma, selected, _ in rows:
+    rows = page_table(README, "| method | overall | many / medium / few | ECE |")
+    assert set(rows.index) == set(last.index) == set(val.index)
+    for name, overall, groups, error, loma, selected, _ in rows.itertuples(name=None):
         row = last.loc[name]
         assert (overall, selected) == (spread(row), spread(val.loc[name])), name
         wanted = [100 * row[group] for group in ("many", "medium", "few", "calibration_error")]
@@ -134,7 +130,8 @@ def test_the_table_of_methods_is_that_of_the_csv_files():
 @pytest.mark.parametrize("line", REPRESENTATIONS)
 def test_the_table_of_representations_is_that_of_the_csv_files(line):
     frame = results(REPRESENTATIONS[line])
-    row = next(row for row in table_below("| representation, ratio 100 |") if row[0].startswith(line))
+    rows = page_table(README, "| representation, ratio 100 |").itertuples(name=None)
+    row = next(row for row in rows if row[0].startswith(line))
     means = frame.groupby("method")["overall"].mean()
     overall = [re.sub(r"\*| \(.*", "", cell) for cell in row[1:4]]
     named = dict(zip(("stage1", "ce", "los"), overall, strict=True))

@@ -1,22 +1,24 @@
-"""Accuracy and calibration by enumeration, by hand, and in the one line that programs read."""
+"""Accuracy, calibration, LoMa and RSD by enumeration and by hand, and the one line that programs read."""
 
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 
+from utils.metrics import logits_magnitude, regularized_std
 from utils.metrics.accuracy import (
     Scores,
     calibration_error,
     epoch_figures,
-    percent,
     predictions,
     report,
     result_line,
     shot_accuracy,
     topk_accuracy,
 )
+from utils.metrics.logits import READINGS
 
 # one class a row: training count, hits, test images; class 3 has no test images
 CLASSES = [(500, 3, 4), (101, 1, 2), (100, 2, 2), (50, 0, 0), (20, 0, 3), (19, 1, 4)]
@@ -62,9 +64,6 @@ def test_an_empty_group_is_none_and_not_a_number():
     assert shots.medium is None and shots.few is None and shots.many is not None
     # nor has a group a figure whose classes have no test images
     assert shot_accuracy(logits, targets, [500, 500, 500, 5, 500, 500]).few is None
-
-
-def test_classes_missing_at_the_end_of_the_targets_count_as_without_images():
     shots = shot_accuracy(torch.eye(4)[[0, 1]], torch.tensor([0, 1]), [200, 50, 10, 5])
     assert shots.per_class == [1.0, 1.0, None, None] and shots.few is None
 
@@ -119,10 +118,9 @@ def test_top_k_equals_a_count_by_sorting(k):
     assert topk_accuracy(logits, targets, k) == pytest.approx(hits / len(targets))
 
 
-@pytest.mark.parametrize(("num_classes", "known"), [(4, False), (5, False), (6, True)])
-def test_top_5_is_none_with_five_classes_or_fewer(num_classes, known):
-    logits, targets = random_scores(num_classes=num_classes)
-    assert (topk_accuracy(logits, targets) is not None) == known
+def test_top_5_is_none_with_five_classes_or_fewer():
+    known = {k: topk_accuracy(*random_scores(num_classes=k)) is not None for k in (4, 5, 6)}
+    assert known == {4: False, 5: False, 6: True}
 
 
 # ---- calibration ----
@@ -149,38 +147,29 @@ def slow_calibration_error(logits: torch.Tensor, targets: torch.Tensor, bins: in
 @pytest.mark.parametrize("bins", [1, 10, 15])
 def test_calibration_error_equals_a_slow_computation(bins):
     logits, targets = random_scores()
-    assert calibration_error(logits, targets, bins) == pytest.approx(
-        slow_calibration_error(logits, targets, bins), abs=1e-9
-    )
-
-
-def test_a_confident_and_always_right_network_has_no_calibration_error_and_a_wrong_one_all():
-    logits = 100 * torch.eye(4)
-    assert calibration_error(logits, torch.arange(4)) == pytest.approx(0)
-    assert calibration_error(logits, (torch.arange(4) + 1) % 4) == pytest.approx(1)
+    slow = slow_calibration_error(logits, targets, bins)
+    assert calibration_error(logits, targets, bins) == pytest.approx(slow, abs=1e-9)
 
 
 def test_over_and_under_confidence_of_different_bins_do_not_cancel():
     """Half the images 0.9 sure and half of them right, half 0.6 sure and all right: (.4 + .4) / 2."""
     logits = torch.tensor([[math.log(9), 0.0]] * 2 + [[math.log(1.5), 0.0]] * 2)
     assert calibration_error(logits, torch.tensor([0, 1, 0, 0])) == pytest.approx(0.4)
+    sure = 100 * torch.eye(4)  # and always right, or always wrong
+    assert calibration_error(sure, torch.arange(4)) == pytest.approx(0)
+    assert calibration_error(sure, (torch.arange(4) + 1) % 4) == pytest.approx(1)
 
 
 # ---- reports ----
 
 
 def test_the_result_line_has_the_published_form_with_a_dash_for_an_empty_group():
-    figures = {"overall": 0.4712, "many": 0.7011, "medium": 0.452, "few": None}
+    figures = {"overall": 0.4712, "many": 1.0, "medium": 0.0, "few": None}
     line = result_line(figures, selected_on="last")
-    assert line == "test overall=47.12 many=70.11 medium=45.20 few=- selected_on=last"
+    assert line == "test overall=47.12 many=100.00 medium=0.00 few=- selected_on=last"
     assert result_line(figures, "val", label="method=los seed=1") == (
-        "test method=los seed=1 overall=47.12 many=70.11 medium=45.20 few=- selected_on=val"
+        "test method=los seed=1 overall=47.12 many=100.00 medium=0.00 few=- selected_on=val"
     )
-
-
-@pytest.mark.parametrize(("value", "text"), [(0.4712, "47.12"), (None, "-"), (0.0, "0.00"), (1.0, "100.00")])
-def test_percent_has_two_decimals_and_a_dash_for_none(value, text):
-    assert percent(value) == text
 
 
 def test_the_report_is_plain_data_that_agrees_with_the_single_figures():
@@ -235,3 +224,83 @@ def test_the_spread_is_the_deviation_of_a_figure_over_the_classes_that_have_it()
         spread = math.sqrt(sum((value - mean) ** 2 for value in values) / len(values))
         assert figures[name]["all"] == pytest.approx(mean)
         assert figures[name]["spread"] == pytest.approx(spread) and spread > 0
+
+
+# ---- LoMa and RSD ----
+
+
+def by_hand(logits: np.ndarray, targets: np.ndarray, reading: str) -> tuple[list[float], list[float]]:
+    """LoMa and RSD of each class with plain loops."""
+    num_classes = logits.shape[1]
+    present = sorted(set(targets.tolist()))
+    magnitude, deviation = [], []
+    for k in range(num_classes):
+        rows = [row for row, target in zip(logits, targets, strict=True) if target == k]
+        if not rows:
+            magnitude.append(math.nan)
+            deviation.append(math.nan)
+            continue
+        if reading == "per_sample":
+            values = [row[k] - np.mean([row[j] for j in range(num_classes) if j != k]) for row in rows]
+            loma = np.mean(values)
+        else:
+            values = [row[k] for row in rows]
+            others = [np.mean(logits[targets == c, k]) for c in present if c != k]
+            loma = np.mean(values) - np.mean(others)
+        magnitude.append(loma)
+        deviation.append(np.std(values) / loma if loma > 0 else math.nan)
+    return magnitude, deviation
+
+
+@pytest.fixture
+def classes_of_all_kinds() -> tuple[torch.Tensor, torch.Tensor]:
+    """60 images of 6 classes: class 4 has one image, class 5 none, and class 3 a negative LoMa."""
+    generator = torch.Generator().manual_seed(3)
+    targets = torch.tensor([0] * 25 + [1] * 20 + [2] * 8 + [3] * 6 + [4])
+    logits = torch.randn(60, 6, generator=generator, dtype=torch.float64) * 2
+    logits += 4 * torch.nn.functional.one_hot(targets, 6)
+    logits[targets == 3, 3] -= 9
+    logits[targets == 4, 4] += 9
+    order = torch.randperm(60, generator=generator)
+    return logits[order], targets[order]
+
+
+@pytest.mark.parametrize("reading", READINGS)
+def test_both_figures_equal_enumeration(classes_of_all_kinds, reading):
+    logits, targets = classes_of_all_kinds
+    magnitude, deviation = by_hand(logits.numpy(), targets.numpy(), reading)
+    assert magnitude[3] < 0 and math.isnan(deviation[3]) and deviation[4] == 0 and math.isnan(magnitude[5])
+    np.testing.assert_allclose(logits_magnitude(logits, targets, reading), magnitude, rtol=1e-12)
+    found = regularized_std(logits, targets, reading).numpy()
+    np.testing.assert_allclose(found, deviation, rtol=1e-9, atol=1e-7)
+
+
+def test_a_constant_on_all_logits_changes_neither_reading_and_one_on_a_class_only_per_sample(
+    classes_of_all_kinds,
+):
+    logits, targets = classes_of_all_kinds
+    adjusted = logits + torch.tensor([3.0, 0, 0, 0, 0, 0])
+    for reading in READINGS:
+        moved, before = (logits_magnitude(z, targets, reading) for z in (logits + 5, logits))
+        np.testing.assert_allclose(moved, before, rtol=1e-9)
+    before, after = (logits_magnitude(z, targets, "per_class") for z in (logits, adjusted))
+    np.testing.assert_allclose(before, after, rtol=1e-9)
+    before, after = (logits_magnitude(z, targets, "per_sample") for z in (logits, adjusted))
+    assert after[0] - before[0] == pytest.approx(3) and after[1] - before[1] == pytest.approx(-3 / 5)
+
+
+def test_a_report_gives_both_per_class_and_group_and_leaves_out_what_cannot_be(classes_of_all_kinds):
+    logits, targets = classes_of_all_kinds
+    figures = report(logits, targets, [200, 150, 50, 30, 5, 2])
+    magnitude = logits_magnitude(logits, targets)
+    assert figures["loma_per_sample"]["many"] == pytest.approx(float(magnitude[:2].mean()))
+    assert figures["loma_per_sample"]["few"] == pytest.approx(float(magnitude[4]))
+    deviation = float(regularized_std(logits, targets, "per_class")[2])
+    assert figures["rsd_per_class"]["medium"] == pytest.approx(deviation)
+    classes = figures["classes"]
+    assert classes["loma_per_sample"][5] is None and classes["rsd_per_sample"][3] is None
+
+
+def test_an_unknown_reading_is_refused(classes_of_all_kinds):
+    with pytest.raises(ValueError, match="per_sample, per_class"):
+        logits_magnitude(*classes_of_all_kinds, "both")

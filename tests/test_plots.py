@@ -1,7 +1,6 @@
 """Pictures of a run folder: which appear, what they show, gaps in the csv files, refusals."""
 
 import re
-import subprocess
 import sys
 from itertools import combinations
 from pathlib import Path
@@ -19,7 +18,6 @@ from utils.plots import drawing
 from utils.plots import tables as run_tables
 from utils.plots.tables import read_run
 
-ROOT = Path(__file__).resolve().parent.parent
 COUNTS = [150, 500, 300, 90, 60, 30, 5, 15, 10, 8]
 LOS = [f"finetune_lr=0.0001 label_smooth={delta}" for delta in ("0.98", "0", "0.5", "0.9")]
 HEADS = {"crt": ["finetune_lr=0.1"], "los": LOS, "stage1": [""], "ce": ["finetune_lr=0.0001"], "ncm": [""]}
@@ -84,14 +82,7 @@ def test_every_picture_appears_as_a_png_and_twice_with_equal_bytes(tmp_path):
         with Image.open(path) as image:
             image.load()
             assert (image.format, image.size) == ("PNG", (1080, 600))
-
-
-def test_no_pyplot_is_loaded(tmp_path):
-    folder = write(tmp_path, tables({"ce": [""]}, seeds=1))
-    code = "import sys; from pathlib import Path; from utils.plots import drawing\n"
-    code += f"drawing.draw(Path({str(folder)!r})); assert 'matplotlib.pyplot' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
-    assert (folder / "plots" / "balance.png").is_file()
+    assert "matplotlib.pyplot" not in sys.modules, "it has a state that all share, and asks for windows"
 
 
 # ---- what they show
@@ -193,23 +184,16 @@ def test_missing_figures_and_failed_heads_are_left_out(tmp_path):
     assert "no figures of 'etf'" in refusal(drawing.main, tmp_path, "--methods", "etf")
 
 
-@pytest.mark.parametrize("gap", ["no file", "no scored part", "one epoch", "an epoch that was not scored"])
-def test_without_a_course_of_epochs_only_the_path_is_missing(tmp_path, gap):
+def test_without_a_course_of_epochs_only_the_path_is_missing(tmp_path):
     files = tables(seeds=1)
     rows = files.pop("metrics")
-    if gap == "no scored part":
-        files["metrics"] = rows[["method", "setting", "seed", "epoch", "step"]]
-    elif gap == "one epoch":
-        files["metrics"] = rows[rows["epoch"] == 1]
-    elif gap != "no file":
-        scores = [f"val_{name}" for name in run_tables.SCORES]
-        rows.loc[rows["epoch"] == 2, scores] = np.nan
-        files["metrics"] = rows
-    path = picture(write(tmp_path, files), "path")
-    if gap == "an epoch that was not scored":
-        assert all(list(line.get_xdata()) == [10, 30] for line in path.axes[0].get_lines())
-    else:
-        assert names(tmp_path) == ["accuracy", "loma", "rsd", "sweep", "balance"]
+    names_of_others = ["accuracy", "loma", "rsd", "sweep", "balance"]
+    assert names(write(tmp_path, files)) == names_of_others
+    for few in (rows[["method", "setting", "seed", "epoch", "step"]], rows[rows["epoch"] == 1]):
+        assert names(write(tmp_path, {"metrics": few})) == names_of_others
+    rows.loc[rows["epoch"] == 2, [f"val_{name}" for name in run_tables.SCORES]] = np.nan  # not scored
+    path = picture(write(tmp_path, {"metrics": rows}), "path")
+    assert all(list(line.get_xdata()) == [10, 30] for line in path.axes[0].get_lines())
 
 
 # ---- refusals
@@ -231,14 +215,12 @@ def test_files_that_cannot_be_read_are_named(tmp_path, name, old, new, said):
     assert not (tmp_path / "plots").exists()
 
 
-def test_unknown_none_and_too_many_methods_are_refused(tmp_path):
+def test_unknown_and_too_many_methods_are_refused(tmp_path):
     others = {f"{name}_head": [""] for name in "abcdefg"}
     files = tables(HEADS | others, seeds=1)
     folder = write(tmp_path, files)
     message = refusal(drawing.main, folder, "--methods", "ce, lso")
     assert message.startswith(f"no figures of 'lso' in {folder}, did you mean los? There are: crt, los,")
-    assert "did you mean" not in refusal(drawing.main, folder, "--methods", "xyz")
-    assert "got 0" in refusal(drawing.main, folder, "--methods", ",")
     assert "1 to 6 methods fit" in refusal(drawing.main, folder, "--methods", ",".join(others))
     files["table"]["overall"] = np.nan
     assert "no head with figures" in refusal(drawing.main, write(tmp_path, files))

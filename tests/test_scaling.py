@@ -5,17 +5,16 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from datasets import LongTailedData
-from datasets.types import ImageSet
-from utils.features.frozen import Representation, StoredViews
-from utils.heads.epochs import start_heads, train_epoch
+from benchmarks.heads import trained
+from benchmarks.scaling import Point, representation
+from utils.features.frozen import Representation
 from utils.heads.outcome import outcome
 from utils.heads.plan import plan_heads
 from utils.settings.config import resolve
 from utils.settings.parse import STAGE2
 
 # K x K and N x K are larger than anything that is allowed: rows of a batch, K x D, what is scored together
-K, D, N, BATCH, SCORED = 3000, 8, 9000, 64, 2**22
+K, D, N, BATCH, SCORED = 2200, 8, 4400, 64, 2**22
 
 
 class Largest(TorchDispatchMode):
@@ -36,38 +35,22 @@ class Largest(TorchDispatchMode):
         return result
 
 
-def representation() -> Representation:
-    generator = torch.Generator().manual_seed(0)
-    arrays = {name: torch.randn(1, N, D, generator=generator) for name in ("train", "test")}
-    labels = (torch.arange(N) * torch.arange(N) // N) % K
-    labels[:K] = torch.arange(K)  # every class has an image
-    counts = torch.bincount(labels, minlength=K).tolist()
-    parts = {name: ImageSet(array[0], labels) for name, array in arrays.items()}
-    names = list(map(str, range(K)))
-    data = LongTailedData("random", names, counts, parts["train"], None, "none", parts["test"], None)
-    train = StoredViews(arrays["train"], labels)
-    return Representation(torch.nn.Linear(D, K), train, lambda name: arrays[name], {"test": labels}, data)
-
-
-def run_heads(watch: Largest) -> list[str]:
+def run_heads(watch: Largest, frozen: Representation) -> list[str]:
     """Every method's epoch, scores, LoMa and RSD under `watch`; the methods."""
     given = {"num_class": K, "network": "resnet32", "method": "all", "device": "cpu", "seed": 0}
     given |= {"dataset": "folder", "data_dir": ".", "finetune_epoch": 1, "batch_size": BATCH}
-    config, frozen = resolve(STAGE2, given), representation()
+    config = resolve(STAGE2, given)
     # etf needs a width of K - 1 at least: its head itself is K x (K - 1)
     plans = [plan for plan in plan_heads(config)[0] if plan.method.name != "etf"]
     with watch:
-        heads = start_heads(plans, frozen, ["test"], config)
-        train_epoch(heads, 0, ["test"])
-        for head in heads:
-            assert not head.failed, head.failure
+        for head in trained(plans, frozen, config, ["test"]):
             outcome(head)
     return [plan.method.name for plan in plans]
 
 
-def test_no_method_makes_a_buffer_of_images_by_classes_or_of_classes_by_classes():
+def test_no_method_makes_a_buffer_of_images_by_classes_or_of_classes_by_classes(tmp_path):
     watch = Largest()
-    methods = run_heads(watch)
+    methods = run_heads(watch, representation(Point(classes=K, width=D, rows=N), tmp_path))
     assert {"los", "ce", "bsce", "ncm", "tau_norm", "la", "lade", "crt", "wb", "marc"} <= set(methods)
     assert watch.elements <= SCORED < min(K * K, N * K), watch.operation
 

@@ -25,14 +25,9 @@ ANSWERED = [(script, "--help", "usage:") for script in (STAGE1, STAGE2, EVALUATE
 ANSWERED.append((STAGE2, f"--method list {NO_FILE}", "label over-smoothing"))
 REFUSED = [
     (STAGE1, "--epochs 0", "--epochs must be 1 or more"),
-    (STAGE1, "--epoch 3", "unknown argument --epoch"),
     (STAGE1, "--network resnet99", "unknown network 'resnet99'"),
     (STAGE1, "--dataset digits_lt --image_size 32", "--image_size is for images on disk"),
-    (STAGE1, "--dataset digits_lt --num_class 9", "but digits_lt has 10 classes"),
-    (STAGE2, "--logit_gap 1e6", "δ would be 0"),
     (STAGE2, f"{NO_FILE} --method lso", "did you mean lws?"),
-    (STAGE2, f"{NO_FILE} --tau 1", "--tau: no method of this run has it"),
-    (STAGE2, f"{NO_FILE} --seed 1 --seeds 1,2", "--seed and --seeds say the same thing"),
     (STAGE2, "--features no_such_file --views 2", "--views has no use beside it"),
     (EVALUATE, "", "say what to evaluate"),
 ]

@@ -12,8 +12,7 @@ import pytest
 from PIL import Image
 
 from benchmarks.common import threads
-from losses import label_smooth_for_gap
-from tests.helpers import COMMAND, call_words, commands, last_line
+from tests.helpers import COMMAND, call_words, commands, last_line, page_table
 
 ROOT = Path(__file__).resolve().parent.parent
 PATH = ROOT / "docs" / "tutorial.md"
@@ -61,13 +60,6 @@ def walk(tmp_path_factory):
 
 def result(line: str) -> dict[str, str]:
     return dict(word.split("=") for word in line.split()[1:])
-
-
-def table(heading: str) -> pd.DataFrame:
-    """The table of the page whose first row begins so, as text."""
-    lines = PAGE[PAGE.index(f"\n| {heading} |") + 1 :].partition("\n\n")[0].splitlines()
-    first, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
-    return pd.DataFrame(rows, columns=first).set_index(heading)
 
 
 def test_the_last_lines_have_the_accuracies_stated(walk):
@@ -125,7 +117,7 @@ def test_what_the_page_says_of_its_snippets_is_so(walk):
 
 def test_the_tables_of_methods_and_of_the_sweep_are_those_of_the_runs(walk):
     found = pd.read_csv(next(Path("output", "methods").rglob("table.csv"))).set_index("method")
-    for method, row in table("method").iterrows():
+    for method, row in page_table(PAGE, "| method |").iterrows():
         for name, allowed in POINTS.items():
             assert float(row[name]) == pytest.approx(100 * found[name][method], abs=allowed), (method, name)
         for name, column in (("LoMa (spread)", "loma"), ("RSD (spread)", "rsd")):
@@ -133,17 +125,11 @@ def test_the_tables_of_methods_and_of_the_sweep_are_those_of_the_runs(walk):
     assert found["overall"]["los"] > found["overall"]["ce"]
     assert found["loma_spread"]["los"] < found["loma_spread"]["stage1"]
     scores = pd.read_csv(next(Path("output", "sweep").rglob("search.csv")))
-    for delta, row in table("δ").iterrows():
+    for delta, row in page_table(PAGE, "| δ |").iterrows():
         for path, score in row.items():
             wanted = f"label_smooth={delta} path={path.split()[-1]}"
             [found] = scores[scores["setting"].str.endswith(wanted, na=False)]["score"]
             assert 100 * found == pytest.approx(float(score), abs=5)
-
-
-def test_the_table_of_gaps_is_the_one_that_is_computed():
-    for gap, deltas in table("g").iterrows():
-        for classes, delta in deltas.items():
-            assert delta == f"{label_smooth_for_gap(float(gap), int(classes.split()[-1])):.4f}"
 
 
 def test_the_pictures_are_linked_small_drawn_by_the_page_and_show_what_it_says(walk):

@@ -5,73 +5,43 @@ from utils.settings.table import ARGUMENTS, CHECK, DATA, EVALUATE, STAGE1, STAGE
 
 DIGITS = "--dataset digits_lt "
 FILES = "--dataset folder --data_dir {pets} "
+STAGE1_OF, PETS1_OF = "--pretrained_pth {stage1} ", "--pretrained_pth {pets1} "
+TO_NEW = "--dataset digits_lt --to {root}/new --imb_ratio "
 WHOLE = "1" + "0" * 30  # no machine counts so far
-NOT_FINITE, NOT_NEGATIVE = "must be a finite number, got", "must be 0 or more, got"
-BELOW_1 = "must be at least 0 and below 1, got"
 
-# script, argument, values that are out of its range, what the line says
+# what the line says -> values that are out of the range, arguments that have it
+BOUNDS = {
+    "must be 0 or more, got": (
+        "-1",
+        "subset_seed warmup_epochs wd mixup finetune_wd seeds tau rho gamma max_margin alpha lam views seed "
+        "gpu",
+    ),
+    "must be 1 or more, got": ("0 -64", "epochs batch_size accum eval_every finetune_epoch"),
+    "must be above 0, got": ("0 -0.1", "lr finetune_lr logit_gap path scale"),
+    "must be at least 0 and below 1": ("1 -0.1 1.5", "momentum beta eps_head eps_tail label_smooth jitter"),
+    "must be between 0 and 1, got": ("-0.1 1.1", "max_norm val_fraction"),
+    "must be a number of 1 or more, got": ("0 -3 0.99", "imb_ratio"),
+    "must be 2 or more, got": ("1 0 -5", "num_class"),
+    "must be 0 to 1024": ("-1 1000000", "workers"),
+    "must be 8 to 4096": ("0 7 -224 1000000000", "image_size"),
+}
+# what else has to be said before an argument means something
+BEFORE = dict.fromkeys(("image_size", "jitter", "workers"), FILES) | {"val_fraction": "--val_source heldout "}
+# script, argument, values that are of no use, what the line says
 RANGES = [
-    (STAGE1, "imb_ratio", "0 -3 0.99", "must be a number of 1 or more, got"),
-    (STAGE1, "imb_ratio", "nan inf -inf 1e400", NOT_FINITE),
     (STAGE1, DIGITS + "--imb_ratio", "2000 1e300", r"leaves \d+ of 10 classes without an image"),
-    (STAGE1, "num_class", "1 0 -5", "must be 2 or more, got"),
     (STAGE1, "num_class", "99", "but cifar100_lt has 100 classes"),
-    (STAGE1, "subset_seed", "-1", NOT_NEGATIVE),
     (STAGE1, "shots", "0,5 -1,20", "must be 1 or more, got"),
     (STAGE1, "shots", "20 100,20 1,2,3", r"takes two limits LOW,HIGH as in 20,100, got"),
-    (STAGE1, "val_source heldout --val_fraction", "0 1 -0.1 2", "must be between 0 and 1, got"),
-    (STAGE1, "val_source heldout --val_fraction", "nan", NOT_FINITE),
-    (STAGE1, "workers", "-1", "must be 0 to 1024"),
     (CHECK, "workers", "-1", "must be 0 to 1024"),
-    (STAGE1, FILES + "--workers", "1000000", "must be"),
-    (STAGE1, FILES + "--image_size", "0 7 -224 1000000000", "must be"),
-    (STAGE1, FILES + "--jitter", "1 -0.5 2", BELOW_1),
-    (STAGE1, FILES + "--jitter", "nan", NOT_FINITE),
-    (STAGE1, "epochs", "0 -1", "must be 1 or more, got"),
-    (STAGE1, "batch_size", "0 -64", "must be 1 or more, got"),
-    (STAGE1, "accum", "0 -1", "must be 1 or more, got"),
-    (STAGE1, "eval_every", "0 -1", "must be 1 or more, got"),
     (STAGE1, DIGITS + "--accum", "3", r"--batch_size 64 must be a multiple of 1 process\(es\) x --accum 3"),
-    (STAGE1, "lr", "0 -0.1", "must be above 0, got"),
-    (STAGE1, "lr", "inf nan", NOT_FINITE),
-    (STAGE1, "warmup_epochs", "-1", NOT_NEGATIVE),
     (STAGE1, "warmup_epochs", "200 500", "must be below --epochs 200"),
-    (STAGE1, "momentum", "1 -0.1 1.5", BELOW_1),
-    (STAGE2, "momentum", "nan", NOT_FINITE),
-    (STAGE1, "wd", "-1", NOT_NEGATIVE),
-    (STAGE1, "lr", "-inf", NOT_FINITE),
-    (STAGE1, "wd", "nan", NOT_FINITE),
-    (STAGE1, "mixup", "-0.2", NOT_NEGATIVE),
-    (STAGE1, "mixup", "nan inf 1e400", NOT_FINITE),
-    (STAGE2, "finetune_epoch", "0 20,0 -3", "must be 1 or more, got"),
     (STAGE2, "finetune_epoch", "20,20", "names a value twice: 20, 20"),
-    (STAGE2, "finetune_lr", "0 0.1,-0.1", "must be above 0, got"),
-    (STAGE2, "finetune_lr", "nan 0.1,inf", NOT_FINITE),
-    (STAGE2, "finetune_wd", "-1", NOT_NEGATIVE),
-    (STAGE2, "seeds", "1,-1", NOT_NEGATIVE),
     (STAGE2, "seeds", "1,1", "names a value twice"),
-    (
-        STAGE2,
-        "label_smooth",
-        "1 1.2 -0.1 0.9,-1",
-        r"must be at least 0 and below 1 \(at 1 every label is 1/K",
-    ),
-    (STAGE2, "label_smooth", "nan", NOT_FINITE),
+    (STAGE2, "label_smooth", "1.2", r"must be at least 0 and below 1 \(at 1 every label is 1/K"),
     (STAGE2, "label_smooth", "0.9,0.9", "names a value twice"),
-    (STAGE2, "logit_gap", "0 -1", "must be above 0, got"),
-    (STAGE2, "logit_gap", "nan inf", NOT_FINITE),
-    (STAGE2, "logit_gap", "1e6 1,701", "is beyond all numbers, δ would be 0: that is cross-entropy"),
-    (STAGE2, "path", "0 -2", "must be above 0, got"),
-    (STAGE2, "path", "nan", NOT_FINITE),
-    (STAGE2, "scale", "0 -1", "must be above 0, got"),
-    *((STAGE2, name, "-1", NOT_NEGATIVE) for name in ("tau", "rho", "gamma", "max_margin", "alpha", "lam")),
-    *((STAGE2, name, "inf", NOT_FINITE) for name in ("tau", "rho", "gamma", "max_margin", "alpha", "lam")),
-    *((STAGE2, name, "1 -0.1", BELOW_1) for name in ("beta", "eps_head", "eps_tail")),
-    (STAGE2, "max_norm", "1.1 -0.1", "must be between 0 and 1, got"),
-    (STAGE2, "views", "-1", NOT_NEGATIVE),
-    (STAGE1, "seed", "-1", NOT_NEGATIVE),
-    (STAGE1, "gpu", "-1", NOT_NEGATIVE),
-    (EVALUATE, "cur_stage stage1 --gpu", "-1", NOT_NEGATIVE),
+    (STAGE2, "logit_gap", "1e6 1,701", "is beyond all numbers: δ would be 0"),
+    (EVALUATE, "cur_stage stage1 --gpu", "-1", "must be 0 or more, got"),
     (STAGE1, DIGITS + "--gpu", "257 977", r"--device cuda:\d+, but torch .* try --device cpu"),
     (STAGE1, "save_every", "0 -1 1.5 10s m 010", "must be a number of steps, or of minutes as 10m, got"),
 ]
@@ -80,17 +50,9 @@ ODD = [
     (STAGE1, "stray", "unknown argument stray"),
     (STAGE1, "--imb_ration 10", r"unknown argument --imb_ration, did you mean --imb_ratio\?"),
     (STAGE1, "--EPOCHS 3", r"unknown argument --EPOCHS, did you mean --epochs\?"),
-    (STAGE2, "--losss", r"unknown argument --losss, did you mean --method los\?"),
-    (STAGE2, "--epochs 3", "has no use for it: its own is --finetune_epoch"),
-    (STAGE2, "--loss bsce", "has no use for it: its own is --method"),
     (STAGE1, "--loss bce", "argument --loss: invalid choice: 'bce'"),
-    (
-        STAGE1,
-        DIGITS + "--loss focal --mixup 0.2",
-        "--loss focal takes no mixed labels",
-    ),
-    (STAGE1, "--wd -1e-4", r"--wd must be 0 or more, got -0\.0001"),
-    (STAGE2, "--finetune_lr -.1,2", r"--finetune_lr must be above 0, got -0\.1"),
+    (STAGE1, DIGITS + "--loss focal --mixup 0.2", "--mixup mixes labels, --loss focal takes none"),
+    (STAGE1, "--wd -1e-4", "argument --wd: expected one argument"),
     (STAGE1, "--lr --wd 1", "argument --lr: expected one argument"),
     (STAGE1, DIGITS + "--pretrained imagenet", "--pretrained: imagenet does not exist"),
     (STAGE1, "--resume newest", "--resume: newest does not exist"),
@@ -112,24 +74,16 @@ ODD = [
     (STAGE1, DIGITS + "--cuda_graphs --amp fp16", "--cuda_graphs does not go with --amp fp16"),
     (STAGE1, DIGITS + "--cuda_graphs --compile", "--cuda_graphs does not go with --compile"),
     (STAGE1, DIGITS + "--cuda_graphs --sync_bn", "--cuda_graphs does not go with --sync_bn"),
-    (
-        STAGE1,
-        DIGITS + "--cuda_graphs --network tests.user_networks:tiny",
-        "--cuda_graphs does not go with --network tests.user_networks:tiny",
-    ),
+    (STAGE1, DIGITS + "--cuda_graphs --network tests.user_networks:tiny", "does not go with --network"),
     (STAGE1, DIGITS + "--network resnet50 --stem imagenex", "argument --stem: invalid choice"),
     (EVALUATE, DIGITS, "say what to evaluate: --cur_stage stage1"),
     (EVALUATE, DIGITS + "--cur_stage stage2", "no stage2 checkpoint at .*--pretrained_pth"),
     (STAGE2, DIGITS + "--imb_ratio 7", r"IR=7/resnet8_stage1.pth: make it with `python \S*main_stage1.py"),
-    (
-        STAGE2,
-        DIGITS + "--ckpt_dir {stage1.parent.parent.parent} --network resnet20",
-        "beside it: resnet8_stage1.pth",
-    ),
-    (STAGE2, "--pretrained_pth {stage1} --method lso", r"--method has no 'lso', did you mean lws\?"),
-    (STAGE2, "--pretrained_pth {stage1} --method LOS", r"--method has no 'LOS', did you mean los\?"),
-    (STAGE2, "--pretrained_pth {stage1} --method=", "--method has no ''"),
-    (STAGE2, "--pretrained_pth {stage1} --method all,los", "--method all stands alone"),
+    (STAGE2, DIGITS + "--ckpt_dir {stage1.parent.parent.parent} --network resnet20", "beside it: resnet8"),
+    (STAGE2, STAGE1_OF + "--method lso", r"--method has no 'lso', did you mean lws\?"),
+    (STAGE2, STAGE1_OF + "--method LOS", r"--method has no 'LOS', did you mean los\?"),
+    (STAGE2, STAGE1_OF + "--method=", "--method has no ''"),
+    (STAGE2, STAGE1_OF + "--method all,los", "--method all stands alone"),
     (CHECK, DIGITS, "digits_lt is held in memory, its files were checked|--workers"),
 ]
 CONTRADICTIONS = [
@@ -145,19 +99,11 @@ CONTRADICTIONS = [
     (STAGE2, "--path 3 --finetune_lr 1", "--path and --finetune_lr both set the learning rate"),
     (STAGE2, DIGITS + "--seed 1 --seeds 1,2", "--seed and --seeds say the same thing"),
     (STAGE2, "--views 2 --bn_mode train", "--bn_mode train recomputes the features"),
-    (STAGE2, "--pretrained_pth {stage1} --method ce,los --bn_mode train", "it takes one head, not 2"),
-    (STAGE2, "--pretrained_pth {stage1} --method ce --tau 1", "--tau: no method of this run has it"),
-    (STAGE2, "--pretrained_pth {stage1} --pack_dtype fp16", "--pack_dtype is for --save_features"),
-    (
-        STAGE2,
-        "--pretrained_pth {stage1} --save_features {root}/a --bn_mode train",
-        "--save_features needs frozen features",
-    ),
-    (
-        STAGE2,
-        "--pretrained_pth {stage1} --val_source heldout --select val",
-        r"--select val refused: the backbone of \S+stage1.pth was trained on other images",
-    ),
+    (STAGE2, STAGE1_OF + "--method ce,los --bn_mode train", "it takes one head, not 2"),
+    (STAGE2, STAGE1_OF + "--method ce --tau 1", "--tau: no method of this run has it"),
+    (STAGE2, STAGE1_OF + "--pack_dtype fp16", "--pack_dtype is for --save_features"),
+    (STAGE2, STAGE1_OF + "--save_features {root}/a --bn_mode train", "--save_features needs frozen features"),
+    (STAGE2, STAGE1_OF + "--val_source heldout --select val", "stage1.pth was trained on other images"),
     *(
         (STAGE1, f"{DIGITS}{word}", f"{word.split()[0]} is for images on disk, digits_lt has no use")
         for word in (
@@ -178,56 +124,32 @@ CONTRADICTIONS = [
     (STAGE1, FILES + "--tta --no_tta", "--tta and --no_tta contradict each other"),
     (STAGE1, FILES + "--tta --no_flip", "--tta and --no_flip contradict each other"),
     (STAGE1, FILES + "--imb_ratio 50", "--imb_ratio 50 leaves"),
-    (
-        STAGE1,
-        "--dataset list --data_dir {lists}",
-        "--dataset list needs --train_list FILE and --test_list FILE",
-    ),
+    (STAGE1, "--dataset list --data_dir {lists}", "needs --train_list FILE and --test_list FILE"),
     (STAGE1, "--dataset imagenet_lt --data_dir {imagenet} --imb_ratio 10", "leave --imb_ratio out"),
-    (
-        STAGE1,
-        "--dataset imagenet_lt --data_dir {imagenet}",
-        "not the published imagenet_lt: .*--allow_partial",
-    ),
+    (STAGE1, "--dataset imagenet_lt --data_dir {imagenet}", "not the published .*--allow_partial"),
     (STAGE1, "--dataset folder --data_dir {root}/nowhere", "nowhere has no train/: expected"),
     (STAGE1, "--dataset inaturalist18 --data_dir {root}/nowhere", "nowhere is no folder: --data_dir"),
     (
         STAGE1,
         "--dataset inaturalist18 --data_dir {inat} --split_dir {root}/nowhere",
-        "nowhere is no folder: --split_dir",
+        "no folder: --split_dir",
     ),
     (STAGE1, "--dataset folder --data_dir {pets} --val_source own --select val", "--val_source heldout"),
-    (EVALUATE, "--pretrained_pth {stage1} --cur_stage stage2", "is a stage1 checkpoint, --cur_stage stage2"),
-    (
-        EVALUATE,
-        "--pretrained_pth {stage1} --imb_ratio 7",
-        "was made with --imb_ratio 50.0, but --imb_ratio 7",
-    ),
-    (EVALUATE, "--pretrained_pth {stage1} --network resnet20", "was made with --network resnet8"),
-    (EVALUATE, "--pretrained_pth {stage1} --dataset cifar10_lt", "was made with --dataset digits_lt"),
-    (EVALUATE, "--pretrained_pth {stage1} --num_class 7", "was made with --num_class 10"),
-    (EVALUATE, "--pretrained_pth {stage1} --subset_seed 3 --stem imagenet", "was made with --stem small"),
-    (EVALUATE, "--pretrained_pth {pets1} --predict {root}/nowhere", "nowhere does not exist"),
-    (EVALUATE, "--pretrained_pth {pets1} --predict {pets1}", "pets.pth is not a folder"),
-    (EVALUATE, "--pretrained_pth {stage1} --predict {pets}", "--predict reads colour images, digits_lt"),
-    (EVALUATE, "--pretrained_pth {pets1} --data_dir {pets} --imb_ratio 3", "--imb_ratio has no meaning here"),
+    (EVALUATE, STAGE1_OF + "--cur_stage stage2", "is a stage1 checkpoint, --cur_stage stage2"),
+    (EVALUATE, STAGE1_OF + "--imb_ratio 7", "with --imb_ratio 50.0, but --imb_ratio 7"),
+    (EVALUATE, STAGE1_OF + "--network resnet20", "was made with --network resnet8"),
+    (EVALUATE, STAGE1_OF + "--dataset cifar10_lt", "was made with --dataset digits_lt"),
+    (EVALUATE, STAGE1_OF + "--num_class 7", "was made with --num_class 10"),
+    (EVALUATE, STAGE1_OF + "--subset_seed 3 --stem imagenet", "was made with --stem small"),
+    (EVALUATE, PETS1_OF + "--predict {root}/nowhere", "nowhere does not exist"),
+    (EVALUATE, PETS1_OF + "--predict {pets1}", "pets.pth is not a folder"),
+    (EVALUATE, STAGE1_OF + "--predict {pets}", "--predict reads colour images, digits_lt"),
+    (EVALUATE, PETS1_OF + "--data_dir {pets} --imb_ratio 3", "--imb_ratio has no meaning here"),
     (FOLDER, "--dataset digits_lt", "arguments are required: --to"),
     (FOLDER, "--dataset folder --to {root}/new", "argument --dataset: invalid choice: 'folder'"),
-    (
-        FOLDER,
-        "--dataset digits_lt --imb_ratio 0 --to {root}/new",
-        "--imb_ratio must be a number of 1 or more",
-    ),
-    (
-        FOLDER,
-        "--dataset digits_lt --imb_ratio nan --to {root}/new",
-        "--imb_ratio must be a number of 1 or more",
-    ),
-    (
-        FOLDER,
-        "--dataset digits_lt --imb_ratio x --to {root}/new",
-        "argument --imb_ratio: invalid float value: 'x'",
-    ),
+    (FOLDER, TO_NEW + "0", "--imb_ratio must be a number of 1 or more"),
+    (FOLDER, TO_NEW + "nan", "--imb_ratio must be a number of 1 or more"),
+    (FOLDER, TO_NEW + "x", "--imb_ratio: invalid float value"),
     (FOLDER, "--dataset digits_lt --to {root}", "exists already: name a folder to be made"),
     (FOLDER, "--dataset digits_lt --to {stage1}/new", "cannot|Not a directory"),
     (FOLDER, "--dataset digits_lt --tto {root}/new --to {root}/new", "--tto"),
@@ -250,9 +172,9 @@ PLACES = {
     **dict.fromkeys(("train_list", "val_list", "test_list"), (STAGE1, LISTED)),
     **dict.fromkeys(("pretrained", "out", "ckpt_dir", "resume"), (STAGE1, DIGITS)),
     **dict.fromkeys(("pretrained_pth", "features"), (STAGE2, "")),
-    "save_features": (STAGE2, "--pretrained_pth {stage1} "),
-    "predictions": (EVALUATE, "--pretrained_pth {stage1} "),
-    "predict": (EVALUATE, "--pretrained_pth {pets1} "),
+    "save_features": (STAGE2, STAGE1_OF),
+    "predictions": (EVALUATE, STAGE1_OF),
+    "predict": (EVALUATE, PETS1_OF),
     "to": (FOLDER, DIGITS),
     "train_x": (PACK, "pack --train_y x --test_x x --test_y x --out {root}/new "),
     "class_names": (PACK, "pack --train_x x --train_y x --test_x x --test_y x --out "),
@@ -292,9 +214,24 @@ def _generated() -> list[Row]:
     return rows
 
 
+def _ranges() -> list[tuple[str, str, str, str]]:
+    """Those of every number: beyond its bounds, alone and last in a sweep; and no finite number."""
+    arguments, found = {argument.name: argument for argument in ARGUMENTS}, list(RANGES)
+    for says, (values, names) in BOUNDS.items():
+        for argument in map(arguments.get, names.split()):
+            words = f"{BEFORE.get(argument.name, '')}--{argument.name}"
+            sweep = [f"0.5,{value}" for value in values.split()] if argument.kind is float else []
+            tried = " ".join([values, *(sweep if argument.sweep else [])])
+            found.append((argument.scripts[0], words, tried, says))
+            if argument.kind is float:
+                tried = "nan inf -inf 1e400" + (" 0.5,inf" if argument.sweep else "")
+                found.append((argument.scripts[0], words, tried, "must be a finite number, got"))
+    return found
+
+
 def _ranged() -> list[Row]:
     rows = []
-    for script, name, values, says in RANGES:
+    for script, name, values, says in _ranges():
         start, _, last = f"--{name}".removeprefix("--" * name.startswith("--")).rpartition("--")
         for value in values.split():
             words = f"{start}--{last}={value}"

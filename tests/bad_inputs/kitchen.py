@@ -18,13 +18,8 @@ SEEN = {"image_size": 32, "augment": "resized_crop", "normalise": "imagenet", "j
 def furnish(root: Path, digits: TrainedDigits) -> Kitchen:
     """Make everything below `root`, but for the digits' runs, which are there."""
     pets = folder_tree(root / "pets", **SMALL)
-    facts = SEEN | {
-        "dataset": "folder",
-        "imb_ratio": None,
-        "num_class": 3,
-        "class_names": CLASSES,
-        "class_counts": [5, 4, 3],
-    }
+    facts = SEEN | {"dataset": "folder", "imb_ratio": None, "num_class": 3}
+    facts |= {"class_names": CLASSES, "class_counts": [5, 4, 3]}
     content = checkpoint_content(build_model("resnet8", 3).state_dict(), **facts)
     checkpoint.save(root / "pets.pth", content)
     (root / "tables").mkdir()

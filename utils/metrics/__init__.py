@@ -1,28 +1,13 @@
 """What predictions are worth: accuracies by shot group, calibration, and LoMa and RSD, which LOS is about."""
 
-from utils.metrics.accuracy import (
-    Scores,
-    ShotAccuracy,
-    calibration_error,
-    epoch_columns,
-    epoch_figures,
-    predictions,
-    report,
-    shot_accuracy,
-    topk_accuracy,
-)
-from utils.metrics.logits import logits_magnitude, regularized_std
-
-__all__ = [
-    "Scores",
-    "ShotAccuracy",
-    "calibration_error",
-    "epoch_columns",
-    "epoch_figures",
-    "logits_magnitude",
-    "predictions",
-    "regularized_std",
-    "report",
-    "shot_accuracy",
-    "topk_accuracy",
-]
+from utils.metrics.accuracy import Scores as Scores
+from utils.metrics.accuracy import ShotAccuracy as ShotAccuracy
+from utils.metrics.accuracy import calibration_error as calibration_error
+from utils.metrics.accuracy import epoch_columns as epoch_columns
+from utils.metrics.accuracy import epoch_figures as epoch_figures
+from utils.metrics.accuracy import predictions as predictions
+from utils.metrics.accuracy import report as report
+from utils.metrics.accuracy import shot_accuracy as shot_accuracy
+from utils.metrics.accuracy import topk_accuracy as topk_accuracy
+from utils.metrics.logits import logits_magnitude as logits_magnitude
+from utils.metrics.logits import regularized_std as regularized_std

@@ -157,11 +157,9 @@ class Scores:
         return self
 
     def figures(self, class_counts: list[int], shots: tuple[int, int] = SHOTS) -> dict:
-        """Plain data ready for JSON.
+        """Plain data ready for JSON: scalars, LoMa and RSD by group, and under `classes` lists [K].
 
-        Scalars at the top; LoMa and RSD, in both readings, as the mean over all classes and over those of
-        each shot group; under `classes` the lists [K] of every per-class figure. `without_prediction` is the
-        number of images whose logits are not finite, where there are any.
+        `without_prediction` is the number of images whose logits are not finite, where there are any.
         """
         accuracy = shots_of(self.predicted, self.targets, class_counts, shots)
         classes = {"test_images": accuracy.support, "accuracy": accuracy.per_class}
@@ -186,9 +184,8 @@ def logit_figures(
         for metric, found in (("loma", statistics.magnitude), ("rsd", statistics.regularized_std)):
             values, name = found(reading).cpu().numpy(), f"{metric}_{reading}"
             known = values[np.isfinite(values)]
-            groups = {group: _mean(values[mask]) for group, mask in masks.items()}
-            spread = float(known.std()) if len(known) else None
-            by_group[name] = {"all": _mean(values), **groups, "spread": spread}
+            by_group[name] = {"all": _mean(values)} | {g: _mean(values[mask]) for g, mask in masks.items()}
+            by_group[name]["spread"] = float(known.std()) if len(known) else None
             classes[name] = _plain(values)
     return by_group, classes
 
@@ -208,10 +205,7 @@ def percent(value: float | None) -> str:
 def lost_images(count: int, label: str = "") -> str:
     """The warning of a report over images that have no prediction; `label` tells heads apart."""
     whose = f"{label}: " if label else ""
-    return (
-        f"{whose}{count} image(s) have no prediction, their logits are not finite: they count as wrong; "
-        "look at the weights and at the images"
-    )
+    return f"{whose}{count} image(s) have no prediction, their logits are not finite: they count as wrong"
 
 
 def result_line(figures: dict, selected_on: str, label: str = "") -> str:

@@ -11,28 +11,24 @@ import os
 import subprocess
 import sys
 import time
-from argparse import Namespace
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import closing, suppress
 from pathlib import Path
-
-from progress.bar import Bar
 
 from utils.base.errors import UserError, complain, exit_cleanly, say
 from utils.base.files import open_regular, write_atomically
 from utils.base.signals import Signals, Stopped
-from utils.report.summary import eta
-from utils.reproduce.cell import CellRuns, same_training_images
+from utils.reproduce.cell import Cell, same_training_images
 from utils.reproduce.grid import read_grid
 from utils.reproduce.results import NOT_RUN, render, rows_of, write_tables
+from utils.run.checkpoint import Checkpoint
 from utils.run.folder import check_writable
 from utils.run.lock import FolderLock
+from utils.settings.config import Config
 from utils.settings.parse import STAGE1, STAGE2, Parser
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-# a stage 2 counts as so many epochs of stage 1: its passes need no gradients
-STAGE2_UNITS = 10
 # becomes the command behind the number of this process, whose end Linux then tells it by SIGTERM
 _TIED = """
 import ctypes, os, signal, sys
@@ -43,19 +39,17 @@ os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
 
 
 class Runner(Signals):
-    """Runs what is missing of the cells, `jobs` of them at once; a signal is passed on to what runs.
+    """Runs what is missing of the cells, `jobs` of them at once; a signal is passed on to what cell.
 
     The runs hold the `lock` too: while one of them has not ended, nobody else may begin.
     """
 
-    def __init__(self, cells: Sequence[CellRuns], jobs: int, words: Sequence[str], lock: FolderLock) -> None:
+    def __init__(self, cells: Sequence[Cell], jobs: int, words: Sequence[str], lock: FolderLock) -> None:
         super().__init__()
         self.lock = lock
         self.cells, self.jobs, self.words = cells, jobs, [*words, "--quiet"]
         self.children: set[subprocess.Popen] = set()
         self.failed: list[str] = []
-        self.started = time.monotonic()
-        self.bar = Bar("grid", hide_cursor=False)
 
     def _hear(self, number: int) -> None:
         for child in list(self.children):
@@ -63,42 +57,35 @@ class Runner(Signals):
                 child.send_signal(number)
 
     def run(self) -> None:
-        """ """
-        self.bar.max = max(1, sum(self._cost(runs) for runs in self.cells))
+        """Raises Stopped where a signal has come."""
         with ThreadPoolExecutor(self.jobs) as pool:
             list(pool.map(self._cell, self.cells))
         if self.asked:
             complain("stopped by a signal: the runs have saved, the same command goes on")
             raise Stopped(self.asked)
 
-    def _cost(self, runs: CellRuns) -> int:
-        """What is left to do of a cell, in epochs of stage 1."""
-        stage1 = runs.stage1(same_training_images)
-        missing = [select for select in runs.cell.selections if not (stage1 and runs.stage2(select, stage1))]
-        return (0 if stage1 else runs.stage1_config().epochs) + STAGE2_UNITS * len(missing)
-
-    def _cell(self, runs: CellRuns) -> None:
+    def _cell(self, cell: Cell) -> None:
         """Stage 1 of a cell, then the stage 2 of each selection; what is done is skipped."""
         try:
-            stage1 = runs.stage1(same_training_images)
+            stage1 = cell.stage1(same_training_images)
             if stage1 is None:
-                words = [*runs.stage1_words(), "--resume", str(runs.finished_stage1() or "auto")]
-                if not self._call(runs, "stage1", STAGE1, words, runs.stage1_config().epochs):
+                words = [*cell.stage1_words(), "--resume", str(cell.finished_stage1() or "auto")]
+                if not self._call(cell, "stage1", STAGE1, words):
                     return
-                stage1 = runs.stage1(same_training_images)
-            for select in runs.cell.selections if stage1 else ():
-                if not runs.stage2(select, stage1):
-                    words = [*runs.stage2_words(select, stage1), "--resume", "auto"]
-                    self._call(runs, runs.cell.label(select), STAGE2, words, STAGE2_UNITS)
+                stage1 = cell.stage1(same_training_images)
+            for select in cell.selections if stage1 else ():
+                if not cell.stage2(select, stage1):
+                    words = [*cell.stage2_words(select, stage1), "--resume", "auto"]
+                    self._call(cell, cell.label(select), STAGE2, words)
         except (UserError, OSError) as error:
-            self._fail(runs, str(error))
+            self._fail(cell, str(error))
 
-    def _call(self, runs: CellRuns, label: str, script: str, words: Sequence[str], units: int) -> bool:
+    def _call(self, cell: Cell, label: str, script: str, words: Sequence[str]) -> bool:
         """One run in a process of its own, which prints to a log in the cell's folder. Is it at its end?"""
         if self.asked:
             return False
-        runs.place.mkdir(parents=True, exist_ok=True)
-        log, name = runs.place / f"{label}.log", f"{runs.cell.name} {label}"
+        cell.place.mkdir(parents=True, exist_ok=True)
+        log, name = cell.place / f"{label}.log", f"{cell.name} {label}"
         environment = dict(os.environ)
         if self.jobs > 1:
             environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // self.jobs)))
@@ -115,37 +102,27 @@ class Runner(Signals):
         status = child.wait()
         self.children.discard(child)
         seconds = time.monotonic() - started
-        with open_regular(runs.place / f"{label}.seconds", "ab") as out:
+        with open_regular(cell.place / f"{label}.seconds", "ab") as out:
             out.write(f"{seconds:.1f}\n".encode())
         if status and not self.asked:
             lines = log.read_text(encoding="utf-8", errors="replace").splitlines() or [""]
-            self._fail(runs, f"{label} ended with status {status}: {lines[-1]} (see {log})")
+            self._fail(cell, f"{label} ended with status {status}: {lines[-1]} (see {log})")
         elif not status:
-            took = eta(seconds).removeprefix("eta ")
-            complain(f"{name}: done in {took}; the grid: {self._passed(units)}")
+            complain(f"{name}: done in {seconds / 60:.1f} minutes")
         return status == 0
 
-    def _passed(self, units: int) -> str:
-        """Count what was done; how far the grid is, as text."""
-        self.bar.index += units
-        left = (time.monotonic() - self.started) / self.bar.index * max(0, self.bar.max - self.bar.index)
-        self.bar.suffix = f"{self.bar.index} of {self.bar.max} epochs, {eta(left)}"
-        if sys.stderr is not None and sys.stderr.isatty():
-            self.bar.update()
-        return self.bar.suffix
-
-    def _fail(self, runs: CellRuns, why: str) -> None:
-        self.failed.append(f"{runs.cell.name}: {why}")
+    def _fail(self, cell: Cell, why: str) -> None:
+        self.failed.append(f"{cell.name}: {why}")
         complain(f"failed: {self.failed[-1]}")
 
 
-def report(cells: Sequence[CellRuns], results: Path) -> str:
+def report(cells: Sequence[Cell], results: Path) -> str:
     """Write results/*.csv of the cells and RESULTS.md of all csv files there; returns a line about it."""
     rows = []
-    for runs in cells:
-        stage1 = runs.stage1(lambda model, config: True)
-        for select in runs.cell.selections:
-            rows += rows_of(runs, select, stage1, runs.stage2(select, stage1) if stage1 else None)
+    for cell in cells:
+        stage1, stage2 = cell.found(_taken_for_same)
+        for select, run in stage2.items():
+            rows += rows_of(cell, select, stage1, run)
     missing = sum(row["status"] == NOT_RUN for row in rows)
     if missing == len(rows):
         raise UserError(f"no run of this grid is here: {results / 'results'} and RESULTS.md are left")
@@ -155,16 +132,20 @@ def report(cells: Sequence[CellRuns], results: Path) -> str:
     return f"{page} and {len(written)} table(s): {len(rows)} rows, {missing} of them {NOT_RUN}"
 
 
-def survey(cells: Sequence[CellRuns]) -> list[str]:
+def survey(cells: Sequence[Cell]) -> list[str]:
     """A line a run: is it done, and of a stage 1 where it comes from."""
     lines = []
-    for runs in cells:
-        stage1 = runs.stage1(lambda model, config: True)
-        lines.append(f"{runs.cell.name} stage1: {f'done, {stage1.source}' if stage1 else NOT_RUN}")
-        for select in runs.cell.selections:
-            done = stage1 and runs.stage2(select, stage1)
-            lines.append(f"{runs.cell.name} {runs.cell.label(select)}: {'done' if done else NOT_RUN}")
+    for cell in cells:
+        stage1, stage2 = cell.found(_taken_for_same)
+        lines.append(f"{cell.name} stage1: {f'done, {stage1.source}' if stage1 else NOT_RUN}")
+        for select, run in stage2.items():
+            lines.append(f"{cell.name} {cell.label(select)}: {'done' if run else NOT_RUN}")
     return lines
+
+
+def _taken_for_same(model: Checkpoint, config: Config) -> bool:
+    """What only tells of runs reads no images."""
+    return True
 
 
 def _parser() -> Parser:
@@ -185,30 +166,25 @@ def main(argv: Sequence[str] | None = None) -> None:
     asked = _parser().parse_args(argv)
     if asked.jobs < 1:
         raise UserError(f"--jobs must be 1 or more, got {asked.jobs}")
-    cells = [CellRuns(cell, asked.out) for cell in read_grid(asked.grid, asked.data_dir)]
+    cells = read_grid(asked.grid, asked.data_dir, asked.out)
     if asked.list:
         say(*survey(cells))
         return
     check_writable(asked.results / "results")
-    failed = [] if asked.report_only else _run(cells, asked)
+    failed: list[str] = []
+    if not asked.report_only:
+        place = asked.out / "reproduce"
+        check_writable(place)
+        place.mkdir(parents=True, exist_ok=True)
+        lock = FolderLock(place, "or take another --out; --list tells what is done")
+        with closing(lock), Runner(cells, asked.jobs, ["--device", asked.device], lock) as runner:
+            runner.run()
+        failed = runner.failed
     for line in failed:
         complain(f"failed: {line}")
     say(report(cells, asked.results))
     if failed:
         sys.exit(1)
-
-
-def _run(cells: Sequence[CellRuns], asked: Namespace) -> list[str]:
-    """Run what is missing; returns a line a failure."""
-    place = asked.out / "reproduce"
-    check_writable(place)
-    place.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as held:
-        lock = FolderLock(place, "or take another --out; --list tells what is done")
-        held.callback(lock.release)
-        runner = held.enter_context(Runner(cells, asked.jobs, ["--device", asked.device], lock))
-        runner.run()
-    return runner.failed
 
 
 if __name__ == "__main__":

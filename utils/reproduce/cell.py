@@ -1,20 +1,22 @@
-"""What there is of a cell of a grid: its stage 1, the stage 2 of each selection; nothing is trained here."""
+"""A cell of a grid: what its runs are told, and what there is of them; nothing is trained here."""
 
 import json
+import re
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from models import network_label
 from utils.base.digest import file_digest
 from utils.base.errors import UserError, reason
 from utils.base.files import read_json, read_text
-from utils.packs.pack import Pack, read_pack
+from utils.packs.pack import Pack
 from utils.plots.tables import read_table
-from utils.reproduce.grid import Cell
 from utils.run.checkpoint import RELEASED, Checkpoint, published_path, read
 from utils.run.facts import compared
 from utils.run.folder import stage_folder
-from utils.settings.checks import check_against
+from utils.settings.chosen import chosen_methods
 from utils.settings.config import Config, resolve
 from utils.settings.data import load_data
 from utils.settings.parse import parse
@@ -23,9 +25,11 @@ from utils.settings.table import FREE, STAGE1, STAGE2
 
 # what may differ between a run and the grid that asks for it: how it runs; weights to start from may not
 _FREE = {*FREE, "cur_stage", "cuda_graphs", "eval_every"} - {"pretrained"}
+_DATA = ("dataset", "imb_ratio", "network")
 _SUMMARY = ("digest", "train_digest", "table_digest")
 _COLUMNS = ("method", "setting", "n", "failed", "overall")
 _AGAIN = "move it away, and the next run of the grid makes it again"
+SameData = Callable[[Checkpoint, Config], bool]
 
 
 @dataclass(frozen=True)
@@ -51,11 +55,73 @@ class Stage2:
     rows: list[dict[str, str]]
 
 
-class CellRuns:
-    """The folders of a cell below `out`/reproduce, and what is in them."""
+@dataclass(frozen=True)
+class Cell:
+    """One stage 1 of one seed, or its pack, and the stage 2 of each selection; below `out`/reproduce."""
 
-    def __init__(self, cell: Cell, out: Path) -> None:
-        self.cell, self.place = cell, out / "reproduce" / cell.name
+    out: Path
+    data: tuple[str, ...]  # --dataset, --network, --imb_ratio, --data_dir; a pack names them itself
+    seed: int
+    recipe: str
+    stage2_recipe: str
+    methods: tuple[str, ...]
+    stage2_seeds: tuple[int, ...]
+    selections: tuple[str, ...]
+    views: str | int
+    pack: Pack | None = None
+
+    def config(self) -> Config:
+        """The resolved configuration of stage 1 but for its folders; raises UserError for wrong words."""
+        return resolve(STAGE1, parse(STAGE1, "", self._recipe_words()))
+
+    def _recipe_words(self) -> list[str]:
+        return [*self.data, "--seed", str(self.seed), *shlex.split(self.recipe)]
+
+    @property
+    def protocol(self) -> dict[str, str]:
+        """What makes results of stage 1 comparable, as text; the selection is told apart beside it."""
+        if self.pack:
+            known = self.pack.known
+        else:
+            config = self.config()
+            known = config.as_dict() | {"dataset": config.data_name}
+        facts = {name: known.get(name) for name in _DATA}
+        facts["imb_ratio"] = "" if facts["imb_ratio"] is None else f"{facts['imb_ratio']:g}"
+        return facts | {"recipe": self.recipe, "stage2": self.stage2_recipe, "views": str(self.views)}
+
+    @property
+    def name(self) -> str:
+        """The name of its folder: no two cells of any grid share one unless they share their stage 1."""
+        pack = "_pack" if self.pack else ""
+        return slug(self.protocol, (*_DATA, "recipe")) + f"_seed{self.seed}{pack}"
+
+    @property
+    def place(self) -> Path:
+        return self.out / "reproduce" / self.name
+
+    @property
+    def method_names(self) -> list[str]:
+        return [method.name for method in chosen_methods(",".join(self.methods))]
+
+    def label(self, select: str) -> str:
+        """The name of a stage 2 within the cell."""
+        return slug({"select": select, **self.protocol}, ("select", "views", "stage2"))
+
+    def stage1_words(self) -> list[str]:
+        """The whole command line of main_stage1.py but for `--resume`."""
+        return [*self._recipe_words(), *_places(self.place)]
+
+    def stage2_words(self, select: str, stage1: Stage1 | None = None) -> list[str]:
+        """The whole command line of main_stage2.py but for `--resume`; None: stage 1 has still to be made."""
+        seeds = ",".join(map(str, self.stage2_seeds))
+        words = ["--method", ",".join(self.methods), "--seeds", seeds, "--select", select]
+        words += ["--views", str(self.views)] if isinstance(self.views, int) else []
+        if self.pack:
+            words += ["--features", str(self.pack.path)]
+        elif stage1:
+            words += ["--pretrained_pth", str(stage1.model.path)]
+        places = _places(self.place / self.label(select))
+        return [*self.data, *words, *shlex.split(self.stage2_recipe), *places]
 
     def hours(self, label: str) -> str:
         """How long the commands of a stage took, all together, where the runner has seen them; in hours."""
@@ -65,34 +131,20 @@ class CellRuns:
             return ""
         return f"{sum(seconds) / 3600:.4f}"
 
-    def stage1_words(self) -> list[str]:
-        """The whole command line of main_stage1.py but for `--resume`."""
-        return [*self.cell.stage1_words(), *_places(self.place)]
-
     def stage1_config(self) -> Config:
         return resolve(STAGE1, parse(STAGE1, "", self.stage1_words()))
-
-    def stage2_words(self, select: str, stage1: Stage1) -> list[str]:
-        """The whole command line of main_stage2.py but for `--resume`."""
-        source = [] if self.cell.features else ["--pretrained_pth", str(stage1.model.path)]
-        return [*self.cell.stage2_words(select), *source, *_places(self.place / self.cell.label(select))]
 
     def finished_stage1(self) -> Path | None:
         """The run folder of a stage 1 at its end: a resume leaves its model again where that is gone."""
         return _finished(self.stage1_config())
 
-    def stage1(self, same_data: Callable[[Checkpoint, Config], bool]) -> Stage1 | None:
+    def stage1(self, same_data: SameData) -> Stage1 | None:
         """The finished stage 1: the cell's pack, its own, else a released one like it; None: there is none.
 
         `same_data` says whether a released model was trained on the images of the configuration.
         """
-        if self.cell.features:
-            pack = read_pack(Path(self.cell.features))
-            if self.cell.known is None:
-                config = self.cell.config()
-                named = {name: getattr(config, name) for name in ("dataset", "network", "imb_ratio")}
-                check_against(pack.known, named)
-            return Stage1(pack, self.cell.features)
+        if self.pack:
+            return Stage1(self.pack, str(self.pack.path))
         config = self.stage1_config()
         folder = _finished(config)
         if folder is not None:
@@ -108,6 +160,11 @@ class CellRuns:
             if _of_configuration(model, config) and same_data(model, config):
                 return Stage1(model, f"checkpoints/{path.relative_to(RELEASED.parent)}")
         return None
+
+    def found(self, same_data: SameData) -> tuple[Stage1 | None, dict[str, Stage2 | None]]:
+        """What there is: stage 1, and the stage 2 of each selection."""
+        stage1 = self.stage1(same_data)
+        return stage1, {s: self.stage2(s, stage1) if stage1 else None for s in self.selections}
 
     def stage2(self, select: str, stage1: Stage1) -> Stage2 | None:
         """The finished stage 2 of a selection; None: it is missing or unfinished."""
@@ -130,6 +187,14 @@ class CellRuns:
 def same_training_images(model: Checkpoint, config: Config) -> bool:
     """Was the model trained on the very images of the configuration? Reads the data."""
     return compared(model.facts, load_data(config).train)[0] is None
+
+
+def slug(facts: dict[str, str], names: Sequence[str]) -> str:
+    """Values as one name of a file; what a file's name should not hold becomes a dash."""
+    ratio, network = facts.get("imb_ratio"), network_label(facts.get("network") or "")
+    shown = facts | {"imb_ratio": f"IR={ratio}" if ratio else "", "network": network}
+    words = [re.sub(r"[^\w.=]+", "-", shown[name]).strip("-") for name in names]
+    return "_".join(filter(None, words))
 
 
 def read_rows(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:

@@ -10,29 +10,25 @@ each of its ratios and stage-1 seeds. Keys:
     stage2_seeds               a value or a list
     select                     "last", "val", "test", or a list of them: a stage 2 each
     views                      "fresh": a new view an epoch; or a number
-    features                   a feature pack in place of stage 1 and images; views is then "pack". A pack of
-                               one's own names its data set and network itself, and needs no seeds
+    features                   a feature pack in place of stage 1 and images; views is then "pack". The pack
+                               itself names its data set, its network and its seed
 """
 
-import difflib
 import os
-import re
 import shlex
 import tomllib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 
-from datasets import DATASETS
-from models import network_label
 from utils.base.errors import UserError, reason
 from utils.base.files import open_regular
 from utils.heads.plan import plan_heads
 from utils.packs.pack import read_pack
+from utils.reproduce.cell import Cell
 from utils.settings.checks import check_against
-from utils.settings.chosen import chosen_methods
-from utils.settings.config import Config, resolve
+from utils.settings.commands import option
+from utils.settings.config import resolve
 from utils.settings.parse import parse
 from utils.settings.table import FIXED_BY_CHECKPOINT, INHERITED, STAGE1, STAGE2, Mark, marked
 
@@ -48,87 +44,26 @@ _KEYS = {
 _NEEDED = ("seeds", "methods", "stage2_seeds", "select", "views")
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One stage 1 of one seed, or its pack, and the stage 2 of each selection on it."""
+def read_grid(name: str, data_dir: Path | None = None, out: Path = Path("output")) -> list[Cell]:
+    """The cells of `thin`, `paper` or a file, in its order; every word is checked as the scripts would.
 
-    data: tuple[str, ...]  # --dataset, --network, --imb_ratio, --data_dir
-    seed: int
-    recipe: str
-    stage2: str
-    methods: tuple[str, ...]
-    stage2_seeds: tuple[int, ...]
-    selections: tuple[str, ...]
-    views: str | int
-    features: str = ""
-    known: dict | None = None  # what a pack says that `data` leaves to it
-
-    def stage1_words(self) -> list[str]:
-        """Those of main_stage1.py but for its folders."""
-        return [*self.data, "--seed", str(self.seed), *shlex.split(self.recipe)]
-
-    def stage2_words(self, select: str) -> list[str]:
-        """Those of main_stage2.py but for its folders and the checkpoint of its stage 1."""
-        seeds = ",".join(map(str, self.stage2_seeds))
-        words = ["--method", ",".join(self.methods), "--seeds", seeds, "--select", select]
-        views = ["--views", str(self.views)] if isinstance(self.views, int) else []
-        features = ["--features", self.features] if self.features else []
-        return [*self.data, *words, *views, *features, *shlex.split(self.stage2)]
-
-    def config(self) -> Config:
-        """The resolved configuration of stage 1; raises UserError where the words are wrong."""
-        return resolve(STAGE1, parse(STAGE1, "", self.stage1_words()))
-
-    @property
-    def protocol(self) -> dict[str, str]:
-        """What makes results of stage 1 comparable, as text; the selection is told apart beside it."""
-        if self.known is None:
-            config = self.config()
-            facts = {"dataset": config.data_name, "imb_ratio": config.imb_ratio, "network": config.network}
-        else:
-            facts = {name: self.known.get(name) for name in ("dataset", "imb_ratio", "network")}
-        facts["imb_ratio"] = "" if facts["imb_ratio"] is None else f"{facts['imb_ratio']:g}"
-        return facts | {"recipe": self.recipe, "stage2": self.stage2, "views": str(self.views)}
-
-    @property
-    def name(self) -> str:
-        """The name of its folder: no two cells of any grid share one unless they share their stage 1."""
-        pack = "_pack" if self.features else ""
-        return slug(self.protocol, ("dataset", "imb_ratio", "network", "recipe")) + f"_seed{self.seed}{pack}"
-
-    @property
-    def method_names(self) -> list[str]:
-        return [method.name for method in chosen_methods(",".join(self.methods))]
-
-    def label(self, select: str) -> str:
-        """The name of a stage 2 within the cell."""
-        return slug({"select": select, **self.protocol}, ("select", "views", "stage2"))
-
-
-def slug(facts: dict[str, str], names: Sequence[str]) -> str:
-    """Values as one name of a file; what a file's name should not hold becomes a dash."""
-    ratio, network = facts.get("imb_ratio"), network_label(facts.get("network") or "")
-    shown = facts | {"imb_ratio": f"IR={ratio}" if ratio else "", "network": network}
-    words = [re.sub(r"[^\w.=]+", "-", shown[name]).strip("-") for name in names]
-    return "_".join(filter(None, words))
-
-
-def read_grid(name: str, data_dir: Path | None = None) -> list[Cell]:
-    """The cells of `thin`, `paper` or a file, in its order; every word is checked as the scripts would."""
+    Their runs are to lie below `out`.
+    """
     shipped = {place.stem: place for place in sorted(GRIDS.glob("*.toml"))}
-    path, known = shipped.get(name, Path(os.path.expanduser(name))), ", ".join(shipped)
+    path = shipped.get(name, Path(os.path.expanduser(name)))
     try:
         with open_regular(path) as handle:
             tables = tomllib.loads(handle.read().decode("utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"grid {path} cannot be read: {reason(error)} (known: {known}, or a file)") from error
+        known = f"known: {', '.join(shipped)}, or a file"
+        raise UserError(f"grid {path} cannot be read: {reason(error)} ({known})") from error
     cells = tables.pop("cells", [])
     if not (isinstance(cells, list) and cells and all(isinstance(cell, dict) for cell in cells)):
         raise UserError(f"grid {path} has no [[cells]]: there is nothing to run")
     found = []
     for number, cell in enumerate(cells, 1):
         try:
-            found += list(_expand(tables | cell, data_dir))
+            found += _expand(tables | cell, data_dir, out)
         except (UserError, ValueError, RecursionError) as error:
             raise UserError(f"grid {path}, cell {number}: {error}") from error
     names = [cell.name for cell in found]
@@ -137,49 +72,43 @@ def read_grid(name: str, data_dir: Path | None = None) -> list[Cell]:
     return found
 
 
-def _expand(table: dict, data_dir: Path | None) -> Iterator[Cell]:
+def _expand(table: dict, data_dir: Path | None, out: Path) -> Iterator[Cell]:
     values = {key: _values(key, value) for key, value in table.items()}
-    known = _known(values)
+    one = {key: found[0] for key, found in values.items() if not _KEYS[key][0]}
+    views, pack = one.get("views"), None
+    if ("features" in one) != (views == "pack"):
+        raise UserError(f'features and views = "pack" belong together, got views {views!r:.60}')
+    if "features" in one:
+        pack = read_pack(Path(os.path.expanduser(one["features"])))
+        values.setdefault("seeds", [pack.facts.get("seed") or 0])
     for key in _NEEDED:
         if key not in values:
             raise UserError(f"it needs {key}")
-    one = {key: found[0] for key, found in values.items() if not _KEYS[key][0]}
-    views, features = one["views"], os.path.expanduser(one.get("features", ""))
-    if bool(features) != (views == "pack"):
-        raise UserError(f'features and views = "pack" belong together, got views {views!r:.60}')
     if views not in ("fresh", "pack") and not isinstance(views, int):
         raise UserError(f'views must be "fresh", "pack" or a number, got {views!r:.60}')
     if ":" in one.get("network", ""):
         of_whom = "is code that no file may choose to run: call the scripts"
         raise UserError(f"network {one['network']!r:.60} {of_whom}")
-    words = [word for key in ("dataset", "network") if key in one for word in (f"--{key}", one[key])]
-    words += [] if data_dir is None or features else ["--data_dir", str(data_dir)]
     extra = [" ".join(one.get(key, "").split()) for key in ("recipe", "stage2")]
     lists = [tuple(values[key]) for key in ("methods", "stage2_seeds", "select")]
     for ratio, seed in product(values.get("imb_ratio", [None]), values["seeds"]):
-        data = [*words, *([] if ratio is None else ["--imb_ratio", f"{ratio:.10g}"])]
-        cell = Cell(() if known else tuple(data), seed, *extra, *lists, views, features, known)
+        named = {key: one[key] for key in ("dataset", "network") if key in one}
+        named |= {} if ratio is None else {"imb_ratio": ratio}
+        if pack:
+            check_against(pack.known, named)
+            words = ()
+        else:
+            named |= {} if data_dir is None else {"data_dir": data_dir}
+            words = tuple(word for key, value in named.items() for word in option(key, value))
+        cell = Cell(out, words, seed, *extra, *lists, views, pack)
         _check(cell)
         yield cell
-
-
-def _known(values: dict[str, list]) -> dict | None:
-    """What a pack that a user made says of itself; None: the cell names a data set, or there is no pack."""
-    if "features" not in values or values.get("dataset", [None])[0] in DATASETS:
-        return None
-    pack = read_pack(Path(values["features"][0]))
-    named = {name: values[name][0] for name in ("dataset", "network", "imb_ratio") if name in values}
-    check_against(pack.known, named)
-    values.setdefault("seeds", [pack.facts.get("seed") or 0])
-    return pack.known
 
 
 def _values(key: str, value: object) -> list:
     """The values of a key as a list, of the kinds that it may have."""
     if key not in _KEYS:
-        near = difflib.get_close_matches(key, _KEYS, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(_KEYS)}"
-        raise UserError(f"unknown key {key!r:.60}, {hint}")
+        raise UserError(f"unknown key {key!r:.60}, known: {', '.join(_KEYS)}")
     several, kinds = _KEYS[key]
     values = value if several and isinstance(value, list) else [value]
     if not values:
@@ -194,16 +123,15 @@ def _values(key: str, value: object) -> list:
 
 def _check(cell: Cell) -> None:
     """Every word of both stages, and that the free words leave alone what the grid and the runner say."""
-    for script, key, text in ((STAGE1, "recipe", cell.recipe), (STAGE2, "stage2", cell.stage2)):
+    taken = marked(Mark.CELL, Mark.RUNNER)
+    for script, key, text in ((STAGE1, "recipe", cell.recipe), (STAGE2, "stage2", cell.stage2_recipe)):
         words = shlex.split(text)
         if {"-h", "--help"} & set(words):
             raise UserError(f"{key} may not ask for help")
         for name in parse(script, "", words):
-            if name in marked(Mark.CELL) or name in marked(Mark.RUNNER):
+            if name in taken:
                 raise UserError(f"{key} may not say --{name}: a key of the grid or the runner says it")
-    known = cell.known
-    if known is None:
-        config = cell.config()
-        known = {name: getattr(config, name) for name in (*FIXED_BY_CHECKPOINT, *INHERITED) if name in config}
+    known = cell.pack.known if cell.pack else cell.config().as_dict()
+    known = {name: known[name] for name in (*FIXED_BY_CHECKPOINT, *INHERITED) if name in known}
     for select in cell.selections:
         plan_heads(resolve(STAGE2, parse(STAGE2, "", cell.stage2_words(select)), known))

@@ -16,8 +16,7 @@ from utils.base.files import write_atomically
 from utils.metrics.accuracy import percent
 from utils.plots.tables import SCORES
 from utils.report.table import CHOSEN_EPOCH, SELECTIONS, cells, markdown_lines
-from utils.reproduce.cell import CellRuns, Stage1, Stage2, read_rows
-from utils.reproduce.grid import slug
+from utils.reproduce.cell import Cell, Stage1, Stage2, read_rows, slug
 
 PROTOCOL = ("dataset", "imb_ratio", "network", "recipe", "stage2", "views", "selected_on", "budget", "data")
 _NAMED_BY = ("dataset", "imb_ratio", "network", "recipe", "views", "stage2", "selected_on")
@@ -39,14 +38,11 @@ over those of stage 1; p: exact McNemar test of the first seeds, same images; Lo
 over classes, their spread in brackets. {CHOSEN_EPOCH}."""
 
 
-def rows_of(
-    runs: CellRuns, select: str, stage1: Stage1 | None, stage2: Stage2 | None
-) -> list[dict[str, str]]:
+def rows_of(cell: Cell, select: str, stage1: Stage1 | None, stage2: Stage2 | None) -> list[dict[str, str]]:
     """The rows of one stage 2; where there is none, one a method that says so."""
-    cell = runs.cell
     facts = cell.protocol | {"selected_on": select, "stage1_seed": str(cell.seed)}
     if stage1 is not None:
-        hours = runs.hours("stage1") if stage1.source == "trained" else ""
+        hours = cell.hours("stage1") if stage1.source == "trained" else ""
         facts |= {"stage1_digest": stage1.digest, "source": stage1.source, "stage1_hours": hours}
         facts |= {"stage1_hardware": _hardware(stage1.model.facts.get("environment", {}))}
     if stage2 is None:
@@ -55,7 +51,7 @@ def rows_of(
     made = stage2.record["environment"]
     facts |= {"data": stage2.summary["train_digest"][:12], "torch": str(made.get("torch", ""))}
     facts |= {"hardware": _hardware(made), "commit": str(made.get("commit") or "")[:12]}
-    facts |= {"hours": runs.hours(cell.label(select)), "stage2_seeds": " ".join(map(str, cell.stage2_seeds))}
+    facts |= {"hours": cell.hours(cell.label(select)), "stage2_seeds": " ".join(map(str, cell.stage2_seeds))}
     facts |= {"stage1_overall": next((r["overall"] for r in stage2.rows if r["method"] == "stage1"), "")}
     rows = [facts | row | {"status": "failed" if row["failed"] else "done"} for row in stage2.rows]
     for row in rows:

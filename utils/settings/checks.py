@@ -45,7 +45,6 @@ _PHOTOGRAPHS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff
 def check_given(script: str, given: dict) -> None:
     """What is wrong with the user's words whatever a checkpoint or pack says."""
     check_ranges(given)
-    _check_shots(given)
     if "network" in given:
         try:
             network_exists(given["network"])
@@ -86,7 +85,6 @@ def check_known(path: Path, known: dict, given: dict, is_pack: bool = False) -> 
         for name, value in known.items():
             if name in _ARGUMENTS and value is not None:
                 _check_stored(_ARGUMENTS[name], value, own=is_pack and name == "dataset")
-        _check_shots(known)
         check_ranges({name: value for name, value in known.items() if name in _ARGUMENTS})
         if known.get("network") is not None and not is_pack:
             network_exists(known["network"])
@@ -126,7 +124,10 @@ def check_ranges(values: dict) -> None:
                 raise UserError(f"--{name} must be {allowed.words}, got {value}")
             if isinstance(value, int) and value > most:
                 raise UserError(f"--{name} must be at most {most}, got {value}")
-        if isinstance(several, list) and len(set(several)) < len(several) and name != "shots":
+        if name == "shots" and several is not None:
+            if not (isinstance(several, list) and len(several) == 2 and several[0] <= several[1]):
+                raise UserError(f"--shots takes two limits LOW,HIGH as in 20,100, got {several}")
+        elif isinstance(several, list) and len(set(several)) < len(several):
             raise UserError(f"--{name} names a value twice: {', '.join(map(str, several))}")
 
 
@@ -186,20 +187,13 @@ def _check_targets(given: dict, values: dict) -> None:
             raise UserError(f"--{name} {given[name]} lies among the images of --data_dir: name another place")
 
 
-def _check_shots(values: dict) -> None:
-    shots = values.get("shots")
-    if shots is not None and not (isinstance(shots, list) and len(shots) == 2 and shots[0] <= shots[1]):
-        raise UserError(f"--shots takes two limits LOW,HIGH as in 20,100, got {shots}")
-
-
 def _check_files(given: dict, dataset: str) -> None:
     """What speaks of images on disk has no meaning for a set in memory, and lists are for one of them."""
     takes = {"normalise"} if dataset.startswith("cifar") else set()
     for name in (name for name in OF_FILES if name in given.keys() - takes):
         if dataset not in FILE_DATASETS and "predict" not in given:
             raise UserError(f"--{name} is for images on disk, {dataset} has no use for it")
-    for name in (name for name in LISTS if name in given):
-        if dataset != "list":
+        if name in LISTS and dataset != "list":
             raise UserError(f"--{name} goes with --dataset list, not with {dataset}")
     needed = not {"predict", "features"} & given.keys()
     if dataset == "list" and needed and not {"train_list", "test_list"} <= given.keys():

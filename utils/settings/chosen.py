@@ -34,16 +34,15 @@ def _own_method(name: str) -> Method:
             raise UserError(f"--method {name} fails: {one_line(error)}") from error
     if not isinstance(method, Method):
         raise UserError(f"--method {name} gives no Method (utils.settings.methods), but {method!r:.60}")
-    if not re.fullmatch(r"\w+", method.name):  # it stands in tables and in lines of name=value
-        raise UserError(f"--method {name} gives a method named {method.name!r:.40}: use letters, digits, _")
-    if method.name in METHODS:
-        raise UserError(f"--method {name} gives a method of the name {method.name}, which is taken")
+    if not re.fullmatch(r"\w+", method.name) or method.name in METHODS:  # it stands in tables and lines
+        problem = f"--method {name} gives a method of the name {method.name!r:.40}, which is taken"
+        raise UserError(f"{problem}, or has other than letters, digits and _")
     for option, value in method.options.items():
-        if option not in (*OPTIONS, *method.ranges):
+        allowed = method.ranges.get(option)
+        if allowed is None and option not in OPTIONS:
             raise UserError(f"--method {name} has an option {option} without a range: add it to its ranges")
-        if option in method.ranges and (value is None or not method.ranges[option].holds(value)):
-            words = method.ranges[option].words
-            raise UserError(f"--method {name}: its {option} is {value}, it must be {words}")
+        if allowed and (value is None or not allowed.holds(value)):
+            raise UserError(f"--method {name}: its {option} is {value}, it must be {allowed.words}")
     return method
 
 
@@ -57,20 +56,17 @@ def listing() -> str:
     header = ("method", "what it is", "learns", "start", "sampler", "loss", "epochs", "lr @ batch", "options")
     rows = [header, *(_cells(method) for method in METHODS.values())]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
     sources = [f"  {method.name:<{widths[0]}}  {method.source}" for method in METHODS.values()]
-    return "\n".join([*(line.rstrip() for line in lines), "", "sources", *sources])
+    return "\n".join([*lines, "", "sources", *sources])
 
 
 def _cells(method: Method) -> tuple[str, ...]:
-    options = " ".join(
-        f"{name}={'preset' if value is None else value}" for name, value in method.options.items()
-    )
-    budget = ("-", "-")
+    words = [f"{name}={'preset' if value is None else value}" for name, value in method.options.items()]
+    words += [f"finetune_wd={method.wd:g}"] if method.wd else []
+    sampler, epochs, lr = "-", "-", "-"
     if method.trained:
+        sampler, epochs = method.sampler, "preset" if method.epochs is None else str(method.epochs)
         lr = "preset" if method.lr is None else f"{method.lr:g} @ {method.per_batch}"
-        budget = ("preset" if method.epochs is None else str(method.epochs), lr)
-    sampler = method.sampler if method.trained else "-"
-    wd = f" finetune_wd={method.wd:g}" if method.wd else ""
     head = (method.name, method.what, method.learns, method.start, sampler, method.loss or "-")
-    return (*head, *budget, (options + wd).strip() or "-")
+    return (*head, epochs, lr, " ".join(words) or "-")

@@ -1,6 +1,7 @@
 """Command lines for people: each that is printed can be run as it stands, from where the user is."""
 
 import os
+import re
 import shlex
 from collections.abc import Iterable
 from contextlib import suppress
@@ -50,8 +51,5 @@ def _quoted(word: str) -> str:
     """Bytes that no terminal shows are written out."""
     if word.isprintable():
         return shlex.quote(word)
-    plain = (
-        chr(byte) if byte < 128 and (chr(byte).isalnum() or chr(byte) in "/._-") else f"\\x{byte:02x}"
-        for byte in os.fsencode(word)
-    )
-    return f"$'{''.join(plain)}'"
+    plain = re.sub(rb"[^\w./-]", lambda byte: b"\\x%02x" % byte[0][0], os.fsencode(word))
+    return f"$'{plain.decode()}'"

@@ -1,21 +1,27 @@
-"""One resolved configuration for a run: the user's word over a checkpoint's facts over the preset."""
+"""One resolved configuration for a run: the user's word over a checkpoint's facts over the preset.
+
+The three scripts begin here: help, lists and refusals come before torch, which takes seconds to load.
+"""
 
 import json
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
 from losses.gaps import label_smooth_for_gap
-from utils.base.errors import UserError
+from utils.base.errors import UserError, exit_cleanly, say
 from utils.base.torchrun import number_of
 from utils.settings.checks import check_against, check_given, check_ranges, check_settled
+from utils.settings.chosen import listing
+from utils.settings.parse import parse
 from utils.settings.presets import preset_for
 from utils.settings.table import STAGE1, STAGE2, arguments_of
 
 DEFAULT_DATASET = "cifar100_lt"
+_FROM_FILES = {"resume", "features", "pretrained_pth"}  # with them a file decides what is left open
 
 
 @dataclass(frozen=True)
@@ -139,10 +145,7 @@ def _settle_label_smooth(given: dict, values: dict, sources: dict, settled: bool
         return
     deltas = [label_smooth_for_gap(gap, num_class) for gap in _several(gaps)]
     if 0.0 in deltas:
-        way_out = "that is cross-entropy, --label_smooth 0"
-        raise UserError(f"--logit_gap {gaps} is beyond all numbers, δ would be 0: {way_out}")
-    if len(set(deltas)) < len(deltas):
-        raise UserError(f"--logit_gap names values that are the same δ: {gaps}")
+        raise UserError(f"--logit_gap {gaps} is beyond all numbers: δ would be 0, which is cross-entropy")
     values["label_smooth"] = deltas if isinstance(gaps, list) else deltas[0]
     sources["label_smooth"] = "from --logit_gap" if "logit_gap" in given else "preset"
     check_ranges({"label_smooth": values["label_smooth"]})
@@ -154,10 +157,28 @@ def _several(value: object) -> list:
 
 def describe(config: Config) -> list[str]:
     """The resolved configuration, a line a value, with where it came from; without what nobody set."""
-    rows = [
-        (name, json.dumps(value, ensure_ascii=False), config.source(name))
-        for name, value in config.as_dict().items()
-        if value is not None
-    ]
-    width = max(len(name) for name, _, _ in rows)
-    return [f"  {name:<{width}}  {value:<24} {source}" for name, value, source in rows]
+    values = {name: value for name, value in config.as_dict().items() if value is not None}
+    texts = {name: json.dumps(value, ensure_ascii=False) for name, value in values.items()}
+    width = max(map(len, texts))
+    return [f"  {name:<{width}}  {text:<24} {config.source(name)}" for name, text in texts.items()]
+
+
+def asked_for(script: str, doc: str, argv: Sequence[str] | None = None) -> dict:
+    """What the user gave, by name, as far as it can be checked without a file; `doc` begins with a summary.
+
+    Raises SystemExit where help or the list of methods was asked for, and is printed.
+    """
+    given = parse(script, doc.splitlines()[0], argv)
+    if given.get("method") == "list":
+        say(*listing().splitlines())
+        raise SystemExit(0)
+    if given.keys() & _FROM_FILES:
+        check_given(script, given)
+    else:
+        resolve(script, given)
+    return given
+
+
+def answer_early(script: str, doc: str) -> None:
+    """End here, as `exit_cleanly` says, where the command line is refused or asks for no run."""
+    exit_cleanly(lambda: asked_for(script, doc))

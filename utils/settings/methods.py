@@ -21,10 +21,7 @@ EQUAL_EPOCHS = 20
 TRAINING = ("finetune_lr", "finetune_epoch", "finetune_wd")
 # options of the methods below, each an argument of stage 2: name -> its range, its help
 DECLARED: dict[str, tuple[Range, str]] = {
-    "tau": (
-        NOT_NEGATIVE,
-        "tau_norm: power of the row norms; la, bsce: weight of the log frequencies; 0 or more",
-    ),
+    "tau": (NOT_NEGATIVE, "tau_norm: power of the row norms; la, bsce: weight of log frequencies, 0 or more"),
     "rho": (NOT_NEGATIVE, "disalign, marc: class weights go with frequency to the -ρ, 0 or more"),
     "beta": (BELOW_ONE, "cb, wb: β of the effective number of images, 0 to below 1"),
     "gamma": (NOT_NEGATIVE, "focal: γ of (1 - p)^γ, 0 or more"),

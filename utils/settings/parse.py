@@ -3,8 +3,6 @@
 import argparse
 import difflib
 import os
-import re
-import sys
 from collections.abc import Callable, Sequence
 from itertools import groupby
 from operator import attrgetter
@@ -13,12 +11,9 @@ from typing import NoReturn
 
 from utils.base.errors import UserError, say
 from utils.settings.commands import command
-from utils.settings.methods import METHODS
 from utils.settings.table import ALL, ARGUMENTS, CHECK, EVALUATE, STAGE1, STAGE2, Argument, arguments_of
 
 __all__ = ["ALL", "ARGUMENTS", "CHECK", "EVALUATE", "STAGE1", "STAGE2", "Parser", "parse"]
-
-_OF_STAGE_2 = {"epochs": "finetune_epoch", "lr": "finetune_lr", "wd": "finetune_wd", "loss": "method"}
 
 
 class Parser(argparse.ArgumentParser):
@@ -73,7 +68,7 @@ def parse(script: str, description: str, argv: Sequence[str] | None = None) -> d
         group = parser.add_argument_group(name)
         for argument in arguments:
             group.add_argument(f"--{argument.name}", **_taken(argument))
-    given, unknown = parser.parse_known_args(_joined(sys.argv[1:] if argv is None else argv))
+    given, unknown = parser.parse_known_args(argv)
     if unknown:
         raise UserError(_explain_unknown(script, unknown[0]))
     return vars(given)
@@ -91,27 +86,13 @@ def _taken(argument: Argument) -> dict:
     return {"help": help, "type": kind, "metavar": metavar}
 
 
-def _joined(argv: Sequence[str]) -> list[str]:
-    """An option and the negative number behind it as one word: argparse takes -1e-4 for an option."""
-    words: list[str] = []
-    for word in argv:
-        if re.match(r"-(\d|\.\d|inf|nan)", word) and words and re.fullmatch(r"--\w+", words[-1]):
-            words[-1] += f"={word}"
-        else:
-            words.append(word)
-    return words
-
-
 def _explain_unknown(script: str, word: str) -> str:
     name = word.removeprefix("--").partition("=")[0]
-    elsewhere = [argument for argument in ARGUMENTS if argument.name == name]
-    if word.startswith("--") and elsewhere:
-        there, own = " and ".join(elsewhere[0].scripts), _OF_STAGE_2.get(name)
-        hint = f": its own is --{own}" if own and script == STAGE2 else ""
-        return f"--{name} is an argument of {there}, {script} has no use for it{hint}"
+    for argument in ARGUMENTS:
+        if word.startswith("--") and argument.name == name:
+            there = " and ".join(argument.scripts)
+            return f"--{name} is an argument of {there}, {script} has no use for it"
     here = [argument.name for argument in arguments_of(script)]
     close = difflib.get_close_matches(name.lower(), here, n=1)
-    if not close and script == STAGE2:  # --losss: the loss is a method's
-        close = [f"method {method}" for method in difflib.get_close_matches(name.lower(), METHODS, n=1)]
     hint = f", did you mean --{close[0]}?" if close else f" (see `{_help(script)}`)"
     return f"unknown argument {word}{hint}"

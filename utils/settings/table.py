@@ -11,15 +11,7 @@ from datasets import AUGMENTS, CHANNELS, DATASETS, VAL_SOURCES
 from losses import LOSSES
 from models import NETWORKS
 from utils.settings.methods import DECLARED
-from utils.settings.ranges import (
-    ABOVE_ZERO,
-    BELOW_ONE,
-    NOT_NEGATIVE,
-    ONE_OR_MORE,
-    Range,
-    within,
-    written,
-)
+from utils.settings.ranges import ABOVE_ZERO, BELOW_ONE, NOT_NEGATIVE, ONE_OR_MORE, Range, within, written
 
 STAGE1, STAGE2, EVALUATE = "main_stage1.py", "main_stage2.py", "evaluate.py"
 CHECK = "datasets.check"
@@ -87,16 +79,14 @@ _GROUPS = {
             help="go on with a named data set whose totals are not its own"),
         Argument("imb_ratio", float, DATA, allowed=Range(lambda v: v >= 1, "a number of 1 or more"),
             marks={Mark.FIXED, Mark.CELL},
-            help="images of the most frequent class per image of the rarest, 1 or more; your own images: "
-                 "made long-tailed so, else as they are"),
+            help="images of the most frequent class per image of the rarest; own images are cut down to it"),
         Argument("num_class", int, DATA, allowed=Range(lambda v: v >= 2, "2 or more"), marks={Mark.FIXED},
             help="number of classes; must be the data set's own"),
         Argument("subset_seed", int, DATA, allowed=NOT_NEGATIVE, most=LARGEST_SEED,
             marks={Mark.FIXED, Mark.NOT_WITH_PACK},
             help="draw the kept images with this seed instead of the first of each class"),
         Argument("shots", int, ALL, [20, 100], allowed=ONE_OR_MORE, sweep=True, marks={Mark.INHERITED},
-            help="limits LOW,HIGH of the shot groups: few below LOW training images, many above HIGH; "
-                 "20,100"),
+            help="limits LOW,HIGH of the shot groups: few below LOW training images, many above HIGH"),
         Argument("val_source", str, (*TRAIN, CHECK), choices=VAL_SOURCES,
             marks={Mark.INHERITED, Mark.NOT_WITH_PACK},
             help="validation images: own (the data set's list or folder), unused (left out by the long-"
@@ -107,8 +97,7 @@ _GROUPS = {
             help="share of each class held out, with --val_source heldout"),
         Argument("workers", int, DATA, 0, allowed=within(0, MOST_WORKERS),
             marks={Mark.NOT_WITH_PACK, Mark.RUNNING},
-            help="loader processes of images on disk, for each process; sets that live on the device need "
-                 "none"),
+            help="loader processes of images on disk, for each process"),
     ),
     "images on disk": (
         Argument("data_digest", str, TRAIN, choices=("sample", "full"), marks={Mark.FILES, Mark.RUNNING},
@@ -135,8 +124,7 @@ _GROUPS = {
         Argument("pretrained", Path, _ONE, marks={Mark.PLACE},
             help="start stage 1 from the weights of this file, all but the classifier"),
         Argument("pretrained_pth", Path, (STAGE2, EVALUATE), marks={Mark.PLACE, Mark.CELL},
-            help="checkpoint to start from or to evaluate; default: the one that the stage before left "
-                 "behind"),
+            help="checkpoint to start from or to evaluate; default: that which the stage before has left"),
     ),
     "optimisation": (
         Argument("epochs", int, _ONE, allowed=ONE_OR_MORE, help="stage-1 epochs"),
@@ -149,8 +137,7 @@ _GROUPS = {
         Argument("warmup_epochs", int, _ONE, allowed=NOT_NEGATIVE,
             help="epochs over which the learning rate rises linearly"),
         Argument("loss", str, _ONE, "ce", choices=tuple(LOSSES),
-            help="loss, with the options that stage 2 gives the method of its name; ldam is made for "
-                 "cosines"),
+            help="loss, with the options that stage 2 gives the method of its name"),
         Argument("momentum", float, TRAIN, allowed=BELOW_ONE, help="SGD momentum, 0 to below 1"),
         Argument("wd", float, _ONE, allowed=NOT_NEGATIVE, help="stage-1 weight decay, on all parameters"),
         Argument("nesterov", bool, TRAIN, False, help="Nesterov momentum"),
@@ -168,19 +155,16 @@ _GROUPS = {
             help="how the classifier is re-trained: names with commas between, all, list (prints them and "
                  "ends), or module:function of your own"),
         Argument("budget", str, _TWO, "source", choices=("source", "equal"),
-            help="epochs of each method: its source's, or 20 for all (equal); --finetune_epoch wins over "
-                 "both"),
+            help="epochs of each method: its source's, or 20 for all (equal); --finetune_epoch wins"),
         Argument("seeds", int, _TWO, allowed=NOT_NEGATIVE, sweep=True, most=LARGEST_SEED, marks={Mark.CELL},
             help="several seeds of stage 2, with commas between, as further heads over the same features"),
     ),
     "label over-smoothing": (
         Argument("label_smooth", float, _TWO, allowed=_DELTA, sweep=True,
-            help="δ of the over-smoothed label (1 - δ) onehot + δ/K, 0 to below 1; 0 is cross-entropy, the"
-                 " control"),
+            help="δ of the over-smoothed label (1 - δ) onehot + δ/K; 0 is cross-entropy, the control"),
         Argument("logit_gap", float, _TWO, allowed=ABOVE_ZERO, sweep=True,
             help="instead of δ: gap g between the true and the other logits at the optimum, the same for "
-                 "any K: δ = K / (K - 1 + e^g); g = 1.11 is δ = .98 at K = 100, .998 at 1000, .99975 at "
-                 "8142"),
+                 "any K: δ = K / (K - 1 + e^g); g = 1.11 is δ = 0.98 at K = 100"),
         Argument("path", float, _TWO, allowed=ABOVE_ZERO, sweep=True,
             help="los, ce: in place of a learning rate, the logit drop of the most frequent class that LOS"
                  " makes to first order; los_step: the drop itself"),
@@ -193,19 +177,16 @@ _GROUPS = {
     ),
     "frozen features": (
         Argument("features", Path, (STAGE2, EVALUATE), marks={Mark.PLACE, Mark.SHARED, Mark.CELL},
-            help="feature pack to take instead of images: stage 2 or `python -m utils.features pack` makes"
-                 " one"),
+            help="feature pack instead of images, from stage 2 or `python -m utils.features pack`"),
         Argument("save_features", Path, _TWO, marks={Mark.NOT_WITH_PACK, Mark.PLACE},
-            help="write the frozen features, labels and stage-1 classifier to this pack (the cached views,"
-                 " else the plain images)"),
+            help="write the frozen features, labels and stage-1 classifier to this pack"),
         Argument("pack_dtype", str, _TWO, "fp16", choices=("fp16", "fp32"),
             help="number type of --save_features, and of features that a run keeps on disk"),
         Argument("views", int, _TWO, allowed=NOT_NEGATIVE, marks={Mark.NOT_WITH_PACK, Mark.CELL},
             help="augmented views of the training set to compute once and reuse in turn; 0: the plain "
                  "images; default: a fresh view every epoch"),
         Argument("bn_mode", str, _TWO, "eval", choices=("eval", "train"), marks={Mark.NOT_WITH_PACK},
-            help="eval: batch-norm frozen with the backbone; train: its statistics drift, as in the public"
-                 " code"),
+            help="eval: batch-norm frozen with the backbone; train: its statistics drift"),
     ),
     "selection and report": (
         Argument("select", str, TRAIN, "last", choices=("last", "val", "test"), marks={Mark.CELL},
@@ -234,8 +215,7 @@ _GROUPS = {
             help="last.pth or run folder of a run that was cut off: go on in its folder; auto: the newest "
                  "unfinished run of this very configuration, else a fresh one"),
         Argument("overwrite", bool, TRAIN, False, marks={Mark.RUNNING, Mark.RUNNER},
-            help="leave the model in the place of one of other data or of more epochs, which is kept under"
-                 " a number"),
+            help="leave the model in the place of one of other data or more epochs, kept under a number"),
         Argument("save_every", str, TRAIN,
             allowed=written(r"[1-9]\d*m?", "a number of steps, or of minutes as 10m"), marks={Mark.RUNNING},
             help="save within the epochs too: a number of steps, or of minutes as 10m"),
@@ -244,11 +224,9 @@ _GROUPS = {
         Argument("device", str, ALL, "auto", marks={Mark.RUNNING, Mark.SHARED, Mark.RUNNER},
             help="auto, cpu, cuda, cuda:N or mps"),
         Argument("deterministic", bool, ALL,
-            help="the same bits from run to run on CUDA too, at some speed; a network that cannot is "
-                 "refused (the CPU repeats its bits anyway)"),
+            help="the same bits from run to run on CUDA too; a network that cannot is refused"),
         Argument("amp", str, ALL, "off", choices=("off", "bf16", "fp16"), marks={Mark.NOT_WITH_PACK},
-            help="mixed precision of the backbone; fp16 needs CUDA; off is torch's default (there TF32 "
-                 "convolutions)"),
+            help="mixed precision of the backbone; fp16 needs CUDA; off is torch's default"),
         Argument("compile", bool, ALL, False, marks={Mark.NOT_WITH_PACK},
             help="torch.compile the backbone for full batches"),
         Argument("sync_bn", bool, _ONE, False, help="batch-norm statistics over all processes (CUDA)"),
