@@ -70,6 +70,7 @@ def test_a_method_with_its_head_and_option_is_swept_beside_los(patched):
 def test_a_method_of_a_users_own_file_is_swept_beside_los(patched):
     words = ["--dataset", "digits_lt", "--network", "resnet8", "--quiet", "--ckpt_dir", "checkpoints"]
     words += ["--method", "my_methods:build,los", "--option", "temperature=1,2,4", "--overwrite"]
+    words += ["--finetune_epoch", "2"]
     out = run(patched, "main_stage2.py", *words)
     assert sorted(line.split()[1] for line in out.splitlines()) == ["method=los", *["method=tempered"] * 3]
     assert "temperature=4" in out

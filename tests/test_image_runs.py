@@ -287,6 +287,7 @@ def test_a_network_of_torchvision_or_of_the_users_own_trains_by_its_name(own, tm
     assert last_line(found) == last_line(text)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler here")
 @pytest.mark.filterwarnings("default")  # torch's own, of the compiler
 def test_a_compiled_network_trains_as_the_plain_one_does(own, tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import main_stage1
-from tests.helpers import call, places, run_folder, run_stage1, stopped_at_step
+from tests.helpers import call, long_form, places, run_folder, run_stage1, stopped_at_step
 from tests.kills import killed_runs, stopped_runs
 from utils.base.distributed import ALONE, World
 from utils.base.signals import Signals
@@ -63,17 +63,19 @@ def test_a_run_stopped_at_any_step_of_an_epoch_resumes_to_the_same_bits_and_rows
     assert_equal_runs(folder, run_folder(whole, "stage1"))
 
 
-def test_sigterm_at_random_steps_through_the_command_line_five_times_in_one_run(tmp_path, unbroken):
-    said = stopped_runs(["--dataset", "digits_lt", *RUN, *places(tmp_path)], stops=5)
-    assert len(said) == 5
+@long_form(2, 5)
+def test_sigterm_at_random_steps_through_the_command_line_many_times_in_one_run(tmp_path, unbroken, count):
+    said = stopped_runs(["--dataset", "digits_lt", *RUN, *places(tmp_path)], stops=count)
+    assert len(said) == count
     for line in said:
         assert re.match(r"stopped by a signal after (step \d of )?epoch \d+; go on with: python", line)
     assert_equal_runs(run_folder(tmp_path, "stage1"), unbroken)
 
 
-def test_sigkill_at_random_moments_five_times_with_saves_after_every_step(tmp_path, unbroken):
+@long_form(2, 5)
+def test_sigkill_at_random_moments_many_times_with_saves_after_every_step(tmp_path, unbroken, count):
     words = ["--dataset", "digits_lt", *RUN, "--save_every", "1", *places(tmp_path)]
-    assert_equal_runs(killed_runs(tmp_path, words, 5), unbroken)
+    assert_equal_runs(killed_runs(tmp_path, words, count), unbroken)
 
 
 def test_without_the_optimisers_state_a_resumed_run_ends_elsewhere(tmp_path, monkeypatch):

@@ -5,11 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.helpers import places, run_folder
+import pytest
+
+from tests.helpers import HANG, places, run_folder
 from utils.run import checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
-SECONDS = 120
 
 
 def start(root: Path, seed: int) -> subprocess.Popen:
@@ -25,7 +26,7 @@ def start(root: Path, seed: int) -> subprocess.Popen:
 
 def finish(process: subprocess.Popen) -> None:
     try:
-        assert process.wait(SECONDS) == 0
+        assert process.wait(HANG) == 0
     finally:
         process.kill()
 
@@ -36,6 +37,7 @@ def left_behind(root: Path) -> tuple[str, bytes]:
     return digest, (folder / "metrics.csv").read_bytes()
 
 
+@pytest.mark.long
 def test_two_seeds_trained_at_once_end_with_the_bits_of_each_alone(tmp_path):
     roots = {(seed, when): tmp_path / f"{seed} {when}" for seed in (0, 1) for when in ("at once", "alone")}
     for root in roots.values():

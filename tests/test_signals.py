@@ -115,6 +115,7 @@ def test_a_signal_to_all_processes_of_a_run_with_loaders_saves_the_step(tmp_path
     assert all(value.isfinite().all() for value in stored.state.values() if torch.is_floating_point(value))
 
 
+@pytest.mark.long
 def test_two_processes_stop_in_their_features_and_one_goes_on_to_the_same_heads(tmp_path):
     """Stage 2: each process has its own share of the images."""
     imagenet_tree(tmp_path / "data", counts=(300, 40), test_per_class=4, val_per_class=4)

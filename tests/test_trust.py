@@ -45,7 +45,7 @@ def test_checkpoints_that_were_released_or_are_under_way_load_too():
     assert len(paths) >= 2 and all(checkpoint.read(path).facts["num_class"] == 100 for path in paths)
 
 
-@long_form(300, 5000)
+@long_form(60, 5000)
 @pytest.mark.parametrize("harm", [flipped, block_lost])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_flipped_bit_or_a_lost_block_at_a_random_place_is_noticed_or_has_no_effect_at_all(
@@ -95,7 +95,7 @@ def test_a_hostile_pickle_does_not_run_in_either_format(tmp_path, old):
     assert marker.exists()  # the payload does work
 
 
-@long_form(300, 2500)
+@long_form(60, 2500)
 @pytest.mark.parametrize("kind", attacks.KINDS)
 def test_attack_files_are_refused_whatever_they_do_and_take_neither_memory_nor_time(
     tmp_path, kind, count, record_property

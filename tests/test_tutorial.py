@@ -62,6 +62,7 @@ def result(line: str) -> dict[str, str]:
     return dict(word.split("=") for word in line.split()[1:])
 
 
+@pytest.mark.long
 def test_the_last_lines_have_the_accuracies_stated(walk):
     assert len(walk.said) == len(re.findall(r"^    python ", PAGE, re.MULTILINE)) > 10
     compared = 0
@@ -77,6 +78,7 @@ def test_the_last_lines_have_the_accuracies_stated(walk):
     assert compared == len(re.findall(r"^    test ", PAGE, re.MULTILINE)) > 5
 
 
+@pytest.mark.long
 def test_stage_2_gains_on_the_few_shot_classes_and_evaluate_repeats_its_line(walk):
     stage1, stage2, evaluated = (result(last_line(text)) for text in walk.said[:3])
     for name in ("overall", "few"):
@@ -84,6 +86,7 @@ def test_stage_2_gains_on_the_few_shot_classes_and_evaluate_repeats_its_line(wal
     assert evaluated == stage2
 
 
+@pytest.mark.long
 def test_the_lines_quoted_from_the_output_are_printed(walk):
     quoted = re.findall(r"^    ((?:data |  █|model |label over-smoothing).*)$", PAGE, flags=re.MULTILINE)
     assert quoted and set(quoted) <= {line for text in walk.said for line in text.splitlines()}
@@ -92,6 +95,7 @@ def test_the_lines_quoted_from_the_output_are_printed(walk):
     assert float(found) == pytest.approx(float(rate.search(PAGE)[1]), rel=0.5)
 
 
+@pytest.mark.long
 def test_every_file_that_the_page_names_exists(walk):
     endings = "csv|json|md|npy|png|pth|py|safetensors|txt"
     text = SNIPPET.sub("", PAGE)
@@ -106,6 +110,7 @@ def test_every_file_that_the_page_names_exists(walk):
     assert sorted(listed) == sorted(path.name for path in stage1.iterdir())
 
 
+@pytest.mark.long
 def test_what_the_page_says_of_its_snippets_is_so(walk):
     *_, by_hand, _ = walk.printed  # no snippet behind the last text
     near, far = (float(value) for value in re.findall(r"prints `accuracy ([\d.]+)`", PAGE))
@@ -115,6 +120,7 @@ def test_what_the_page_says_of_its_snippets_is_so(walk):
     assert short == pytest.approx(near, abs=5) and long == pytest.approx(far, abs=5) and long < short
 
 
+@pytest.mark.long
 def test_the_tables_of_methods_and_of_the_sweep_are_those_of_the_runs(walk):
     found = pd.read_csv(next(Path("output", "methods").rglob("table.csv"))).set_index("method")
     for method, row in page_table(PAGE, "| method |").iterrows():
@@ -132,6 +138,7 @@ def test_the_tables_of_methods_and_of_the_sweep_are_those_of_the_runs(walk):
             assert 100 * found == pytest.approx(float(score), abs=5)
 
 
+@pytest.mark.long
 def test_the_pictures_are_linked_small_drawn_by_the_page_and_show_what_it_says(walk):
     linked = re.findall(r"^!\[[^\]]+\]\(([^)]+)\)$", PAGE, flags=re.MULTILINE)
     assert sorted(PATH.parent / name for name in linked) == sorted((PATH.parent / "tutorial").iterdir())
@@ -147,6 +154,7 @@ def test_the_pictures_are_linked_small_drawn_by_the_page_and_show_what_it_says(w
     assert stage1["rsd_per_sample"].idxmax() in (8, 9)
 
 
+@pytest.mark.long
 def test_own_images_and_own_features_go_the_whole_way(walk):
     assert walk.output("datasets.check").startswith("folder_my_images: 805 images, 0 problems")
     assert len(pd.read_csv("predictions.csv")) == 500

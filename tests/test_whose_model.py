@@ -285,7 +285,7 @@ def test_stage_2_notes_images_that_were_replaced_since_stage_1_and_selects_on_no
     assert "the backbone was trained on" not in call(main_stage2.main, *words, *STAGE2, "--select", "val")
     replaced(tmp_path / "data" / "photos" / "bee" / "train001.jpg", "same size")
     text = call(main_stage2.main, *words, *STAGE2, "--overwrite")
-    assert "files were replaced under their names, 1 of 21 that were looked at" in text
+    assert "files were replaced under their names" in text
     assert "note: the backbone was trained on other images" in text
     words += [*STAGE2, "--overwrite", "--select", "val"]
     assert "--select val refused" in refusal(main_stage2.main, *words)

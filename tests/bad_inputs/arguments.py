@@ -51,7 +51,7 @@ ODD = [
     (STAGE1, "--imb_ration 10", r"unknown argument --imb_ration, did you mean --imb_ratio\?"),
     (STAGE1, "--EPOCHS 3", r"unknown argument --EPOCHS, did you mean --epochs\?"),
     (STAGE1, "--loss bce", "argument --loss: invalid choice: 'bce'"),
-    (STAGE1, DIGITS + "--loss focal --mixup 0.2", "--mixup mixes labels, --loss focal takes none"),
+    (STAGE1, DIGITS + "--loss focal --mixup 0.2", "--loss focal takes no mixed labels"),
     (STAGE1, "--wd -1e-4", "argument --wd: expected one argument"),
     (STAGE1, "--lr --wd 1", "argument --lr: expected one argument"),
     (STAGE1, DIGITS + "--pretrained imagenet", "--pretrained: imagenet does not exist"),

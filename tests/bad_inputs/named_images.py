@@ -97,11 +97,8 @@ def _lists() -> list[Row]:
         for kind, (make, says) in (every | WHOLE_LISTS).items()
     ]
     split = "--dataset imagenet_lt --data_dir {imagenet} --allow_partial --split_dir {root}"
-    for kind in NO_FILE.keys() - {
-        "absent",
-        "a link to nothing",
-        "a loop of links",
-    }:  # then it would be fetched
+    fetched = ("absent", "a link to nothing", "a loop of links")
+    for kind in (kind for kind in NO_FILE if kind not in fetched):
         make, says = every[kind]
         listed = partial(_as_train_list, make=make)
         says = says.replace("bad", "ImageNet_LT_train.txt")

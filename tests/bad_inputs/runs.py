@@ -340,7 +340,7 @@ RESTATED: dict[str, tuple[str, Callable[[dict], dict], str]] = {
     "an optimiser of another form": (
         "stage1",
         lambda facts: facts | {"optimizer": {"state": {}}},
-        UNFIT,
+        "the fact optimizer cannot be",
     ),
     "a position of another form": ("stage1", lambda facts: facts | {"partial": {"step": 1}}, "fact partial"),
     "a position without images": (
