@@ -67,7 +67,8 @@ class Stack:
         losses, kinds = [head.loss_fn for head in heads], [head.loss_kind for head in heads]
         loss_fn = StackedLoss(losses, self.frozen.fc.weight, kinds)
         weights = learned(self.module)
-        momenta = {name: self._joined([head.momentum[name] for head in heads]) for name in weights}
+        momenta = {name: [head.momentum[name] for head in heads] for name in weights}
+        momenta = {name: own[0] if self.alone else _side_by_side(own) for name, own in momenta.items()}
         lr = [cosine_lr(head.lr, epoch, head.plan.epochs) for head in heads]
         lr = {name: self._of_heads(lr, weight) for name, weight in weights.items()}
         wd = [head.plan.wd for head in heads]
@@ -112,9 +113,6 @@ class Stack:
                 yield features.expand(len(heads), -1, -1), labels.expand(len(heads), -1)
             else:
                 yield features.index_select(0, own), labels.index_select(0, own)
-
-    def _joined(self, tensors: list[Tensor]) -> Tensor:
-        return tensors[0] if self.alone else _side_by_side(tensors)
 
     def _of_heads(self, values: list[float], like: Tensor) -> Tensor:
         """A number for each head, to be multiplied with tensors like [H, ...]."""
