@@ -29,13 +29,18 @@ LARGE = FileViews(*CHANNELS["imagenet"])
 SMALL = FileViews(*CHANNELS["imagenet"], size=32, resize=36)
 
 
+def say(*words: object) -> None:
+    """A line in one piece: several processes write into one pipe, which print does word by word unbuffered."""
+    os.write(1, (" ".join(map(str, words)) + "\n").encode())
+
+
 def say_goodbye() -> None:
     """A process of the user's own, which takes SIGTERM; Python sends it to a daemon at the end."""
     forking = multiprocessing.get_context("fork")
     ready = forking.Event()
 
     def work() -> None:
-        signal.signal(signal.SIGTERM, lambda *_: (print("goodbye", flush=True), sys.exit()))
+        signal.signal(signal.SIGTERM, lambda *_: (say("goodbye"), sys.exit()))
         ready.set()
         while True:
             signal.pause()
@@ -71,7 +76,7 @@ def end_in_every_way(files: FileSet) -> None:
             images = FileImages(files, SMALL, workers=2)
             batches = images.augmented(torch.arange(len(files)).repeat(200), 4, 0, 0)
             next(batches)
-            print("ends", *(process.pid for process in multiprocessing.active_children()), flush=True)
+            say("ends", *(process.pid for process in multiprocessing.active_children()))
             end(images, batches)
             sys.exit()
     for _ in ENDS:
@@ -118,7 +123,7 @@ def tell(files: FileSet, workers: int, kind: str, limit: int) -> None:
         left = "none"
     with os.fdopen(said) as lines:
         text = lines.read().splitlines()
-    print(kind, workers, status, left, len(text), *text, flush=True)
+    say(kind, workers, status, left, len(text), *text)
 
 
 if __name__ == "__main__":
