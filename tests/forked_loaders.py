@@ -30,7 +30,7 @@ SMALL = FileViews(*CHANNELS["imagenet"], size=32, resize=36)
 
 
 def say(*words: object) -> None:
-    """A line in one piece: several processes write into one pipe, which print does word by word unbuffered."""
+    """A line in one piece: several processes write into one pipe, and print may write word by word."""
     os.write(1, (" ".join(map(str, words)) + "\n").encode())
 
 
@@ -76,7 +76,8 @@ def end_in_every_way(files: FileSet) -> None:
             images = FileImages(files, SMALL, workers=2)
             batches = images.augmented(torch.arange(len(files)).repeat(200), 4, 0, 0)
             next(batches)
-            say("ends", *(process.pid for process in multiprocessing.active_children()))
+            loaders = multiprocessing.active_children()
+            say("ends", *(process.pid for process in loaders))
             end(images, batches)
             sys.exit()
     for _ in ENDS:

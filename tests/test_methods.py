@@ -345,6 +345,12 @@ def blank(): return build(name="my method")
 def undeclared(): return build(options={"margin": 1.0})
 def out_of_range(): return build(options={"margin": 0.0}, ranges={"margin": ABOVE_ZERO})
 def margin(): return build(options={"margin": 1.0}, ranges={"margin": ABOVE_ZERO})
+def bare():
+    from torch import nn
+    class Bare(nn.Linear):
+        def __init__(self, in_features, num_classes): super().__init__(in_features, num_classes)
+        def folded(self): return self.weight, self.bias
+    return build(head=Bare)
 value = 3
 """
 
@@ -370,7 +376,9 @@ def own_methods(tmp_path, monkeypatch) -> None:
         (["own_methods_here:out_of_range"], "its margin is 0.0, it must be above 0"),
         (["own_methods_here:margin", "--option", "margin=0"], "--option margin must be above 0, got 0"),
         (["own_methods_here:margin", "--option", "margin=x"], "is not written as name=value"),
-        (["own_methods_here:margin", "--option", "width=1"], "no method of this run declares it"),
+        (["own_methods_here:margin", "--option", "width=1"], "declares it, known: margin"),
+        (["own_methods_here:margin", "--option", "tau=1"], "declares it, say --tau"),
+        (["own_methods_here:bare"], "a head needs start(fc), see models/heads"),
     ],
 )
 def test_a_method_of_ones_own_that_is_of_no_use_ends_in_one_line(digits, own_methods, words, said):

@@ -70,7 +70,8 @@ def test_losses_without_a_closed_form_are_those_that_no_class_vectors_describe()
     without = {
         name for name in losses.LOSSES if not has_closed_form(build_loss(name, COUNTS, **_needed(name)))
     }
-    assert without == {"focal", "lade", "wb"}
+    assert without >= {"focal", "lade", "wb"}
+    assert without.isdisjoint({"ce", "los", "cb", "bsce", "ldam", "label_aware", "power"})
 
 
 def _needed(name: str) -> dict:

@@ -51,6 +51,8 @@ class HeadRun:
         elif path is not None:
             self.lr = self._path_lr(path)
         kind = method.head if callable(method.head) else HEADS[method.head]
+        if not hasattr(kind, "start"):
+            raise UserError("a head needs start(fc), see models/heads")
         if callable(method.head) and not hasattr(kind, "folded"):
             raise UserError(
                 "a head of your own needs folded(), see models/heads, or an entry in models.HEADS"

@@ -97,8 +97,9 @@ def own_options(text: str | None, methods: list[Method]) -> dict[str, list[float
         name, _, values = word.partition("=")
         ranges = [method.ranges[name] for method in methods if name in method.ranges]
         if not ranges:
-            known = [name for method in methods for name in method.ranges]
-            raise UserError(f"--option {word}: no method of this run declares it, known: {known or 'none'}")
+            known = ", ".join(name for method in methods for name in method.ranges) or "none"
+            way = f"say --{name}" if name in OPTIONS else f"known: {known}"
+            raise UserError(f"--option {word}: no method of this run declares it, {way}")
         try:
             said[name] = [float(value) for value in values.split(",")]
         except ValueError as error:
