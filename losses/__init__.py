@@ -59,7 +59,7 @@ def build_loss(
     counted = parameters.pop("class_counts", None) is not None
     if counted and class_counts is None:
         raise ValueError(f"loss {name!r} needs class_counts, the number of training images of each class")
-    for option in options.keys() - parameters.keys():
+    for option in (option for option in options if option not in parameters):
         known = ", ".join(parameters) or "none"
         raise ValueError(f"loss {name!r} has no option {option!r}, known: {known}")
     for option, parameter in parameters.items():

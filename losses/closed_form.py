@@ -46,6 +46,19 @@ def has_closed_form(loss: nn.Module) -> bool:
     return type(loss) in _VECTORS
 
 
+def written(module: nn.Module, name: str) -> Callable | None:
+    """The gradient that a loss or head writes down in its method `name`, as far as it is of its `forward`.
+
+    None where there is none, or where a class derived from the writer's has another forward.
+    """
+    for kind in type(module).__mro__:
+        if name in vars(kind):
+            return getattr(module, name)
+        if "forward" in vars(kind):
+            return None
+    return None
+
+
 class StackedLoss:
     """The losses of H heads as one: loss and hits of each head, and the slope in its logits.
 
@@ -62,11 +75,13 @@ class StackedLoss:
             first, *others = heads
             place = slice(first, first + 1 + len(others))
             one = losses[first]
-            part = getattr(one, "with_slope", partial(_differentiated, one))
-            part = _ClosedForm(losses[place], like) if has_closed_form(one) else part
+            if has_closed_form(one):
+                part = _ClosedForm(losses[place], like)
+            else:
+                own = written(one, "with_slope") if stacks(one) else None
+                part = own or partial(_differentiated, one)
             self.parts.append((place, part))
 
-    @torch.no_grad()
     def __call__(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         true = targets.unsqueeze(-1)
         hits = (logits.gather(-1, true).squeeze(-1) >= logits.amax(dim=-1)).sum(dim=-1)

@@ -15,8 +15,10 @@ import losses
 import main_stage2
 import models
 from losses import build_loss
-from losses.closed_form import StackedLoss, has_closed_form
+from losses.closed_form import StackedLoss, has_closed_form, written
+from losses.focal import FocalLoss
 from models.heads import Head
+from models.heads.linear import Linear
 from tests.helpers import call, files_below, run_folder, run_stage2
 from tests.stage2 import frozen_features, left_behind, result_lines, same_state, settle, trained
 from utils.base.seeding import epoch_order
@@ -118,6 +120,39 @@ def test_gradients_that_a_head_writes_out_are_those_that_torch_finds(name, heads
     torch.testing.assert_close(logits, expected, rtol=0, atol=0)
     assert type(head).vjp is not Head.vjp
     torch.testing.assert_close(gradients_of(slope), torchs(slope), rtol=1e-10, atol=1e-10)
+
+
+class Doubled(Linear):
+    """A user's head that is derived from one with a written gradient and has another forward."""
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return 2 * super().forward(features)
+
+
+class DoubledFocal(FocalLoss):
+    def forward(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return 2 * super().forward(logits, targets)
+
+
+def test_a_written_gradient_is_not_taken_over_by_a_class_with_another_forward():
+    assert written(Linear(6, 5), "vjp") and written(FocalLoss(), "with_slope")
+    assert written(Doubled(6, 5), "vjp") is None and written(DoubledFocal(), "with_slope") is None
+    logits, targets = torch.randn(2, 7, 5), torch.randint(5, (2, 7))
+    slopes = [StackedLoss([kind()] * 2, logits)(logits, targets)[2] for kind in (FocalLoss, DoubledFocal)]
+    torch.testing.assert_close(slopes[1], 2 * slopes[0])
+
+
+@pytest.mark.parametrize("kind", [Doubled, Linear])
+def test_a_head_derived_from_another_is_trained_by_its_own_gradient(digits, frozen, monkeypatch, kind):
+    monkeypatch.setitem(models.HEADS, "etf", kind)
+    config = settle(digits, "--method", "etf", "--finetune_epoch", "1", "--batch_size", "305")
+    [head] = trained(config, frozen)[1:]
+    other = kind(64, 10)
+    other.start(frozen.fc)
+    logits = other(frozen.train.plain())
+    F.cross_entropy(logits, frozen.train.labels).backward()
+    expected = frozen.fc.weight - head.plan.lr * other.weight.grad
+    torch.testing.assert_close(head.head.weight, expected, rtol=1e-4, atol=1e-6)
 
 
 def build_empty(name: str, **options: object) -> Head:

@@ -2,9 +2,7 @@
 
 import os
 import platform
-import re
-from importlib.util import find_spec
-from pathlib import Path
+from importlib.metadata import version
 
 import numpy as np
 import torch
@@ -24,9 +22,8 @@ def pick_device(
 
     `deterministic`: torch is set so that a CUDA device repeats its bits, until the process ends.
     """
-    if (
-        deterministic
-    ):  # before CUDA starts; what has no such form raises, and `exit_cleanly` makes a line of it
+    if deterministic:
+        # before CUDA starts; what has no such form raises, and `exit_cleanly` makes a line of it
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False
@@ -71,7 +68,7 @@ def environment(device: torch.device) -> dict:
         "processes": number_of("WORLD_SIZE"),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "torch": str(torch.__version__),
-        "torchvision": _torchvision_version(),
+        "torchvision": version("torchvision"),  # to import it takes seconds
         "numpy": np.__version__,
         "python": platform.python_version(),
         "platform": platform.system(),
@@ -80,9 +77,3 @@ def environment(device: torch.device) -> dict:
         "float32_products": products.fp32_precision,
         "deterministic": torch.are_deterministic_algorithms_enabled(),
     }
-
-
-def _torchvision_version() -> str:
-    """As torchvision's own file states it: to import torchvision takes seconds."""
-    [folder] = find_spec("torchvision").submodule_search_locations
-    return re.search("__version__ = '(.+)'", Path(folder, "version.py").read_text())[1]

@@ -13,7 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from losses.closed_form import StackedLoss
+from losses.closed_form import StackedLoss, written
 from models.heads import Head
 from utils.engine.loop import cosine_lr, score_column
 from utils.features.logits import SCORE_LOGITS, SCORE_ROWS
@@ -63,7 +63,7 @@ class Stack:
     def train(self, epoch: int, after_step: Callable[[], None]) -> None:
         """The steps of an epoch that the heads still lack: SGD with momentum, as torch's, of all at once."""
         heads, config = self.heads, self.config
-        vjp = getattr(self.module, "vjp", partial(Head.vjp, self.module))
+        vjp = written(self.module, "vjp") or partial(Head.vjp, self.module)
         losses, kinds = [head.loss_fn for head in heads], [head.loss_kind for head in heads]
         loss_fn = StackedLoss(losses, self.frozen.fc.weight, kinds)
         weights = learned(self.module)

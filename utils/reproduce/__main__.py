@@ -39,7 +39,7 @@ os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
 
 
 class Runner(Signals):
-    """Runs what is missing of the cells, `jobs` of them at once; a signal is passed on to what cell.
+    """Runs what is missing of the cells, `jobs` of them at once; a signal is passed on to what runs.
 
     The runs hold the `lock` too: while one of them has not ended, nobody else may begin.
     """
