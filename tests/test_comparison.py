@@ -26,7 +26,7 @@ def outcomes(digits) -> list[Outcome]:
 
 @pytest.fixture(scope="module")
 def rows(outcomes) -> list[dict]:
-    return table_rows(outcomes, [], outcomes[0].run.frozen.labels["test"], FACTS)
+    return table_rows(outcomes, [], outcomes[0].head.frozen.labels["test"], FACTS)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def finished(tmp_path_factory, digits) -> tuple:
 
 
 def head_of(one: Outcome) -> tuple[str, str]:
-    return one.run.plan.method.name, one.run.plan.setting
+    return one.head.plan.method.name, one.head.plan.setting
 
 
 # ---- the paired test
@@ -83,7 +83,7 @@ def test_figures_of_a_row_are_means_and_deviations_over_its_seeds(outcomes, rows
 
 
 def test_differences_and_tests_are_to_the_first_setting_and_seed_of_ce_and_los(outcomes, rows):
-    targets = outcomes[0].run.frozen.labels["test"]
+    targets = outcomes[0].head.frozen.labels["test"]
     first = {}
     for one in outcomes:
         first.setdefault(head_of(one), one)
@@ -111,7 +111,7 @@ def test_rows_say_what_was_learned_when_and_at_which_rate(rows):
 
 
 def test_failed_heads_come_last_with_their_reason(digits, outcomes):
-    frozen = outcomes[0].run.frozen
+    frozen = outcomes[0].head.frozen
     config = settle(digits, "--method", "ce,crt", "--finetune_lr", "1e38,0.1", "--finetune_epoch", "3")
     heads = trained(config, frozen)
     failed = [head for head in heads if head.failed]

@@ -255,7 +255,7 @@ def test_learning_rates_that_are_equal_to_ten_digits_are_two_settings_and_others
     assert settings[::2] == settings[1::2] and len({*settings}) == 3, "one setting a rate, two seeds each"
     assert [float(words.partition("=")[2]) for words in settings[::2]] == [0.1, 0.10000000000001, 0.2]
     assert settings[-1] == "finetune_lr=0.2"
-    assert len({tuple(plan.name.values()) for plan in plans}) == len(plans)
+    assert len({tuple(plan.key.values()) for plan in plans}) == len(plans)
 
 
 def test_weight_decay_is_the_methods_own_or_the_users():

@@ -164,7 +164,7 @@ class HeadRun:
 
     def state(self) -> dict:
         """How far the head is: plain data and tensors of its own, for a checkpoint."""
-        state = self.plan.name | {"progress": self.progress.as_dict(), "seconds": self.seconds}
+        state = self.plan.key | {"progress": self.progress.as_dict(), "seconds": self.seconds}
         if self.failed:  # its weights may be of no use
             return state | {"failure": self.failure}
         state |= {"weights": copied(self.head.state_dict()), "momentum": copied(self.momentum)}

@@ -54,30 +54,30 @@ def _best_settings(heads: list[HeadRun], left: list[HeadRun]) -> list[HeadRun]:
 class Outcome:
     """A head that is reported: its figures on test, LoMa and RSD on the training images, its predictions."""
 
-    run: HeadRun
+    head: HeadRun
     figures: dict
     train_groups: dict
     train_classes: dict
     predicted: Tensor  # int64 [N]
 
 
-def outcome(run: HeadRun) -> Outcome:
+def outcome(head: HeadRun) -> Outcome:
     """Score the selected epoch on test, once, and take LoMa and RSD on the plain training images."""
-    run.load_chosen()
-    frozen = run.frozen
-    test = score(logit_batches(run.head, frozen.part("test")), frozen.labels["test"], frozen.num_classes)
+    head.load_chosen()
+    frozen = head.frozen
+    test = score(logit_batches(head.head, frozen.part("test")), frozen.labels["test"], frozen.num_classes)
     return Outcome(
-        run,
+        head,
         test.figures(frozen.class_counts, frozen.shots),
-        *logit_figures(_training_statistics(run), frozen.class_counts, frozen.shots),
+        *logit_figures(_training_statistics(head), frozen.class_counts, frozen.shots),
         test.predicted.cpu(),
     )
 
 
-def _training_statistics(run: HeadRun) -> LogitStatistics:
-    train, start = run.frozen.train, 0
-    statistics = LogitStatistics(torch.bincount(train.labels, minlength=run.frozen.num_classes))
-    for logits in logit_batches(run.head, train.plain()[None]):
+def _training_statistics(head: HeadRun) -> LogitStatistics:
+    train, start = head.frozen.train, 0
+    statistics = LogitStatistics(torch.bincount(train.labels, minlength=head.frozen.num_classes))
+    for logits in logit_batches(head.head, train.plain()[None]):
         statistics.add(logits, train.labels[start : start + len(logits)])
         start += len(logits)
     return statistics

@@ -37,7 +37,7 @@ class HeadPlan:
         )
 
     @property
-    def name(self) -> dict:
+    def key(self) -> dict:
         """What tells the heads of a run apart."""
         return {"method": self.method.name, "setting": self.setting, "seed": self.seed}
 
@@ -73,8 +73,8 @@ def plan_heads(config: Config) -> tuple[list[HeadPlan], list[str]]:
             # what is not trained has no use for a second seed
             seeds = config.seeds if method.trained else config.seeds[:1]
             plans += [HeadPlan(method, setting, epochs, lr, wd, seed) for seed in seeds]
-    alike = Counter(tuple(plan.name.values()) for plan in plans)
-    plans = [replace(p, digits=17) if alike[tuple(p.name.values())] > 1 else p for p in plans]
+    alike = Counter(tuple(plan.key.values()) for plan in plans)
+    plans = [replace(p, digits=17) if alike[tuple(p.key.values())] > 1 else p for p in plans]
     if config.bn_mode == "train" and len(plans) > 1:
         raise UserError(
             f"--bn_mode train lets every head move the backbone: it takes one head, not {len(plans)}"

@@ -48,31 +48,35 @@ def not_begun(model: nn.Module) -> dict:
     return {"model": model.state_dict(), "epoch": 0, "heads": []}
 
 
-def head_content(model: nn.Module, run: HeadRun, best: bool = False) -> dict:
+def head_content(model: nn.Module, trained: HeadRun, best: bool = False) -> dict:
     """A head as a checkpoint holds it: a linear one as the network's own last layer, others beside it.
 
     One that is affine in the features is folded into the last layer too. Of the rest the network's last layer
     is left out, so that who loads the network alone is refused and does not get the stage-1 classifier.
     `best`: as it was after its best epoch.
     """
-    state = run.best_state if best else copied(run.head.state_dict())
-    backbone = run.best_backbone if best and run.best_backbone else model.state_dict()
-    method = run.plan.method
+    state = trained.best_state if best else copied(trained.head.state_dict())
+    backbone = trained.best_backbone if best and trained.best_backbone else model.state_dict()
+    method = trained.plan.method
     if method.head in _LINEAR:
         last = {f"fc.{name}": value for name, value in state.items()}
         content = {"head": {"kind": "linear"}, "model": backbone | last}
     else:
-        options = method.head_options(run.plan.options)
+        options = method.head_options(trained.plan.options)
         content = {"head": {"kind": method.head, "options": options}, "head_state": dict(state)}
         if callable(method.head):  # no reader has its code: it is kept as the nn.Linear that it comes to
             content = {"head": {"kind": "linear"}}
-        head = deepcopy(run.head)
+        head = deepcopy(trained.head)
         head.load_state_dict(state)
         last = dict(zip(_LAST, head.folded(), strict=True)) if hasattr(head, "folded") else {}
         rest = {name: value for name, value in backbone.items() if name not in _LAST}
         content["model"] = rest | {name: value.detach() for name, value in last.items()}
-    epoch = run.progress.best_epoch if best else run.progress.epoch
-    return content | run.plan.name | {"lr": run.lr, "epoch": epoch, "progress": run.progress.as_dict()}
+    epoch = trained.progress.best_epoch if best else trained.progress.epoch
+    return (
+        content
+        | trained.plan.key
+        | {"lr": trained.lr, "epoch": epoch, "progress": trained.progress.as_dict()}
+    )
 
 
 class Watcher:
@@ -127,7 +131,7 @@ class Watcher:
         if any(head.progress.best_epoch is None for head in own if not head.failed):
             return
         for best in best_so_far(own, self.lead.select)[:1]:
-            which = best.plan.name | {"epoch": best.progress.best_epoch}
+            which = best.plan.key | {"epoch": best.progress.best_epoch}
             if which != self.best_saved:
                 content = head_content(self.model, best, best=True)
                 checkpoint.save(self.run.place("best.pth"), self.facts | content)
@@ -168,16 +172,16 @@ def publish(
 ) -> None:
     """Write the tables and pictures, leave the lead head where evaluate looks, print a result line a head."""
     _write_tables(run, config, data, outcomes, heads)
-    shown = [one for one in outcomes if one.run.plan.named]
+    shown = [one for one in outcomes if one.head.plan.named]
     lead_name = lead_method(config.method)
-    lead = next((one for one in shown if one.run.plan.method.name == lead_name), shown[0])
-    content = facts | head_content(model, lead.run) | {"epoch": lead.run.chosen_epoch}
+    lead = next((one for one in shown if one.head.plan.method.name == lead_name), shown[0])
+    content = facts | head_content(model, lead.head) | {"epoch": lead.head.chosen_epoch}
     where = summary.publish(run, path, content, lead.figures, config.select)
-    where |= {"method": lead.run.plan.method.name, "setting": lead.run.plan.setting, "lr": lead.run.lr}
+    where |= {"method": lead.head.plan.method.name, "setting": lead.head.plan.setting, "lr": lead.head.lr}
     where |= {name: facts[name] for name in ("stage1_digest", "train_digest")}
     where |= {"table_digest": file_digest(run.folder / "table.csv")}
-    plans = [one.run.plan for one in shown]
-    labels = {id(one): table.label_of(one.run.plan, plans) if len(shown) > 1 else "" for one in shown}
+    plans = [one.head.plan for one in shown]
+    labels = {id(one): table.label_of(one.head.plan, plans) if len(shown) > 1 else "" for one in shown}
     for one in shown:
         if one is not lead:
             summary.warn_of_lost(run, one.figures, labels[id(one)])
@@ -190,16 +194,16 @@ def _write_tables(
 ) -> None:
     facts = {"budget": config.budget, "selected_on": config.select}
     failed = [head for head in heads if head.failed]
-    targets = outcomes[0].run.frozen.labels["test"].cpu()
+    targets = outcomes[0].head.frozen.labels["test"].cpu()
     rows = table.table_rows(outcomes, failed, targets, facts)
     caption = table.caption(facts, outcomes, len(targets))
     run.write_rows("table.csv", rows)
     run.write_text("table.md", f"{table.markdown(rows)}\n\n{caption}\n")
     run.write_rows("per_class.csv", table.per_class_rows(outcomes, data))
     if config.select != "last":
-        run.write_rows("search.csv", table.search_rows(heads, [one.run for one in outcomes]))
+        run.write_rows("search.csv", table.search_rows(heads, [one.head for one in outcomes]))
     run.log("", *table.aligned(rows), *caption.split("\n"), "")
-    if len([one for one in outcomes if one.run.plan.named]) > 1:
+    if len([one for one in outcomes if one.head.plan.named]) > 1:
         from utils.plots.drawing import draw  # here: a single head needs no matplotlib
 
         run.log(f"table and {len(draw(run.folder))} pictures in {run.folder}")

@@ -101,7 +101,7 @@ class Resumed:
             return 0
         with self._fitting():
             for head in heads:
-                head.restore(stored[_key(head.plan.name)])
+                head.restore(stored[_key(head.plan.key)])
         if heads[0].frozen.drifting:
             kept = {name: value for name, value in self.source.state.items() if not name.startswith("fc.")}
             load_state(model, model.state_dict() | kept)
@@ -130,7 +130,7 @@ class Resumed:
     ) -> list[str]:
         """The notes; raises a UserError where stage 2 would go on with other images, heads or features."""
         path, stored, notes = self.source.path, self._states(), self.notes(data, device)
-        new = [plan.name for plan in plans if _key(plan.name) not in stored]
+        new = [plan.key for plan in plans if _key(plan.key) not in stored]
         if new and stored:
             raise UserError(f"{path} knows no head {new[0]}: this code plans other heads")
         for name in ("stage1_digest", "features_digest"):

@@ -67,7 +67,7 @@ def table_rows(
     """
     groups: dict[tuple, list[Outcome]] = {}
     for one in outcomes:
-        groups.setdefault((one.run.plan.method.name, one.run.plan.setting), []).append(one)
+        groups.setdefault((one.head.plan.method.name, one.head.plan.setting), []).append(one)
     references = {name: next((g for (m, _), g in groups.items() if m == name), None) for name in REFERENCES}
     rows = [_row(group, references, targets) | facts for group in groups.values()]
     rows.sort(key=lambda row: (row["method"] != "stage1", -row["overall"]))
@@ -78,7 +78,7 @@ def table_rows(
 
 
 def _row(group: list[Outcome], references: dict[str, list[Outcome] | None], targets: Tensor) -> dict:
-    first = group[0].run
+    first = group[0].head
     plan, trained = first.plan, first.plan.method.trained
     row = {"method": plan.method.name, "setting": plan.setting, "n": len(group), "epochs": plan.epochs}
     row |= {"lr": first.lr if trained else None, "chosen_epoch": first.chosen_epoch}
@@ -94,7 +94,7 @@ def _row(group: list[Outcome], references: dict[str, list[Outcome] | None], targ
             row[f"minus_{name}"] = row["overall"] - fmean(one.figures["overall"] for one in reference)
             row[f"p_{name}"] = mcnemar(group[0].predicted, reference[0].predicted, targets)
     learned = sum(p.numel() for p in first.head.parameters()) if trained else 0
-    return row | {"learned": learned, "seconds": fmean(one.run.seconds for one in group), "failed": None}
+    return row | {"learned": learned, "seconds": fmean(one.head.seconds for one in group), "failed": None}
 
 
 def _figures(one: Outcome) -> dict[str, float | None]:
@@ -116,25 +116,20 @@ def per_class_rows(outcomes: Sequence[Outcome], data: LongTailedData) -> list[di
         columns = one.figures["classes"] | {f"train_{name}": v for name, v in one.train_classes.items()}
         classes = zip(data.class_names, data.class_counts, data.groups, strict=True)
         for k, (name, count, group) in enumerate(classes):
-            row = _named(one.run.plan) | {"class": k, "name": name, "train_images": count, "group": group}
+            row = one.head.plan.key | {"class": k, "name": name, "train_images": count, "group": group}
             rows.append(row | {column: values[k] for column, values in columns.items()})
     return rows
 
 
-def _named(plan: HeadPlan) -> dict:
-    """The columns that name a head."""
-    return {"method": plan.method.name, "setting": plan.setting, "seed": plan.seed}
-
-
 def head_rows(runs: Sequence[HeadRun]) -> list[dict]:
     """A row a head and epoch, for metrics.csv."""
-    return [_named(run.plan) | row for run in runs for row in run.progress.rows]
+    return [run.plan.key | row for run in runs for row in run.progress.rows]
 
 
 def search_rows(runs: Sequence[HeadRun], chosen: Collection[HeadRun]) -> list[dict]:
     """A row a head that was up for selection: its score on the selecting images, and whether it was taken."""
     return [
-        _named(run.plan)
+        run.plan.key
         | {"score": run.progress.best_score, "epoch": run.progress.best_epoch}
         | {"chosen": run in chosen, "failed": run.failure}
         for run in runs
@@ -215,7 +210,7 @@ def aligned_lines(lines: Sequence[Sequence[str]], words: Collection[int]) -> lis
 def caption(facts: dict, outcomes: Sequence[Outcome], num_test: int) -> str:
     """How to read the table: what selected, which budget, what the deviations and the tests are over."""
     epochs = {"source": "as in each method's source", "equal": "the same for all"}[facts["budget"]]
-    seeds = len({one.run.plan.seed for one in outcomes})
+    seeds = len({one.head.plan.seed for one in outcomes})
     lines = [
         f"Selection: {SELECTIONS[facts['selected_on']]}. Epochs: {epochs}. * best of its column.",
         f"Accuracy and calibration error in percent of {num_test:,} test images; LoMa and RSD per_sample, "
