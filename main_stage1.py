@@ -97,7 +97,7 @@ def train(argv: Sequence[str] | None, held: ExitStack) -> None:
     signals = held.enter_context(Signals())
     summary.announce(run, config, data, model, device, world)
     run.log(steps.told(config.lr))
-    if config.loss != "ce":
+    if config.loss != "ce" or config.label_smooth:
         run.log(f"loss {config.loss}: {loss_fn}")
     if started_from:
         run.log(started_from)

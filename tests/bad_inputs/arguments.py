@@ -1,7 +1,7 @@
 """Arguments: wrong types, out of range, unknown, of another script, misspelt, at odds with each other."""
 
 from tests.bad_inputs import FOLDER, PACK, PLOTS, Row
-from utils.settings.table import ARGUMENTS, CHECK, DATA, EVALUATE, STAGE1, STAGE2
+from utils.settings.table import ALL, ARGUMENTS, CHECK, DATA, EVALUATE, STAGE1, STAGE2, Mark
 
 DIGITS = "--dataset digits_lt "
 FILES = "--dataset folder --data_dir {pets} "
@@ -98,6 +98,16 @@ CONTRADICTIONS = [
     (STAGE2, "--logit_gap 1 --label_smooth 0.9", "--label_smooth and --logit_gap say the same thing"),
     (STAGE2, "--path 3 --finetune_lr 1", "--path and --finetune_lr both set the learning rate"),
     (STAGE2, DIGITS + "--seed 1 --seeds 1,2", "--seed and --seeds say the same thing"),
+    (STAGE2, "--protocol published --select val", "leave --select val out"),
+    (STAGE1, "--protocol published --select val", "leave --select val out"),
+    (STAGE2, "--protocol published --views 2", "leave --views out"),
+    (STAGE2, "--protocol published --features {pack}", "runs the backbone in training mode, and a pack"),
+    (STAGE1, DIGITS + "--label_smooth 0.1,0.2", "--label_smooth takes one value in stage 1"),
+    (
+        STAGE1,
+        DIGITS + "--label_smooth 0.1 --loss bsce",
+        "--label_smooth is for --loss ce and los, bsce has no",
+    ),
     (STAGE2, "--views 2 --bn_mode train", "--bn_mode train recomputes the features"),
     (STAGE2, STAGE1_OF + "--method ce,los --bn_mode train", "it takes one head, not 2"),
     (STAGE2, STAGE1_OF + "--method ce --tau 1", "--tau: no method of this run has it"),
@@ -189,7 +199,8 @@ def _generated() -> list[Row]:
     for argument in ARGUMENTS:
         name, script = argument.name, argument.scripts[0]
         value = [] if argument.kind is bool else ["1"]
-        for other in sorted(set(DATA) - set(argument.scripts)):
+        noted = ALL if Mark.PUBLIC in argument.marks else ()
+        for other in sorted({*DATA} - {*argument.scripts, *noted}):
             says = f"--{name} is an argument of .*, {other} has no use for it"
             rows.append(Row(f"{name} of another script, {other}", other, (f"--{name}", *value), says))
         if name[:-1] not in names:

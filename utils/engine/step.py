@@ -32,7 +32,11 @@ def training_loss(config: Config, class_counts: Sequence[int]) -> nn.Module:
     if config.mixup and name not in OF_MIXED_LABELS:
         raise UserError(f"--loss {name} takes no mixed labels (--mixup): {', '.join(OF_MIXED_LABELS)} do")
     options = METHODS[name].loss_options(METHODS[name].options) if name in METHODS else {}
-    if name == "los":
+    if config.label_smooth is not None:
+        if name not in ("ce", "los"):
+            raise UserError(f"--label_smooth is for --loss ce and los, {name} has no use for it")
+        name, options = "los", {"label_smooth": config.label_smooth}
+    elif name == "los":
         preset = preset_for(config.dataset, config.network)
         gap = preset["logit_gap"]
         options = {"label_smooth": preset["label_smooth"] or label_smooth_for_gap(gap, len(class_counts))}

@@ -63,6 +63,10 @@ def announce(
     notes = [*data.notes, of_the_set, slow_bf16(config, device)]
     if config.workers and not isinstance(data.train, FileSet):
         notes.append(f"--workers {config.workers} has no use here, {data.name} lives on the device")
+    if config.unused:
+        notes.append(f"{', '.join(f'--{name}' for name in config.unused)}: no use in this script")
+    if config.protocol == "published":
+        notes.append("--protocol published: the test images choose the epoch, its numbers are optimistic")
     for note in filter(None, notes):
         run.log(f"  note: {note}")
     run.log(f"model {config.network}: {trainable:,} trainable of {total:,} parameters")

@@ -58,6 +58,10 @@ def check_given(script: str, given: dict) -> None:
         raise UserError(f"--cur_stage {given['cur_stage']} contradicts {script}, which runs {own_stage}")
     if script == EVALUATE and not given.keys() & {"cur_stage", "pretrained_pth"}:
         raise UserError("say what to evaluate: --cur_stage stage1 or stage2, or --pretrained_pth FILE")
+    if script == STAGE1 and isinstance(given.get("label_smooth"), list):
+        raise UserError("--label_smooth takes one value in stage 1")
+    if given.get("protocol") == "published":
+        _check_published(given)
     gpu, device = given.get("gpu"), given.get("device", "auto")
     if gpu is not None and device not in ("auto", "cuda", f"cuda:{gpu}"):
         raise UserError(f"--gpu {gpu} contradicts --device {device}: give one of them")
@@ -67,6 +71,17 @@ def check_given(script: str, given: dict) -> None:
         raise UserError("--features holds its stage-1 classifier: leave --pretrained_pth out")
     if "resume" not in given:  # the method may be the run's
         _check_options(given)
+
+
+def _check_published(given: dict) -> None:
+    """What the public code does not do, or what a pack cannot."""
+    if given.get("select") == "val":
+        raise UserError("--protocol published takes the best epoch on test: leave --select val out")
+    if "views" in given:
+        raise UserError("--protocol published draws a fresh view at every step: leave --views out")
+    if "features" in given:
+        problem = "--protocol published runs the backbone in training mode, and a pack holds none"
+        raise UserError(f"{problem}: of it --select test alone can be had here")
 
 
 def _check_options(given: dict) -> None:

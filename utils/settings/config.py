@@ -21,6 +21,8 @@ from utils.settings.presets import preset_for
 from utils.settings.table import STAGE1, STAGE2, arguments_of
 
 DEFAULT_DATASET = "cifar100_lt"
+# what a protocol sets
+_PROTOCOLS = {"honest": {}, "published": {"select": "test", "bn_mode": "train"}}
 _FROM_FILES = {"resume", "features", "pretrained_pth"}  # with them a file decides what is left open
 
 
@@ -30,6 +32,7 @@ class Config:
 
     _values: dict
     _sources: dict
+    unused: tuple[str, ...] = ()  # words of the public code that the script has no use for
 
     def __getattr__(self, name: str) -> object:
         try:
@@ -78,15 +81,20 @@ def resolve(script: str, given: dict, known: dict | None = None) -> Config:
     preset = preset_for(dataset, said.get("network"), known.get("preset"))
     if said.get("allow_partial"):
         preset["num_class"] = None  # the classes are those that are there
-    if said.get("bn_mode") == "train":
+    protocol = dict(_PROTOCOLS[given.get("protocol", "honest")])
+    if protocol and dataset in datasets.FILE_DATASETS:  # CIFAR has mirror averaging anyway
+        protocol["tta"] = not given.get("no_tta")
+    if (protocol | said).get("bn_mode") == "train":
         preset["views"] = None
+    if script == STAGE1:
+        preset["label_smooth"] = None  # the data set's is stage 2's
     names = [argument.name for argument in arguments_of(script)]
-    origins = {"given": given, "checkpoint": known, "preset": preset}
+    origins = {"given": given, "protocol": protocol, "checkpoint": known, "preset": preset}
     sources = {name: next(label for label, origin in origins.items() if name in origin) for name in names}
     values = {name: origins[label][name] for name, label in sources.items()}
     _scale_rates(values, sources, preset)
     check_settled(given, values, preset["num_class"])
-    if "label_smooth" in values:
+    if script == STAGE2:
         _settle_label_smooth(given, values, sources, settled)
     if values.get("workers", 0) is None:
         values["workers"], sources["workers"] = default_workers(), "from the cores"
@@ -98,7 +106,7 @@ def resolve(script: str, given: dict, known: dict | None = None) -> Config:
         _settle_seeds(values, sources)
     if script in (STAGE1, STAGE2):
         values["cur_stage"] = "stage1" if script == STAGE1 else "stage2"
-    return Config(values, sources)
+    return Config(values, sources, tuple(name for name in given if name not in names))
 
 
 def _scale_rates(values: dict, sources: dict, preset: dict) -> None:

@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from utils.base.errors import UserError, say
 from utils.settings.commands import command
-from utils.settings.table import ALL, ARGUMENTS, CHECK, EVALUATE, STAGE1, STAGE2, Argument, arguments_of
+from utils.settings.table import ALL, ARGUMENTS, CHECK, EVALUATE, STAGE1, STAGE2, Argument, Mark, arguments_of
 
 __all__ = ["ALL", "ARGUMENTS", "CHECK", "EVALUATE", "STAGE1", "STAGE2", "Parser", "parse"]
 
@@ -68,6 +68,10 @@ def parse(script: str, description: str, argv: Sequence[str] | None = None) -> d
         group = parser.add_argument_group(name)
         for argument in arguments:
             group.add_argument(f"--{argument.name}", **_taken(argument))
+    if script in ALL:
+        for argument in ARGUMENTS:
+            if Mark.PUBLIC in argument.marks and script not in argument.scripts:
+                parser.add_argument(f"--{argument.name}", **_taken(argument) | {"help": argparse.SUPPRESS})
     given, unknown = parser.parse_known_args(argv)
     if unknown:
         raise UserError(_explain_unknown(script, unknown[0]))

@@ -36,6 +36,7 @@ class Mark(Enum):
     SHARED = "A printed command that makes a missing checkpoint repeats them where they were given"
     CELL = "A grid of `utils.reproduce` says them by keys of its own"
     RUNNER = "The runner of a grid says them"
+    PUBLIC = "The public code's words: a script that has no use for one says so and goes on"
 
 
 @dataclass(frozen=True)
@@ -123,31 +124,34 @@ _GROUPS = {
                  "imagenet (7x7 with stride 2, max-pool)"),
         Argument("pretrained", Path, _ONE, marks={Mark.PLACE},
             help="start stage 1 from the weights of this file, all but the classifier"),
-        Argument("pretrained_pth", Path, (STAGE2, EVALUATE), marks={Mark.PLACE, Mark.CELL},
+        Argument("pretrained_pth", Path, (STAGE2, EVALUATE), marks={Mark.PUBLIC, Mark.PLACE, Mark.CELL},
             help="checkpoint to start from or to evaluate; default: that which the stage before has left"),
     ),
     "optimisation": (
-        Argument("epochs", int, _ONE, allowed=ONE_OR_MORE, help="stage-1 epochs"),
-        Argument("batch_size", int, TRAIN, allowed=ONE_OR_MORE,
+        Argument("epochs", int, _ONE, allowed=ONE_OR_MORE, marks={Mark.PUBLIC}, help="stage-1 epochs"),
+        Argument("batch_size", int, TRAIN, allowed=ONE_OR_MORE, marks={Mark.PUBLIC},
             help="images a step, over all processes; a preset's learning rate is scaled with it"),
         Argument("accum", int, _ONE, 1, allowed=ONE_OR_MORE,
             help="parts in which a process takes its share of a step"),
-        Argument("lr", float, _ONE, allowed=ABOVE_ZERO,
+        Argument("lr", float, _ONE, allowed=ABOVE_ZERO, marks={Mark.PUBLIC},
             help="stage-1 learning rate at its peak; cosine to 0, a value an epoch"),
         Argument("warmup_epochs", int, _ONE, allowed=NOT_NEGATIVE,
             help="epochs over which the learning rate rises linearly"),
         Argument("loss", str, _ONE, "ce", choices=tuple(LOSSES),
             help="loss, with the options that stage 2 gives the method of its name"),
-        Argument("momentum", float, TRAIN, allowed=BELOW_ONE, help="SGD momentum, 0 to below 1"),
-        Argument("wd", float, _ONE, allowed=NOT_NEGATIVE, help="stage-1 weight decay, on all parameters"),
-        Argument("nesterov", bool, TRAIN, False, help="Nesterov momentum"),
+        Argument("momentum", float, TRAIN, allowed=BELOW_ONE, marks={Mark.PUBLIC},
+            help="SGD momentum, 0 to below 1"),
+        Argument("wd", float, _ONE, allowed=NOT_NEGATIVE, marks={Mark.PUBLIC},
+            help="stage-1 weight decay, on all parameters"),
+        Argument("nesterov", bool, TRAIN, False, marks={Mark.PUBLIC}, help="Nesterov momentum"),
         Argument("mixup", float, _ONE, 0.0, allowed=NOT_NEGATIVE,
             help="α above 0: train on mixtures of two images, in shares λ and 1 - λ, λ ~ Beta(α, α) for "
                  "each batch; train_accuracy then counts hits of the label with the larger share; 0: off"),
-        Argument("finetune_epoch", int, _TWO, allowed=ONE_OR_MORE, sweep=True, help="stage-2 epochs"),
-        Argument("finetune_lr", float, _TWO, allowed=ABOVE_ZERO, sweep=True,
+        Argument("finetune_epoch", int, _TWO, allowed=ONE_OR_MORE, sweep=True, marks={Mark.PUBLIC},
+            help="stage-2 epochs"),
+        Argument("finetune_lr", float, _TWO, allowed=ABOVE_ZERO, sweep=True, marks={Mark.PUBLIC},
             help="stage-2 learning rate; cosine to 0, a value an epoch"),
-        Argument("finetune_wd", float, _TWO, allowed=NOT_NEGATIVE, sweep=True,
+        Argument("finetune_wd", float, _TWO, allowed=NOT_NEGATIVE, sweep=True, marks={Mark.PUBLIC},
             help="stage-2 weight decay, on the classifier"),
     ),
     "re-training methods": (
@@ -160,8 +164,8 @@ _GROUPS = {
             help="several seeds of stage 2, with commas between, as further heads over the same features"),
     ),
     "label over-smoothing": (
-        Argument("label_smooth", float, _TWO, allowed=_DELTA, sweep=True,
-            help="δ of the over-smoothed label (1 - δ) onehot + δ/K; 0 is cross-entropy, the control"),
+        Argument("label_smooth", float, TRAIN, allowed=_DELTA, sweep=True, marks={Mark.PUBLIC},
+            help="δ of the over-smoothed label (1 - δ) onehot + δ/K; 0 is cross-entropy, stage 1's default"),
         Argument("logit_gap", float, _TWO, allowed=ABOVE_ZERO, sweep=True,
             help="instead of δ: gap g between the true and the other logits at the optimum, the same for "
                  "any K: δ = K / (K - 1 + e^g); g = 1.11 is δ = 0.98 at K = 100"),
@@ -192,6 +196,9 @@ _GROUPS = {
         Argument("select", str, TRAIN, "last", choices=("last", "val", "test"), marks={Mark.CELL},
             help="what chooses the epoch and among a method's settings: last (nothing), val (validation "
                  "images), test (published protocol, optimistic)"),
+        Argument("protocol", str, ALL, "honest", choices=("honest", "published"),
+            help="published: as the public code does, optimistic: both stages keep the best epoch on test, "
+                 "batch-norm drifts in stage 2, mirror averaging; single switches win over it"),
         Argument("eval_every", int, _ONE, 1, allowed=ONE_OR_MORE,
             help="score the validation (or test) part after every N-th epoch only, and after the last"),
         Argument("no_tta", bool, ALL, False, marks={Mark.NOT_WITH_PACK},
@@ -219,7 +226,7 @@ _GROUPS = {
         Argument("save_every", str, TRAIN,
             allowed=written(r"[1-9]\d*m?", "a number of steps, or of minutes as 10m"), marks={Mark.RUNNING},
             help="save within the epochs too: a number of steps, or of minutes as 10m"),
-        Argument("seed", int, TRAIN, allowed=NOT_NEGATIVE, most=LARGEST_SEED, marks={Mark.CELL},
+        Argument("seed", int, TRAIN, allowed=NOT_NEGATIVE, most=LARGEST_SEED, marks={Mark.PUBLIC, Mark.CELL},
             help="seed of initialisation, order and augmentation; drawn and recorded where not given"),
         Argument("device", str, ALL, "auto", marks={Mark.RUNNING, Mark.SHARED, Mark.RUNNER},
             help="auto, cpu, cuda, cuda:N or mps"),
