@@ -20,15 +20,18 @@ from models import THIN_NETWORKS
 from utils.base.seeding import epoch_order
 from utils.engine import loop
 from utils.engine.device import LAYOUT
+from utils.engine.precision import slow_bf16, speed_up
 from utils.engine.step import TrainStep
 from utils.settings.config import resolve
 from utils.settings.parse import STAGE1
 
+CPU = torch.device("cpu")
 # of the check: at the preset's rate two layouts part within a few steps, as any two ways to round do
 CHECK_LR = 1e-5
 LOSS_TOLERANCE, WAY_TOLERANCE = 1e-4, 0.1  # of a loss near 5; of all weights, as a share of the way they went
 SHARE_TARGET, TARGETS = 0.85, {"resnet32": 1.25, "resnet34": 1.03}
-VARIANTS = ("ours", "plain")
+VARIANTS = ("ours", "plain", "bf16")
+BF16_TARGET = 1.9
 
 
 class Contest:
@@ -41,18 +44,22 @@ class Contest:
         if bench.quick:
             self.steps, self.checked, self.batch_size = 1, 2, 8
         self.data, self.start = bench.data, bench.model(network)
-        self.config = resolve(STAGE1, {"network": network, "device": "cpu", "seed": SEED})
+        self.config, self.mixed = (
+            resolve(STAGE1, {"network": network, "device": "cpu", "seed": SEED, "amp": amp})
+            for amp in ("off", "bf16")
+        )
         self.images = DeviceImages(bench.data.train, bench.data.views)
         self.loss_fn, self.epochs = build_loss("ce"), count(1)
         self.models = {name: deepcopy(self.start) for name in (*VARIANTS, "bare")}
-        for name in ("ours", "bare"):
+        for name in ("ours", "bare", "bf16"):
             self.models[name].to(memory_format=LAYOUT)
+        speed_up(self.models["bf16"], self.mixed, CPU)
         self.optimizers = {name: self._optimizer(name) for name in VARIANTS}
         self.set_lr(loop.cosine_lr(self.config.lr, 0, self.config.epochs, self.config.warmup_epochs))
 
     def _optimizer(self, name: str) -> torch.optim.Optimizer:
         config, parameters = self.config, self.models[name].parameters()
-        if name == "ours":
+        if name != "plain":
             return loop.sgd(parameters, config.lr, config.momentum, config.wd, config.nesterov)
         return torch.optim.SGD(parameters, config.lr, config.momentum, weight_decay=config.wd)
 
@@ -65,7 +72,7 @@ class Contest:
     def train(self, name: str, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
         """Mean loss of a pass of one variant."""
         model, optimizer = self.models[name], self.optimizers[name]
-        if name != "ours":
+        if name == "plain":
             return baselines.train(model, batches, self.loss_fn, optimizer)[0]
         model.train()
         step = TrainStep(model, self.loss_fn, optimizer)
@@ -93,6 +100,8 @@ class Contest:
             "plain": plain(workers),
             "bare": lambda: self.run_bare(*ready),
         }
+        if slow_bf16(self.mixed, CPU) is None:
+            works["bf16"] = lambda: self.train("bf16", self.our_batches(next(self.epochs), self.steps))
         return works, workers
 
     def run_bare(self, inputs: Tensor, labels: Tensor) -> None:
@@ -145,6 +154,9 @@ def run(bench: Bench, network: str, turns: int) -> Findings:
         row(f"stage-1 step, {network}", against, "images/s", seconds["ours"], seconds[name], target)
         for name, (against, target) in opponents.items()
     ]
+    if "bf16" in seconds:
+        what, target = f"stage-1 step, {network}, --amp bf16", BF16_TARGET if network == "resnet34" else None
+        rows.append(row(what, "ours in float32", "images/s", seconds["bf16"], seconds["ours"], target))
     note = (
         f"stage 1, {network}: over {contest.checked} steps on the same batches (float32, rate {CHECK_LR:g}) "
         f"losses differ by {loss:.1e} at most (tolerance {LOSS_TOLERANCE:g}), weights by {way:.1e} of the "

@@ -34,7 +34,9 @@ def test_a_quick_run_leaves_every_row_and_both_files_agree(tmp_path, monkeypatch
     table = pd.read_csv(tmp_path / "out" / "table.csv", dtype=str)
     text = (tmp_path / "out" / "table.md").read_text(encoding="utf-8")
     lines = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("|")]
-    assert table["target"].tolist() == targets and table[list(COLUMNS)].to_numpy().tolist() == lines[2:]
+    assert table[list(COLUMNS)].to_numpy().tolist() == lines[2:]
+    everywhere = ~table["what"].str.endswith("bf16")  # a row of CPUs with instructions for it
+    assert table["target"][everywhere].tolist() == targets
     assert table.notna().all(axis=None) and set(table["n"]) == {"1"}
     assert all(what in said for what in table["what"]) and table["data"].str.startswith("random images").all()
     assert networks == [""] or "tolerance" in text

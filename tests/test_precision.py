@@ -1,14 +1,17 @@
 """Compiled and mixed-precision passes: which batches take them, what the log says of bf16."""
 
+from copy import deepcopy
 from dataclasses import dataclass
 
 import pytest
 import torch
+from torch import nn
 
 from models import build_model
 from tests.helpers import run_folder, run_stage1
 from utils.engine.precision import slow_bf16, speed_up
 from utils.engine.scoring import CPU_ROWS, forward_views
+from utils.engine.wide_convolutions import WideConv2d, widen
 from utils.settings.config import resolve
 
 CPU = torch.device("cpu")
@@ -64,3 +67,34 @@ def test_an_image_and_its_mirror_image_go_through_together_with_the_same_result_
     assert both.shape == (2, number, 64) and alone.shape == (1, number, 64)
     torch.testing.assert_close(both, expected, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(alone[0], both[0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("stride", "size"), [(1, 4), (2, 8), (2, 5)])
+def test_wide_convolutions_have_the_gradients_of_plain_ones_in_bf16(stride, size):
+    torch.manual_seed(0)
+    plain = nn.Conv2d(256, 320, 3, stride=stride, padding=1, bias=False).to(memory_format=torch.channels_last)
+    wide = deepcopy(nn.Sequential(plain))
+    widen(wide)
+    assert type(wide[0]) is WideConv2d and list(wide.state_dict()) == ["0.weight"]
+    gradients = []
+    for conv in (plain, wide[0]):
+        x = torch.randn(6, 256, size, size, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16):
+            out = conv(x.contiguous(memory_format=torch.channels_last))
+        (out.float() * torch.linspace(-1, 1, out.numel()).view_as(out)).sum().backward()
+        gradients.append((out.detach(), x.grad, conv.weight.grad))
+    for theirs, ours in zip(*gradients, strict=True):
+        assert ours.dtype == theirs.dtype
+        largest = float(theirs.abs().max())
+        torch.testing.assert_close(ours.float(), theirs.float(), rtol=0.02, atol=0.02 * largest)
+
+
+def test_only_wide_plain_convolutions_are_widened_and_without_autocast_they_are_as_before():
+    model = build_model("resnet18", 10).to(memory_format=torch.channels_last).train()
+    x = torch.randn(4, 3, 32, 32)
+    before = model(x)
+    widen(model)
+    wide = [name for name, module in model.named_modules() if isinstance(module, WideConv2d)]
+    assert wide and all(name.startswith(("layer3", "layer4")) and "downsample" not in name for name in wide)
+    assert "layer3.0.conv1" not in wide  # it takes in 128 channels
+    torch.testing.assert_close(model(x), before, rtol=0, atol=0)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from utils.base.errors import UserError
 from utils.engine.scoring import CPU_ROWS, EVAL_BATCH
+from utils.engine.wide_convolutions import widen
 from utils.settings.config import Config
 
 _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -27,6 +28,8 @@ def speed_up(model: nn.Module, config: Config, device: torch.device, batch_size:
     if config.compile:
         full = {batch_size, CPU_ROWS} if device.type == "cpu" else {batch_size, EVAL_BATCH, 2 * EVAL_BATCH}
         model.forward_features = _compiled(model.forward_features, full)
+    if config.amp == "bf16" and device.type == "cpu" and not config.compile and "amx_bf16" in _instructions():
+        widen(model)
     if config.amp != "off":
         model.forward_features = _autocast(model.forward_features, device.type, _TYPES[config.amp])
 
@@ -52,13 +55,17 @@ def _autocast(forward: Forward, device: str, dtype: torch.dtype) -> Forward:
 
 def slow_bf16(config: Config, device: torch.device) -> str | None:
     """A note where `--amp bf16` costs time in place of saving it: on a CPU without instructions for it."""
-    known = hasattr(torch.cpu, "get_capabilities")  # torch 2.11 may not say
-    if config.amp != "bf16" or device.type != "cpu" or not known:
+    if config.amp != "bf16" or device.type != "cpu" or not hasattr(torch.cpu, "get_capabilities"):
         return None
-    has = torch.cpu.get_capabilities()
-    if any(has.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16")):
+    if _instructions() & {"avx512_bf16", "amx_bf16", "bf16"}:
         return None
     return "--amp bf16: this CPU has no instructions for it, the run will be several times slower"
+
+
+def _instructions() -> set[str]:
+    """What this CPU can do, by torch's names; none where torch (2.11) does not say."""
+    known = getattr(torch.cpu, "get_capabilities", dict)()
+    return {name for name, has in known.items() if has}
 
 
 def loss_scaler(config: Config) -> torch.amp.GradScaler:

@@ -14,8 +14,8 @@ _INTRO = """# All arguments
 
 What you give wins over the checkpoint or pack that a step starts from, which wins over the default of the
 data set. A run prints every value that it ended up with, and where that came from. The public code's
-arguments are legal in all three scripts, which note those that they have no use for. Any other argument without
-a use is an error.
+arguments are legal in all three scripts, which note those that they have no use for. Any other argument
+without a use is an error.
 """
 _SCRIPTS = {STAGE1: "stage 1", STAGE2: "stage 2", EVALUATE: "evaluate", CHECK: "check"}
 _KINDS = {bool: "switch", Path: "path", str: "text", int: "whole number", float: "number"}
