@@ -23,6 +23,7 @@ PER_CLASS = ["class", "train_images", "accuracy", "loma_per_sample", "rsd_per_sa
 SCORED = [f"{part}_{name}" for part in PARTS for name in SCORES]
 PERCENT = ["accuracy", *SCORES, *STDS, *SCORED]
 _TYPES = dict.fromkeys(TEXT, str) | dict.fromkeys([*TABLE, *PER_CLASS, "step", *SCORED], float)
+_USED = {*_TYPES, "name", "group", "seed", "epoch"}
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,8 @@ def read_run(folder: Path, methods: Sequence[str] | None = None) -> RunTables:
 
 def _read(path: Path, columns: list[str]) -> pd.DataFrame:
     """A csv file of a run; figures are finite or not a number, accuracies in percent."""
-    frame = read_table(path, columns, dtype=_TYPES).fillna(dict.fromkeys(TEXT, ""))
+    frame = read_table(path, columns, dtype=_TYPES)
+    frame = frame[[name for name in frame if name in _USED]].fillna(dict.fromkeys(TEXT, ""))
     figures = frame.select_dtypes("number")
     frame[list(figures)] = figures.where(figures.abs() < LARGEST)
     words = {name: frame[name].map(_as_drawn) for name in frame if name in TEXT}
