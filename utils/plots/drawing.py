@@ -25,6 +25,7 @@ from matplotlib.transforms import Bbox
 from datasets.long_tail import SHOTS, shot_groups
 from losses import logit_gap
 from utils.base.errors import say
+from utils.metrics.accuracy import GROUPS
 from utils.plots.tables import PARTS, SCORES, RunTables, read_run
 from utils.run.checkpoint import write_atomically
 from utils.run.folder import check_writable
@@ -33,6 +34,7 @@ from utils.settings.parse import Parser
 DPI, SMALL, GREY = 150, 8.5, "#666666"
 MAX_PANELS = 4
 SMOOTHED_ABOVE = 30  # classes
+CONFUSED = 20  # pairs
 # Okabe-Ito colours; the dashes and markers are for readers in grey
 LINES = [
     dict(zip(("color", "linestyle", "marker", "markersize"), (*style.split(), 4), strict=True))
@@ -67,10 +69,12 @@ def _styles(run: RunTables) -> dict[str, dict]:
     return dict(zip(run.lines["label"], LINES, strict=False))
 
 
-def _figure(heads: pd.DataFrame, notes: Sequence[str] = (), shape: tuple = (1, 1)) -> tuple[Figure, list]:
+def _figure(
+    heads: pd.DataFrame, notes: Sequence[str] = (), shape: tuple = (1, 1), sharey: bool = True
+) -> tuple[Figure, list]:
     """An empty picture and its panels, with a caption that says how the figures of `heads` came about."""
     figure = Figure((7.2, 2 + 2 * shape[0]), dpi=DPI, layout="constrained")
-    axes = list(figure.subplots(*shape, sharey=True, squeeze=False).flat)
+    axes = list(figure.subplots(*shape, sharey=sharey, squeeze=False).flat)
     for each in axes:
         each.tick_params(labelsize=SMALL)
         each.spines[["top", "right"]].set_visible(False)
@@ -189,6 +193,8 @@ def _sweep(run: RunTables) -> Figure | None:
 def _swept(heads: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
     """Title, key and heads of each sweep: for a key, the most values that share the rest of the setting."""
     for _, rows in heads.groupby("method", sort=False):
+        if len(rows) < 2:
+            continue
         for key in dict.fromkeys(rows["label"].str.findall(r"(\S+?)=").explode().dropna()):
             pattern = rf" {re.escape(key)}=(\S+)"
             rest = rows["label"].str.replace(pattern, "", regex=True)
@@ -231,6 +237,64 @@ def _balance(run: RunTables) -> Figure | None:
     return figure
 
 
+def _trade(run: RunTables) -> Figure | None:
+    """Accuracy of the frequent classes against that of the rare ones: a curve a swept strength, else a dot."""
+    part = run.heads["selected_on"].iloc[0] if len(run.tried) else "test"
+    heads = (run.tried if len(run.tried) else run.heads).dropna(subset=["many", "few"])
+    curves = {method: rows.head(1) for method, rows in heads.groupby("method", sort=False)}
+    if len(curves) < 2:
+        return None
+    keys: dict[str, str] = {}
+    for _, key, rows in _swept(heads):
+        method = rows["method"].iloc[0]
+        if len(rows) > len(curves[method]):
+            curves[method], keys[method] = rows, key
+    swept = ", ".join(f"{method} {key}" for method, key in keys.items())
+    figure, [axes] = _figure(run.heads, [f"curves: {swept}"] if swept else [])
+    figure.suptitle("Many-shot against few-shot accuracy", fontsize=11)
+    colours = run.lines.drop_duplicates("method").set_index("method")["label"].map(_styles(run))
+    for method, rows in curves.items():
+        style = colours.get(method, {"color": GREY, "marker": "o"}) | {"markersize": 4, "linewidth": 1}
+        axes.plot(rows["many"], rows["few"], **style)
+    axes.margins(0.1)
+    axes.set(xlabel=f"many: {PARTS[part]} accuracy (%)", ylabel=f"few: {PARTS[part]} accuracy (%)")
+    _name_dots(axes, curves)
+    return figure
+
+
+def _confusion(run: RunTables) -> Figure | None:
+    """What the published head takes for what: shares of the shot groups, and the pairs confused most often."""
+    if run.pairs.empty:
+        return None
+    pairs, names = run.pairs, list(GROUPS)
+    head = run.heads.merge(pairs[["method", "setting"]].head(1))
+    figure, (left, right) = _figure(head, ["shares of the test images of a row"], (1, 2), sharey=False)
+    figure.suptitle(f"Confusion of {pairs['method'].iloc[0]}", fontsize=11)
+    blocks = pairs.pivot_table("images", "group", "predicted_group", "sum").reindex(names, columns=names)
+    shares = 100 * blocks.div(pairs.groupby("group")["images"].sum().reindex(names), axis=0)
+    left.imshow(shares, cmap="Blues", vmin=0, vmax=100)
+    for row, column in product(range(len(names)), repeat=2):
+        share = shares.iloc[row, column]
+        colour = "white" if share > 60 else "black"
+        text = "-" if np.isnan(share) else f"{share:.1f} %"
+        left.text(column, row, text, ha="center", va="center", color=colour, fontsize=SMALL)
+    left.grid(visible=False)
+    left.set_xticks(range(len(names)), names)
+    left.set_yticks(range(len(names)), names)
+    left.set(xlabel="predicted", ylabel="class")
+    of_class = 100 * pairs["images"] / pairs.groupby("class")["images"].transform("sum")
+    wrong = pairs.assign(share=of_class)[(pairs["predicted"] >= 0) & (pairs["predicted"] != pairs["class"])]
+    wrong = wrong.sort_values("share", ascending=False, kind="stable").head(CONFUSED)[::-1]
+    texts = [
+        f"{one:.20} > {other:.20}" for one, other in zip(wrong["name"], wrong["predicted_name"], strict=True)
+    ]
+    right.barh(range(len(wrong)), wrong["share"], color=LINES[2]["color"])
+    right.set_yticks(range(len(wrong)), texts, fontsize=SMALL - 2.5)
+    right.set(xlabel="share of the class (%)", title=f"the {len(wrong)} most confused pairs")
+    right.title.set_fontsize(SMALL)
+    return figure
+
+
 def _name_dots(axes: Axes, labels: Iterable[str]) -> None:
     """Write each label at the nearest place around its dot that is free."""
     axes.figure.draw_without_rendering()  # settles the layout
@@ -258,6 +322,8 @@ PICTURES = {
     "path": _path,
     "sweep": _sweep,
     "balance": _balance,
+    "trade_off": _trade,
+    "confusion": _confusion,
 }
 
 

@@ -175,11 +175,12 @@ def per_class_rows(outcomes: Sequence[Outcome], data: LongTailedData) -> list[di
 
 
 def confusion_rows(one: Outcome, data: LongTailedData, targets: Tensor) -> list[dict]:
-    """A row a class and what a head took its test images for, with their number; nothing: predicted is -1."""
+    """A row a class and what a head took its test images for, with their number; predicted -1: nothing."""
     pairs, images = torch.stack([targets, one.predicted]).unique(dim=1, return_counts=True)
     names, groups = [*data.class_names, ""], [*data.groups, ""]  # the last ones, for nothing
     return [
-        {"class": k, "name": names[k], "group": groups[k], "predicted": predicted}
+        one.head.plan.key
+        | {"class": k, "name": names[k], "group": groups[k], "predicted": predicted}
         | {"predicted_name": names[predicted], "predicted_group": groups[predicted], "images": count}
         for (k, predicted), count in zip(pairs.T.tolist(), images.tolist(), strict=True)
     ]
