@@ -40,6 +40,8 @@ LINES = [
     dict(zip(("color", "linestyle", "marker", "markersize"), (*style.split(), 4), strict=True))
     for style in ("#000000 : s", "#D55E00 -- ^", "#0072B2 - o", "#009E73 -. D", "#CC79A7 -- v", "#E69F00 - P")
 ]
+# of methods without a line over the classes, in dashes as well
+OTHERS = ("#666666", "#56B4E9", "#8C564B", "#7A8B00", "#7B61A8", "#B8860B")
 SCORE_STYLES = ((0, "-"), (2, "--"), (3, "-."), (1, ":"))
 SCORE_LINES = {
     name: LINES[i] | {"linestyle": dashes} for name, (i, dashes) in zip(SCORES, SCORE_STYLES, strict=True)
@@ -238,7 +240,7 @@ def _balance(run: RunTables) -> Figure | None:
 
 
 def _trade(run: RunTables) -> Figure | None:
-    """Accuracy of the frequent classes against that of the rare ones: a curve a swept strength, else a dot."""
+    """Accuracy of frequent classes against that of rare ones: a curve for a swept strength, else a dot."""
     part = run.heads["selected_on"].iloc[0] if len(run.tried) else "test"
     heads = (run.tried if len(run.tried) else run.heads).dropna(subset=["many", "few"])
     curves = {method: rows.head(1) for method, rows in heads.groupby("method", sort=False)}
@@ -248,14 +250,17 @@ def _trade(run: RunTables) -> Figure | None:
     for _, key, rows in _swept(heads):
         method = rows["method"].iloc[0]
         if len(rows) > len(curves[method]):
-            curves[method], keys[method] = rows, key
-    swept = ", ".join(f"{method} {key}" for method, key in keys.items())
-    figure, [axes] = _figure(run.heads, [f"curves: {swept}"] if swept else [])
+            curves[method], keys[method] = rows, key.removeprefix("finetune_")
+    swept = [
+        f"{key} of {', '.join(m for m in keys if keys[m] == key)}" for key in dict.fromkeys(keys.values())
+    ]
+    figure, [axes] = _figure(run.heads, [f"curves: {'; '.join(swept)}"] if swept else [])
     figure.suptitle("Many-shot against few-shot accuracy", fontsize=11)
     colours = run.lines.drop_duplicates("method").set_index("method")["label"].map(_styles(run))
+    others = iter(product(("-", "--", ":"), OTHERS))
     for method, rows in curves.items():
-        style = colours.get(method, {"color": GREY, "marker": "o"}) | {"markersize": 4, "linewidth": 1}
-        axes.plot(rows["many"], rows["few"], **style)
+        style = colours.get(method) or dict(zip(("linestyle", "color"), next(others), strict=True))
+        axes.plot(rows["many"], rows["few"], **{"marker": "."} | style | {"markersize": 4, "linewidth": 1})
     axes.margins(0.1)
     axes.set(xlabel=f"many: {PARTS[part]} accuracy (%)", ylabel=f"few: {PARTS[part]} accuracy (%)")
     _name_dots(axes, curves)
@@ -263,7 +268,7 @@ def _trade(run: RunTables) -> Figure | None:
 
 
 def _confusion(run: RunTables) -> Figure | None:
-    """What the published head takes for what: shares of the shot groups, and the pairs confused most often."""
+    """What the published head takes for what: shares of the shot groups, and the pairs it confuses most."""
     if run.pairs.empty:
         return None
     pairs, names = run.pairs, list(GROUPS)
@@ -296,15 +301,17 @@ def _confusion(run: RunTables) -> Figure | None:
 
 
 def _name_dots(axes: Axes, labels: Iterable[str]) -> None:
-    """Write each label at the nearest place around its dot that is free."""
+    """Write each label at the nearest place that is free around its dot, or the middle one of a curve."""
     axes.figure.draw_without_rendering()  # settles the layout
-    frame, points = axes.get_window_extent(), [dot.get_xydata()[0] for dot in axes.get_lines()]
+    lines, frame = axes.get_lines(), axes.get_window_extent()
+    points = [line.get_xydata()[len(line.get_xydata()) // 2] for line in lines]
     taken = [Bbox([place - 8, place + 8]) for place in axes.transData.transform(points)]
     sides = np.array([(1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1)])
     ways = [reach * side for reach in (10, 20, 34, 52) for side in sides]
-    for point, label in zip(points, labels, strict=True):
+    for drawn, point, label in zip(lines, points, labels, strict=True):
         line = {"arrowstyle": "-", "color": GREY, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 0}
         style = {"fontsize": SMALL - 1, "verticalalignment": "bottom", "arrowprops": line}
+        style |= {} if drawn.get_color() == GREY else {"color": drawn.get_color()}
         note = axes.annotate(label, point, (0, 0), textcoords="offset pixels", in_layout=False, **style)
         size = Text.get_window_extent(note).size
         corners = [way + (np.sign(way) - 1) / 2 * size for way in ways]
