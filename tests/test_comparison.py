@@ -2,14 +2,13 @@
 
 import pandas as pd
 import pytest
-import torch
-from scipy.stats import binomtest
 
 from tests.helpers import run_folder, run_stage2
 from tests.stage2 import frozen_features, read_table, result_lines, settle, trained
 from utils.heads.outcome import Outcome, outcome
 from utils.heads.plan import plan_heads
-from utils.report.table import aligned, cells, label_of, markdown, mcnemar, table_rows
+from utils.metrics.paired import mcnemar
+from utils.report.table import aligned, cells, label_of, markdown, table_rows
 
 SCORES = ("overall", "many", "medium", "few", "balanced")
 ARGV = ["--method", "los,ce,crt,ncm", "--seeds", "0,1,2"]
@@ -39,20 +38,6 @@ def finished(tmp_path_factory, digits) -> tuple:
 
 def head_of(one: Outcome) -> tuple[str, str]:
     return one.head.plan.method.name, one.head.plan.setting
-
-
-# ---- the paired test
-
-
-def test_the_paired_test_is_the_exact_binomial_one_on_images_that_one_of_the_two_gets_right():
-    targets = torch.tensor([0] * 40)
-    ours, theirs = torch.ones(2, 40, dtype=torch.int64)
-    ours[:9], theirs[3:30] = 0, 0  # 3 only ours, 6 both, 21 only theirs, 10 neither
-    assert mcnemar(ours, theirs, targets) == pytest.approx(binomtest(3, 24).pvalue, rel=1e-12)
-    draw = torch.Generator().manual_seed(0)
-    one, other, targets = torch.randint(0, 3, (3, 200), generator=draw)
-    assert mcnemar(one, other, targets) == mcnemar(other, one, targets) < 1
-    assert mcnemar(one, one, targets) == mcnemar(torch.tensor([1]), torch.tensor([2]), torch.tensor([0])) == 1
 
 
 # ---- rows

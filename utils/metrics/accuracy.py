@@ -149,20 +149,20 @@ class Scores:
         """Take in the next batch of logits [n, K]."""
         own = slice(self._next, self._next + len(logits))
         self._next, targets = own.stop, self.targets[own]
-        predicted, logits = predictions(logits), logits.double()
+        predicted, given, logits = predictions(logits), logits, logits.double()
         shares = logits.softmax(dim=1)
         confidence = shares.amax(dim=1).masked_fill(predicted < 0, torch.nan)
         self.predicted[own], self.confidence[own] = predicted, confidence
         largest, label = logits.amax(dim=1), targets[:, None]
         # -log p of the label, which is finite where p itself has become 0
         likelihood = largest - logits.gather(1, label).squeeze(1) - confidence.log()
-        brier = 1 + shares.square().sum(dim=1) - 2 * shares.gather(1, label).squeeze(1)
+        brier = 1 + shares.norm(dim=1) ** 2 - 2 * shares.gather(1, label).squeeze(1)
         sums = (topk_hits(logits, targets, predicted, 5), likelihood, brier)
         self._sums += torch.stack([values.sum(dtype=torch.float64) for values in sums])
         self._statistics.add(logits, targets)
         if self.temperature is not None:
-            scaled = ((logits - largest[:, None]) / self.temperature).exp_().sum(dim=1).reciprocal()
-            self._scaled[own] = scaled.masked_fill(predicted < 0, torch.nan)
+            scaled = (given / self.temperature).softmax(dim=1).amax(dim=1)
+            self._scaled[own] = scaled.double().masked_fill(predicted < 0, torch.nan)
         for place, log_prior in enumerate(self._log_priors):
             hit = ((logits + log_prior).argmax(dim=1) == targets) & (predicted >= 0)
             self._hits_under[place] += torch.bincount(targets[hit], minlength=self.num_classes)

@@ -12,7 +12,7 @@ from torch import Tensor
 from utils.base.errors import UserError
 
 DRAWS, INTERVAL = 2000, (0.025, 0.975)
-_TOGETHER = 100  # draws whose weights [draws, N] are held at once
+_TOGETHER = 25  # draws whose weights [draws, N] are held at once
 
 
 def mcnemar(predicted: Tensor, other: Tensor, targets: Tensor) -> float:

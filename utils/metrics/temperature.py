@@ -17,20 +17,23 @@ def fit_temperature(logits: Tensor, targets: Tensor) -> float | None:
     Each class weighs the same, as on the test set. The likelihood is convex in 1/T, which Newton's method
     finds; a step changes it by a factor of 4 at most. It has no minimum where every image is right.
     """
-    logits = logits.double()
-    weights = torch.bincount(targets)[targets].double().reciprocal()
+    logits = logits - logits.amax(dim=1, keepdim=True)
+    weights = torch.bincount(targets)[targets].to(logits.dtype).reciprocal()
     own, inverse = logits.gather(1, targets[:, None]).squeeze(1), 1.0
+    if not own.any():
+        return None
     for _ in range(_STEPS):
         shares = (inverse * logits).softmax(dim=1)
-        mean = (shares * logits).sum(dim=1)
+        weighted = shares * logits
+        mean = weighted.sum(dim=1)
         slope = float(weights @ (mean - own))
-        curve = float(weights @ ((shares * logits**2).sum(dim=1) - mean**2))
+        curve = float(weights @ ((weighted * logits).sum(dim=1) - mean**2))
         wanted = inverse - slope / curve if curve > 0 else math.nan
         if not math.isfinite(wanted):
             return None
         before, inverse = inverse, min(max(wanted, inverse / _LARGEST_STEP), inverse * _LARGEST_STEP)
         if not 1 / _LIMIT < inverse < _LIMIT:
             return None
-        if abs(inverse - before) < 1e-6 * before:
+        if abs(inverse - before) < 1e-5 * before:
             break
     return 1 / inverse

@@ -102,7 +102,8 @@ def _over_classes(column: str, title: str, unit: str, run: RunTables) -> Figure 
     classes = run.classes.drop_duplicates("class").set_index("class").sort_index()
     counts = classes["train_images"].sort_values(ascending=False, kind="stable")
     window = max(5, len(counts) // 10 | 1) if len(counts) > SMOOTHED_ABOVE else 1
-    values = run.classes.groupby(["class", "method", "setting"])[column].mean().unstack([1, 2])
+    shown = run.classes[run.classes["method"].isin(run.lines["method"])]
+    values = shown.groupby(["class", "method", "setting"])[column].mean().unstack([1, 2])
     values = values.loc[counts.index].rolling(window, center=True, min_periods=1).mean()
     values = values.dropna(axis=1, how="all")
     lines = [line for line in run.lines.itertuples() if (line.method, line.setting) in values]
@@ -302,7 +303,8 @@ def _confusion(run: RunTables) -> Figure | None:
 
 def _name_dots(axes: Axes, labels: Iterable[str]) -> None:
     """Write each label at the nearest place that is free around its dot, or the middle one of a curve."""
-    axes.figure.draw_without_rendering()  # settles the layout
+    axes.figure.draw_without_rendering()  # settles the layout, which takes as long as to draw
+    axes.figure.set_layout_engine("none")
     lines, frame = axes.get_lines(), axes.get_window_extent()
     points = [line.get_xydata()[len(line.get_xydata()) // 2] for line in lines]
     taken = [Bbox([place - 8, place + 8]) for place in axes.transData.transform(points)]
