@@ -62,6 +62,8 @@ def read_run(folder: Path, methods: Sequence[str] | None = None) -> RunTables:
     _check_images(classes, folder / "per_class.csv")
     epochs = _if_there(folder / "metrics.csv", ["method", "setting", "step"])
     search = _if_there(folder / "search.csv", [*_HEAD, "epoch"])
+    if len(search) and search["epoch"].isna().all():
+        raise UserError(f"{folder / 'search.csv'} has nothing in its column epoch")
     pairs = _if_there(folder / "confusion.csv", ["method", "setting", *_PAIRS])
     # in the run's order: table.csv is sorted by accuracy on test, which must not choose a setting
     heads = classes[["method", "setting"]].drop_duplicates().merge(heads)

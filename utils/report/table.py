@@ -85,7 +85,7 @@ def _row(group: list[Outcome], heads: Sequence[HeadRun], selects: bool) -> dict:
     if selects:
         row["val_score"] = mean_score([one.head for one in group])
     tried = [head.plan.setting for head in heads if head.plan.method is plan.method]
-    row["at_edge"] = " ".join(_at_edge(plan.setting, tried)) if first.select != "last" else None
+    row["at_edge"] = " ".join(at_edge(plan.setting, tried)) if first.select != "last" else None
     figures = [_figures(one) for one in group]
     for name in figures[0]:
         values = [one.get(name) for one in figures]
@@ -97,7 +97,7 @@ def _row(group: list[Outcome], heads: Sequence[HeadRun], selects: bool) -> dict:
     return row | {"learned": learned, "seconds": fmean(one.head.seconds for one in group), "failed": None}
 
 
-def _at_edge(setting: str, tried: Sequence[str]) -> list[str]:
+def at_edge(setting: str, tried: Sequence[str]) -> list[str]:
     """The options of a setting whose value is the least or the largest of the several that were tried."""
     values: dict[str, set[float]] = {}
     for word in " ".join([setting, *tried]).split():
