@@ -200,7 +200,7 @@ def test_the_best_epoch_is_scored_and_not_the_last(digits):
 
 def test_the_tables_show_the_epoch_that_was_chosen_and_best_pth_is_of_the_setting_that_was(tmp_path, digits):
     rates = ("--finetune_lr", "0.000001,0.01,0.02", "--finetune_epoch", "6", "--views", "0")
-    argv = ("--method", "los,crt", "--seeds", "0,1", "--select", "val", *rates)
+    argv = ("--method", "los,crt", "--seeds", "0,1", "--select", "val", "--publish", "first", *rates)
     text = run_stage2(tmp_path, "--pretrained_pth", digits.stage1, *argv)
     folder = run_folder(tmp_path, "stage2")
     table = read_table(folder).set_index("method")

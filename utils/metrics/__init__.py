@@ -9,10 +9,5 @@ from utils.metrics.accuracy import predictions as predictions
 from utils.metrics.accuracy import report as report
 from utils.metrics.accuracy import shot_accuracy as shot_accuracy
 from utils.metrics.accuracy import topk_accuracy as topk_accuracy
-from utils.metrics.balance import balance_figures as balance_figures
 from utils.metrics.logits import logits_magnitude as logits_magnitude
 from utils.metrics.logits import regularized_std as regularized_std
-from utils.metrics.paired import bootstrap as bootstrap
-from utils.metrics.paired import holm as holm
-from utils.metrics.paired import mcnemar as mcnemar
-from utils.metrics.temperature import fit_temperature as fit_temperature

@@ -230,41 +230,35 @@ def _balance(run: RunTables) -> Figure | None:
     keys = heads.drop_duplicates("method", keep="last")["label"].str.replace(r"=\S+", "", regex=True)
     named = "; ".join(text for text in keys if " " in text)
     figure, [axes] = _figure(heads, [f"dots: {named}"] if named else [])
-    figure.suptitle("Balance of the logits and accuracy", fontsize=11)
     for head in heads.itertuples():
         style = _styles(run).get(head.label, {"color": GREY, "marker": "o"}) | {"markersize": 6}
         axes.plot(head.loma_spread, head.overall, **style)
-    axes.margins(0.1)
     axes.set(xlabel="LoMa: standard deviation over classes", ylabel="overall test accuracy (%)")
-    _name_dots(axes, heads["label"].str.replace(r"\S+=", "", regex=True))
+    _name_dots(
+        axes, "Balance of the logits and accuracy", heads["label"].str.replace(r"\S+=", "", regex=True)
+    )
     return figure
 
 
 def _trade(run: RunTables) -> Figure | None:
     """Accuracy of frequent classes against that of rare ones: a curve for a swept strength, else a dot."""
-    part = run.heads["selected_on"].iloc[0] if len(run.tried) else "test"
-    heads = (run.tried if len(run.tried) else run.heads).dropna(subset=["many", "few"])
-    curves = {method: rows.head(1) for method, rows in heads.groupby("method", sort=False)}
+    heads, part = (run.heads, "test") if run.tried.empty else (run.tried, run.heads["selected_on"].iloc[0])
+    heads = heads.dropna(subset=["many", "few"])
+    curves = {method: (None, rows.head(1)) for method, rows in heads.groupby("method", sort=False)}
     if len(curves) < 2:
         return None
-    keys: dict[str, str] = {}
     for _, key, rows in _swept(heads):
         method = rows["method"].iloc[0]
-        if len(rows) > len(curves[method]):
-            curves[method], keys[method] = rows, key.removeprefix("finetune_")
-    swept = [
-        f"{key} of {', '.join(m for m in keys if keys[m] == key)}" for key in dict.fromkeys(keys.values())
-    ]
-    figure, [axes] = _figure(run.heads, [f"curves: {'; '.join(swept)}"] if swept else [])
-    figure.suptitle("Many-shot against few-shot accuracy", fontsize=11)
+        curves[method] = max(curves[method], (key.removeprefix("finetune_"), rows), key=lambda c: len(c[1]))
+    swept = "; ".join(f"{method} {key}" for method, (key, _) in curves.items() if key)
+    figure, [axes] = _figure(run.heads, [f"curves: {swept}"] if swept else [])
     colours = run.lines.drop_duplicates("method").set_index("method")["label"].map(_styles(run))
     others = iter(product(("-", "--", ":"), OTHERS))
-    for method, rows in curves.items():
+    for method, (_, rows) in curves.items():
         style = colours.get(method) or dict(zip(("linestyle", "color"), next(others), strict=True))
         axes.plot(rows["many"], rows["few"], **{"marker": "."} | style | {"markersize": 4, "linewidth": 1})
-    axes.margins(0.1)
     axes.set(xlabel=f"many: {PARTS[part]} accuracy (%)", ylabel=f"few: {PARTS[part]} accuracy (%)")
-    _name_dots(axes, curves)
+    _name_dots(axes, "Many-shot against few-shot accuracy", curves)
     return figure
 
 
@@ -279,30 +273,26 @@ def _confusion(run: RunTables) -> Figure | None:
     blocks = pairs.pivot_table("images", "group", "predicted_group", "sum").reindex(names, columns=names)
     shares = 100 * blocks.div(pairs.groupby("group")["images"].sum().reindex(names), axis=0)
     left.imshow(shares, cmap="Blues", vmin=0, vmax=100)
-    for row, column in product(range(len(names)), repeat=2):
-        share = shares.iloc[row, column]
-        colour = "white" if share > 60 else "black"
-        text = "-" if np.isnan(share) else f"{share:.1f} %"
-        left.text(column, row, text, ha="center", va="center", color=colour, fontsize=SMALL)
+    for (row, column), share in np.ndenumerate(shares):
+        style = {"color": "white" if share > 60 else "black", "fontsize": SMALL, "ha": "center"}
+        left.text(column, row, "-" if np.isnan(share) else f"{share:.1f} %", **style)
     left.grid(visible=False)
-    left.set_xticks(range(len(names)), names)
-    left.set_yticks(range(len(names)), names)
-    left.set(xlabel="predicted", ylabel="class")
-    of_class = 100 * pairs["images"] / pairs.groupby("class")["images"].transform("sum")
-    wrong = pairs.assign(share=of_class)[(pairs["predicted"] >= 0) & (pairs["predicted"] != pairs["class"])]
+    left.set(xlabel="predicted", ylabel="class", xticks=range(3), yticks=range(3))
+    left.set(xticklabels=names, yticklabels=names)
+    pairs = pairs.assign(share=100 * pairs["images"] / pairs.groupby("class")["images"].transform("sum"))
+    wrong = pairs[(pairs["predicted"] >= 0) & (pairs["predicted"] != pairs["class"])]
     wrong = wrong.sort_values("share", ascending=False, kind="stable").head(CONFUSED)[::-1]
-    texts = [
-        f"{one:.20} > {other:.20}" for one, other in zip(wrong["name"], wrong["predicted_name"], strict=True)
-    ]
     right.barh(range(len(wrong)), wrong["share"], color=LINES[2]["color"])
+    texts = wrong["name"].str[:20] + " > " + wrong["predicted_name"].str[:20]
     right.set_yticks(range(len(wrong)), texts, fontsize=SMALL - 2.5)
-    right.set(xlabel="share of the class (%)", title=f"the {len(wrong)} most confused pairs")
-    right.title.set_fontsize(SMALL)
+    right.set(xlabel=f"the {len(wrong)} most confused pairs: share of the class (%)")
     return figure
 
 
-def _name_dots(axes: Axes, labels: Iterable[str]) -> None:
+def _name_dots(axes: Axes, title: str, labels: Iterable[str]) -> None:
     """Write each label at the nearest place that is free around its dot, or the middle one of a curve."""
+    axes.figure.suptitle(title, fontsize=11)
+    axes.margins(0.1)
     axes.figure.draw_without_rendering()  # settles the layout, which takes as long as to draw
     axes.figure.set_layout_engine("none")
     lines, frame = axes.get_lines(), axes.get_window_extent()

@@ -59,18 +59,18 @@ def read_run(folder: Path, methods: Sequence[str] | None = None) -> RunTables:
     """The tables of a run folder; `methods` are those with a line over the classes, None: see CONTROLS."""
     heads = _read(folder / "table.csv", [*TEXT, *TABLE]).dropna(subset="overall")
     classes = _read(folder / "per_class.csv", ["method", "setting", *PER_CLASS])
-    _check_images(classes, folder / "per_class.csv")
+    if "test_images" in classes and (classes.groupby("class")["test_images"].nunique() > 1).any():
+        raise UserError(
+            f"{folder / 'per_class.csv'} has heads with other test images: no picture can hold both"
+        )
     epochs = _if_there(folder / "metrics.csv", ["method", "setting", "step"])
-    search = _if_there(folder / "search.csv", [*_HEAD, "epoch"])
-    if len(search) and search["epoch"].isna().all():
-        raise UserError(f"{folder / 'search.csv'} has nothing in its column epoch")
     pairs = _if_there(folder / "confusion.csv", ["method", "setting", *_PAIRS])
     # in the run's order: table.csv is sorted by accuracy on test, which must not choose a setting
     heads = classes[["method", "setting"]].drop_duplicates().merge(heads)
     if heads.empty:
         raise UserError(f"{folder / 'table.csv'} has no head with figures, there is nothing to draw")
     heads["label"] = _labels(heads)
-    tried = _scored(search, epochs, heads["selected_on"].iloc[0])
+    tried = _scored(folder / "search.csv", epochs, heads["selected_on"].iloc[0])
     return RunTables(heads, _choose(heads, methods, folder), classes, epochs, tried, pairs)
 
 
@@ -78,22 +78,18 @@ def _if_there(path: Path, columns: list[str]) -> pd.DataFrame:
     return _read(path, columns) if path.exists() else pd.DataFrame()
 
 
-def _check_images(classes: pd.DataFrame, path: Path) -> None:
-    """Raise a UserError where the heads of a table were scored on other test images than one another."""
-    if "test_images" in classes and (classes.groupby("class")["test_images"].nunique() > 1).any():
-        raise UserError(f"{path} has heads with other test images: they cannot stand in one picture")
-
-
 def _labels(heads: pd.DataFrame) -> pd.Series:
     own = heads.groupby("method")["setting"].transform(_differences)
     return (heads["method"] + " " + own).str.strip()
 
 
-def _scored(search: pd.DataFrame, epochs: pd.DataFrame, part: str) -> pd.DataFrame:
+def _scored(path: Path, epochs: pd.DataFrame, part: str) -> pd.DataFrame:
     """All heads that were up for selection, means over seeds of their scores in the epoch that did best."""
-    columns = {f"{part}_{name}": name for name in SCORES}
+    search, columns = _if_there(path, [*_HEAD, "epoch"]), {f"{part}_{name}": name for name in SCORES}
     if search.empty or not {*columns, *_HEAD, "epoch"} <= {*epochs}:
         return pd.DataFrame()
+    if search["epoch"].isna().all():
+        raise UserError(f"{path} has nothing in its column epoch")
     best = search[[*_HEAD, "epoch"]].merge(epochs).rename(columns=columns)
     tried = best.groupby(["method", "setting"], sort=False)[SCORES].mean().reset_index()
     return tried.assign(label=_labels(tried))

@@ -5,7 +5,9 @@ Accuracies are fractions in the csv files and percent in what people read.
 
 import re
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from statistics import fmean, stdev
 
 import numpy as np
@@ -99,12 +101,14 @@ def _row(group: list[Outcome], heads: Sequence[HeadRun], selects: bool) -> dict:
 
 def at_edge(setting: str, tried: Sequence[str]) -> list[str]:
     """The options of a setting whose value is the least or the largest of the several that were tried."""
-    values: dict[str, set[float]] = {}
+    values: dict[str, dict[str, float]] = {}
     for word in " ".join([setting, *tried]).split():
         name, _, value = word.partition("=")
-        values.setdefault(name, set()).add(float(value))
-    own = dict(word.split("=") for word in setting.split())
-    return [n for n, v in own.items() if len(values[n]) > 1 and float(v) in (min(values[n]), max(values[n]))]
+        with suppress(ValueError):  # a word, not a number
+            values.setdefault(name, {})[value] = float(value)
+    own = (word.split("=") for word in setting.split())
+    several = [(n, v, values[n]) for n, v in own if v in values.get(n, {}) and len(values[n]) > 1]
+    return [n for n, v, known in several if known[v] in (min(known.values()), max(known.values()))]
 
 
 def _figures(one: Outcome) -> dict[str, float | None]:
@@ -201,27 +205,21 @@ def search_rows(runs: Sequence[HeadRun], chosen: Collection[HeadRun]) -> list[di
     ]
 
 
-def _share(name: str) -> Callable[[dict], str]:
-    def text(row: dict) -> str:
-        spread = row.get(f"{name}_std")
-        return percent(row.get(name)) + ("" if spread is None else f" ± {percent(spread)}")
-
-    return text
+def _share(row: dict, name: str) -> str:
+    spread = row.get(f"{name}_std")
+    return percent(row.get(name)) + ("" if spread is None else f" ± {percent(spread)}")
 
 
-def _spread(name: str) -> Callable[[dict], str]:
-    return lambda row: "-" if row.get(name) is None else f"{row[name]:.2f} ({row[f'{name}_spread'] or 0:.2f})"
+def _spread(row: dict, name: str) -> str:
+    return "-" if row.get(name) is None else f"{row[name]:.2f} ({row[f'{name}_spread'] or 0:.2f})"
 
 
-def _difference(name: str) -> Callable[[dict], str]:
-    def text(row: dict) -> str:
-        if row.get(f"minus_{name}") is None:
-            return "-"
-        ends = [row.get(f"minus_{name}_{end}") for end in ("low", "high")]
-        interval = "" if None in ends else " [{:+.2f}, {:+.2f}]".format(*(100 * end for end in ends))
-        return f"{100 * row[f'minus_{name}']:+.2f}{interval} (p {row[f'p_{name}_holm']:.2g})"
-
-    return text
+def _difference(row: dict, name: str) -> str:
+    if row.get(f"minus_{name}") is None:
+        return "-"
+    low = row.get(f"minus_{name}_low")  # older files have no interval
+    interval = "" if low is None else f" [{100 * low:+.2f}, {100 * row[f'minus_{name}_high']:+.2f}]"
+    return f"{100 * row[f'minus_{name}']:+.2f}{interval} (p {row[f'p_{name}_holm']:.2g})"
 
 
 def _setting(row: dict) -> str:
@@ -256,9 +254,9 @@ COLUMNS = (
     Column("F1", "macro_f1", optional=True),
     Column("worst tenth", "worst_tenth", optional=True),
     Column("ECE", "calibration_error", best=min),
-    Column("LoMa (spread)", "loma_unevenness", _spread("loma"), min),
-    Column("RSD (spread)", "rsd", _spread("rsd"), min),
-    *(Column(f"to {name}", text=_difference(name)) for name in REFERENCES),
+    Column("LoMa (spread)", "loma_unevenness", partial(_spread, name="loma"), min),
+    Column("RSD (spread)", "rsd", partial(_spread, name="rsd"), min),
+    *(Column(f"to {name}", text=partial(_difference, name=name)) for name in REFERENCES),
     Column("learned", text=lambda row: f"{row['learned']:,}" if row["n"] else "-"),
     Column("seconds", text=lambda row: f"{row['seconds']:.1f}" if row["n"] else "-"),
     Column("setting", text=_setting),
@@ -269,7 +267,7 @@ def cells(rows: Sequence[dict]) -> list[list[str]]:
     """The table as text, a header first; the best of each column is marked with a star."""
     columns = []
     for column in COLUMNS:
-        text = column.text or _share(column.key)
+        text = column.text or partial(_share, name=column.key)
         known = [row[column.key] for row in rows if row.get(column.key) is not None]
         best = column.best(known) if len(known) > 1 else None
         starred = (best is not None and row.get(column.key) == best for row in rows)
