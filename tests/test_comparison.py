@@ -11,7 +11,7 @@ from utils.base.errors import UserError
 from utils.heads.outcome import Outcome, outcome
 from utils.heads.plan import plan_heads
 from utils.metrics.paired import bootstrap, holm, mcnemar
-from utils.report.table import aligned, at_edge, cells, label_of, markdown, table_rows
+from utils.report.table import aligned, at_edge, caption, cells, label_of, markdown, table_rows
 
 SCORES = ("overall", "many", "medium", "few", "balanced")
 ARGV = ["--method", "los,ce,crt,ncm", "--seeds", "0,1,2"]
@@ -214,6 +214,18 @@ def test_the_caption_in_log_and_folder_says_what_selected(finished):
     for line in ("nothing was selected", "500 test images", "noise of batch order", "corrected by Holm"):
         assert line in written and line in text
     assert "[2 rows" not in text and "nan" not in text
+
+
+def test_the_caption_counts_classes_with_few_validation_images_and_those_without_rsd(
+    outcomes, rows, monkeypatch
+):
+    selected = [row | {"selected_on": "val", "rsd_left_out": 0} for row in rows]
+    selected[-1] |= {"rsd_left_out": 2.5}
+    few = torch.tensor([0, 0, 1, 1, 1, 9])
+    monkeypatch.setitem(outcomes[0].head.frozen.labels, "val", few)
+    text = caption(selected, outcomes)
+    assert "Classes with two or fewer validation images: 9 of 10." in text
+    assert f"RSD leaves out classes whose LoMa is not above 0: 2.5 of {rows[-1]['method']}." in text
 
 
 # ---- result lines

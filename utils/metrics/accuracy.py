@@ -196,6 +196,9 @@ class Scores:
             for own in [torch.from_numpy(mask).to(device)[self.targets]]
         }
         scaled = None if self.temperature is None else _calibration_error(self._scaled, correct)
+        plain = torch.bincount(self.targets[correct], minlength=self.num_classes).cpu().numpy()
+        under = zip(self.priors, self._hits_under.cpu().numpy(), strict=True)
+        support = np.array(accuracy.support)
         return {
             **{name: getattr(accuracy, name) for name in EPOCH_FIGURES},
             "top5": None if self.num_classes <= 5 else float(top5),
@@ -206,20 +209,12 @@ class Scores:
             "nll": _finite(likelihood),
             "brier": _finite(brier),
             **balance_figures(self.predicted, self.targets, class_counts, shots),
-            **self._under_priors(np.array(accuracy.support)),
+            **{n: under_prior(plain, support, prior) for n, prior in self.priors.items()},
+            **{f"{n}_known": under_prior(hits, support, self.priors[n]) for n, hits in under},
             **({"without_prediction": lost} if lost else {}),
             **by_group,
             "classes": classes | logit_classes,
         }
-
-    def _under_priors(self, support: np.ndarray) -> dict[str, float]:
-        """Accuracies under the priors, of the logits as they are and corrected."""
-        plain = torch.bincount(self.targets[self.predicted == self.targets], minlength=self.num_classes)
-        figures = {}
-        for (name, prior), hits in zip(self.priors.items(), self._hits_under.cpu().numpy(), strict=True):
-            figures[name] = under_prior(plain.cpu().numpy(), support, prior)
-            figures[f"{name}_known"] = under_prior(hits, support, prior)
-        return figures
 
 
 def logit_figures(

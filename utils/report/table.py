@@ -68,10 +68,9 @@ def table_rows(
         if len(one.predicted) != len(targets):
             found = f"{one.head.plan.method.name} has {len(one.predicted)}, the table {len(targets)}"
             raise UserError(f"heads of one table need the same test images: {found}")
-    selects = facts["selected_on"] == "val"
-    rows = [_row(group, heads, selects) | facts for group in groups.values()]
-    _compare(rows, list(groups.values()), targets, selects)
-    rows.sort(key=lambda row: (row["method"] != "stage1", -row["val_score" if selects else "overall"]))
+    rows = [_row(group, heads) | facts for group in groups.values()]
+    _compare(rows, list(groups.values()), targets.cpu())
+    rows.sort(key=lambda row: (row["method"] != "stage1", -row.get("val_score", row["overall"])))
     return rows + [
         {"method": run.plan.method.name, "setting": run.plan.setting, "n": 0, "failed": run.failure} | facts
         for run in heads
@@ -79,12 +78,12 @@ def table_rows(
     ]
 
 
-def _row(group: list[Outcome], heads: Sequence[HeadRun], selects: bool) -> dict:
+def _row(group: list[Outcome], heads: Sequence[HeadRun]) -> dict:
     first = group[0].head
     plan, trained = first.plan, first.plan.method.trained
     row = {"method": plan.method.name, "setting": plan.setting, "n": len(group), "epochs": plan.epochs}
     row |= {"lr": first.lr if trained else None, "chosen_epoch": first.chosen_epoch}
-    if selects:
+    if first.select == "val":
         row["val_score"] = mean_score([one.head for one in group])
     tried = [head.plan.setting for head in heads if head.plan.method is plan.method]
     row["at_edge"] = " ".join(at_edge(plan.setting, tried)) if first.select != "last" else None
@@ -122,27 +121,26 @@ def _figures(one: Outcome) -> dict[str, float | None]:
     return row
 
 
-def _compare(rows: list[dict], groups: list[list[Outcome]], targets: Tensor, selects: bool) -> None:
+def _compare(rows: list[dict], groups: list[list[Outcome]], targets: Tensor) -> None:
     """Into each row its differences to `ce`, to `los`, and to `best` where validation selects.
 
     In overall accuracy, of the means over seeds, with an interval of 95 % over the draws of `bootstrap`; p of
     the first seeds, as it is and corrected by Holm for the rows that are compared with the same one. Of
     several settings of `ce` and `los` the first one stands for it.
     """
-    hits = [np.mean([(one.predicted == targets.cpu()).numpy() for one in group], axis=0) for group in groups]
+    hits = [np.mean([(one.predicted == targets).numpy() for one in group], axis=0) for group in groups]
     methods = [row["method"] for row in rows]
     places = {name: methods.index(name) for name in REFERENCES if name in methods}
-    if selects:
+    if "val_score" in rows[0]:
         named = [place for place, group in enumerate(groups) if group[0].head.plan.named]
         places["best"] = max(named, key=lambda place: rows[place]["val_score"])
     draws = bootstrap(np.stack(hits), targets) if len(rows) > 1 else None
     for name, place in places.items():
-        for own in (own for own in range(len(rows)) if own != place):
-            low, high = np.quantile(draws[own] - draws[place], INTERVAL)
-            difference = {"": rows[own]["overall"] - rows[place]["overall"], "_low": low, "_high": high}
-            rows[own] |= {f"minus_{name}{part}": float(value) for part, value in difference.items()}
-            first, other = (groups[i][0].predicted.cpu() for i in (own, place))
-            rows[own][f"p_{name}"] = mcnemar(first, other, targets.cpu())
+        for own, row in ((own, row) for own, row in enumerate(rows) if own != place):
+            row[f"minus_{name}"] = row["overall"] - rows[place]["overall"]
+            low, high = np.quantile(draws[own] - draws[place], INTERVAL).tolist()
+            row |= {f"minus_{name}_low": low, f"minus_{name}_high": high}
+            row[f"p_{name}"] = mcnemar(groups[own][0].predicted, groups[place][0].predicted, targets)
     complete(rows)
 
 
@@ -291,16 +289,16 @@ def markdown_lines(lines: Sequence[Sequence[str]]) -> str:
 
 def aligned(rows: Sequence[dict]) -> list[str]:
     """The lines of the table for the terminal."""
-    return aligned_lines(cells(rows), words=(0, -1))
+    lines = cells(rows)
+    return aligned_lines(lines, words=(0, len(lines[0]) - 1))
 
 
 def aligned_lines(lines: Sequence[Sequence[str]], words: Collection[int]) -> list[str]:
     """Cells in columns of one width: to the left in the columns of `words`, else to the right as figures."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    left = {range(len(widths))[place] for place in words}
     return [
         "  ".join(
-            cell.ljust(width) if place in left else cell.rjust(width)
+            cell.ljust(width) if place in words else cell.rjust(width)
             for place, (cell, width) in enumerate(zip(line, widths, strict=True))
         ).rstrip()
         for line in lines
