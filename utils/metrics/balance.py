@@ -7,6 +7,7 @@ are left out.
 import math
 
 import numpy as np
+import pandas as pd
 from torch import Tensor, bincount
 
 from datasets.long_tail import SHOTS, shot_groups
@@ -58,13 +59,9 @@ def balance_figures(
 
 def rank_correlation(one: np.ndarray, other: np.ndarray) -> float | None:
     """Spearman's rank correlation, equal values sharing the mean of their ranks; None where all are equal."""
-    ranks = []
-    for values in (one, other):
-        _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
-        if len(counts) < 2:
-            return None
-        ranks.append((counts.cumsum() - (counts - 1) / 2)[place])
-    return float(np.corrcoef(ranks)[0, 1])
+    with np.errstate(invalid="ignore"):
+        value = pd.Series(one).rank().corr(pd.Series(other).rank())
+    return None if np.isnan(value) else float(value)
 
 
 def shifted_priors(class_counts: list[int]) -> dict[str, np.ndarray]:
@@ -74,9 +71,8 @@ def shifted_priors(class_counts: list[int]) -> dict[str, np.ndarray]:
     those between by a power of their rank; `backward`: the rare ones are. Source: Hong et al. 2021, who draw
     such test sets; here the classes of the whole test set are weighted, which is exact.
     """
-    order = np.argsort(-np.array(class_counts), kind="stable")
-    rank = np.empty(len(order))
-    rank[order] = np.linspace(0, 1, len(order))
+    rank = (pd.Series(class_counts).rank(method="first", ascending=False) - 1) / max(1, len(class_counts) - 1)
+    rank = rank.to_numpy()
     ways = {f"forward_{r}": float(r) ** -rank for r in RATIOS}
     ways |= {f"backward_{r}": float(r) ** (rank - 1) for r in RATIOS}
     return {name: prior / prior.sum() for name, prior in ways.items()}
