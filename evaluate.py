@@ -28,6 +28,7 @@ from utils.engine import scoring
 from utils.engine.device import LAYOUT, pick_device
 from utils.engine.precision import speed_up
 from utils.features.source import Source, find_source
+from utils.metrics.balance import target_priors
 from utils.report import summary
 from utils.report.predictions import write_scored, write_unlabelled
 from utils.run import checkpoint
@@ -52,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     model.requires_grad_(False)
     judged = source.with_head(given)
     logits, labels, mirror = source.test_logits()
+    priors = target_priors(config.target_prior, data.class_counts)
 
     # ---- report
     folders = [Path(config.predictions).parent] if config.predictions else []
@@ -60,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     summary.announce(run, config, data, model, device, world)
     run.log(judged.told())
     run.log(f"mirror averaging: {'on' if mirror else 'off'}")
-    scores = scoring.score(logits, labels, data.num_classes, world)
+    scores = scoring.score(logits, labels, data.num_classes, world, priors=priors)
     source.check_unchanged()
     figures = scores.figures(data.class_counts, data.shots)
     facts = {"checkpoint": str(judged.path), "digest": judged.digest, "mirror": mirror}

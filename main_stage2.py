@@ -30,6 +30,8 @@ from utils.features.source import find_source
 from utils.heads.epochs import all_epochs, start_heads, threads_for, train_epoch
 from utils.heads.outcome import choose, outcome
 from utils.heads.plan import plan_heads
+from utils.metrics.balance import target_priors
+from utils.metrics.paired import check_classes
 from utils.packs.pack import write_pack
 from utils.report import head_report, summary
 from utils.report.resume import AUTO_FOUND_NONE, own_words, read_resume, words_to_resume
@@ -65,8 +67,10 @@ def retrain(argv: Sequence[str] | None, held: ExitStack) -> None:
     data, model = source.load(config, device, world)  # in eval mode, without gradients but for the classifier
     seen = source.saw(data, config.select)
     notes += [*([seen] if seen else []), *source.compared_with(data)]
-    lead = lead_method(config.method)
-    epochs_of = [plan.epochs for plan in plans if plan.method.name == lead]
+    priors = target_priors(config.target_prior, data.class_counts)
+    check_classes(data.test.labels)
+    lead = lead_method(config.method, config.publish, config.select)
+    epochs_of = [plan.epochs for plan in plans if lead in (None, plan.method.name)]
     summary.check_place(published, config, data, max(epochs_of), lead)
     if resumed:
         notes += resumed.check_stage2(data, plans, source.origins(), device)
@@ -116,7 +120,7 @@ def retrain(argv: Sequence[str] | None, held: ExitStack) -> None:
 
     # ---- report
     with threads_for(frozen):
-        outcomes = [outcome(head) for head in choose(heads, config.select)]
+        outcomes = [outcome(head, priors, unseen=not seen) for head in choose(heads, config.select)]
     source.check_unchanged()
     head_report.publish(run, config, published, facts, model, data, outcomes, heads)
     frozen.discard()

@@ -1,15 +1,17 @@
 """The table of a run: paired tests, means over seeds, order, stars, and the lines that tell heads apart."""
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
-from scipy.stats import binomtest
 
 from tests.helpers import run_folder, run_stage2
 from tests.stage2 import frozen_features, read_table, result_lines, settle, trained
+from utils.base.errors import UserError
 from utils.heads.outcome import Outcome, outcome
 from utils.heads.plan import plan_heads
-from utils.report.table import aligned, cells, label_of, markdown, mcnemar, table_rows
+from utils.metrics.paired import bootstrap, holm, mcnemar
+from utils.report.table import aligned, at_edge, caption, cells, label_of, markdown, table_rows
 
 SCORES = ("overall", "many", "medium", "few", "balanced")
 ARGV = ["--method", "los,ce,crt,ncm", "--seeds", "0,1,2"]
@@ -39,20 +41,6 @@ def finished(tmp_path_factory, digits) -> tuple:
 
 def head_of(one: Outcome) -> tuple[str, str]:
     return one.head.plan.method.name, one.head.plan.setting
-
-
-# ---- the paired test
-
-
-def test_the_paired_test_is_the_exact_binomial_one_on_images_that_one_of_the_two_gets_right():
-    targets = torch.tensor([0] * 40)
-    ours, theirs = torch.ones(2, 40, dtype=torch.int64)
-    ours[:9], theirs[3:30] = 0, 0  # 3 only ours, 6 both, 21 only theirs, 10 neither
-    assert mcnemar(ours, theirs, targets) == pytest.approx(binomtest(3, 24).pvalue, rel=1e-12)
-    draw = torch.Generator().manual_seed(0)
-    one, other, targets = torch.randint(0, 3, (3, 200), generator=draw)
-    assert mcnemar(one, other, targets) == mcnemar(other, one, targets) < 1
-    assert mcnemar(one, one, targets) == mcnemar(torch.tensor([1]), torch.tensor([2]), torch.tensor([0])) == 1
 
 
 # ---- rows
@@ -96,8 +84,40 @@ def test_differences_and_tests_are_to_the_first_setting_and_seed_of_ce_and_los(o
                 assert f"minus_{name}" not in row and f"p_{name}" not in row
                 continue
             assert row[f"minus_{name}"] == pytest.approx(row["overall"] - other["overall"])
+            assert row[f"minus_{name}_low"] < row[f"minus_{name}"] < row[f"minus_{name}_high"]
             ours, theirs = (first[entry["method"], entry["setting"]].predicted for entry in (row, other))
             assert row[f"p_{name}"] == mcnemar(ours, theirs, targets)
+
+
+def test_intervals_are_over_draws_of_the_mean_of_the_seeds_and_p_is_corrected_over_the_rows(outcomes, rows):
+    targets = outcomes[0].head.frozen.labels["test"]
+    hits = {}
+    for one in outcomes:
+        hits.setdefault(head_of(one), []).append((one.predicted == targets).double())
+    los, crt = (head for head in hits if head[0] == "crt" or "smooth=0.9" in head[1])
+    draws = bootstrap(np.stack([torch.stack(hits[head]).mean(dim=0).numpy() for head in (los, crt)]), targets)
+    row = next(row for row in rows if row["method"] == "crt")
+    low, high = np.quantile(draws[1] - draws[0], (0.025, 0.975))
+    assert (row["minus_los_low"], row["minus_los_high"]) == pytest.approx((low, high), abs=1e-6)
+    for name in ("ce", "los"):
+        tested = [row for row in rows if f"p_{name}" in row]
+        assert [r[f"p_{name}_holm"] for r in tested] == holm([r[f"p_{name}"] for r in tested])
+        shown = dict(zip(*cells(tested)[:2], strict=True))[f"to {name}"]
+        assert shown.endswith(f"(p {tested[0][f'p_{name}_holm']:.2g})") and " [" in shown
+    best = max(row["overall"] for row in rows)
+    assert [row["relative_accuracy"] for row in rows] == [row["overall"] / best for row in rows]
+
+
+def test_a_table_of_heads_with_other_test_images_is_refused(outcomes):
+    with pytest.raises(UserError, match="need the same test images: los has 500, the table 7"):
+        table_rows(outcomes[1:], [], torch.arange(7), FACTS)
+
+
+def test_an_option_is_at_an_edge_where_the_least_or_largest_of_several_values_was_taken():
+    tried = [f"finetune_lr={lr} rho={rho} alpha=2" for lr in ("0.1", "1", "10") for rho in ("0.6", "0.9")]
+    assert at_edge("finetune_lr=1 rho=0.9 alpha=2", tried) == ["rho"]
+    assert at_edge("finetune_lr=10 rho=0.6 alpha=2", tried) == ["finetune_lr", "rho"]
+    assert at_edge("", [""]) == []
 
 
 def test_rows_say_what_was_learned_when_and_at_which_rate(rows):
@@ -168,10 +188,13 @@ def test_markdown_and_the_aligned_table_have_the_same_cells(rows):
 def test_the_best_of_each_column_has_a_star_least_where_less_is_better(rows):
     table = pd.DataFrame(cells(rows)[1:], columns=cells(rows)[0])
     keys = {name: name for name in SCORES}
-    keys |= {"ECE": "calibration_error", "LoMa (spread)": "loma_spread", "RSD (spread)": "rsd"}
+    keys |= {"F1": "macro_f1", "worst tenth": "worst_tenth"}
+    low = {"ECE": "calibration_error", "LoMa (spread)": "loma_unevenness", "RSD (spread)": "rsd"}
+    keys |= low
+    assert all(row["loma_unevenness"] == row["loma_spread"] / row["loma"] for row in rows)
     for title, key in keys.items():
         values = [row[key] for row in rows]
-        best = max(values) if title in SCORES else min(values)
+        best = min(values) if title in low else max(values)
         assert [cell.endswith("*") for cell in table[title]] == [value == best for value in values], title
     for title in set(table) - set(keys):
         assert not table[title].str.contains("*", regex=False).any()
@@ -188,9 +211,21 @@ def test_what_cannot_be_is_a_dash_and_a_single_row_has_no_star(rows):
 def test_the_caption_in_log_and_folder_says_what_selected(finished):
     text, folder = finished
     written = (folder / "table.md").read_text()
-    for line in ("nothing was selected", "500 test images", "± over 3 seeds of stage 2"):
+    for line in ("nothing was selected", "500 test images", "noise of batch order", "corrected by Holm"):
         assert line in written and line in text
     assert "[2 rows" not in text and "nan" not in text
+
+
+def test_the_caption_counts_classes_with_few_validation_images_and_those_without_rsd(
+    outcomes, rows, monkeypatch
+):
+    selected = [row | {"selected_on": "val", "rsd_left_out": 0} for row in rows]
+    selected[-1] |= {"rsd_left_out": 2.5}
+    few = torch.tensor([0, 0, 1, 1, 1, 9])
+    monkeypatch.setitem(outcomes[0].head.frozen.labels, "val", few)
+    text = caption(selected, outcomes)
+    assert "Classes with two or fewer validation images: 9 of 10." in text
+    assert f"RSD leaves out classes whose LoMa is not above 0: 2.5 of {rows[-1]['method']}." in text
 
 
 # ---- result lines

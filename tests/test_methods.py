@@ -154,7 +154,9 @@ def test_methods_run_in_the_order_named_once_each_and_the_first_is_published():
     assert [head.method.name for head in heads("--method", "crt,los,crt,ce")] == ["crt", "los", "ce"]
     assert [lead_method(text) for text in ("crt,los", "ce", "all")] == ["crt", "ce", "los"]
     assert [head.method.name for head in heads("--method", " los, la")] == ["los", "la"]
-    assert lead_method(" la, los") == "la"
+    assert lead_method(" la, los") == lead_method("la,los", "first", "val") == "la"
+    assert lead_method("la,los", None, "val") is lead_method("la", "best", "test") is None
+    assert lead_method("la", None, "val") == lead_method("la,los", None, "test") == "la"
     assert [head.method.name for head in heads()] == ["los"]
 
 

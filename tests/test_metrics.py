@@ -6,7 +6,11 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import minimize_scalar
+from scipy.stats import binomtest, spearmanr
+from sklearn.metrics import f1_score, precision_score
 
+from utils.base.errors import UserError
 from utils.metrics import logits_magnitude, regularized_std
 from utils.metrics.accuracy import (
     Scores,
@@ -18,7 +22,10 @@ from utils.metrics.accuracy import (
     shot_accuracy,
     topk_accuracy,
 )
+from utils.metrics.balance import RATIOS, balance_figures, rank_correlation, shifted_priors, target_priors
 from utils.metrics.logits import READINGS
+from utils.metrics.paired import bootstrap, holm, mcnemar
+from utils.metrics.temperature import fit_temperature
 
 # one class a row: training count, hits, test images; class 3 has no test images
 CLASSES = [(500, 3, 4), (101, 1, 2), (100, 2, 2), (50, 0, 0), (20, 0, 3), (19, 1, 4)]
@@ -160,6 +167,151 @@ def test_over_and_under_confidence_of_different_bins_do_not_cancel():
     assert calibration_error(sure, (torch.arange(4) + 1) % 4) == pytest.approx(1)
 
 
+def test_a_temperature_is_where_the_likelihood_of_classes_that_weigh_the_same_is_largest():
+    logits, targets = random_scores()
+    weights = torch.bincount(targets)[targets].double().reciprocal()
+
+    def loss(inverse: float) -> float:
+        return float(
+            weights @ torch.nn.functional.cross_entropy(inverse * logits.double(), targets, reduction="none")
+        )
+
+    best = minimize_scalar(loss, bounds=(1e-3, 10), method="bounded", options={"xatol": 1e-9}).x
+    assert fit_temperature(logits, targets) == pytest.approx(1 / best, rel=1e-4) != pytest.approx(1, rel=0.1)
+    assert fit_temperature(logits / 500, targets) == pytest.approx(1 / best / 500, rel=1e-4)
+    assert fit_temperature(torch.eye(5), torch.arange(5)) is None, "all right: ever larger is ever better"
+    assert fit_temperature(logits.clone().fill_diagonal_(math.nan), targets) is None
+
+
+def test_likelihood_brier_score_and_calibration_are_those_of_their_definitions():
+    logits, targets = random_scores()
+    counts = [200, 150, 101, 100, 80, 60, 40, 20, 19, 10, 5, 1]
+    scores = Scores(targets, 12, temperature=3.0)
+    scores.add(logits)
+    figures, shares = scores.figures(counts), logits.double().softmax(dim=1)
+    nll = torch.nn.functional.cross_entropy(logits.double(), targets)
+    assert figures["nll"] == pytest.approx(float(nll))
+    wanted = torch.nn.functional.one_hot(targets, 12)
+    assert figures["brier"] == pytest.approx(float(((shares - wanted) ** 2).sum(dim=1).mean()))
+    few = targets >= 8
+    assert figures["calibration_error_few"] == pytest.approx(calibration_error(logits[few], targets[few]))
+    scaled = calibration_error(logits / 3, targets)
+    assert (
+        figures["calibration_error_scaled"] == pytest.approx(scaled, abs=1e-6) != figures["calibration_error"]
+    )
+    far = report(torch.tensor([[0.0, 2000.0]]), torch.tensor([0]), [9, 9])
+    assert far["nll"] == 2000 and far["calibration_error_few"] == pytest.approx(1)
+    assert far["calibration_error_many"] is None
+
+
+# ---- balance ----
+
+
+def test_f1_and_precision_are_those_of_scikit_learn_over_the_classes_with_test_images():
+    logits, targets = random_scores()
+    targets[targets == 5] = 4  # class 5 is predicted, and has no images
+    logits[:, 7] -= 99  # class 7 is never predicted
+    predicted, classes = logits.argmax(dim=1), [0, 1, 2, 3, 4, 6, 7, 8, 9, 10, 11]
+    counts = [200, 150, 101, 100, 80, 60, 40, 30, 19, 10, 5, 1]
+    figures = balance_figures(predicted, targets, counts)
+    options = {"average": "macro", "zero_division": 0}
+    for part, labels in (("", classes), ("_many", [0, 1, 2]), ("_few", [8, 9, 10, 11])):
+        theirs = f1_score(targets, predicted, labels=labels, **options)
+        assert figures[f"macro_f1{part}"] == pytest.approx(theirs)
+        theirs = precision_score(targets, predicted, labels=labels, **options)
+        assert figures[f"precision{part}"] == pytest.approx(theirs)
+    assert figures["zero_classes"] == 1 and figures["harmonic_mean"] == figures["worst_class"] == 0
+
+
+def test_the_worst_classes_and_the_means_that_punish_them_by_hand():
+    targets = torch.arange(12).repeat_interleave(4)
+    hits = [4, 4, 4, 3, 3, 3, 2, 2, 2, 2, 1, 2]
+    predicted = torch.tensor([k if i < n else (k + 1) % 12 for k, n in enumerate(hits) for i in range(4)])
+    figures = balance_figures(predicted, targets, list(range(120, 0, -10)))
+    shares = [n / 4 for n in hits]
+    assert figures["worst_class"] == 0.25 and figures["worst_tenth"] == (0.25 + 0.5) / 2
+    assert figures["harmonic_mean"] == pytest.approx(12 / sum(1 / share for share in shares))
+    assert figures["geometric_mean"] == pytest.approx(math.prod(shares) ** (1 / 12))
+    assert figures["zero_classes"] == 0
+    theirs = spearmanr(range(120, 0, -10), shares).statistic
+    assert figures["rank_correlation"] == pytest.approx(theirs) and 0.8 < theirs < 1
+    assert rank_correlation(np.array([3, 3]), np.array([1, 2])) is None
+
+
+def test_accuracy_under_a_prior_is_that_of_a_test_set_with_so_many_images():
+    """Classes repeated 4, 2 and 1 times are a forward set of ratio 4; the logits are corrected for it too."""
+    logits, targets = random_scores(num_classes=3)
+    times = torch.tensor([1, 4, 2])
+    counts = [5, 300, 50]
+    own = {"target": np.array([1, 4, 2]) / 7}
+    support = torch.bincount(targets)
+    even = int(support.min())
+    keep = torch.cat([(targets == k).nonzero().flatten()[:even] for k in range(3)])
+    logits, targets = logits[keep], targets[keep]
+    drawn = torch.arange(len(targets)).repeat_interleave(times[targets])
+    scores = Scores(targets, 3, priors=own)
+    scores.add(logits)
+    figures, corrected = scores.figures(counts), logits + torch.tensor(own["target"]).log()
+    assert figures["target"] == pytest.approx(shot_accuracy(logits[drawn], targets[drawn], counts).overall)
+    expected = shot_accuracy(corrected[drawn], targets[drawn], counts).overall
+    assert figures["target_known"] == pytest.approx(expected) != figures["target"]
+
+
+def test_shifted_priors_fall_by_rank_in_training_images_or_rise_the_same_way():
+    counts = [5, 300, 50]
+    priors = shifted_priors(counts)
+    assert list(priors) == [f"{way}_{r}" for way in ("forward", "backward") for r in RATIOS]
+    np.testing.assert_allclose(priors["forward_25"], np.array([1, 25, 5]) / 31)
+    np.testing.assert_allclose(priors["backward_25"], np.array([25, 1, 5]) / 31)
+    assert target_priors(None, counts) == {} and target_priors("known", counts).keys() == priors.keys()
+    np.testing.assert_allclose(target_priors("1,2,5", counts)["target"], [1 / 8, 2 / 8, 5 / 8])
+
+
+# ---- paired comparison ----
+
+
+def test_the_paired_test_is_the_exact_binomial_one_on_images_that_one_of_the_two_gets_right():
+    targets = torch.tensor([0] * 40)
+    ours, theirs = torch.ones(2, 40, dtype=torch.int64)
+    ours[:9], theirs[3:30] = 0, 0  # 3 only ours, 6 both, 21 only theirs, 10 neither
+    assert mcnemar(ours, theirs, targets) == pytest.approx(binomtest(3, 24).pvalue, rel=1e-12)
+    draw = torch.Generator().manual_seed(0)
+    one, other, targets = torch.randint(0, 3, (3, 200), generator=draw)
+    assert mcnemar(one, other, targets) == mcnemar(other, one, targets) < 1
+    assert mcnemar(one, one, targets) == mcnemar(torch.tensor([1]), torch.tensor([2]), torch.tensor([0])) == 1
+
+
+def test_holm_multiplies_the_smallest_by_their_number_and_keeps_the_order():
+    assert holm([0.01, None, 0.04, 0.03, 0.5]) == pytest.approx([0.04, None, 0.09, 0.09, 0.5])
+    assert (
+        holm([0.4, 0.9]) == pytest.approx([0.8, 0.9])
+        and holm([0.7, 0.8]) == [1, 1]
+        and holm([None]) == [None]
+    )
+
+
+def test_bootstrap_draws_are_of_classes_and_of_images_within_them():
+    """One head is right on whole classes, one on half of each: the variances have a closed form."""
+    sizes = [30, 10, 20, 40] * 5
+    targets = torch.arange(20).repeat_interleave(torch.tensor(sizes))
+    order = torch.randperm(len(targets), generator=torch.Generator().manual_seed(0))
+    whole = (targets % 2 == 0).double()
+    within = (torch.arange(len(targets)) % 2).double()  # half of each class
+    draws = bootstrap(torch.stack([whole, within])[:, order].numpy(), targets[order])
+    assert draws.shape == (2, 2000)
+    assert draws.mean(axis=1) == pytest.approx([0.5, 0.5], abs=0.01)
+    assert draws[1].std() == pytest.approx(0.5 / len(targets) ** 0.5, rel=0.1)
+    weights = np.array(sizes, float)
+    of_ratio = weights * (np.arange(20) % 2 == 0) - weights * weights[::2].sum() / weights.sum()
+    assert draws[0].std() == pytest.approx((20 * of_ratio.var()) ** 0.5 / weights.sum(), rel=0.1)
+    again = bootstrap(whole[None].numpy(), targets)
+    assert np.array_equal(again[0], draws[0]), (
+        "the draws depend neither on the heads nor on the images' order"
+    )
+    with pytest.raises(UserError, match="of one class"):
+        bootstrap(np.ones((2, 9)), torch.full((9,), 3))
+
+
 # ---- reports ----
 
 
@@ -202,15 +354,18 @@ def test_the_columns_of_an_epoch_carry_the_names_of_their_parts():
 def test_scores_in_several_batches_are_the_report_of_all_at_once(sizes):
     logits, targets = random_scores()
     counts = [200, 150, 101, 100, 80, 60, 40, 20, 19, 10, 5, 1]
-    scores = Scores(targets, len(counts))
+    scores, whole = (Scores(targets, 12, priors=shifted_priors(counts), temperature=2.0) for _ in range(2))
     for batch in logits.split(sizes):
         scores.add(batch)
+    whole.add(logits)
     assert torch.equal(scores.predicted, logits.argmax(dim=1))
-    ours, theirs = scores.figures(counts), report(logits, targets, counts)
+    ours, theirs = scores.figures(counts), whole.figures(counts)
     assert ours.keys() == theirs.keys() and 0 < theirs["top5"] < 1
     ours, theirs = ours | ours.pop("classes"), theirs | theirs.pop("classes")
     for name, figure in theirs.items():
         assert ours[name] == pytest.approx(figure, rel=1e-6 if name == "top5" else 1e-9), name
+    without = report(logits, targets, counts)
+    assert without["calibration_error_scaled"] is None and "forward_2_known" not in without
 
 
 def test_the_spread_is_the_deviation_of_a_figure_over_the_classes_that_have_it():
@@ -299,6 +454,8 @@ def test_a_report_gives_both_per_class_and_group_and_leaves_out_what_cannot_be(c
     assert figures["rsd_per_class"]["medium"] == pytest.approx(deviation)
     classes = figures["classes"]
     assert classes["loma_per_sample"][5] is None and classes["rsd_per_sample"][3] is None
+    assert figures["rsd_per_sample"]["left_out"] == 1, "class 3; class 5 has no images"
+    assert report(torch.eye(4), torch.arange(4), [9] * 4)["rsd_per_sample"]["left_out"] == 0
 
 
 def test_an_unknown_reading_is_refused(classes_of_all_kinds):

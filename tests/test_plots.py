@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Annotation, Text
 from PIL import Image
 
+from datasets.long_tail import shot_groups
 from losses import logit_gap
 from tests.helpers import call, files_below, refusal
 from utils.plots import drawing
@@ -39,7 +40,20 @@ def tables(heads: dict = HEADS, counts: list[int] = COUNTS, seeds: int = 2) -> d
                 figures = {f"val_{name}": draws.random() for name in run_tables.SCORES}
                 epochs.append(head | {"seed": seed, "epoch": epoch, "step": 10 * epoch} | figures)
     table.sort(key=lambda row: (row["method"] != "stage1", -row["overall"]))  # as a run writes it
-    files = {"table": table, "per_class": classes, "metrics": epochs}
+    pairs = [(k, j) for k in range(len(counts)) for j in range(len(counts))]
+    columns = {"class": [k for k, _ in pairs], "predicted": [j for _, j in pairs]}
+    group = pd.Series({k: name for name, mask in shot_groups(counts).items() for k in np.flatnonzero(mask)})
+    confusion = {
+        f"{end}{part}": [f"{part} {k}" if part == "name" else group[k] for k in columns[column]]
+        for end, column in (("", "class"), ("predicted_", "predicted"))
+        for part in ("name", "group")
+    }
+    confusion |= columns | {
+        "method": "los",
+        "setting": heads.get("los", [""])[0],
+        "images": [1 + k + 2 * j for k, j in pairs],
+    }
+    files = {"table": table, "per_class": classes, "metrics": epochs, "confusion": confusion}
     return {name: pd.DataFrame(rows) for name, rows in files.items()}
 
 
@@ -160,6 +174,57 @@ def test_the_labels_of_many_methods_do_not_overlap(tmp_path):
     assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
 
 
+def test_the_trade_off_is_a_curve_for_each_swept_method_and_a_dot_for_the_others(tmp_path):
+    files = tables()
+    figure = picture(write(tmp_path, files), "trade_off")
+    lines = figure.axes[0].get_lines()
+    assert [len(line.get_xdata()) for line in lines] == [1, 4, 1, 1, 1]
+    assert [note.get_text() for note in figure.findobj(Annotation)] == list(HEADS)
+    los = files["table"].set_index(["method", "setting"]).loc["los"].loc[[LOS[i] for i in (1, 2, 3, 0)]]
+    np.testing.assert_allclose(lines[1].get_xdata(), 100 * los["many"])
+    np.testing.assert_allclose(lines[1].get_ydata(), 100 * los["few"])
+    assert "many: test accuracy (%)" in texts(figure) and "curves: los label_smooth" in texts(figure)
+    over_classes = picture(tmp_path, "accuracy").axes[0].get_lines()
+    colours = {line.get_label(): line.get_color() for line in over_classes}
+    assert [lines[3].get_color(), lines[2].get_color()] == [colours["ce"], colours["stage1"]]
+    assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == len(lines)
+
+
+def test_where_validation_selects_the_trade_off_is_of_all_that_were_tried_in_their_best_epochs(tmp_path):
+    files = tables()
+    files["table"] = files["table"].drop_duplicates("method")
+    chosen = files["table"][["method", "setting"]]
+    files["per_class"] = files["per_class"].merge(chosen)
+    last = files["metrics"].drop_duplicates(["method", "setting", "seed"], keep="last")
+    files["search"] = last[["method", "setting", "seed", "epoch"]].assign(score=1, chosen=True)
+    figure = picture(write(tmp_path, files), "trade_off")
+    lines = figure.axes[0].get_lines()
+    assert [len(line.get_xdata()) for line in lines] == [1, 4, 1, 1, 1]
+    assert "many: validation accuracy (%)" in texts(figure)
+    best = 100 * last[last["method"] == "los"].groupby("setting")["val_many"].mean()
+    np.testing.assert_allclose(lines[1].get_xdata(), best[[LOS[i] for i in (1, 2, 3, 0)]])
+
+
+def test_the_confusion_has_shares_of_groups_and_names_the_pairs_confused_most(tmp_path):
+    files = tables()
+    figure = picture(write(tmp_path, files), "confusion")
+    blocks, pairs = figure.axes[:2]
+    images = files["confusion"].pivot_table("images", "group", "predicted_group", "sum")
+    shares = (
+        100 * images.div(images.sum(axis=1), axis=0).loc[["many", "medium", "few"], ["many", "medium", "few"]]
+    )
+    np.testing.assert_allclose(blocks.get_images()[0].get_array(), shares)
+    assert [text.get_text() for text in blocks.texts] == [
+        f"{share:.1f} %" for share in shares.to_numpy().flat
+    ]
+    named = [label.get_text() for label in pairs.get_yticklabels()]
+    assert len(named) == 20 and named[-1] == "name 0 > name 9", "the most confused one is at the top"
+    row = files["confusion"].query("`class` == 0")["images"]
+    assert pairs.patches[-1].get_width() == pytest.approx(100 * row.iloc[9] / row.sum())
+    assert not any(text.split(" > ")[0] == text.split(" > ")[1] for text in named)
+    assert "Confusion of los" in texts(figure)
+
+
 # ---- gaps
 
 
@@ -169,7 +234,8 @@ def test_few_classes_and_empty_groups_break_nothing(tmp_path, counts, monkeypatc
     files["table"][["many", *run_tables.STDS]] = np.nan
     files["metrics"]["val_many"] = np.nan
     monkeypatch.setattr(drawing, "DPI", 50)
-    assert [path.stem for path in drawing.draw(write(tmp_path, files))] == list(drawing.PICTURES)
+    drawn = [path.stem for path in drawing.draw(write(tmp_path, files))]
+    assert drawn == [name for name in drawing.PICTURES if name != "trade_off"], "it has no many-shot accuracy"
     assert "many" not in legend(picture(tmp_path, "sweep")) + legend(picture(tmp_path, "path"))
 
 
@@ -178,16 +244,17 @@ def test_missing_figures_and_failed_heads_are_left_out(tmp_path):
     files["per_class"]["rsd_per_sample"] = np.nan
     files["per_class"].loc[::3, "loma_per_sample"] = np.inf
     files["table"]["loma_spread"] = np.nan
+    del files["confusion"]
     failed = {"method": "etf", "setting": "", "n": 0, "selected_on": "val", "failed": "loss nan"}
     files["table"] = pd.concat([files["table"], pd.DataFrame([failed])])
-    assert names(write(tmp_path, files)) == ["accuracy", "loma", "path", "sweep"]
+    assert names(write(tmp_path, files)) == ["accuracy", "loma", "path", "sweep", "trade_off"]
     assert "no figures of 'etf'" in refusal(drawing.main, tmp_path, "--methods", "etf")
 
 
 def test_without_a_course_of_epochs_only_the_path_is_missing(tmp_path):
     files = tables(seeds=1)
     rows = files.pop("metrics")
-    names_of_others = ["accuracy", "loma", "rsd", "sweep", "balance"]
+    names_of_others = [name for name in drawing.PICTURES if name != "path"]
     assert names(write(tmp_path, files)) == names_of_others
     for few in (rows[["method", "setting", "seed", "epoch", "step"]], rows[rows["epoch"] == 1]):
         assert names(write(tmp_path, {"metrics": few})) == names_of_others

@@ -131,10 +131,62 @@ def test_the_score_of_a_head_is_its_best_epoch_on_validation_and_test_is_looked_
     scored = read_table(folder, "per_class")[keys].drop_duplicates()
     assert scored.values.tolist() == search[search["chosen"]][keys].values.tolist()
     lines = result_lines(text)
+    named = [("los", "0"), ("los", "1"), ("la", None), ("ncm", None), ("crt", "0"), ("crt", "1")]
+    chosen = search[search["chosen"] & (search["method"] != "stage1")]
+    best = chosen.groupby("method", sort=False)["score"].mean().idxmax()
+    lead = next(place for place, (method, _) in enumerate(named) if method == best)
     assert [(line["method"], line.get("seed")) for line in lines] == [
-        *(("los", "1"), ("la", None), ("ncm", None), ("crt", "0"), ("crt", "1"), ("los", "0"))
+        *named[:lead],
+        *named[lead + 1 :],
+        named[lead],
     ]
+    assert best != "los", "or publishing the best would be publishing the first"
     assert {line["selected_on"] for line in lines} == {"val"}
+
+
+def test_the_table_of_a_selection_has_its_scores_and_says_which_method_to_take(on_validation):
+    text, folder = on_validation
+    search, table = read_table(folder, "search"), read_table(folder)
+    scores = search[search["chosen"]].groupby("method")["score"].mean()
+    assert table.set_index("method")["val_score"].to_dict() == pytest.approx(scores.to_dict())
+    assert table["val_score"][1:].is_monotonic_decreasing and table["method"][0] == "stage1"
+    [best] = table[table["p_best"].isna()]["method"]
+    assert best == table["method"][1]
+    [advice] = [line for line in text.splitlines() if line.startswith("Take ")]
+    second = table.sort_values("val_score", ascending=False, kind="stable").iloc[1]
+    excludes = second["minus_best_high"] < 0 or second["minus_best_low"] > 0
+    apart = second["p_best_holm"] < 0.05 and excludes
+    assert advice.startswith(f"Take {best} (")
+    assert f"{second['method']} is next" in advice and ("not told apart" in advice) == (not apart)
+    assert "Classes with two or fewer validation images: " not in text
+    edges = table.set_index("method")["at_edge"].fillna("")
+    tau = {row.method: row.setting for row in table.itertuples()}["la"]
+    assert ("tau" in edges["la"]) == (tau in ("tau=0", "tau=1.5"))
+    for row in table.itertuples():
+        if edges[row.method]:
+            [line] = [shown for shown in text.splitlines() if shown.startswith(f"{row.method} ")]
+            assert line.count("!") == len(edges[row.method].split())
+
+
+@pytest.mark.parametrize("publish", ["best", "first"])
+def test_the_method_that_does_best_is_published_and_its_epoch_is_in_best_pth_or_the_first(
+    tmp_path, digits, publish
+):
+    argv = ("--method", "ce,la,crt", "--seeds", "0,1", "--finetune_epoch", "3", "--views", "0")
+    argv = (*argv, "--select", "val", "--publish", publish)
+    text = run_stage2(tmp_path, "--pretrained_pth", digits.stage1, *argv)
+    folder = run_folder(tmp_path, "stage2")
+    search = read_table(folder, "search").query("chosen and method != 'stage1'")
+    wanted = search.groupby("method")["score"].mean().idxmax() if publish == "best" else "ce"
+    assert publish == "first" or wanted != "ce"
+    best, final = checkpoint.read(folder / "best.pth"), checkpoint.read(published(tmp_path))
+    own = search[search["method"] == wanted].iloc[0]
+    for facts in (best.facts, final.facts):
+        assert (facts["method"], facts["setting"], facts["epoch"]) == (wanted, own["setting"], own["epoch"])
+    assert checkpoint.content_digest(best.state) == checkpoint.content_digest(final.state)
+    assert result_lines(text)[-1]["method"] == wanted
+    figures = last_line(run_evaluate(tmp_path, "--cur_stage", "stage2")).split()
+    assert figures[1:] == last_line(text).split()[-len(figures) + 1 :]
 
 
 def test_the_best_epoch_is_scored_and_not_the_last(digits):
@@ -148,7 +200,7 @@ def test_the_best_epoch_is_scored_and_not_the_last(digits):
 
 def test_the_tables_show_the_epoch_that_was_chosen_and_best_pth_is_of_the_setting_that_was(tmp_path, digits):
     rates = ("--finetune_lr", "0.000001,0.01,0.02", "--finetune_epoch", "6", "--views", "0")
-    argv = ("--method", "los,crt", "--seeds", "0,1", "--select", "val", *rates)
+    argv = ("--method", "los,crt", "--seeds", "0,1", "--select", "val", "--publish", "first", *rates)
     text = run_stage2(tmp_path, "--pretrained_pth", digits.stage1, *argv)
     folder = run_folder(tmp_path, "stage2")
     table = read_table(folder).set_index("method")
@@ -158,7 +210,7 @@ def test_the_tables_show_the_epoch_that_was_chosen_and_best_pth_is_of_the_settin
         for name, epoch in zip(("los", "crt"), chosen, strict=True):
             row = next(line for line in shown.splitlines() if line.strip("| ").split()[:1] == [name])
             assert f" epoch={epoch}/6" in row, row
-        assert "of the first seed; search.csv has those of all seeds" in shown
+        assert "was chosen, of the first seed" in shown and "see search.csv" in shown
     search = read_table(folder, "search").query("chosen and method != 'stage1'")
     firsts = search.drop_duplicates("method").set_index("method")["epoch"]
     assert firsts.loc[["los", "crt"]].tolist() == chosen
@@ -225,3 +277,17 @@ def test_the_best_epoch_of_a_drifting_backbone_is_published_with_its_own_statist
     assert rows["test_overall"].idxmax() < len(rows) - 1
     assert f"overall={100 * rows['test_overall'].max():.2f}" in line
     assert last_line(run_evaluate(tmp_path, "--cur_stage", "stage2")) == line
+
+
+def test_known_class_shares_correct_the_logits_in_the_table_and_in_evaluate(tmp_path, digits):
+    argv = ("--finetune_epoch", "1", "--views", "0", "--seed", "0", "--target_prior", "known")
+    text = run_stage2(tmp_path, "--pretrained_pth", digits.stage1, *argv)
+    evaluated = run_evaluate(tmp_path, "--cur_stage", "stage2", "--target_prior", "known")
+    lines = [line for line in text.splitlines() if line.startswith("under other class shares")]
+    assert len(lines) == 1 and lines[0] in evaluated.splitlines()
+    los = read_table(run_folder(tmp_path, "stage2")).set_index("method").loc["los"]
+    assert f"backward_50 {100 * los.backward_50:.2f} > {100 * los.backward_50_known:.2f}" in lines[0]
+    assert (
+        los.backward_50 != los.backward_50_known and 0 < los.calibration_error_scaled != los.calibration_error
+    )
+    assert "forward_2_known" not in read_table(run_folder(digits.root, "stage2"))

@@ -113,6 +113,11 @@ CONTRADICTIONS = [
     (STAGE2, STAGE1_OF + "--method ce --tau 1", "--tau: no method of this run has it"),
     (STAGE2, STAGE1_OF + "--pack_dtype fp16", "--pack_dtype is for --save_features"),
     (STAGE2, STAGE1_OF + "--save_features {root}/a --bn_mode train", "--save_features needs frozen features"),
+    (STAGE2, STAGE1_OF + "--publish best", "--publish best needs what selects: add --select val"),
+    (STAGE2, STAGE1_OF + "--target_prior 1,2", r"--target_prior has 2 number\(s\) for 10 classes"),
+    (STAGE2, STAGE1_OF + "--target_prior 1,1,1,1,1,1,1,1,1,0", "--target_prior needs numbers above 0"),
+    (EVALUATE, STAGE1_OF + "--target_prior 1,1,1,1,1,1,1,1,1,inf", "--target_prior needs numbers above 0"),
+    (EVALUATE, STAGE1_OF + "--target_prior unknown", "--target_prior takes `known`, or a number"),
     (STAGE2, STAGE1_OF + "--val_source heldout --select val", "stage1.pth was trained on other images"),
     *(
         (STAGE1, f"{DIGITS}{word}", f"{word.split()[0]} is for images on disk, digits_lt has no use")

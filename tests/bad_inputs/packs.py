@@ -289,6 +289,12 @@ RUNS = {
         "--select val refused: all validation images of .*bad are of one class",
         one_class,
     ),
+    "test images of one class": (
+        STAGE2,
+        "--features {bad}",
+        "all test images are of one class: heads are compared over two or more",
+        tensor(test_labels=torch.zeros(4).int()),
+    ),
     "pack of another class count": (STAGE2, "--features {pack} --num_class 7", "--num_class 7 is asked for"),
     "pack of another set": (STAGE2, "--features {pack} --dataset cifar100_lt", "--dataset cifar100_lt is"),
     "pack of another ratio": (STAGE2, "--features {pack} --imb_ratio 10", "--imb_ratio 10"),

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
 import torch
 
 from tests.bad_inputs import PLOTS, Kitchen, Make, Row
@@ -100,6 +101,16 @@ def selecting(change: Callable[[Path], object]) -> Make:
         change(root / "run" / "best.pth")
 
     return make
+
+
+def with_column(name: str, column: str, values: Callable[[pd.DataFrame], object]) -> Make:
+    """A run folder with another column in a csv file."""
+
+    def change(run: Path) -> None:
+        frame = pd.read_csv(run / name) if (run / name).exists() else pd.read_csv(run / "metrics.csv")
+        frame.assign(**{column: values(frame)}).to_csv(run / name, index=False)
+
+    return copied(change, "tables")
 
 
 def drawn(name: str, content: bytes) -> Make:
@@ -373,6 +384,18 @@ TABLES: dict[str, tuple[Make, str]] = {
     "of something else": (drawn("table.csv", b"a,b\n1,2\n"), "table.csv has no column method"),
     "not UTF-8": (drawn("table.csv", b"method,setting\n\xff,\xfe\n"), "table.csv cannot be read: .*utf-8"),
     "a NUL byte": (drawn("metrics.csv", b"\0" * 99), "metrics.csv "),
+    "heads with other test images": (
+        with_column("per_class.csv", "test_images", lambda rows: 5 + (rows["method"] == "ce")),
+        "per_class.csv has heads with other test images",
+    ),
+    "an empty column": (
+        with_column("table.csv", "overall", lambda rows: ""),
+        "table.csv has no head with figures, there is nothing to draw",
+    ),
+    "a grid with an empty column": (
+        with_column("search.csv", "epoch", lambda rows: ""),
+        "search.csv has nothing in its column epoch",
+    ),
     "absent": (
         copied(lambda run: (run / "table.csv").unlink(), "tables"),
         "table.csv cannot be read: No such file",

@@ -50,12 +50,15 @@ def predict_classes(model: nn.Module, images: Images, mirror: bool, world: World
     return world.gather(torch.cat(own) if own else images.labels[:0])
 
 
-def score(batches: Iterable[Tensor], labels: Tensor, num_classes: int, world: World = ALONE) -> Scores:
+def score(
+    batches: Iterable[Tensor], labels: Tensor, num_classes: int, world: World = ALONE, **options: object
+) -> Scores:
     """The scores of logits [n, K], batch by batch in file order, against `labels` [N] of all of them.
 
-    Of several processes each brings the logits of its block, and gets the scores of all.
+    Of several processes each brings the logits of its block, and gets the scores of all. `options` are those
+    of `Scores`.
     """
-    scores = Scores(labels, num_classes, first=world.block(len(labels))[0])
+    scores = Scores(labels, num_classes, first=world.block(len(labels))[0], **options)
     for logits in batches:
         scores.add(logits)
     return scores.of_all(world)

@@ -3,8 +3,10 @@
 Shapes: N images, D feature, V views.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,6 +17,7 @@ from utils.heads.epochs import nothing_left
 from utils.heads.head import HeadRun
 from utils.metrics.accuracy import logit_figures
 from utils.metrics.logits import LogitStatistics
+from utils.metrics.temperature import fit_temperature
 
 
 def choose(heads: list[HeadRun], select: str) -> list[HeadRun]:
@@ -46,8 +49,27 @@ def _best_settings(heads: list[HeadRun], left: list[HeadRun]) -> list[HeadRun]:
                 settings.setdefault(head.plan.setting, []).append(head)
         whole = [group for group in settings.values() if not any(head.failed for head in group)]
         if whole:
-            chosen += max(whole, key=lambda group: sum(h.progress.best_score for h in group) / len(group))
+            chosen += max(whole, key=mean_score)
     return chosen
+
+
+def mean_score(group: Sequence[HeadRun]) -> float:
+    """The mean over the seeds of a setting of the score that selects."""
+    return sum(head.progress.best_score for head in group) / len(group)
+
+
+def lead_of(chosen: Sequence[HeadRun], method: str | None) -> HeadRun:
+    """The head of `choose` that is published: the first of a method; None: of the one with the best score.
+
+    Of several seeds it is the first one's. Where the method has failed, the first of another stands for it.
+    """
+    named = [head for head in chosen if head.plan.named]
+    by_method: dict[str, list[HeadRun]] = {}
+    for head in named:
+        by_method.setdefault(head.plan.method.name, []).append(head)
+    if method is None:
+        return max(by_method.values(), key=mean_score)[0]
+    return by_method.get(method, named)[0]
 
 
 @dataclass(frozen=True)
@@ -61,11 +83,20 @@ class Outcome:
     predicted: Tensor  # int64 [N]
 
 
-def outcome(head: HeadRun) -> Outcome:
-    """Score the selected epoch on test, once, and take LoMa and RSD on the plain training images."""
+def outcome(head: HeadRun, priors: Mapping[str, np.ndarray] | None = None, unseen: bool = False) -> Outcome:
+    """Score the selected epoch on test, once, and take LoMa and RSD on the plain training images.
+
+    `priors`: see `Scores`. `unseen`: the backbone was not trained on the validation images, if there are any:
+    then they give a temperature.
+    """
     head.load_chosen()
-    frozen = head.frozen
-    test = score(logit_batches(head.head, frozen.part("test")), frozen.labels["test"], frozen.num_classes)
+    frozen, temperature = head.frozen, None
+    if unseen and "val" in frozen.labels:
+        logits = torch.cat(list(logit_batches(head.head, frozen.part("val"))))
+        temperature = fit_temperature(logits, frozen.labels["val"])
+    scoring = {"priors": priors, "temperature": temperature}
+    batches = logit_batches(head.head, frozen.part("test"))
+    test = score(batches, frozen.labels["test"], frozen.num_classes, **scoring)
     return Outcome(
         head,
         test.figures(frozen.class_counts, frozen.shots),

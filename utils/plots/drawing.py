@@ -25,6 +25,7 @@ from matplotlib.transforms import Bbox
 from datasets.long_tail import SHOTS, shot_groups
 from losses import logit_gap
 from utils.base.errors import say
+from utils.metrics.accuracy import GROUPS
 from utils.plots.tables import PARTS, SCORES, RunTables, read_run
 from utils.run.checkpoint import write_atomically
 from utils.run.folder import check_writable
@@ -33,11 +34,14 @@ from utils.settings.parse import Parser
 DPI, SMALL, GREY = 150, 8.5, "#666666"
 MAX_PANELS = 4
 SMOOTHED_ABOVE = 30  # classes
+CONFUSED = 20  # pairs
 # Okabe-Ito colours; the dashes and markers are for readers in grey
 LINES = [
     dict(zip(("color", "linestyle", "marker", "markersize"), (*style.split(), 4), strict=True))
     for style in ("#000000 : s", "#D55E00 -- ^", "#0072B2 - o", "#009E73 -. D", "#CC79A7 -- v", "#E69F00 - P")
 ]
+# of methods without a line over the classes, in dashes as well
+OTHERS = ("#666666", "#56B4E9", "#8C564B", "#7A8B00", "#7B61A8", "#B8860B")
 SCORE_STYLES = ((0, "-"), (2, "--"), (3, "-."), (1, ":"))
 SCORE_LINES = {
     name: LINES[i] | {"linestyle": dashes} for name, (i, dashes) in zip(SCORES, SCORE_STYLES, strict=True)
@@ -67,10 +71,12 @@ def _styles(run: RunTables) -> dict[str, dict]:
     return dict(zip(run.lines["label"], LINES, strict=False))
 
 
-def _figure(heads: pd.DataFrame, notes: Sequence[str] = (), shape: tuple = (1, 1)) -> tuple[Figure, list]:
+def _figure(
+    heads: pd.DataFrame, notes: Sequence[str] = (), shape: tuple = (1, 1), sharey: bool = True
+) -> tuple[Figure, list]:
     """An empty picture and its panels, with a caption that says how the figures of `heads` came about."""
     figure = Figure((7.2, 2 + 2 * shape[0]), dpi=DPI, layout="constrained")
-    axes = list(figure.subplots(*shape, sharey=True, squeeze=False).flat)
+    axes = list(figure.subplots(*shape, sharey=sharey, squeeze=False).flat)
     for each in axes:
         each.tick_params(labelsize=SMALL)
         each.spines[["top", "right"]].set_visible(False)
@@ -96,7 +102,8 @@ def _over_classes(column: str, title: str, unit: str, run: RunTables) -> Figure 
     classes = run.classes.drop_duplicates("class").set_index("class").sort_index()
     counts = classes["train_images"].sort_values(ascending=False, kind="stable")
     window = max(5, len(counts) // 10 | 1) if len(counts) > SMOOTHED_ABOVE else 1
-    values = run.classes.groupby(["class", "method", "setting"])[column].mean().unstack([1, 2])
+    shown = run.classes[run.classes["method"].isin(run.lines["method"])]
+    values = shown.groupby(["class", "method", "setting"])[column].mean().unstack([1, 2])
     values = values.loc[counts.index].rolling(window, center=True, min_periods=1).mean()
     values = values.dropna(axis=1, how="all")
     lines = [line for line in run.lines.itertuples() if (line.method, line.setting) in values]
@@ -189,6 +196,8 @@ def _sweep(run: RunTables) -> Figure | None:
 def _swept(heads: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
     """Title, key and heads of each sweep: for a key, the most values that share the rest of the setting."""
     for _, rows in heads.groupby("method", sort=False):
+        if len(rows) < 2:
+            continue
         for key in dict.fromkeys(rows["label"].str.findall(r"(\S+?)=").explode().dropna()):
             pattern = rf" {re.escape(key)}=(\S+)"
             rest = rows["label"].str.replace(pattern, "", regex=True)
@@ -221,26 +230,80 @@ def _balance(run: RunTables) -> Figure | None:
     keys = heads.drop_duplicates("method", keep="last")["label"].str.replace(r"=\S+", "", regex=True)
     named = "; ".join(text for text in keys if " " in text)
     figure, [axes] = _figure(heads, [f"dots: {named}"] if named else [])
-    figure.suptitle("Balance of the logits and accuracy", fontsize=11)
     for head in heads.itertuples():
         style = _styles(run).get(head.label, {"color": GREY, "marker": "o"}) | {"markersize": 6}
         axes.plot(head.loma_spread, head.overall, **style)
-    axes.margins(0.1)
     axes.set(xlabel="LoMa: standard deviation over classes", ylabel="overall test accuracy (%)")
-    _name_dots(axes, heads["label"].str.replace(r"\S+=", "", regex=True))
+    _name_dots(
+        axes, "Balance of the logits and accuracy", heads["label"].str.replace(r"\S+=", "", regex=True)
+    )
     return figure
 
 
-def _name_dots(axes: Axes, labels: Iterable[str]) -> None:
-    """Write each label at the nearest place around its dot that is free."""
-    axes.figure.draw_without_rendering()  # settles the layout
-    frame, points = axes.get_window_extent(), [dot.get_xydata()[0] for dot in axes.get_lines()]
+def _trade(run: RunTables) -> Figure | None:
+    """Accuracy of frequent classes against that of rare ones: a curve for a swept strength, else a dot."""
+    heads, part = (run.heads, "test") if run.tried.empty else (run.tried, run.heads["selected_on"].iloc[0])
+    heads = heads.dropna(subset=["many", "few"])
+    curves = {method: (None, rows.head(1)) for method, rows in heads.groupby("method", sort=False)}
+    if len(curves) < 2:
+        return None
+    for _, key, rows in _swept(heads):
+        method = rows["method"].iloc[0]
+        curves[method] = max(curves[method], (key.removeprefix("finetune_"), rows), key=lambda c: len(c[1]))
+    swept = "; ".join(f"{method} {key}" for method, (key, _) in curves.items() if key)
+    figure, [axes] = _figure(run.heads, [f"curves: {swept}"] if swept else [])
+    colours = run.lines.drop_duplicates("method").set_index("method")["label"].map(_styles(run))
+    others = iter(product(("-", "--", ":"), OTHERS))
+    for method, (_, rows) in curves.items():
+        style = colours.get(method) or dict(zip(("linestyle", "color"), next(others), strict=True))
+        axes.plot(rows["many"], rows["few"], **{"marker": "."} | style | {"markersize": 4, "linewidth": 1})
+    axes.set(xlabel=f"many: {PARTS[part]} accuracy (%)", ylabel=f"few: {PARTS[part]} accuracy (%)")
+    _name_dots(axes, "Many-shot against few-shot accuracy", curves)
+    return figure
+
+
+def _confusion(run: RunTables) -> Figure | None:
+    """What the published head takes for what: shares of the shot groups, and the pairs it confuses most."""
+    if run.pairs.empty:
+        return None
+    pairs, names = run.pairs, list(GROUPS)
+    head = run.heads.merge(pairs[["method", "setting"]].head(1))
+    figure, (left, right) = _figure(head, ["shares of the test images of a row"], (1, 2), sharey=False)
+    figure.suptitle(f"Confusion of {pairs['method'].iloc[0]}", fontsize=11)
+    blocks = pairs.pivot_table("images", "group", "predicted_group", "sum").reindex(names, columns=names)
+    shares = 100 * blocks.div(pairs.groupby("group")["images"].sum().reindex(names), axis=0)
+    left.imshow(shares, cmap="Blues", vmin=0, vmax=100)
+    for (row, column), share in np.ndenumerate(shares):
+        style = {"color": "white" if share > 60 else "black", "fontsize": SMALL, "ha": "center"}
+        left.text(column, row, "-" if np.isnan(share) else f"{share:.1f} %", **style)
+    left.grid(visible=False)
+    left.set(xlabel="predicted", ylabel="class", xticks=range(3), yticks=range(3))
+    left.set(xticklabels=names, yticklabels=names)
+    pairs = pairs.assign(share=100 * pairs["images"] / pairs.groupby("class")["images"].transform("sum"))
+    wrong = pairs[(pairs["predicted"] >= 0) & (pairs["predicted"] != pairs["class"])]
+    wrong = wrong.sort_values("share", ascending=False, kind="stable").head(CONFUSED)[::-1]
+    right.barh(range(len(wrong)), wrong["share"], color=LINES[2]["color"])
+    texts = wrong["name"].str[:20] + " > " + wrong["predicted_name"].str[:20]
+    right.set_yticks(range(len(wrong)), texts, fontsize=SMALL - 2.5)
+    right.set(xlabel=f"the {len(wrong)} most confused pairs: share of the class (%)")
+    return figure
+
+
+def _name_dots(axes: Axes, title: str, labels: Iterable[str]) -> None:
+    """Write each label at the nearest place that is free around its dot, or the middle one of a curve."""
+    axes.figure.suptitle(title, fontsize=11)
+    axes.margins(0.1)
+    axes.figure.draw_without_rendering()  # settles the layout, which takes as long as to draw
+    axes.figure.set_layout_engine("none")
+    lines, frame = axes.get_lines(), axes.get_window_extent()
+    points = [line.get_xydata()[len(line.get_xydata()) // 2] for line in lines]
     taken = [Bbox([place - 8, place + 8]) for place in axes.transData.transform(points)]
     sides = np.array([(1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1)])
     ways = [reach * side for reach in (10, 20, 34, 52) for side in sides]
-    for point, label in zip(points, labels, strict=True):
+    for drawn, point, label in zip(lines, points, labels, strict=True):
         line = {"arrowstyle": "-", "color": GREY, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 0}
         style = {"fontsize": SMALL - 1, "verticalalignment": "bottom", "arrowprops": line}
+        style |= {} if drawn.get_color() == GREY else {"color": drawn.get_color()}
         note = axes.annotate(label, point, (0, 0), textcoords="offset pixels", in_layout=False, **style)
         size = Text.get_window_extent(note).size
         corners = [way + (np.sign(way) - 1) / 2 * size for way in ways]
@@ -258,6 +321,8 @@ PICTURES = {
     "path": _path,
     "sweep": _sweep,
     "balance": _balance,
+    "trade_off": _trade,
+    "confusion": _confusion,
 }
 
 

@@ -23,6 +23,10 @@ PER_CLASS = ["class", "train_images", "accuracy", "loma_per_sample", "rsd_per_sa
 SCORED = [f"{part}_{name}" for part in PARTS for name in SCORES]
 PERCENT = ["accuracy", *SCORES, *STDS, *SCORED]
 _TYPES = dict.fromkeys(TEXT, str) | dict.fromkeys([*TABLE, *PER_CLASS, "step", *SCORED], float)
+_HEAD = ["method", "setting", "seed"]
+_PAIRS = ["class", "name", "group", "predicted", "predicted_name", "predicted_group", "images"]
+_NAMES = [*TEXT, "name", "predicted_name"]
+_USED = {*_TYPES, *_PAIRS, "seed", "epoch", "test_images"}
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,8 @@ class RunTables:
     lines: pd.DataFrame  # the heads with a line in the pictures over classes
     classes: pd.DataFrame
     epochs: pd.DataFrame  # empty without metrics.csv
+    tried: pd.DataFrame  # where something selects: all heads, with their scores there; else empty
+    pairs: pd.DataFrame  # confusion.csv, empty without it
 
 
 def read_table(path: Path, columns: Sequence[str] = (), **options: object) -> pd.DataFrame:
@@ -53,23 +59,49 @@ def read_run(folder: Path, methods: Sequence[str] | None = None) -> RunTables:
     """The tables of a run folder; `methods` are those with a line over the classes, None: see CONTROLS."""
     heads = _read(folder / "table.csv", [*TEXT, *TABLE]).dropna(subset="overall")
     classes = _read(folder / "per_class.csv", ["method", "setting", *PER_CLASS])
-    epochs = folder / "metrics.csv"
-    epochs = _read(epochs, ["method", "setting", "step"]) if epochs.exists() else pd.DataFrame()
+    if "test_images" in classes and (classes.groupby("class")["test_images"].nunique() > 1).any():
+        raise UserError(
+            f"{folder / 'per_class.csv'} has heads with other test images: no picture can hold both"
+        )
+    epochs = _if_there(folder / "metrics.csv", ["method", "setting", "step"])
+    pairs = _if_there(folder / "confusion.csv", ["method", "setting", *_PAIRS])
     # in the run's order: table.csv is sorted by accuracy on test, which must not choose a setting
     heads = classes[["method", "setting"]].drop_duplicates().merge(heads)
     if heads.empty:
         raise UserError(f"{folder / 'table.csv'} has no head with figures, there is nothing to draw")
+    heads["label"] = _labels(heads)
+    tried = _scored(folder / "search.csv", epochs, heads["selected_on"].iloc[0])
+    return RunTables(heads, _choose(heads, methods, folder), classes, epochs, tried, pairs)
+
+
+def _if_there(path: Path, columns: list[str]) -> pd.DataFrame:
+    return _read(path, columns) if path.exists() else pd.DataFrame()
+
+
+def _labels(heads: pd.DataFrame) -> pd.Series:
     own = heads.groupby("method")["setting"].transform(_differences)
-    heads["label"] = (heads["method"] + " " + own).str.strip()
-    return RunTables(heads, _choose(heads, methods, folder), classes, epochs)
+    return (heads["method"] + " " + own).str.strip()
+
+
+def _scored(path: Path, epochs: pd.DataFrame, part: str) -> pd.DataFrame:
+    """All heads that were up for selection, means over seeds of their scores in the epoch that did best."""
+    search, columns = _if_there(path, [*_HEAD, "epoch"]), {f"{part}_{name}": name for name in SCORES}
+    if search.empty or not {*columns, *_HEAD, "epoch"} <= {*epochs}:
+        return pd.DataFrame()
+    if search["epoch"].isna().all():
+        raise UserError(f"{path} has nothing in its column epoch")
+    best = search[[*_HEAD, "epoch"]].merge(epochs).rename(columns=columns)
+    tried = best.groupby(["method", "setting"], sort=False)[SCORES].mean().reset_index()
+    return tried.assign(label=_labels(tried))
 
 
 def _read(path: Path, columns: list[str]) -> pd.DataFrame:
     """A csv file of a run; figures are finite or not a number, accuracies in percent."""
-    frame = read_table(path, columns, dtype=_TYPES).fillna(dict.fromkeys(TEXT, ""))
+    frame = read_table(path, columns, dtype=_TYPES)
+    frame = frame[[name for name in frame if name in _USED]].fillna(dict.fromkeys(TEXT, ""))
     figures = frame.select_dtypes("number")
     frame[list(figures)] = figures.where(figures.abs() < LARGEST)
-    words = {name: frame[name].map(_as_drawn) for name in frame if name in TEXT}
+    words = {name: frame[name].astype(str).map(_as_drawn) for name in frame if name in _NAMES}
     return frame.assign(**words, **{name: 100 * frame[name] for name in frame if name in PERCENT})
 
 

@@ -12,7 +12,7 @@ from losses import logit_gap
 from utils.base.digest import file_digest
 from utils.features.source import Source
 from utils.heads.head import HeadRun, copied
-from utils.heads.outcome import Outcome, best_so_far
+from utils.heads.outcome import Outcome, best_so_far, lead_of
 from utils.heads.plan import HeadPlan
 from utils.metrics.accuracy import result_line
 from utils.report import summary, table
@@ -88,12 +88,13 @@ class Watcher:
         heads: list[HeadRun],
         facts: dict,
         model: nn.Module,
-        lead: str,
+        lead: str | None,
         source: Source,
     ) -> None:
         self.source = source
         self.keeper, self.run, self.heads, self.facts, self.model = keeper, keeper.run, heads, facts, model
-        self.lead = next(head for head in heads if head.plan.method.name == lead)
+        self.lead = lead  # None: the method that does best
+        self.own = [h for h in heads if h.plan.named and lead in (None, h.plan.method.name)]
         self.epochs = max([1, *(head.plan.epochs for head in heads)])
         self.started, self.told = time.monotonic(), set()
         going_on = [head for head in heads if not head.failed and head.progress.epoch < head.plan.epochs]
@@ -116,7 +117,7 @@ class Watcher:
     def save(self) -> None:
         """Write last.pth, and best.pth where the method that is published has a new best epoch."""
         self.source.check_unchanged()
-        lead, model = self.lead, self.model
+        lead, model = self.own[0], self.model
         partial = any(head.step for head in self.heads)
         content = not_begun(model) if lead.failed else head_content(model, lead)
         content |= {"heads": [head.state() for head in self.heads]}
@@ -127,10 +128,10 @@ class Watcher:
 
     def _save_best(self) -> None:
         """Of several settings best.pth is of the one that is published if no epoch to come changes it."""
-        own = [head for head in self.heads if head.plan.method is self.lead.plan.method]
-        if any(head.progress.best_epoch is None for head in own if not head.failed):
+        if any(head.progress.best_epoch is None for head in self.own if not head.failed):
             return
-        for best in best_so_far(own, self.lead.select)[:1]:
+        if left := best_so_far(self.own, self.own[0].select):
+            best = lead_of(left, self.lead)
             which = best.plan.key | {"epoch": best.progress.best_epoch}
             if which != self.best_saved:
                 content = head_content(self.model, best, best=True)
@@ -171,10 +172,12 @@ def publish(
     heads: Sequence[HeadRun],
 ) -> None:
     """Write the tables and pictures, leave the lead head where evaluate looks, print a result line a head."""
-    _write_tables(run, config, data, outcomes, heads)
+    chosen = lead_of(
+        [one.head for one in outcomes], lead_method(config.method, config.publish, config.select)
+    )
+    lead = next(one for one in outcomes if one.head is chosen)
+    _write_tables(run, config, data, outcomes, heads, lead)
     shown = [one for one in outcomes if one.head.plan.named]
-    lead_name = lead_method(config.method)
-    lead = next((one for one in shown if one.head.plan.method.name == lead_name), shown[0])
     content = facts | head_content(model, lead.head) | {"epoch": lead.head.chosen_epoch}
     where = summary.publish(run, path, content, lead.figures, config.select)
     where |= {"method": lead.head.plan.method.name, "setting": lead.head.plan.setting, "lr": lead.head.lr}
@@ -190,16 +193,21 @@ def publish(
 
 
 def _write_tables(
-    run: Run, config: Config, data: LongTailedData, outcomes: Sequence[Outcome], heads: Sequence[HeadRun]
+    run: Run,
+    config: Config,
+    data: LongTailedData,
+    outcomes: Sequence[Outcome],
+    heads: Sequence[HeadRun],
+    lead: Outcome,
 ) -> None:
     facts = {"budget": config.budget, "selected_on": config.select}
-    failed = [head for head in heads if head.failed]
     targets = outcomes[0].head.frozen.labels["test"].cpu()
-    rows = table.table_rows(outcomes, failed, targets, facts)
-    caption = table.caption(facts, outcomes, len(targets))
+    rows = table.table_rows(outcomes, heads, targets, facts)
+    caption = table.caption(rows, outcomes)
     run.write_rows("table.csv", rows)
     run.write_text("table.md", f"{table.markdown(rows)}\n\n{caption}\n")
     run.write_rows("per_class.csv", table.per_class_rows(outcomes, data))
+    run.write_rows("confusion.csv", table.confusion_rows(lead, data, targets))
     if config.select != "last":
         run.write_rows("search.csv", table.search_rows(heads, [one.head for one in outcomes]))
     run.log("", *table.aligned(rows), *caption.split("\n"), "")

@@ -226,13 +226,29 @@ def finish(run: Run, figures: dict, selected_on: str, facts: dict, label: str = 
     warn_of_lost(run, figures, label)
     balanced, top5, error = (percent(figures[name]) for name in ("balanced", "top5", "calibration_error"))
     run.log(f"test balanced accuracy {balanced}, top-5 {top5}, calibration error {error}")
+    f1, tenth, worst = (percent(figures[name]) for name in ("macro_f1", "worst_tenth", "worst_class"))
+    zeros, likelihood = figures["zero_classes"], _number(figures["nll"])
+    run.log(
+        f"macro F1 {f1}, worst tenth of the classes {tenth}, worst class {worst}, {zeros} classes at zero"
+    )
+    run.log(f"negative log-likelihood {likelihood}, Brier score {_number(figures['brier'])}")
+    known = [name.removesuffix("_known") for name in figures if name.endswith("_known")]
+    if known:
+        shares = (f"{name} {percent(figures[name])} > {percent(figures[f'{name}_known'])}" for name in known)
+        run.log(f"under other class shares, logits as they are > corrected: {', '.join(shares)}")
     for title, reading in product(("LoMa", "RSD"), READINGS):
-        groups = figures[f"{title.lower()}_{reading}"].items()
-        shares = (f"{group} {'-' if value is None else format(value, '.2f')}" for group, value in groups)
-        run.log(f"{title} ({reading}): {', '.join(shares)}")
+        groups = dict(figures[f"{title.lower()}_{reading}"])
+        left_out = groups.pop("left_out", 0)
+        shares = ", ".join(f"{group} {_number(value)}" for group, value in groups.items())
+        without = f"; without {left_out} classes, whose LoMa is not above 0" if left_out else ""
+        run.log(f"{title} ({reading}): {shares}{without}")
     if selected_on == "test":
         run.log("note: the epoch was chosen on the test set, as in the published protocol: optimistic")
     run.result(result_line(figures, selected_on, label=label))
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
 
 
 def warn_of_lost(run: Run, figures: dict, label: str = "") -> None:

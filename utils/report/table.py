@@ -4,29 +4,27 @@ Accuracies are fractions in the csv files and percent in what people read.
 """
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
 from statistics import fmean, stdev
 
-from scipy.special import bdtr
+import numpy as np
+import torch
 from torch import Tensor
 
 from datasets import LongTailedData
-from utils.base.errors import printable
+from utils.base.errors import UserError, printable
 from utils.heads.head import HeadRun
-from utils.heads.outcome import Outcome
+from utils.heads.outcome import Outcome, mean_score
 from utils.heads.plan import HeadPlan
 from utils.metrics.accuracy import GROUPS, percent
+from utils.metrics.paired import INTERVAL, bootstrap, holm, mcnemar
 
 _SHARES = ("overall", *GROUPS, "balanced", "calibration_error")
 REFERENCES = ("ce", "los")
-# the columns that people read, and the figure that says which row is best: the smallest of those in _LOW
-_COLUMNS = {
-    **dict.fromkeys(("method", "n")),
-    **{name: name for name in ("overall", *GROUPS, "balanced")},
-    **{"ECE": "calibration_error", "LoMa (spread)": "loma_spread", "RSD (spread)": "rsd"},
-    **dict.fromkeys(("to ce", "to los", "learned", "seconds", "setting")),
-}
-_LOW = ("calibration_error", "loma_spread", "rsd")
+TOLD_APART = 0.05
 # how a table says what chose
 SELECTIONS = {
     "last": "the last epoch of every head; nothing was selected",
@@ -34,17 +32,12 @@ SELECTIONS = {
     "test": "epoch and setting chosen on the test images themselves (published protocol): optimistic",
 }
 CHOSEN_EPOCH = "epoch=7/20: the seventh of 20 epochs was chosen, of the first seed"
-
-
-def mcnemar(predicted: Tensor, other: Tensor, targets: Tensor) -> float:
-    """Two-sided p of the exact McNemar test: are the images that only one of the two gets right balanced?
-
-    Predicted classes [N] of both on the same images with `targets` [N]. Source: McNemar 1947.
-    """
-    right, other_right = predicted == targets, other == targets
-    ours, theirs = int((right & ~other_right).sum()), int((~right & other_right).sum())
-    # of scipy.stats.binomtest, which takes longer to load than this run's table to write
-    return min(1.0, 2 * float(bdtr(min(ours, theirs), ours + theirs, 0.5)))
+EDGE = "!"  # behind a value
+COMPARED = (
+    "to ce, to los: difference in overall accuracy [95 % interval: 2,000 bootstrap draws of classes, then of "
+    "images within them] (p: exact McNemar test of the first seeds, same images, corrected by Holm for the "
+    "rows of the table)."
+)
 
 
 def label_of(plan: HeadPlan, plans: Sequence[HeadPlan]) -> str:
@@ -58,55 +51,117 @@ def label_of(plan: HeadPlan, plans: Sequence[HeadPlan]) -> str:
 
 
 def table_rows(
-    outcomes: Sequence[Outcome], failed: Sequence[HeadRun], targets: Tensor, facts: dict
+    outcomes: Sequence[Outcome], heads: Sequence[HeadRun], targets: Tensor, facts: dict
 ) -> list[dict]:
     """A row a method and setting, means and deviations over seeds; stage 1 first, then by overall accuracy.
 
-    The tests against `ce` and `los` compare the first seeds on the same images, with targets [N]. `facts`
-    (budget, selected_on) stand in every row. Failed heads come last, with the reason.
+    With `selected_on` val the score there comes first, and decides the order. `heads` are all of the run:
+    those that failed come last, with the reason; their settings are the grid of which one is at an edge.
+    `facts` (budget, selected_on) stand in every row.
+
+    Raises:
+        UserError: heads with other test images than `targets` [N], or all of one class.
     """
     groups: dict[tuple, list[Outcome]] = {}
     for one in outcomes:
         groups.setdefault((one.head.plan.method.name, one.head.plan.setting), []).append(one)
-    references = {name: next((g for (m, _), g in groups.items() if m == name), None) for name in REFERENCES}
-    rows = [_row(group, references, targets) | facts for group in groups.values()]
-    rows.sort(key=lambda row: (row["method"] != "stage1", -row["overall"]))
+        if len(one.predicted) != len(targets):
+            found = f"{one.head.plan.method.name} has {len(one.predicted)}, the table {len(targets)}"
+            raise UserError(f"heads of one table need the same test images: {found}")
+    rows = [_row(group, heads) | facts for group in groups.values()]
+    _compare(rows, list(groups.values()), targets.cpu())
+    rows.sort(key=lambda row: (row["method"] != "stage1", -row.get("val_score", row["overall"])))
     return rows + [
         {"method": run.plan.method.name, "setting": run.plan.setting, "n": 0, "failed": run.failure} | facts
-        for run in failed
+        for run in heads
+        if run.failed
     ]
 
 
-def _row(group: list[Outcome], references: dict[str, list[Outcome] | None], targets: Tensor) -> dict:
+def _row(group: list[Outcome], heads: Sequence[HeadRun]) -> dict:
     first = group[0].head
     plan, trained = first.plan, first.plan.method.trained
     row = {"method": plan.method.name, "setting": plan.setting, "n": len(group), "epochs": plan.epochs}
     row |= {"lr": first.lr if trained else None, "chosen_epoch": first.chosen_epoch}
+    if first.select == "val":
+        row["val_score"] = mean_score([one.head for one in group])
+    tried = [head.plan.setting for head in heads if head.plan.method is plan.method]
+    row["at_edge"] = " ".join(at_edge(plan.setting, tried)) if first.select != "last" else None
     figures = [_figures(one) for one in group]
     for name in figures[0]:
-        values = [one[name] for one in figures]
+        values = [one.get(name) for one in figures]
         known = None not in values
         row[name] = fmean(values) if known else None
         if name in _SHARES:
             row[f"{name}_std"] = stdev(values) if known and len(values) > 1 else None
-    for name, reference in references.items():
-        if reference is not None and reference is not group:
-            row[f"minus_{name}"] = row["overall"] - fmean(one.figures["overall"] for one in reference)
-            row[f"p_{name}"] = mcnemar(group[0].predicted, reference[0].predicted, targets)
     learned = sum(p.numel() for p in first.head.parameters()) if trained else 0
     return row | {"learned": learned, "seconds": fmean(one.head.seconds for one in group), "failed": None}
 
 
+def at_edge(setting: str, tried: Sequence[str]) -> list[str]:
+    """The options of a setting whose value is the least or the largest of the several that were tried."""
+    values: dict[str, dict[str, float]] = {}
+    for word in " ".join([setting, *tried]).split():
+        name, _, value = word.partition("=")
+        with suppress(ValueError):  # a word, not a number
+            values.setdefault(name, {})[value] = float(value)
+    own = (word.split("=") for word in setting.split())
+    several = [(n, v, values[n]) for n, v in own if v in values.get(n, {}) and len(values[n]) > 1]
+    return [n for n, v, known in several if known[v] in (min(known.values()), max(known.values()))]
+
+
 def _figures(one: Outcome) -> dict[str, float | None]:
     """The figures of one head of which a row has the mean, by their columns."""
-    row = {name: one.figures[name] for name in _SHARES}
+    row = {name: value for name, value in one.figures.items() if not isinstance(value, dict)}
     for prefix, source in (("", one.figures), ("train_", one.train_groups)):
         for reading, suffix in (("per_sample", ""), ("per_class", "_per_class")):
             for metric in ("loma", "rsd"):
-                for part in ("all", "spread", *GROUPS):
-                    name = f"{prefix}{metric}{suffix}" + ("" if part == "all" else f"_{part}")
-                    row[name] = source[f"{metric}_{reading}"][part]
+                for part, value in source[f"{metric}_{reading}"].items():
+                    row[f"{prefix}{metric}{suffix}" + ("" if part == "all" else f"_{part}")] = value
     return row
+
+
+def _compare(rows: list[dict], groups: list[list[Outcome]], targets: Tensor) -> None:
+    """Into each row its differences to `ce`, to `los`, and to `best` where validation selects.
+
+    In overall accuracy, of the means over seeds, with an interval of 95 % over the draws of `bootstrap`; p of
+    the first seeds, as it is and corrected by Holm for the rows that are compared with the same one. Of
+    several settings of `ce` and `los` the first one stands for it.
+    """
+    hits = [np.mean([(one.predicted == targets).numpy() for one in group], axis=0) for group in groups]
+    methods = [row["method"] for row in rows]
+    places = {name: methods.index(name) for name in REFERENCES if name in methods}
+    if "val_score" in rows[0]:
+        named = [place for place, group in enumerate(groups) if group[0].head.plan.named]
+        places["best"] = max(named, key=lambda place: rows[place]["val_score"])
+    draws = bootstrap(np.stack(hits), targets) if len(rows) > 1 else None
+    for name, place in places.items():
+        for own, row in ((own, row) for own, row in enumerate(rows) if own != place):
+            row[f"minus_{name}"] = row["overall"] - rows[place]["overall"]
+            low, high = np.quantile(draws[own] - draws[place], INTERVAL).tolist()
+            row |= {f"minus_{name}_low": low, f"minus_{name}_high": high}
+            row[f"p_{name}"] = mcnemar(groups[own][0].predicted, groups[place][0].predicted, targets)
+    complete(rows)
+
+
+def complete(rows: Sequence[dict]) -> None:
+    """Give the rows of a table what follows from their figures, of older files too.
+
+    `p_ce_holm` and its like are corrected for the number of rows. `relative_accuracy` is the overall accuracy
+    divided by that of the best row on the same features. `loma_unevenness` is the spread of LoMa divided by
+    its mean: a small LoMa is not an even one.
+    """
+    for name in (*REFERENCES, "best"):
+        values = holm([row.get(f"p_{name}") for row in rows])
+        for row, value in zip(rows, values, strict=True):
+            if value is not None:
+                row[f"p_{name}_holm"] = value
+    most = max((row["overall"] for row in rows if row.get("overall")), default=None)
+    for row in rows:
+        if most and row.get("overall") is not None:
+            row["relative_accuracy"] = row["overall"] / most
+        if (row.get("loma") or 0) > 0:
+            row["loma_unevenness"] = row["loma_spread"] / row["loma"]
 
 
 def per_class_rows(outcomes: Sequence[Outcome], data: LongTailedData) -> list[dict]:
@@ -119,6 +174,18 @@ def per_class_rows(outcomes: Sequence[Outcome], data: LongTailedData) -> list[di
             row = one.head.plan.key | {"class": k, "name": name, "train_images": count, "group": group}
             rows.append(row | {column: values[k] for column, values in columns.items()})
     return rows
+
+
+def confusion_rows(one: Outcome, data: LongTailedData, targets: Tensor) -> list[dict]:
+    """A row a class and what a head took its test images for, with their number; predicted -1: nothing."""
+    pairs, images = torch.stack([targets, one.predicted]).unique(dim=1, return_counts=True)
+    names, groups = [*data.class_names, ""], [*data.groups, ""]  # the last ones, for nothing
+    return [
+        one.head.plan.key
+        | {"class": k, "name": names[k], "group": groups[k], "predicted": predicted}
+        | {"predicted_name": names[predicted], "predicted_group": groups[predicted], "images": count}
+        for (k, predicted), count in zip(pairs.T.tolist(), images.tolist(), strict=True)
+    ]
 
 
 def head_rows(runs: Sequence[HeadRun]) -> list[dict]:
@@ -136,46 +203,76 @@ def search_rows(runs: Sequence[HeadRun], chosen: Collection[HeadRun]) -> list[di
     ]
 
 
+def _share(row: dict, name: str) -> str:
+    spread = row.get(f"{name}_std")
+    return percent(row.get(name)) + ("" if spread is None else f" ± {percent(spread)}")
+
+
 def _spread(row: dict, name: str) -> str:
     return "-" if row.get(name) is None else f"{row[name]:.2f} ({row[f'{name}_spread'] or 0:.2f})"
 
 
 def _difference(row: dict, name: str) -> str:
-    value = row.get(f"minus_{name}")
-    return "-" if value is None else f"{100 * value:+.2f} (p {row[f'p_{name}']:.2g})"
+    if row.get(f"minus_{name}") is None:
+        return "-"
+    low = row.get(f"minus_{name}_low")  # older files have no interval
+    interval = "" if low is None else f" [{100 * low:+.2f}, {100 * row[f'minus_{name}_high']:+.2f}]"
+    return f"{100 * row[f'minus_{name}']:+.2f}{interval} (p {row[f'p_{name}_holm']:.2g})"
 
 
 def _setting(row: dict) -> str:
-    short = row["setting"].replace("finetune_", "") or "-"
+    edges = (row.get("at_edge") or "").split()
+    words = [word + EDGE * (word.partition("=")[0] in edges) for word in row["setting"].split()]
+    short = " ".join(words).replace("finetune_", "") or "-"
     if row["selected_on"] != "last" and row.get("chosen_epoch"):
         # a setting tells for how long a head was trained, not after which epoch it was taken
         short = re.sub(r"\bepoch=(\d+)", rf"epoch={row['chosen_epoch']:.0f}/\1", short)
     return f"{short} failed: {row['failed']}" if row.get("failed") else short
 
 
-def _cells(row: dict) -> list[str]:
-    spreads = {name: row.get(f"{name}_std") for name in _SHARES}
-    shares = [
-        percent(row.get(name)) + ("" if spread is None else f" ± {percent(spread)}")
-        for name, spread in spreads.items()
-    ]
-    differences = [_difference(row, name) for name in REFERENCES]
-    cost = [f"{row['learned']:,}", f"{row['seconds']:.1f}"] if row["n"] else ["-", "-"]
-    logits = [_spread(row, "loma"), _spread(row, "rsd")]
-    return [row["method"], str(row["n"]), *shares, *logits, *differences, *cost, _setting(row)]
+@dataclass(frozen=True)
+class Column:
+    """A column that people read. The `best` (max, min) of the figure `key` has a star.
+
+    `text` of a row, None: the figure in percent. One that is `optional` stands where a row has its figure.
+    """
+
+    title: str
+    key: str = ""
+    text: Callable[[dict], str] | None = None
+    best: Callable = max
+    optional: bool = False
+
+
+COLUMNS = (
+    Column("method", text=lambda row: row["method"]),
+    Column("n", text=lambda row: str(row["n"])),
+    Column("validation", "val_score", optional=True),
+    *(Column(name, name) for name in ("overall", *GROUPS, "balanced")),
+    Column("F1", "macro_f1", optional=True),
+    Column("worst tenth", "worst_tenth", optional=True),
+    Column("ECE", "calibration_error", best=min),
+    Column("LoMa (spread)", "loma_unevenness", partial(_spread, name="loma"), min),
+    Column("RSD (spread)", "rsd", partial(_spread, name="rsd"), min),
+    *(Column(f"to {name}", text=partial(_difference, name=name)) for name in REFERENCES),
+    Column("learned", text=lambda row: f"{row['learned']:,}" if row["n"] else "-"),
+    Column("seconds", text=lambda row: f"{row['seconds']:.1f}" if row["n"] else "-"),
+    Column("setting", text=_setting),
+)
 
 
 def cells(rows: Sequence[dict]) -> list[list[str]]:
     """The table as text, a header first; the best of each column is marked with a star."""
-    best = {}
-    for key in filter(None, _COLUMNS.values()):
-        values = [row[key] for row in rows if row.get(key) is not None]
-        best[key] = (min if key in _LOW else max)(values) if len(values) > 1 else None
-    lines = [list(_COLUMNS)]
-    for row in rows:
-        starred = (key and best[key] is not None and row.get(key) == best[key] for key in _COLUMNS.values())
-        lines.append([cell + "*" * bool(star) for cell, star in zip(_cells(row), starred, strict=True)])
-    return lines
+    columns = []
+    for column in COLUMNS:
+        text = column.text or partial(_share, name=column.key)
+        known = [row[column.key] for row in rows if row.get(column.key) is not None]
+        best = column.best(known) if len(known) > 1 else None
+        starred = (best is not None and row.get(column.key) == best for row in rows)
+        if known or not column.optional:
+            lines = (text(row) + "*" * star for row, star in zip(rows, starred, strict=True))
+            columns.append([column.title, *lines])
+    return [list(line) for line in zip(*columns, strict=True)]
 
 
 def markdown(rows: Sequence[dict]) -> str:
@@ -192,7 +289,8 @@ def markdown_lines(lines: Sequence[Sequence[str]]) -> str:
 
 def aligned(rows: Sequence[dict]) -> list[str]:
     """The lines of the table for the terminal."""
-    return aligned_lines(cells(rows), words=(0, len(_COLUMNS) - 1))
+    lines = cells(rows)
+    return aligned_lines(lines, words=(0, len(lines[0]) - 1))
 
 
 def aligned_lines(lines: Sequence[Sequence[str]], words: Collection[int]) -> list[str]:
@@ -207,17 +305,44 @@ def aligned_lines(lines: Sequence[Sequence[str]], words: Collection[int]) -> lis
     ]
 
 
-def caption(facts: dict, outcomes: Sequence[Outcome], num_test: int) -> str:
+def caption(rows: Sequence[dict], outcomes: Sequence[Outcome]) -> str:
     """How to read the table: what selected, which budget, what the deviations and the tests are over."""
+    facts, labels = rows[0], outcomes[0].head.frozen.labels
     epochs = {"source": "as in each method's source", "equal": "the same for all"}[facts["budget"]]
     seeds = len({one.head.plan.seed for one in outcomes})
     lines = [
-        f"Selection: {SELECTIONS[facts['selected_on']]}. Epochs: {epochs}. * best of its column.",
-        f"Accuracy and calibration error in percent of {num_test:,} test images; LoMa and RSD per_sample, "
-        "mean over classes (spread: their deviation); p: exact McNemar test of the first seeds, same images.",
+        f"Selection: {SELECTIONS[facts['selected_on']]}. Epochs: {epochs}.",
+        f"In percent of {len(labels['test']):,} test images; F1, worst tenth: over classes; LoMa and RSD "
+        "per_sample, mean over classes (spread: their deviation). * best, of LoMa by spread divided by mean.",
+        COMPARED,
     ]
     if facts["selected_on"] != "last":
-        lines.append(f"{CHOSEN_EPOCH}; search.csv has those of all seeds.")
+        lines.append(f"{CHOSEN_EPOCH}. {EDGE}: least or largest value that was tried, see search.csv.")
+    if facts["selected_on"] == "val":
+        images = labels["val"].bincount(minlength=len(outcomes[0].head.frozen.class_counts))
+        if scarce := int((images <= 2).sum()):
+            lines.append(f"Classes with two or fewer validation images: {scarce} of {len(images)}.")
     if seeds > 1:
-        lines.append(f"± over {seeds} seeds of stage 2 on one representation: its own spread is left out.")
-    return "\n".join(lines)
+        noise = f"± over {seeds} seeds of stage 2 on one representation is the noise of batch order"
+        lines.append(f"{noise}: that of stage 1 is left out.")
+    left_out = [f"{row['rsd_left_out']:.3g} of {row['method']}" for row in rows if row.get("rsd_left_out")]
+    if left_out:
+        lines.append(f"RSD leaves out classes whose LoMa is not above 0: {', '.join(left_out)}.")
+    return "\n".join([*lines, *_advice(rows)])
+
+
+def _advice(rows: Sequence[dict]) -> list[str]:
+    """Which method to take where validation has chosen, and whether the next one is told apart from it."""
+    known = [row for row in rows if row["n"] and "val_score" in row]
+    best = next((row for row in known if "p_best" not in row), None)
+    others = [row for row in known if row is not best]
+    if not others:
+        return []
+    row = max(others, key=lambda row: row["val_score"])
+    low, high, p = (row[name] for name in ("minus_best_low", "minus_best_high", "p_best_holm"))
+    apart = p < TOLD_APART and not low <= 0 <= high
+    return [
+        f"Take {best['method']} ({percent(best['val_score'])} on validation); {row['method']} is next "
+        f"({percent(row['val_score'])}) and is {'told' if apart else 'not told'} apart from it on test: "
+        f"{100 * row['minus_best']:+.2f} [{100 * low:+.2f}, {100 * high:+.2f}], p {p:.2g}."
+    ]

@@ -15,7 +15,16 @@ from utils.base.errors import UserError
 from utils.base.files import write_atomically
 from utils.metrics.accuracy import percent
 from utils.plots.tables import SCORES
-from utils.report.table import CHOSEN_EPOCH, SELECTIONS, cells, markdown_lines
+from utils.report.table import (
+    CHOSEN_EPOCH,
+    COMPARED,
+    EDGE,
+    REFERENCES,
+    SELECTIONS,
+    cells,
+    complete,
+    markdown_lines,
+)
 from utils.reproduce.cell import Cell, Stage1, Stage2, read_rows, slug
 
 PROTOCOL = ("dataset", "imb_ratio", "network", "recipe", "stage2", "views", "selected_on", "budget", "data")
@@ -25,7 +34,7 @@ _RUN = (
     *("hours", "hardware", "torch", "commit", "stage2_seeds", "status"),
 )
 _NEEDED = (*PROTOCOL, *_RUN, "method", "setting", "n", *SCORES)
-_TEXT = {*PROTOCOL, *_RUN, "method", "setting", "failed"}
+_TEXT = {*PROTOCOL, *_RUN, "method", "setting", "failed", "at_edge"}
 NOT_RUN = "not run"
 _BASES = ("stage1", "ce", "los")
 _OVERVIEW = ["data", "views", "selected on", "stage-1 seeds", *_BASES, "place of los", "best of the others"]
@@ -33,9 +42,12 @@ _HEAD = f"""# Results
 
 Written by `python -m utils.reproduce` from results/*.csv alone, which it writes from the run folders; nothing
 is typed by hand. Every row of a table is in the csv file named above it, with all digits and the digests.
-Accuracies in percent of the test images; ± over seeds of stage 2 on one representation, or where it says so
-over those of stage 1; p: exact McNemar test of the first seeds, same images; LoMa and RSD per_sample, mean
-over classes, their spread in brackets. {CHOSEN_EPOCH}."""
+Accuracies in percent of the test images; ± over seeds of stage 2 on one representation, which is the noise of
+batch order, or where it says so over those of stage 1; LoMa and RSD per_sample, mean over classes, their
+spread in brackets. {CHOSEN_EPOCH}. {EDGE} behind a value: the least or largest that was tried.
+
+In the tables of one stage 1, {COMPARED}
+Over several stage 1, the difference on each of them is one value of a paired t-test."""
 
 
 def rows_of(cell: Cell, select: str, stage1: Stage1 | None, stage2: Stage2 | None) -> list[dict[str, str]]:
@@ -99,6 +111,9 @@ def render(paths: Sequence[Path]) -> str:
         if not rows:
             raise UserError(f"{path} has no row")
         _check_protocol(str(path), pd.DataFrame(rows))
+        done = [row["overall"] for row in rows if row["status"] == "done"]
+        if done and not any(done):
+            raise UserError(f"{path} tells of runs and has nothing in its column overall")
         tables.append((path, [_typed(row, path) for row in rows]))
     tables.sort(key=lambda table: _place(table[1][0]))
     head = "Overall accuracy; ± over seeds of stage 1; the place of LOS among all methods but stage1 and ce:"
@@ -116,6 +131,7 @@ def _typed(row: dict[str, str], path: Path) -> dict:
         typed |= {"n": int(row["n"]), "learned": int(typed.get("learned") or 0)}
         for name in ("imb_ratio", "stage1_overall", "hours", "stage1_hours"):
             float(row.get(name) or 0)
+        complete([typed])
         cells([typed])  # which needs more of a row that was run than of one that was not
     except KeyError as error:
         raise UserError(f"{path} has no column {error.args[0]}") from error
@@ -168,6 +184,7 @@ def _section(path: Path, rows: list[dict]) -> str:
         parts += [f"Over {len(seeds)} seeds of stage 1:", _over_seeds(pd.DataFrame(rows), len(seeds))]
     for seed in seeds:
         own = [row for row in rows if row["stage1_seed"] == seed]
+        complete(own)
         header, *lines = cells(own)
         for row, line in zip(own, lines, strict=True):
             line[-1] = NOT_RUN if row["status"] == NOT_RUN else line[-1]
@@ -195,20 +212,35 @@ def _hours(text: str) -> str:
 
 
 def _over_seeds(table: pd.DataFrame, seeds: int) -> str:
-    """Mean and deviation over representations of the means over seeds of stage 2."""
+    """Differences paired by representation, then mean and deviation over these of the means over seeds."""
     # the setting that was chosen may be another on each, and a run that is missing has none
     chosen = table["selected_on"] != "last"
     settings = table["setting"].mask(chosen | (table["status"] == NOT_RUN), "")
     told = set(table.loc[table["status"] == "done", "method"])
-    lines = [["method", "stage-1 seeds", *SCORES, "setting"]]
+    lines = [["method", "stage-1 seeds", *(f"to {name}" for name in REFERENCES), *SCORES, "setting"]]
     for (method, setting), group in table.groupby(["method", settings], sort=False):
         done = group[group["status"] == "done"]
         if done.empty and method in told:
             continue  # the other seeds' rows of the method say of how many they are
-        figures = [_spread(done[name].astype(float).tolist()) for name in SCORES]
+        figures = [_paired(done.get(f"minus_{name}", pd.Series()).dropna().tolist()) for name in REFERENCES]
+        figures += [_spread(done[name].astype(float).tolist()) for name in SCORES]
         last = setting or ("-" if len(done) else NOT_RUN)
         lines.append([method, f"{len(done)} of {seeds}", *figures, last])
     return markdown_lines(lines)
+
+
+def _paired(differences: list[float]) -> str:
+    """Differences on the same stage 1: their mean and deviation, and a paired t-test."""
+    if len(differences) < 2:
+        return "-"
+    from scipy.stats import ttest_1samp  # here: it takes a second to load
+
+    mean, deviation = 100 * fmean(differences), 100 * stdev(differences)
+    shown = f"{mean:+.2f} ± {deviation:.2f} (n {len(differences)}"
+    if not deviation:  # t has no value
+        return f"{shown})"
+    test = ttest_1samp(differences, 0)
+    return f"{shown}, t {test.statistic:.3g}, p {test.pvalue:.2g})"
 
 
 def _spread(values: list[float]) -> str:

@@ -165,6 +165,9 @@ def check_settled(given: dict, values: dict, num_class: int | None) -> None:
         ),
         "--save_features needs frozen features, --bn_mode train lets them drift": drifts and saves,
         "--pack_dtype is for --save_features: leave it out": "pack_dtype" in given and not stored,
+        "--publish best needs what selects: add --select val": (
+            given.get("publish") == "best" and values["select"] == "last"
+        ),
     }
     for problem, found in problems.items():
         if found:

@@ -46,9 +46,12 @@ def _own_method(name: str) -> Method:
     return method
 
 
-def lead_method(text: str) -> str:
-    """The method whose head is published: the first named, `los` under `all`."""
-    return "los" if text == "all" else chosen_methods(text)[0].name
+def lead_method(text: str, publish: str | None = None, select: str = "last") -> str | None:
+    """The method whose head is published: the first named, `los` under `all`; None: that which does best."""
+    methods = chosen_methods(text)
+    if publish == "best" or (publish is None and select == "val" and len(methods) > 1):
+        return None
+    return "los" if text == "all" else methods[0].name
 
 
 def listing() -> str:

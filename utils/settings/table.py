@@ -199,6 +199,12 @@ _GROUPS = {
         Argument("protocol", str, ALL, "honest", choices=("honest", "published"),
             help="published: as the public code does, optimistic: both stages keep the best epoch on test, "
                  "batch-norm drifts in stage 2, mirror averaging; single switches win over it"),
+        Argument("publish", str, _TWO, choices=("best", "first"),
+            help="which of several methods is left for evaluate: best (on what selects; the default with "
+                 "--select val) or first (the first named, los under all; the default else)"),
+        Argument("target_prior", str, (STAGE2, EVALUATE),
+            help="correct logits for class shares of a test set: known (those of the report's shifted test "
+                 "sets) or a number above 0 for each class, commas between; the rest stays as it is"),
         Argument("eval_every", int, _ONE, 1, allowed=ONE_OR_MORE,
             help="score the validation (or test) part after every N-th epoch only, and after the last"),
         Argument("no_tta", bool, ALL, False, marks={Mark.NOT_WITH_PACK},
