@@ -44,7 +44,8 @@ class Method:
     `options` are those that a user may set, with the source's values (None: the run's own); each goes to the
     head, to the loss or to both, by the names of their parameters. Those that no method here has are declared
     by `ranges`, and set by `--option name=value`. `candidates` are tried under --select val beside the run's
-    own value. `fixed` are options of the head that make the method what it is.
+    own value. `fixed` are options of the head that make the method what it is. `shifted`: its source steps
+    the cosine before the first epoch, so that of E epochs the last has a learning rate of 0.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Method:
     lr: float | None = None
     per_batch: int = 64
     wd: float | None = None
+    shifted: bool = False
     options: dict = field(default_factory=dict)
     candidates: dict = field(default_factory=dict)
     fixed: dict = field(default_factory=dict)
@@ -84,7 +86,7 @@ def _fitting(kind: Callable, options: dict) -> dict:
 
 
 _KANG = "Kang et al. 2020"
-_LIKE_KANG = {"sampler": "balanced", "lr": 0.2, "per_batch": 512}  # cosine, as everywhere here
+_LIKE_KANG = {"sampler": "balanced", "lr": 0.2, "per_batch": 512, "shifted": True}
 # where a source trains whole networks, epochs and lr are ours; lr chosen on validation (ResNet-32, ratio 100)
 
 # fmt: off
@@ -123,8 +125,8 @@ _TABLE = (
            learns="K scales, K shifts", head="marc", loss="power", epochs=10, lr=0.05,
            options={"rho": 1.2}, candidates={"rho": RHOS}),
     Method("wb", "weight balancing: decay, MaxNorm", "Alshammari et al. 2022; published (second-hand)",
-           loss="wb", epochs=10, lr=0.01, wd=0.1, options={"beta": 0.9999, "max_norm": 0.1},
-           candidates={"finetune_wd": (0.001, 0.01)}),
+           loss="wb", epochs=10, lr=0.01, wd=0.1, shifted=True,
+           options={"beta": 0.9999, "max_norm": 0.1}, candidates={"finetune_wd": (0.001, 0.01)}),
     Method("label_aware", "smoothing by frequency, MiSLAS",
            "Zhong et al. 2021; ε of ratio 100 and epochs published, lr ours",
            learns="classifier, K scales", head="lws", fixed={"whole": True}, loss="label_aware",
