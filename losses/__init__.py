@@ -22,6 +22,7 @@ LOSSES = Registry(
         "lade": "losses.lade:LADE",
         "label_aware": "losses.label_aware:LabelAwareSmoothing",
         "wb": "losses.weight_balance:WeightBalancing",
+        "los_weighted": "losses.los_weighted:LosWeighted",
     }
 )
 __getattr__, __all__ = face(
@@ -32,6 +33,7 @@ __getattr__, __all__ = face(
         "gaps": "label_smooth_for_gap logit_gap",
         "label_aware": "LabelAwareSmoothing",
         "label_over_smooth": "LabelOverSmooth smooth_labels",
+        "los_weighted": "LosWeighted",
         "lade": "LADE",
         "ldam": "LDAM",
         "reweighted": "WeightedCrossEntropy class_balanced effective_number_weights inverse_power "

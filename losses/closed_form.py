@@ -23,6 +23,7 @@ from losses.balanced_softmax import BalancedSoftmax
 from losses.label_aware import LabelAwareSmoothing
 from losses.label_over_smooth import LabelOverSmooth
 from losses.ldam import LDAM
+from losses.los_weighted import LosWeighted
 from losses.reweighted import WeightedCrossEntropy
 
 # kind of loss -> what it has of each class: smoothing, weight, shift, margin; a number counts for them all
@@ -30,6 +31,7 @@ _VECTORS = {
     nn.CrossEntropyLoss: lambda loss: (None, None, None, None),
     LabelOverSmooth: lambda loss: (loss.label_smooth, None, None, None),
     LabelAwareSmoothing: lambda loss: (loss.eps, None, None, None),
+    LosWeighted: lambda loss: (loss.eps, None, None, None),
     WeightedCrossEntropy: lambda loss: (None, loss.weights, None, None),
     BalancedSoftmax: lambda loss: (None, None, loss.shift, None),
     LDAM: lambda loss: (None, None, None, loss.margins),

@@ -12,7 +12,21 @@ from torch import Tensor, nn
 from utils.base.numbers import check_below_one, check_class_counts
 
 
-class LabelAwareSmoothing(nn.Module):
+class ClassSmoothing(nn.Module):
+    """Cross-entropy against (1 - ε_y) onehot + ε_y / K, with a smoothing `eps` [K] for each class."""
+
+    def __init__(self, eps: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("eps", eps.to(torch.get_default_dtype()), persistent=False)
+
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        log_p = logits.log_softmax(1)
+        true = log_p.gather(1, targets[:, None]).squeeze(1)
+        eps = self.eps[targets]
+        return -((1 - eps) * true + eps * log_p.mean(1)).mean()
+
+
+class LabelAwareSmoothing(ClassSmoothing):
     """Cross-entropy against (1 - ε_y) onehot + ε_y / K.
 
     ε_c = ε_tail + (ε_head - ε_tail) sin(π/2 · (n_c - n_min) / (n_max - n_min)): ε_head for the largest class,
@@ -23,18 +37,9 @@ class LabelAwareSmoothing(nn.Module):
     def __init__(
         self, class_counts: Sequence[int] | Tensor, eps_head: float = 0.4, eps_tail: float = 0.1
     ) -> None:
-        super().__init__()
-        self.eps_head = check_below_one("eps_head", eps_head)
-        self.eps_tail = check_below_one("eps_tail", eps_tail)
+        check_below_one("eps_head", eps_head), check_below_one("eps_tail", eps_tail)
         counts = check_class_counts(class_counts)
         above = counts - counts.min()
         # Balanced counts: 0 / 1. Any other range of counts is at least one image.
         place = above / above.max().clamp(min=1)
-        eps = self.eps_tail + (self.eps_head - self.eps_tail) * torch.sin(math.pi / 2 * place)
-        self.register_buffer("eps", eps.to(torch.get_default_dtype()), persistent=False)
-
-    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
-        log_p = logits.log_softmax(1)
-        true = log_p.gather(1, targets[:, None]).squeeze(1)
-        eps = self.eps[targets]
-        return -((1 - eps) * true + eps * log_p.mean(1)).mean()
+        super().__init__(eps_tail + (eps_head - eps_tail) * torch.sin(math.pi / 2 * place))

@@ -145,6 +145,8 @@ class HeadRun:
             self.failure = DIVERGED.format("loss is")
         elif not all(tensor.isfinite().all() for tensor in self.head.parameters()):
             self.failure = DIVERGED.format(f"weights after epoch {epoch + 1} are")
+        elif hasattr(self.head, "constrain"):
+            self.head.constrain()
         row = {"epoch": epoch + 1, "step": (epoch + 1) * self.steps, "lr": self.rate(epoch)}
         return row | {"train_loss": loss / self.images, "train_accuracy": hits / self.images}
 

@@ -32,6 +32,8 @@ DECLARED: dict[str, tuple[Range, str]] = {
     "eps_head": (BELOW_ONE, "label_aware: smoothing of the most frequent class, 0 to below 1"),
     "eps_tail": (BELOW_ONE, "label_aware: smoothing of the rarest class, 0 to below 1"),
     "max_norm": (SHARE, "wb: row norms may reach the least plus this share of their range, 0 to 1"),
+    "power": (NOT_NEGATIVE, "los_weighted: penalty of a class goes with frequency to this power; 1: LOS"),
+    "logreg_c": (ABOVE_ZERO, "logreg: C of scikit-learn, the inverse of the penalty, above 0"),
 }
 OPTIONS = ("label_smooth", "path", *DECLARED)
 
@@ -134,6 +136,14 @@ _TABLE = (
     Method("etf", "fixed equiangular prototypes", "Yang et al. 2022; epochs, lr ours",
            learns="D x K map", start="fresh", head="etf", loss="ce", epochs=20, lr=0.01,
            options={"scale": 30.0}),
+    Method("los_weighted", "LOS, class penalties by π^a", "ours, from the identity of LOS; uses the counts",
+           loss="los_weighted", epochs=None, options={"label_smooth": None, "path": None, "power": 0.75},
+           candidates={"power": (0.25, 0.5, 1.0, 1.25)}),
+    Method("samn", "row norms rising with rarity", "Zhang et al. 2026; all published, as we read it",
+           head="samn", loss="ce", epochs=20, lr=5e-4),
+    Method("logreg", "logistic regression, classes alike", "scikit-learn",
+           learns="classifier, at once", start="features", head="logreg",
+           options={"logreg_c": 1.0}, candidates={"logreg_c": (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)}),
 )
 # fmt: on
 METHODS = {method.name: method for method in _TABLE}
