@@ -5,8 +5,6 @@ Shapes: N batch, K classes; π_c is the share of class c in the training set.
 
 from collections.abc import Sequence
 
-from torch import Tensor
-
 from losses.label_aware import ClassSmoothing
 from losses.label_over_smooth import check_label_smooth
 from utils.base.numbers import check_class_counts, check_not_negative
@@ -22,9 +20,7 @@ class LosWeighted(ClassSmoothing):
     Raises ValueError: a class has no image, δ is not in [0, 1), or a is negative.
     """
 
-    def __init__(
-        self, class_counts: Sequence[int] | Tensor, label_smooth: float, power: float = 0.75
-    ) -> None:
+    def __init__(self, class_counts: Sequence[int], label_smooth: float, power: float = 0.75) -> None:
         counts = check_class_counts(class_counts)
         shares = counts / counts.sum()
         relative = shares ** (check_not_negative("power", power) - 1)  # w / π, up to a factor

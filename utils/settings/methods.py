@@ -47,7 +47,8 @@ class Method:
     head, to the loss or to both, by the names of their parameters. Those that no method here has are declared
     by `ranges`, and set by `--option name=value`. `candidates` are tried under --select val beside the run's
     own value. `fixed` are options of the head that make the method what it is. `shifted`: its source steps
-    the cosine before the first epoch, so that of E epochs the last has a learning rate of 0.
+    the cosine before the first epoch, so that of E epochs the last has a learning rate of 0. `differs` names
+    what its source does otherwise.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Method:
     candidates: dict = field(default_factory=dict)
     fixed: dict = field(default_factory=dict)
     ranges: Mapping[str, Range] = field(default_factory=dict)
+    differs: str = ""
 
     @property
     def trained(self) -> bool:
@@ -107,13 +109,15 @@ _TABLE = (
            learns="K scales", head="lws", loss="ce", epochs=5, **_LIKE_KANG),
     Method("tau_norm", "rows divided by their norm to the τ, no bias", _KANG,
            learns="nothing", head="tau_norm", options={"tau": 1.0}, candidates={"tau": TAUS}),
-    Method("ncm", "nearest class mean, cosine", _KANG, learns="nothing", start="features", head="ncm"),
+    Method("ncm", "nearest class mean, cosine", _KANG, learns="nothing", start="features", head="ncm",
+           differs="its source leaves the class means at their length"),
     Method("cb", "class-balanced weights", "Cui et al. 2019; epochs, lr ours",
            loss="cb", epochs=20, lr=0.003, options={"beta": 0.9999}),
     Method("focal", "focal loss", "Lin et al. 2017; epochs, lr ours",
            loss="focal", epochs=20, lr=0.01, options={"gamma": 1.0}, candidates={"gamma": (0.5, 1.0, 2.0)}),
     Method("ldam", "margins by frequency, cosine classifier", "Cao et al. 2019; epochs, lr ours",
-           head="ldam", loss="ldam", epochs=20, lr=1e-5, options={"max_margin": 0.5, "scale": 30.0}),
+           head="ldam", loss="ldam", epochs=20, lr=1e-5, options={"max_margin": 0.5, "scale": 30.0},
+           differs="its source weights the rare classes up late (DRW)"),
     Method("bsce", "Balanced Softmax", "Ren et al. 2020; epochs, lr ours",
            loss="bsce", epochs=20, lr=0.01, options={"tau": 1.0}),
     Method("la", "logit adjustment after training", "Menon et al. 2021",
@@ -135,7 +139,8 @@ _TABLE = (
            sampler="balanced", epochs=10, lr=0.003, options={"eps_head": 0.4, "eps_tail": 0.1}),
     Method("etf", "fixed equiangular prototypes", "Yang et al. 2022; epochs, lr ours",
            learns="D x K map", start="fresh", head="etf", loss="ce", epochs=20, lr=0.01,
-           options={"scale": 30.0}),
+           options={"scale": 30.0},
+           differs="its source has the dot-regression loss, and features of width K - 1 or more"),
     Method("los_weighted", "LOS, class penalties by π^a", "ours, from the identity of LOS; uses the counts",
            loss="los_weighted", epochs=None, options={"label_smooth": None, "path": None, "power": 0.75},
            candidates={"power": (0.25, 0.5, 1.0, 1.25)}),
