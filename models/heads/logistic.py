@@ -56,10 +56,6 @@ class LogisticRows(Head):
     def forward(self, features: Tensor) -> Tensor:
         return affine(features, self.weight, self.bias)
 
-    def folded(self) -> tuple[Tensor, Tensor]:
-        """The nn.Linear that gives the same logits."""
-        return self.weight, self.bias
-
 
 def _fitted(x: np.ndarray, labels: np.ndarray, c: float) -> tuple[np.ndarray, np.ndarray]:
     """x float32 [N, D], labels [N] -> rows [K, D], bias [K]; on one thread, so that the bits are the same."""
