@@ -20,10 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from losses.balanced_softmax import BalancedSoftmax
-from losses.label_aware import LabelAwareSmoothing
+from losses.label_aware import LabelAwareSmoothing, LosWeighted
 from losses.label_over_smooth import LabelOverSmooth
 from losses.ldam import LDAM
-from losses.los_weighted import LosWeighted
 from losses.reweighted import WeightedCrossEntropy
 
 # kind of loss -> what it has of each class: smoothing, weight, shift, margin; a number counts for them all

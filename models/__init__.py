@@ -45,7 +45,7 @@ HEADS = Registry(
         "la": "models.heads.corrections:PriorAdjusted",
         "los_step": "models.heads.linear:LosStep",
         "samn": "models.heads.linear:MonotoneLinear",
-        "logreg": "models.heads.logistic:LogisticRows",
+        "logreg": "models.heads.means:LogisticRows",
     }
 )
 __getattr__, __all__ = face(

@@ -14,7 +14,7 @@ from torch.func import functional_call
 
 from losses import LabelOverSmooth
 from models import HEADS, build_head, head_from_state
-from models.heads import logistic
+from models.heads import means as fitted
 from models.heads.means import CHUNK, class_means
 from tests.heads import COUNTS, D, K, array, largest_tensor, made, seeded, stirred, training_set
 
@@ -408,7 +408,7 @@ def test_what_logistic_regression_cannot_fit_is_refused(fc, monkeypatch):
     features, labels = training_set()
     with pytest.raises(ValueError, match="class 3 has no training feature"):
         build_head("logreg", fc, features=features[labels != 3], labels=labels[labels != 3])
-    monkeypatch.setattr(logistic, "MOST", 100)
+    monkeypatch.setattr(fitted, "MOST", 100)
     with pytest.raises(ValueError, match=r"28 x 7 features of 5 classes are too many.*leave logreg out"):
         build_head("logreg", fc, features=features, labels=labels)
 
