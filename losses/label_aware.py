@@ -30,7 +30,8 @@ class ClassSmoothing(nn.Module):
 class LabelAwareSmoothing(ClassSmoothing):
     """ε_c = ε_tail + (ε_head - ε_tail) sin(π/2 · (n_c - n_min) / (n_max - n_min)).
 
-    ε_head is for the largest class, ε_tail for the smallest. With balanced counts, where this is 0 / 0, all take ε_tail: none is a head.
+    ε_head is for the largest class, ε_tail for the smallest. With balanced counts, where this is 0 / 0, all
+    take ε_tail: none is a head.
     Raises ValueError: a class has no image, or an ε is not in [0, 1).
     """
 
