@@ -10,7 +10,7 @@ from matplotlib.figure import Figure  # not pyplot: no window, no global state
 from matplotlib.patches import Rectangle
 
 from benchmarks.studies.los import COLOURS, MARKS, tidy
-from benchmarks.studies.tables import EVEN, Tables, unevenness
+from benchmarks.studies.tables import EVEN, Tables, of_widest, unevenness
 from utils.base.files import write_atomically
 from utils.metrics.accuracy import GROUPS
 
@@ -137,9 +137,7 @@ def gain(tables: Tables) -> Figure:
 
 def balance(tables: Tables) -> Figure:
     """LoMa and RSD of every method by group, the most accurate method on top."""
-    pack = tables["packs"].set_index("pack")["width"].idxmax()
-    rows = tables["methods"].query("pack == @pack").dropna(subset="overall")
-    rows = rows.sort_values("overall", kind="stable")
+    rows = of_widest(tables).dropna(subset="overall").sort_values("overall", kind="stable")
     figure = Figure((7.2, 1.3 + 0.22 * len(rows)), dpi=DPI, layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     for axes, metric in zip(panels, ("loma", "rsd"), strict=True):
@@ -155,7 +153,7 @@ def balance(tables: Tables) -> Figure:
             axes.plot(rows[column], places, label=name, **style)
     names = [f"{row.method}  {100 * row.overall:.1f} %" for row in rows.itertuples()]
     panels[0].set_yticks(range(len(rows)), names)
-    figure.suptitle(f"{pack}, test images", fontsize=SMALL + 1)
+    figure.suptitle(f"{rows['pack'].iloc[0]}, test images", fontsize=SMALL + 1)
     _legend(figure, panels[0], "lower", ncols=3)
     return figure
 

@@ -113,15 +113,20 @@ def gains_table(tables: Tables) -> str:
 
 def methods_table(tables: Tables) -> str:
     """Every method on the pack with the widest features: accuracy beside LoMa and RSD by group."""
-    pack = tables["packs"].set_index("pack")["width"].idxmax()
-    lines = []
-    for _, row in tables["methods"].query("pack == @pack").iterrows():
+    rows, lines = of_widest(tables), []
+    for _, row in rows.iterrows():
         line = [row["method"], _number(100 * row["overall"]), _groups(row, "", scale=100)]
         line += [_number(row["loma"]), _groups(row, "loma_"), _number(row["rsd"]), _groups(row, "rsd_", 2)]
         lines.append(line)
     groups = " / ".join(GROUPS)
     header = ["method", "test", groups, "LoMa", f"LoMa: {groups}", "RSD", f"RSD: {groups}"]
-    return f"{pack}:\n\n" + _table(header, lines)
+    return f"{rows['pack'].iloc[0]}:\n\n" + _table(header, lines)
+
+
+def of_widest(tables: Tables) -> pd.DataFrame:
+    """The rows of methods.csv of the pack with the widest features."""
+    pack = tables["packs"].set_index("pack")["width"].idxmax()
+    return tables["methods"][tables["methods"]["pack"] == pack]
 
 
 def unevenness(rows: pd.DataFrame, reading: str = "per_sample") -> pd.Series:
@@ -133,9 +138,8 @@ def unevenness(rows: pd.DataFrame, reading: str = "per_sample") -> pd.Series:
 def statements_table(tables: Tables) -> str:
     """The paper's statements, a column a pack: the figure, bold where our rule calls it fulfilled."""
     packs = list(tables["packs"]["pack"])
-    judged = {
-        pack: _judge({name: rows.query("pack == @pack") for name, rows in tables.items()}) for pack in packs
-    }
+    own = {pack: {name: rows[rows["pack"] == pack] for name, rows in tables.items()} for pack in packs}
+    judged = {pack: _judge(own[pack]) for pack in packs}
     lines = []
     for name in next(iter(judged.values())):
         found = [judged[pack][name] for pack in packs]
