@@ -22,6 +22,7 @@ LOSSES = Registry(
         "lade": "losses.lade:LADE",
         "label_aware": "losses.label_aware:LabelAwareSmoothing",
         "wb": "losses.weight_balance:WeightBalancing",
+        "los_weighted": "losses.label_aware:LosWeighted",
     }
 )
 __getattr__, __all__ = face(
@@ -30,7 +31,7 @@ __getattr__, __all__ = face(
         "balanced_softmax": "BalancedSoftmax logit_adjustment",
         "focal": "FocalLoss",
         "gaps": "label_smooth_for_gap logit_gap",
-        "label_aware": "LabelAwareSmoothing",
+        "label_aware": "LabelAwareSmoothing LosWeighted",
         "label_over_smooth": "LabelOverSmooth smooth_labels",
         "lade": "LADE",
         "ldam": "LDAM",

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from losses.balanced_softmax import BalancedSoftmax
-from losses.label_aware import LabelAwareSmoothing
+from losses.label_aware import LabelAwareSmoothing, LosWeighted
 from losses.label_over_smooth import LabelOverSmooth
 from losses.ldam import LDAM
 from losses.reweighted import WeightedCrossEntropy
@@ -30,6 +30,7 @@ _VECTORS = {
     nn.CrossEntropyLoss: lambda loss: (None, None, None, None),
     LabelOverSmooth: lambda loss: (loss.label_smooth, None, None, None),
     LabelAwareSmoothing: lambda loss: (loss.eps, None, None, None),
+    LosWeighted: lambda loss: (loss.eps, None, None, None),
     WeightedCrossEntropy: lambda loss: (None, loss.weights, None, None),
     BalancedSoftmax: lambda loss: (None, None, loss.shift, None),
     LDAM: lambda loss: (None, None, None, loss.margins),

@@ -44,6 +44,8 @@ HEADS = Registry(
         "disalign": "models.heads.corrections:DisAlign",
         "la": "models.heads.corrections:PriorAdjusted",
         "los_step": "models.heads.linear:LosStep",
+        "samn": "models.heads.linear:MonotoneLinear",
+        "logreg": "models.heads.means:LogisticRows",
     }
 )
 __getattr__, __all__ = face(

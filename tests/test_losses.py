@@ -17,12 +17,13 @@ from losses import (
     max_norm_,
     max_norm_limit,
 )
+from utils.metrics.logits import logits_magnitude
 
 COUNTS = [40, 17, 5, 2, 1]
 BALANCED = [8, 8, 8, 8, 8]
-OPTIONS = {"los": {"label_smooth": 0.9}}  # of losses that have no default
+OPTIONS = {name: {"label_smooth": 0.9} for name in ("los", "los_weighted")}  # of losses without a default
 NAMES = sorted(LOSSES)
-COUNTED = ["cb", "power", "bsce", "ldam", "lade", "label_aware", "wb"]
+COUNTED = ["cb", "power", "bsce", "ldam", "lade", "label_aware", "los_weighted", "wb"]
 OTHER_OPTIONS = [
     ("focal", {"gamma": 0.5}),
     ("focal", {"gamma": 2.0}),
@@ -32,6 +33,7 @@ OTHER_OPTIONS = [
     ("ldam", {"max_margin": 0.2, "scale": 7.0}),
     ("lade", {"alpha": 0.7, "lam": 0.2}),
     ("label_aware", {"eps_head": 0.3, "eps_tail": 0.0}),
+    ("los_weighted", {"label_smooth": 0.5, "power": 0.0}),
     ("wb", {"beta": 0.9}),
 ]
 CASES = [(name, OPTIONS.get(name, {})) for name in NAMES] + OTHER_OPTIONS
@@ -125,6 +127,12 @@ def label_aware(z, y, n, eps_head=0.4, eps_tail=0.1):
     return smoothed(z, y, eps[y])
 
 
+def los_weighted(z, y, n, label_smooth, power=0.75):
+    weights = n**power / (n**power).sum()
+    margins = of_target(z, y) - (z.sum(axis=1) - of_target(z, y)) / 4
+    return ce(z, y, n) + 4 / 5 * label_smooth * (weights[y] / n[y] * n.sum() * margins).mean()
+
+
 def wb(z, y, n, beta=0.9999):
     p = np.exp(log_p(z))
     each = np.where(onehot(y) == 1, np.log(p), np.log(1 - p)).mean(axis=1)
@@ -141,6 +149,7 @@ REFERENCES = {
     "ldam": ldam,
     "lade": lade,
     "label_aware": label_aware,
+    "los_weighted": los_weighted,
     "wb": wb,
 }
 
@@ -264,6 +273,7 @@ def test_class_weights_follow_their_formula_and_sum_to_the_number_of_classes(fin
         ("lade", BALANCED, {"alpha": 0.0}),
         ("ldam", COUNTS, {"max_margin": 0.0}),
         ("label_aware", COUNTS, {"eps_head": 0.0, "eps_tail": 0.0}),
+        ("los_weighted", COUNTS, {"label_smooth": 0.0}),
     ],
 )
 def test_a_loss_is_cross_entropy_where_its_option_or_balance_turns_it_off(double, name, counts, options):
@@ -279,6 +289,23 @@ def test_label_aware_smoothing_with_one_epsilon_is_torchs_label_smoothing(double
     logits, targets = batch()
     expected = F.cross_entropy(logits, targets, label_smoothing=smoothing)
     same(build_loss("label_aware", counts, **options)(logits, targets), expected)
+
+
+@pytest.mark.parametrize(("counts", "power"), [(COUNTS, 1.0), (BALANCED, 0.0), (BALANCED, 0.3)])
+def test_los_weighted_by_frequency_or_over_balanced_classes_is_los(double, counts, power):
+    logits, targets = batch()
+    weighted = build_loss("los_weighted", counts, label_smooth=0.98, power=power)
+    same(weighted(logits, targets), build_loss("los", label_smooth=0.98)(logits, targets))
+
+
+@pytest.mark.parametrize("power", [0.0, 0.5, 2.0])
+def test_over_the_training_set_los_weighted_penalises_the_loma_of_each_class_by_its_weight(double, power):
+    targets = torch.arange(5).repeat_interleave(torch.tensor(COUNTS))
+    logits = torch.randn(len(targets), 5, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    weights = torch.tensor(COUNTS, dtype=torch.float64) ** power
+    penalty = (weights / weights.sum() * logits_magnitude(logits, targets)).sum()
+    expected = F.cross_entropy(logits, targets) + 0.9 * 4 / 5 * penalty
+    same(build("los_weighted", power=power)(logits, targets), expected)
 
 
 def test_weighted_cross_entropy_is_torchs_weighted_mean_whatever_the_scale_of_the_weights(double):
@@ -360,10 +387,10 @@ def test_a_loss_that_needs_class_counts_refuses_none_and_a_class_without_images(
         build_loss(name)
     for count in (0, -3, math.nan, math.inf):
         with pytest.raises(ValueError, match="class_counts must be above 0, class 2 has"):
-            build_loss(name, [5, 3, count])
+            build(name, [5, 3, count])
     for counts in ([], [7], [[1, 2], [3, 4]]):
         with pytest.raises(ValueError, match="two classes or more"):
-            build_loss(name, counts)
+            build(name, counts)
 
 
 @pytest.mark.parametrize(
@@ -383,6 +410,8 @@ def test_a_loss_that_needs_class_counts_refuses_none_and_a_class_without_images(
         ("lade", "lam", -0.1, "of at least 0"),
         ("label_aware", "eps_head", 1.0, r"in \[0, 1\)"),
         ("label_aware", "eps_tail", -0.1, r"in \[0, 1\)"),
+        ("los_weighted", "label_smooth", 1.0, r"in \[0, 1\)"),
+        ("los_weighted", "power", -0.1, "of at least 0"),
         ("los", "label_smooth", 1.0, r"in \[0, 1\), got 1: at 1 every label is 1/K"),
         ("los", "label_smooth", math.nan, r"in \[0, 1\)"),
         ("los", "label_smooth", -1e-9, r"in \[0, 1\)"),
@@ -390,7 +419,7 @@ def test_a_loss_that_needs_class_counts_refuses_none_and_a_class_without_images(
 )
 def test_an_option_out_of_range_is_refused_with_its_range(name, option, value, rule):
     with pytest.raises(ValueError, match=f"{option} must be .*{rule}"):
-        build_loss(name, COUNTS, **{option: value})
+        build_loss(name, COUNTS, **{**OPTIONS.get(name, {}), option: value})
 
 
 def test_weights_and_norms_out_of_range_are_refused():

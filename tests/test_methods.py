@@ -36,8 +36,8 @@ NAMES = [
     "bsce",
     "la",
 ]
-NAMES += ["lade", "disalign", "marc", "wb", "label_aware", "etf"]
-LEARN_NOTHING = {"stage1", "los_step", "tau_norm", "ncm", "la"}
+NAMES += ["lade", "disalign", "marc", "wb", "label_aware", "etf", "los_weighted", "samn", "logreg"]
+NOT_TRAINED = {"stage1", "los_step", "tau_norm", "ncm", "la", "logreg"}
 VAL = ("--select", "val")
 
 
@@ -71,8 +71,8 @@ def test_an_entry_names_its_source_a_head_that_exists_and_a_loss_where_it_trains
     assert method.what and method.source and method.learns
     assert method.source == "-" if method.name == "stage1" else len(method.source) > 5
     assert method.head in HEADS and method.sampler in ("natural", "balanced")
-    assert method.trained == (method.loss in LOSSES) == (method.name not in LEARN_NOTHING)
-    assert (method.learns == "nothing") == (not method.trained)
+    assert method.trained == (method.loss in LOSSES) == (method.name not in NOT_TRAINED)
+    assert (method.learns == "nothing") == (not method.trained and method.name != "logreg")
     if not method.trained:
         assert (method.loss, method.epochs, method.lr, method.wd) == (None, 0, None, None)
 
@@ -96,7 +96,7 @@ def test_every_option_is_an_argument_that_can_be_swept_and_that_some_method_has(
     assert {name for method in METHODS.values() for name in method.options} == set(OPTIONS)
     for name in TRAINING:
         assert {method.name for method in METHODS.values() if method.takes(name)} == {
-            name for name in NAMES if name not in LEARN_NOTHING
+            name for name in NAMES if name not in NOT_TRAINED
         }
 
 
@@ -133,8 +133,10 @@ def test_the_list_names_every_method_with_its_source_and_reads_nothing(tmp_path,
     table, sources = text.split("\nsources\n")
     assert [line.split()[0] for line in table.strip().splitlines()[1:]] == list(METHODS)
     assert [line.split(maxsplit=1) for line in sources.strip().splitlines()] == [
-        [name, method.source] for name, method in METHODS.items()
+        [name, method.source + f"; {method.differs}" * bool(method.differs)]
+        for name, method in METHODS.items()
     ]
+    assert all(METHODS[name].differs for name in ("ncm", "ldam", "etf"))
     for method in METHODS.values():
         row = next(line for line in table.splitlines() if line.split()[0] == method.name)
         assert method.what in row and all(option in row for option in method.options)
@@ -173,7 +175,7 @@ def test_an_option_that_no_method_of_the_run_has_is_refused_and_those_that_have_
     message = refusal(plan, "--method", "ncm,la", "--finetune_lr", "0.1")
     assert message.startswith("--finetune_lr: no method of this run has it, it is for ce, los, crt")
     with_lr = set(message.rpartition("it is for ")[2].split(", "))
-    assert with_lr == set(NAMES) - LEARN_NOTHING
+    assert with_lr == set(NAMES) - NOT_TRAINED
     assert "--label_smooth: " in refusal(plan, "--method", "ce", "--label_smooth", "0.9")
 
 
@@ -222,7 +224,7 @@ def test_what_is_not_trained_has_one_seed_and_the_rest_all():
     plans = heads("--method", "all", "--seeds", "4,5,6")
     for name in NAMES:
         seeds = [head.seed for head in plans if head.method.name == name]
-        assert seeds == ([4] if name in LEARN_NOTHING else [4, 5, 6]), name
+        assert seeds == ([4] if name in NOT_TRAINED else [4, 5, 6]), name
     assert plan(["--method", "ce", "--seeds", "4,5"])[0][0].seed == 4
 
 

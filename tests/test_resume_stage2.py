@@ -4,6 +4,7 @@ import os
 import shlex
 import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,16 @@ import torch
 import main_stage1
 import main_stage2
 from tests.file_trees import imagenet_tree
-from tests.helpers import call, places, refusal, run_folder, run_stage1, run_stage2, stopped_at_step
+from tests.helpers import (
+    call,
+    places,
+    read_metrics,
+    refusal,
+    run_folder,
+    run_stage1,
+    run_stage2,
+    stopped_at_step,
+)
 from tests.stage2 import left_behind, published
 from utils.base.signals import Stopped
 from utils.heads.head import HeadRun
@@ -103,6 +113,30 @@ def test_a_head_that_had_failed_stays_failed_and_the_others_go_on(digits, tmp_pa
     _, said = stop_at(cut, 25, *words)
     go_on(said)
     assert left_behind(run_folder(cut, "stage2"), cut) == expected
+
+
+def test_a_run_of_before_the_shifted_schedule_goes_on_with_its_own(digits, tmp_path, monkeypatch):
+    words = ("--method", "crt", *ONE, "--finetune_lr", "0.4", "--pretrained_pth", digits.stage1)
+    state = HeadRun.state
+
+    def older(head: HeadRun) -> dict:
+        return {name: value for name, value in state(head).items() if name != "shifted"}
+
+    with monkeypatch.context() as patch:
+        patch.setattr(HeadRun, "__init__", _unshifted(HeadRun.__init__))
+        patch.setattr(HeadRun, "state", older)
+        _, said = stop_at(tmp_path, 6, *words)
+    go_on(said)
+    rates = read_metrics(run_folder(tmp_path, "stage2")).query("method == 'crt'")["lr"]
+    assert list(rates) == pytest.approx([0.4, 0.3, 0.1])
+
+
+def _unshifted(start: Callable) -> Callable:
+    def begin(head: HeadRun, *given: object) -> None:
+        start(head, *given)
+        head.shifted = False
+
+    return begin
 
 
 def test_auto_takes_the_unfinished_run_of_the_same_words_and_stage_1_else_a_fresh_one(digits, tmp_path):

@@ -299,3 +299,14 @@ def test_drifting_batch_norm_is_for_a_single_trained_head(tmp_path, digits):
     start = ("--dataset", "digits_lt", *places(tmp_path), "--pretrained_pth", digits.stage1)
     message = refusal(main_stage2.main, *start, "--bn_mode", "train", "--method", "los,ce")
     assert "--bn_mode train" in message
+
+
+def test_wb_crt_and_lws_step_their_cosine_before_the_first_epoch_but_not_before_the_only_one(digits):
+    def rates(method: str, epochs: int) -> list[float]:
+        config = settle(digits, "--method", method, "--finetune_lr", "0.4", "--finetune_epoch", epochs)
+        return [row["lr"] for row in trained(config, frozen_features(digits))[-1].progress.rows]
+
+    for method in ("wb", "crt", "lws"):
+        assert rates(method, 3) == pytest.approx([0.3, 0.1, 0])
+        assert rates(method, 1) == [0.4]
+    assert rates("los", 3) == pytest.approx([0.4, 0.3, 0.1])

@@ -54,7 +54,7 @@ def test_the_slopes_of_a_stack_are_the_gradients_of_each_loss_alone(name):
     draws = torch.Generator().manual_seed(0)
     logits = 3 * torch.randn(3, 7, 5, generator=draws, dtype=torch.float64)
     targets = torch.randint(5, (3, 7), generator=draws)
-    options = [{"label_smooth": delta} for delta in (0.0, 0.5, 0.98)] if name == "los" else [{}] * 3
+    options = [_needed(name, delta) for delta in (0.0, 0.5, 0.98)]
     if name == "bsce":
         options = [{"tau": tau} for tau in (0.0, 0.5, 2.0)]
     each = [build_loss(name, COUNTS, **words).double() for words in options]
@@ -73,11 +73,11 @@ def test_losses_without_a_closed_form_are_those_that_no_class_vectors_describe()
         name for name in losses.LOSSES if not has_closed_form(build_loss(name, COUNTS, **_needed(name)))
     }
     assert without >= {"focal", "lade", "wb"}
-    assert without.isdisjoint({"ce", "los", "cb", "bsce", "ldam", "label_aware", "power"})
+    assert without.isdisjoint({"ce", "los", "cb", "bsce", "ldam", "label_aware", "power", "los_weighted"})
 
 
-def _needed(name: str) -> dict:
-    return {"label_smooth": 0.9} if name == "los" else {}
+def _needed(name: str, delta: float = 0.9) -> dict:
+    return {"label_smooth": delta} if name in ("los", "los_weighted") else {}
 
 
 def test_a_stack_of_los_is_what_torch_trains_one_head_after_another(digits, frozen):

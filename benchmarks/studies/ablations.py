@@ -183,9 +183,8 @@ def measure(paths: Sequence[Path]) -> dict[str, list[dict]]:
         rows["gains"] += [bench.gain("preset", preset), bench.gain("validation", bench.chosen())]
         studies = {"delta": sweep, "grid": grid, "stage1": [bench.stage1]}
         rows["heads"] += [{"study": s} | bench.row(run) for s, runs in studies.items() for run in runs]
+        rows["methods"] += bench.method_rows()
         print(f"{bench.name}: {len(rows['heads'])} rows so far", flush=True)
-    widest = max(benches, key=lambda bench: bench.pack.fc_weight.shape[1])
-    rows["methods"] = widest.method_rows()
     return rows
 
 

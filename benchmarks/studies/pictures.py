@@ -10,14 +10,13 @@ from matplotlib.figure import Figure  # not pyplot: no window, no global state
 from matplotlib.patches import Rectangle
 
 from benchmarks.studies.los import COLOURS, MARKS, tidy
-from benchmarks.studies.tables import Tables
+from benchmarks.studies.tables import EVEN, Tables, of_widest, unevenness
 from utils.base.files import write_atomically
 from utils.metrics.accuracy import GROUPS
 
 DPI, SMALL = 110, 8
 SETTINGS = {"preset": ("#0072B2", "-", "o"), "validation": ("#D55E00", "--", "s")}
 ENDLESS = 14.0  # where the axis of gaps has its ∞
-EVEN = 0.25  # the groups' LoMa counts as nearly equal up to this difference, relative to its mean
 
 
 def draw(tables: Tables, folder: Path) -> list[Path]:
@@ -138,7 +137,7 @@ def gain(tables: Tables) -> Figure:
 
 def balance(tables: Tables) -> Figure:
     """LoMa and RSD of every method by group, the most accurate method on top."""
-    rows = tables["methods"].dropna(subset="overall").sort_values("overall", kind="stable")
+    rows = of_widest(tables).dropna(subset="overall").sort_values("overall", kind="stable")
     figure = Figure((7.2, 1.3 + 0.22 * len(rows)), dpi=DPI, layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     for axes, metric in zip(panels, ("loma", "rsd"), strict=True):
@@ -166,8 +165,7 @@ def size(tables: Tables) -> Figure:
     for axes, pack in zip(panels, packs, strict=False):
         own = tables["heads"][tables["heads"]["pack"] == pack]
         rows = own[own["label_smooth"] > 0].drop_duplicates("setting")  # without the control
-        groups = rows[[f"test_loma_per_sample_{name}" for name in GROUPS]]
-        even = (groups.max(axis=1) - groups.min(axis=1)) / rows["test_loma_per_sample_all"] <= EVEN
+        even = unevenness(rows) <= EVEN
         first = own[own["study"] == "stage1"]
         blue = {"color": "#0072B2", "marker": "o", "markersize": 5}
         tidy(axes)

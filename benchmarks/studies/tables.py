@@ -8,11 +8,15 @@ import pandas as pd
 from benchmarks.studies.pages import marked, put
 from utils.base.files import write_atomically
 from utils.metrics.accuracy import GROUPS
+from utils.metrics.logits import READINGS
 from utils.plots.tables import read_table
 from utils.report.table import markdown_lines
 
 COMMAND = "python -m benchmarks.studies.ablations"
 FILES = ("packs", "heads", "gains", "methods")
+# the rules of ours by which a statement holds: p below; nearly even LoMa, up to this difference of the groups
+# relative to the mean; a rank correlation of at least; points that the preset's δ may lack
+SURE, EVEN, RANKED, LACKING = 0.01, 0.25, 0.5, 0.5
 
 Tables = dict[str, pd.DataFrame]
 
@@ -108,15 +112,78 @@ def gains_table(tables: Tables) -> str:
 
 
 def methods_table(tables: Tables) -> str:
-    """Every method on one pack: accuracy beside LoMa and RSD by group."""
-    lines = []
-    for _, row in tables["methods"].iterrows():
+    """Every method on the pack with the widest features: accuracy beside LoMa and RSD by group."""
+    rows, lines = of_widest(tables), []
+    for _, row in rows.iterrows():
         line = [row["method"], _number(100 * row["overall"]), _groups(row, "", scale=100)]
         line += [_number(row["loma"]), _groups(row, "loma_"), _number(row["rsd"]), _groups(row, "rsd_", 2)]
         lines.append(line)
     groups = " / ".join(GROUPS)
     header = ["method", "test", groups, "LoMa", f"LoMa: {groups}", "RSD", f"RSD: {groups}"]
-    return f"{', '.join(tables['methods']['pack'].unique())}:\n\n" + _table(header, lines)
+    return f"{rows['pack'].iloc[0]}:\n\n" + _table(header, lines)
+
+
+def of_widest(tables: Tables) -> pd.DataFrame:
+    """The rows of methods.csv of the pack with the widest features."""
+    pack = tables["packs"].set_index("pack")["width"].idxmax()
+    return tables["methods"][tables["methods"]["pack"] == pack]
+
+
+def unevenness(rows: pd.DataFrame, reading: str = "per_sample") -> pd.Series:
+    """Largest less smallest LoMa of the groups, relative to the mean over classes, of rows of heads.csv."""
+    groups = rows[[f"test_loma_{reading}_{name}" for name in GROUPS]]
+    return (groups.max(axis=1) - groups.min(axis=1)) / rows[f"test_loma_{reading}_all"]
+
+
+def statements_table(tables: Tables) -> str:
+    """The paper's statements, a column a pack: the figure, bold where our rule calls it fulfilled."""
+    packs = list(tables["packs"]["pack"])
+    own = {pack: {name: rows[rows["pack"] == pack] for name, rows in tables.items()} for pack in packs}
+    judged = {pack: _judge(own[pack]) for pack in packs}
+    lines = []
+    for name in next(iter(judged.values())):
+        found = [judged[pack][name] for pack in packs]
+        tested = [holds for holds, _ in found if holds is not None]
+        figures = [f"**{figure}**" if holds else figure for holds, figure in found]
+        lines.append([name, *figures, f"{sum(tested)} of {len(tested)}"])
+    return _table(["statement", *packs, "holds on"], lines)
+
+
+def _judge(own: Tables) -> dict[str, tuple[bool | None, str]]:
+    """Statement -> does it hold on this pack (None: it cannot be tested), and the figure that says so."""
+    heads, methods = own["heads"], own["methods"].dropna(subset="overall")
+    preset = own["gains"].query("chosen_by == 'preset'").iloc[0]
+    gain = preset["test_minus_ce"]
+    found = {"gain": (bool(gain > 0 and preset["p_ce"] < SURE), f"{gain:+.2f} (p {preset['p_ce']:.2g})")}
+    others = methods[~methods["method"].isin(["stage1", "ce", "los"])]
+    ahead = (others["overall"] > methods.set_index("method").loc["los", "overall"]).sum()
+    found["best"] = (bool(ahead == 0), f"{ahead} of {len(others)} ahead")
+    sweep = heads.query("study == 'delta'").set_index("label_smooth")["val_balanced"]
+    lacks = sweep.max() - sweep[preset["label_smooth"]]
+    found["label"] = (bool(lacks <= LACKING), f"lacks {lacks:.2f}")
+    los = heads[heads["label_smooth"] > 0].drop_duplicates("setting")
+    used = heads[(heads["label_smooth"] == preset["label_smooth"]) & (heads["epochs"] == preset["epochs"])]
+    for reading in READINGS:
+        before, after = (
+            unevenness(rows, reading).iloc[0]
+            for rows in (heads.query("study == 'stage1'"), used[used["lr"] == preset["lr"]])
+        )
+        found[f"equal, {reading}"] = (bool(after <= EVEN), f"{before:.2f} → {after:.2f}")
+        even = los[unevenness(los, reading) <= EVEN]
+        size = even[f"test_loma_{reading}_all"]
+        found[f"small, {reading}"] = _ranked(size, even["test_balanced"], sign=-1)
+        found[f"calm, {reading}"] = _ranked(size, even[f"test_rsd_{reading}_all"], sign=1)
+        column = "rsd" if reading == "per_sample" else f"rsd_{reading}"
+        found[f"rsd, {reading}"] = _ranked(methods[column], methods["overall"], sign=-1)
+    return found
+
+
+def _ranked(one: pd.Series, other: pd.Series, sign: int) -> tuple[bool | None, str]:
+    """Is the rank correlation of at least five heads clearly of this sign?"""
+    if len(one) < 5:
+        return None, f"– (n {len(one)})"
+    found = one.corr(other, method="spearman")
+    return bool(sign * found >= RANKED), f"{found:.2f} (n {len(one)})"
 
 
 TABLES: dict[str, Callable[[Tables], str]] = {
@@ -125,4 +192,5 @@ TABLES: dict[str, Callable[[Tables], str]] = {
     "grid": grid_table,
     "gains": gains_table,
     "methods": methods_table,
+    "statements": statements_table,
 }

@@ -1,7 +1,7 @@
 """Classifier heads, features [N, D] -> logits [N, K], and the contract that each of them keeps.
 
 linear.py: heads whose rows are learned, and the closed-form step of LOS. corrections.py: heads that correct
-the fixed stage-1 classifier. means.py: the nearest mean.
+the fixed stage-1 classifier. means.py: those fitted at once.
 
 A new head touches two files: one of these with a class that derives from Head, and models/__init__.py with a
 line in HEADS. What it must have:

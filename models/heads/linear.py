@@ -4,14 +4,15 @@ Contract and notation: models/heads/__init__.py.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.heads import Gradients, Head, affine, copy_stage1, normalised, normalised_slope
+from models.heads import TINY, Gradients, Head, affine, copy_stage1, normalised, normalised_slope
 from models.heads.means import check_training_set, class_means
-from utils.base.numbers import check_above_zero, check_not_negative
+from utils.base.numbers import check_above_zero, check_class_counts, check_not_negative
 
 
 class Linear(Head, nn.Linear):
@@ -48,6 +49,30 @@ class Linear(Head, nn.Linear):
         bound = 1 / math.sqrt(self.in_features)
         bias = torch.empty(self.out_features, device=generator.device)
         self.bias.copy_(bias.uniform_(-bound, bound, generator=generator))
+
+
+class MonotoneLinear(Linear):
+    """The stage-1 classifier, learned on; after each epoch its row norms are made monotone (`constrain`).
+
+    Source: SAMN (Zhang et al. 2026), whose summaries say that the norms must not decrease from the most
+    frequent class to the rarest and that pooling adjacent violators makes them so; the rest is our reading.
+    """
+
+    needs = ("class_counts",)
+
+    @torch.no_grad()
+    def start(self, fc: nn.Linear, class_counts: Sequence[int]) -> None:
+        copy_stage1(self, fc)
+        self.rarity = -check_class_counts(class_counts).numpy()
+
+    @torch.no_grad()
+    def constrain(self) -> None:
+        """Scale the rows to the nearest norms that do not decrease with rarity; the bias stays as it is."""
+        from sklearn.isotonic import IsotonicRegression  # here: to import it takes a second
+
+        norms = self.weight.norm(dim=1)
+        wanted = IsotonicRegression().fit_transform(self.rarity, norms.double().cpu().numpy())
+        self.weight.mul_((torch.from_numpy(wanted).to(norms) / norms.clamp_min(TINY)).unsqueeze(1))
 
 
 class LosStep(Linear):

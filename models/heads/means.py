@@ -1,18 +1,21 @@
-"""Means of the training features, and the head of the nearest one.
+"""Means of the training features, and heads that are fitted to these at once.
 
 Features may be float16 and memory-mapped: they are read in chunks of rows and summed in float64.
 
 Shapes: N training images, D feature, K classes.
 """
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.heads import Head
+from models.heads import Head, affine
 from utils.base.errors import SettingError
+from utils.base.numbers import check_above_zero
 
 CHUNK = 4096  # rows: 64 MiB of float64 at D = 2048
+MOST = 10**10  # products of features and classes in a step of logistic regression: seconds of one core
 
 
 @torch.no_grad()
@@ -78,3 +81,47 @@ class NearestMean(Head):
     def forward(self, features: Tensor) -> Tensor:
         """features [..., N, D] -> cosines [..., N, K]; 0 for a feature that is the centre itself."""
         return F.normalize(features - self.centre.unsqueeze(-2), dim=-1) @ self.weight.mT
+
+
+class LogisticRows(Head):
+    """logit_k = w_k x + b_k of a multinomial logistic regression whose classes weigh alike: no SGD.
+
+    scikit-learn fits it to standardised features, on one thread so that its bits are the same; the scale is
+    folded back. `logreg_c` is its C: the larger, the weaker the penalty on the rows.
+    """
+
+    needs = ("features", "labels")
+    stacks = True
+
+    def __init__(self, in_features: int, num_classes: int, logreg_c: float = 1.0) -> None:
+        super().__init__()
+        self.logreg_c = check_above_zero("logreg_c", logreg_c)
+        self.register_buffer("weight", torch.zeros(num_classes, in_features))
+        self.register_buffer("bias", torch.zeros(num_classes))
+
+    @torch.no_grad()
+    def start(self, fc: nn.Linear, features: Tensor, labels: Tensor) -> None:
+        """features [N, D] and labels int64 [N] of the training images; of `fc` only the sizes matter."""
+        from sklearn.linear_model import LogisticRegression  # here: to import it takes a second
+        from threadpoolctl import threadpool_limits
+
+        check_training_set(features, labels, *self.weight.shape)
+        if not (counts := torch.bincount(labels, minlength=len(self.weight))).all():
+            raise SettingError(f"class {int(counts.argmin())} has no training feature")
+        if features.numel() * len(self.weight) > MOST:
+            size = f"{len(features):,} x {features.shape[1]} features of {len(self.weight)} classes"
+            raise SettingError(f"{size} are too many for scikit-learn's solver: leave logreg out")
+        x = features.float().cpu().numpy()
+        mean, deviation = x.mean(axis=0), x.std(axis=0)
+        deviation[deviation == 0] = 1
+        model = LogisticRegression(C=self.logreg_c, class_weight="balanced", max_iter=1000)
+        with threadpool_limits(1, "blas"):
+            model.fit((x - mean) / deviation, labels.cpu().numpy())
+        rows, bias = model.coef_ / deviation, model.intercept_
+        if len(rows) == 1:  # of two classes it gives the difference
+            rows, bias = np.concatenate([-rows, rows]) / 2, np.concatenate([-bias, bias]) / 2
+        self.weight.copy_(torch.from_numpy(rows))
+        self.bias.copy_(torch.from_numpy(bias - rows @ mean))
+
+    def forward(self, features: Tensor) -> Tensor:
+        return affine(features, self.weight, self.bias)

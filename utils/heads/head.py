@@ -36,6 +36,7 @@ class HeadRun:
         self.plan, self.frozen, self.config, self.select = plan, frozen, config, config.select
         self.progress, self.best_state, self.best_backbone = Progress(), None, None
         self.lr, self.failure, self.momentum = plan.lr, None, {}
+        self.shifted = plan.method.shifted
         self.head, self.loss_fn, self.limit = None, None, None
         self._spent, self._since, self._beside = 0.0, None, 1
         self._begin_epoch()
@@ -88,6 +89,11 @@ class HeadRun:
         strength = path * self.frozen.strength_of_path
         return los_path_lr(strength, delta, self.steps * schedule, self.config.momentum)
 
+    def rate(self, epoch: int) -> float:
+        """The learning rate of an epoch (from 0); a single one would learn nothing if it were shifted."""
+        epochs = self.plan.epochs
+        return cosine_lr(self.lr, epoch + (self.shifted and epochs > 1), epochs)
+
     @property
     def kind(self) -> tuple:
         """Heads of one kind take their steps together, whatever their losses, learning rates and seeds."""
@@ -139,8 +145,9 @@ class HeadRun:
             self.failure = DIVERGED.format("loss is")
         elif not all(tensor.isfinite().all() for tensor in self.head.parameters()):
             self.failure = DIVERGED.format(f"weights after epoch {epoch + 1} are")
-        lr = cosine_lr(self.lr, epoch, self.plan.epochs)
-        row = {"epoch": epoch + 1, "step": (epoch + 1) * self.steps, "lr": lr}
+        elif hasattr(self.head, "constrain"):
+            self.head.constrain()
+        row = {"epoch": epoch + 1, "step": (epoch + 1) * self.steps, "lr": self.rate(epoch)}
         return row | {"train_loss": loss / self.images, "train_accuracy": hits / self.images}
 
     def record(self, row: dict, scores: dict, scored_on: str | None) -> None:
@@ -165,6 +172,7 @@ class HeadRun:
     def state(self) -> dict:
         """How far the head is: plain data and tensors of its own, for a checkpoint."""
         state = self.plan.key | {"progress": self.progress.as_dict(), "seconds": self.seconds}
+        state["shifted"] = self.shifted
         if self.failed:  # its weights may be of no use
             return state | {"failure": self.failure}
         state |= {"weights": copied(self.head.state_dict()), "momentum": copied(self.momentum)}
@@ -184,6 +192,7 @@ class HeadRun:
         """
         self.progress, self._spent = Progress(**state["progress"]), state["seconds"]
         self.failure = self.failure or state.get("failure")
+        self.shifted = bool(state.get("shifted"))  # a run goes on with the schedule that it began with
         if self.failed:
             return
         self.head.load_state_dict(state["weights"])

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from losses.closed_form import StackedLoss, written
 from models.heads import Head
-from utils.engine.loop import cosine_lr, score_column
+from utils.engine.loop import score_column
 from utils.features.logits import SCORE_LOGITS, SCORE_ROWS
 from utils.heads.head import DIVERGED, HeadRun, attempted, learned
 from utils.heads.orders import order_of
@@ -69,7 +69,7 @@ class Stack:
         weights = learned(self.module)
         momenta = {name: [head.momentum[name] for head in heads] for name in weights}
         momenta = {name: own[0] if self.alone else _side_by_side(own) for name, own in momenta.items()}
-        lr = [cosine_lr(head.lr, epoch, head.plan.epochs) for head in heads]
+        lr = [head.rate(epoch) for head in heads]
         lr = {name: self._of_heads(lr, weight) for name, weight in weights.items()}
         wd = [head.plan.wd for head in heads]
         wd = {name: self._of_heads(wd, weight) for name, weight in weights.items()} if any(wd) else {}

@@ -24,7 +24,7 @@ from utils.settings.commands import command
 from utils.settings.config import Config
 
 # heads whose state is that of an nn.Linear
-_LINEAR = ("linear", "los_step")
+_LINEAR = ("linear", "los_step", "samn", "logreg")
 _LAST = ("fc.weight", "fc.bias")
 
 

@@ -60,7 +60,10 @@ def listing() -> str:
     rows = [header, *(_cells(method) for method in METHODS.values())]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-    sources = [f"  {method.name:<{widths[0]}}  {method.source}" for method in METHODS.values()]
+    sources = [
+        f"  {method.name:<{widths[0]}}  {'; '.join(filter(None, (method.source, method.differs)))}"
+        for method in METHODS.values()
+    ]
     return "\n".join([*lines, "", "sources", *sources])
 
 

@@ -32,6 +32,8 @@ DECLARED: dict[str, tuple[Range, str]] = {
     "eps_head": (BELOW_ONE, "label_aware: smoothing of the most frequent class, 0 to below 1"),
     "eps_tail": (BELOW_ONE, "label_aware: smoothing of the rarest class, 0 to below 1"),
     "max_norm": (SHARE, "wb: row norms may reach the least plus this share of their range, 0 to 1"),
+    "power": (NOT_NEGATIVE, "los_weighted: penalty of a class goes with frequency to this power; 1: LOS"),
+    "logreg_c": (ABOVE_ZERO, "logreg: C of scikit-learn, the inverse of the penalty, above 0"),
 }
 OPTIONS = ("label_smooth", "path", *DECLARED)
 
@@ -44,7 +46,9 @@ class Method:
     `options` are those that a user may set, with the source's values (None: the run's own); each goes to the
     head, to the loss or to both, by the names of their parameters. Those that no method here has are declared
     by `ranges`, and set by `--option name=value`. `candidates` are tried under --select val beside the run's
-    own value. `fixed` are options of the head that make the method what it is.
+    own value. `fixed` are options of the head that make the method what it is. `shifted`: its source steps
+    the cosine before the first epoch, so that of E epochs the last has a learning rate of 0. `differs` names
+    what its source does otherwise.
     """
 
     name: str
@@ -59,10 +63,12 @@ class Method:
     lr: float | None = None
     per_batch: int = 64
     wd: float | None = None
+    shifted: bool = False
     options: dict = field(default_factory=dict)
     candidates: dict = field(default_factory=dict)
     fixed: dict = field(default_factory=dict)
     ranges: Mapping[str, Range] = field(default_factory=dict)
+    differs: str = ""
 
     @property
     def trained(self) -> bool:
@@ -84,7 +90,7 @@ def _fitting(kind: Callable, options: dict) -> dict:
 
 
 _KANG = "Kang et al. 2020"
-_LIKE_KANG = {"sampler": "balanced", "lr": 0.2, "per_batch": 512}  # cosine, as everywhere here
+_LIKE_KANG = {"sampler": "balanced", "lr": 0.2, "per_batch": 512, "shifted": True}
 # where a source trains whole networks, epochs and lr are ours; lr chosen on validation (ResNet-32, ratio 100)
 
 # fmt: off
@@ -103,13 +109,15 @@ _TABLE = (
            learns="K scales", head="lws", loss="ce", epochs=5, **_LIKE_KANG),
     Method("tau_norm", "rows divided by their norm to the τ, no bias", _KANG,
            learns="nothing", head="tau_norm", options={"tau": 1.0}, candidates={"tau": TAUS}),
-    Method("ncm", "nearest class mean, cosine", _KANG, learns="nothing", start="features", head="ncm"),
+    Method("ncm", "nearest class mean, cosine", _KANG, learns="nothing", start="features", head="ncm",
+           differs="its source leaves the class means at their length"),
     Method("cb", "class-balanced weights", "Cui et al. 2019; epochs, lr ours",
            loss="cb", epochs=20, lr=0.003, options={"beta": 0.9999}),
     Method("focal", "focal loss", "Lin et al. 2017; epochs, lr ours",
            loss="focal", epochs=20, lr=0.01, options={"gamma": 1.0}, candidates={"gamma": (0.5, 1.0, 2.0)}),
     Method("ldam", "margins by frequency, cosine classifier", "Cao et al. 2019; epochs, lr ours",
-           head="ldam", loss="ldam", epochs=20, lr=1e-5, options={"max_margin": 0.5, "scale": 30.0}),
+           head="ldam", loss="ldam", epochs=20, lr=1e-5, options={"max_margin": 0.5, "scale": 30.0},
+           differs="its source weights the rare classes up late (DRW)"),
     Method("bsce", "Balanced Softmax", "Ren et al. 2020; epochs, lr ours",
            loss="bsce", epochs=20, lr=0.01, options={"tau": 1.0}),
     Method("la", "logit adjustment after training", "Menon et al. 2021",
@@ -123,15 +131,24 @@ _TABLE = (
            learns="K scales, K shifts", head="marc", loss="power", epochs=10, lr=0.05,
            options={"rho": 1.2}, candidates={"rho": RHOS}),
     Method("wb", "weight balancing: decay, MaxNorm", "Alshammari et al. 2022; published (second-hand)",
-           loss="wb", epochs=10, lr=0.01, wd=0.1, options={"beta": 0.9999, "max_norm": 0.1},
-           candidates={"finetune_wd": (0.001, 0.01)}),
+           loss="wb", epochs=10, lr=0.01, wd=0.1, shifted=True,
+           options={"beta": 0.9999, "max_norm": 0.1}, candidates={"finetune_wd": (0.001, 0.01)}),
     Method("label_aware", "smoothing by frequency, MiSLAS",
            "Zhong et al. 2021; ε of ratio 100 and epochs published, lr ours",
            learns="classifier, K scales", head="lws", fixed={"whole": True}, loss="label_aware",
            sampler="balanced", epochs=10, lr=0.003, options={"eps_head": 0.4, "eps_tail": 0.1}),
     Method("etf", "fixed equiangular prototypes", "Yang et al. 2022; epochs, lr ours",
            learns="D x K map", start="fresh", head="etf", loss="ce", epochs=20, lr=0.01,
-           options={"scale": 30.0}),
+           options={"scale": 30.0},
+           differs="its source has the dot-regression loss, and features of width K - 1 or more"),
+    Method("los_weighted", "LOS, class penalties by π^a", "ours, from the identity of LOS; uses the counts",
+           loss="los_weighted", epochs=None, options={"label_smooth": None, "path": None, "power": 0.75},
+           candidates={"power": (0.25, 0.5, 1.0, 1.25)}),
+    Method("samn", "row norms rising with rarity", "Zhang et al. 2026; all published, as we read it",
+           head="samn", loss="ce", epochs=20, lr=5e-4),
+    Method("logreg", "logistic regression, classes alike", "scikit-learn",
+           learns="classifier, at once", start="features", head="logreg",
+           options={"logreg_c": 1.0}, candidates={"logreg_c": (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)}),
 )
 # fmt: on
 METHODS = {method.name: method for method in _TABLE}
