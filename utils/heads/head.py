@@ -19,6 +19,7 @@ from utils.base.errors import UserError, is_out_of_memory, reason
 from utils.base.seeding import generator_for
 from utils.engine.loop import Progress, cosine_lr
 from utils.features.frozen import Representation
+from utils.heads.move import logit_move
 from utils.heads.plan import HeadPlan
 from utils.settings.config import Config
 
@@ -45,7 +46,7 @@ class HeadRun:
     def _start(self) -> None:
         plan, method, frozen = self.plan, self.plan.method, self.frozen
         options = dict(plan.options)
-        path = options.pop("path", None)
+        path, move = options.pop("path", None), options.pop("move", None)
         if method.head == "los_step":
             options["strength"] = path * frozen.strength_of_path
         elif path is not None:
@@ -73,6 +74,8 @@ class HeadRun:
         self.loss_fn.to(frozen.fc.weight.device)
         share = options.get("max_norm")
         self.limit = None if share is None else max_norm_limit(self.head.weight, share)
+        if move is not None:
+            self.lr = self._move_lr(move)
         self.momentum = {name: torch.zeros_like(tensor) for name, tensor in learned(self.head).items()}
 
     def _begin_epoch(self) -> None:
@@ -84,9 +87,25 @@ class HeadRun:
         deltas = self.config.label_smooth
         own = self.plan.options.get("label_smooth")
         delta = own if own is not None else deltas[0] if isinstance(deltas, list) else deltas
-        schedule = sum(cosine_lr(1.0, epoch, self.plan.epochs) for epoch in range(self.plan.epochs))
         strength = path * self.frozen.strength_of_path
-        return los_path_lr(strength, delta, self.steps * schedule, self.config.momentum)
+        return los_path_lr(strength, delta, self._schedule_sum, self.config.momentum)
+
+    def _move_lr(self, move: float) -> float:
+        """The learning rate at which the logits move by `move` to first order; heads alike share the work."""
+        method, frozen = self.plan.method, self.frozen
+        options = self.plan.options | {"move": None}
+        key = (method.name, self.plan.seed * (method.start == "fresh"), *options.items())
+        if key not in frozen.moves:
+            frozen.moves[key] = logit_move(
+                self.plan, self.head, self.loss_fn, frozen.train.plain(), frozen.train.labels
+            )
+        return move * (1 - self.config.momentum) / (self._schedule_sum * frozen.moves[key])
+
+    @property
+    def _schedule_sum(self) -> float:
+        """Of lr / peak lr over all steps."""
+        epochs = self.plan.epochs
+        return self.steps * sum(cosine_lr(1.0, epoch, epochs) for epoch in range(epochs))
 
     @property
     def kind(self) -> tuple:

@@ -70,7 +70,11 @@ class Stack:
         momenta = {name: [head.momentum[name] for head in heads] for name in weights}
         momenta = {name: own[0] if self.alone else _side_by_side(own) for name, own in momenta.items()}
         lr = [cosine_lr(head.lr, epoch, head.plan.epochs) for head in heads]
-        lr = {name: self._of_heads(lr, weight) for name, weight in weights.items()}
+        factors = [head.plan.method.factors for head in heads]
+        lr = {
+            name: self._of_heads([r * own.get(name, 1.0) for r, own in zip(lr, factors, strict=True)], weight)
+            for name, weight in weights.items()
+        }
         wd = [head.plan.wd for head in heads]
         wd = {name: self._of_heads(wd, weight) for name, weight in weights.items()} if any(wd) else {}
         loss_sum = _side_by_side([head.loss_sum for head in heads])

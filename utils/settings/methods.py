@@ -5,6 +5,7 @@ its options. A user's own is one outside: `--method my_methods:build` takes what
 """
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -12,10 +13,12 @@ from losses import LOSSES
 from models import HEADS
 from utils.settings.ranges import ABOVE_ZERO, BELOW_ONE, NOT_NEGATIVE, SHARE, Range
 
-# candidates of --select val where the user names none: learning rates around the method's own
-LR_FACTORS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
-TAUS = tuple(round(0.1 * step, 1) for step in range(21))
-PATHS = (0.25, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0)
+# --select val tries as many settings of each method: of one that trains, values of its option times learning
+# rates, at which the logits move by 10^n to first order (utils/heads/move.py)
+SETTINGS = 21
+MOVES = (-1.0, 2.0)
+TAUS = tuple(round(0.1 * step, 1) for step in range(SETTINGS))
+PATHS = (0.25, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 10.0, 12.0, 14.0, 16.0, 20.0, 24.0, 32.0, 40.0, 50.0)
 RHOS = (0.6, 0.9, 1.2)
 EQUAL_EPOCHS = 20
 TRAINING = ("finetune_lr", "finetune_epoch", "finetune_wd")
@@ -43,8 +46,10 @@ class Method:
     `head` and `loss` are names in the two tables; of a method outside they may be a class and a function.
     `options` are those that a user may set, with the source's values (None: the run's own); each goes to the
     head, to the loss or to both, by the names of their parameters. Those that no method here has are declared
-    by `ranges`, and set by `--option name=value`. `candidates` are tried under --select val beside the run's
-    own value. `fixed` are options of the head that make the method what it is.
+    by `ranges`, and set by `--option name=value`. `candidates` are tried under --select val. `by_ratio` has the
+    settings that the source has for an imbalance ratio. `factors` are on the learning rate, by what is learned.
+    `fixed` are options of the head that make the method what it is. `published` and `second_hand` name the
+    settings that are so, with spaces between; all others are ours.
     """
 
     name: str
@@ -61,7 +66,11 @@ class Method:
     wd: float | None = None
     options: dict = field(default_factory=dict)
     candidates: dict = field(default_factory=dict)
+    by_ratio: Mapping[float, dict] = field(default_factory=dict)
+    factors: Mapping[str, float] = field(default_factory=dict)
     fixed: dict = field(default_factory=dict)
+    published: str = ""
+    second_hand: str = ""
     ranges: Mapping[str, Range] = field(default_factory=dict)
 
     @property
@@ -70,6 +79,22 @@ class Method:
 
     def takes(self, option: str) -> bool:
         return option in self.options or (self.trained and option in TRAINING)
+
+    def kind(self, setting: str) -> str:
+        """Where the source's value of a setting is from: lr, epochs, wd, batch, schedule or an option."""
+        kinds = {"published": self.published, "second-hand": self.second_hand}
+        return next((kind for kind, names in kinds.items() if setting in names.split()), "ours")
+
+    def at_ratio(self, ratio: float | None) -> dict:
+        """The source's settings for the ratio that is nearest to this one."""
+        if not (ratio and self.by_ratio):
+            return {}
+        return self.by_ratio[min(self.by_ratio, key=lambda own: abs(math.log(own / ratio)))]
+
+    @property
+    def settings(self) -> tuple[str, ...]:
+        """What has a kind."""
+        return (*(("lr", "epochs", "wd", "batch", "schedule") if self.trained else ()), *self.options)
 
     def head_options(self, options: dict) -> dict:
         return self.fixed | _fitting(self.head if callable(self.head) else HEADS[self.head], options)
@@ -84,54 +109,70 @@ def _fitting(kind: Callable, options: dict) -> dict:
 
 
 _KANG = "Kang et al. 2020"
-_LIKE_KANG = {"sampler": "balanced", "lr": 0.2, "per_batch": 512}  # cosine, as everywhere here
-# where a source trains whole networks, epochs and lr are ours; lr chosen on validation (ResNet-32, ratio 100)
+# cosine, as everywhere here; where a source trains whole networks this recipe stands in, kind `ours`
+_LIKE_KANG = {"epochs": 10, "lr": 0.2, "per_batch": 512, "wd": 5e-4}
+_RECIPE = "lr epochs wd batch"
+_LOS = f"{_RECIPE} schedule label_smooth"  # on CIFAR100-LT; elsewhere a run's preset says what is ours
 
 # fmt: off
 _TABLE = (
     Method("stage1", "the stage-1 classifier, unchanged", "-", learns="nothing"),
     Method("ce", "cross-entropy: the control for more epochs", "LOS with δ = 0",
-           loss="ce", epochs=None, options={"path": None}),
-    Method("los", "label over-smoothing", "Sun et al. 2025; published for ResNet-34",
+           loss="ce", epochs=None, options={"path": None}, published=_LOS),
+    Method("los", "label over-smoothing", "Sun et al. 2025, for ResNet-34 on CIFAR100-LT",
            loss="los", epochs=None, options={"label_smooth": None, "path": None},
-           candidates={"label_smooth": (0.5, 0.9)}),
+           candidates={"label_smooth": (0.5, 0.9, 0.98)}, published=_LOS),
     Method("los_step", "one full-batch step of LOS in closed form", "ours, from LOS to first order",
            learns="nothing", head="los_step", options={"path": 5.0}, candidates={"path": PATHS}),
-    Method("crt", "classifier re-training", f"{_KANG}; all published",
-           start="fresh", fixed={"fresh": True}, loss="ce", epochs=10, **_LIKE_KANG),
-    Method("lws", "learnable weight scaling", f"{_KANG}; all published",
-           learns="K scales", head="lws", loss="ce", epochs=5, **_LIKE_KANG),
-    Method("tau_norm", "rows divided by their norm to the τ, no bias", _KANG,
+    Method("crt", "classifier re-training", _KANG,
+           start="fresh", fixed={"fresh": True}, loss="ce", sampler="balanced", **_LIKE_KANG,
+           published=f"{_RECIPE} schedule"),
+    Method("lws", "learnable weight scaling", _KANG,
+           learns="K scales", head="lws", loss="ce", sampler="balanced", **_LIKE_KANG | {"epochs": 5},
+           published=f"{_RECIPE} schedule"),
+    Method("tau_norm", "rows divided by their norm to the τ, no bias", f"{_KANG}, who choose τ on validation",
            learns="nothing", head="tau_norm", options={"tau": 1.0}, candidates={"tau": TAUS}),
     Method("ncm", "nearest class mean, cosine", _KANG, learns="nothing", start="features", head="ncm"),
-    Method("cb", "class-balanced weights", "Cui et al. 2019; epochs, lr ours",
-           loss="cb", epochs=20, lr=0.003, options={"beta": 0.9999}),
-    Method("focal", "focal loss", "Lin et al. 2017; epochs, lr ours",
-           loss="focal", epochs=20, lr=0.01, options={"gamma": 1.0}, candidates={"gamma": (0.5, 1.0, 2.0)}),
-    Method("ldam", "margins by frequency, cosine classifier", "Cao et al. 2019; epochs, lr ours",
-           head="ldam", loss="ldam", epochs=20, lr=1e-5, options={"max_margin": 0.5, "scale": 30.0}),
-    Method("bsce", "Balanced Softmax", "Ren et al. 2020; epochs, lr ours",
-           loss="bsce", epochs=20, lr=0.01, options={"tau": 1.0}),
+    Method("cb", "class-balanced weights", "Cui et al. 2019",
+           loss="cb", **_LIKE_KANG, options={"beta": 0.9999}, candidates={"beta": (0.99, 0.999, 0.9999)},
+           published="beta"),
+    Method("focal", "focal loss", "Lin et al. 2017",
+           loss="focal", **_LIKE_KANG, options={"gamma": 1.0}, candidates={"gamma": (0.5, 1.0, 2.0)},
+           published="gamma"),
+    Method("ldam", "margins by frequency, cosine classifier", "Cao et al. 2019, without deferred weights",
+           head="ldam", loss="ldam", **_LIKE_KANG, options={"max_margin": 0.5, "scale": 30.0},
+           candidates={"max_margin": (0.3, 0.5, 0.7)}, published="max_margin scale"),
+    Method("bsce", "Balanced Softmax", "Ren et al. 2020, decoupled: 2,000 steps of 512 images",
+           start="fresh", fixed={"fresh": True}, loss="bsce", epochs=20, lr=0.1, per_batch=512, wd=5e-4,
+           options={"tau": 1.0}, candidates={"tau": (0.5, 1.0, 1.5)},
+           by_ratio={ratio: {"finetune_epoch": n} for ratio, n in ((100, 94), (50, 81), (10, 52))},
+           published=f"{_RECIPE} tau"),
     Method("la", "logit adjustment after training", "Menon et al. 2021",
-           learns="nothing", head="la", options={"tau": 1.0}, candidates={"tau": TAUS}),
-    Method("lade", "label distribution disentangling", "Hong et al. 2021; epochs, lr ours",
-           loss="lade", epochs=20, lr=0.003, options={"alpha": 0.1, "lam": 0.01}),
-    Method("disalign", "confidence-aware alignment", "Zhang et al. 2021; epochs published, lr ours",
-           learns="K scales, K shifts, confidence", head="disalign", loss="power", epochs=10, lr=0.01,
-           options={"rho": 1.2}, candidates={"rho": RHOS}),
-    Method("marc", "margin calibration", "Wang et al. 2022; lr published (batch taken as 64), epochs ours",
-           learns="K scales, K shifts", head="marc", loss="power", epochs=10, lr=0.05,
-           options={"rho": 1.2}, candidates={"rho": RHOS}),
-    Method("wb", "weight balancing: decay, MaxNorm", "Alshammari et al. 2022; published (second-hand)",
+           learns="nothing", head="la", options={"tau": 1.0}, candidates={"tau": TAUS}, published="tau"),
+    Method("lade", "label distribution disentangling", "Hong et al. 2021",
+           loss="lade", **_LIKE_KANG, options={"alpha": 0.1, "lam": 0.01},
+           candidates={"alpha": (0.03, 0.1, 0.3)}, published="alpha lam"),
+    Method("disalign", "confidence-aware alignment", "Zhang et al. 2021",
+           learns="K scales, K shifts, confidence", head="disalign", loss="power", epochs=10, lr=0.1,
+           per_batch=256, wd=5e-4, options={"rho": 1.2}, candidates={"rho": RHOS}, published=f"{_RECIPE} rho"),
+    Method("marc", "margin calibration", "Wang et al. 2022",
+           learns="K scales, K shifts", head="marc", loss="power", epochs=10, lr=0.05, per_batch=512, wd=5e-4,
+           options={"rho": 1.2}, candidates={"rho": RHOS}, published="lr wd batch rho"),
+    Method("wb", "weight balancing: decay, MaxNorm", "Alshammari et al. 2022",
            loss="wb", epochs=10, lr=0.01, wd=0.1, options={"beta": 0.9999, "max_norm": 0.1},
-           candidates={"finetune_wd": (0.001, 0.01)}),
-    Method("label_aware", "smoothing by frequency, MiSLAS",
-           "Zhong et al. 2021; ε of ratio 100 and epochs published, lr ours",
+           candidates={"finetune_wd": (0.001, 0.01, 0.1)},
+           published="schedule", second_hand=f"{_RECIPE} beta max_norm"),
+    Method("label_aware", "smoothing by frequency, MiSLAS", "Zhong et al. 2021, without shifted batch-norm",
            learns="classifier, K scales", head="lws", fixed={"whole": True}, loss="label_aware",
-           sampler="balanced", epochs=10, lr=0.003, options={"eps_head": 0.4, "eps_tail": 0.1}),
-    Method("etf", "fixed equiangular prototypes", "Yang et al. 2022; epochs, lr ours",
-           learns="D x K map", start="fresh", head="etf", loss="ce", epochs=20, lr=0.01,
-           options={"scale": 30.0}),
+           sampler="balanced", epochs=10, lr=0.1, per_batch=128, wd=2e-4,
+           factors={"weight": 0.2, "bias": 0.2}, options={"eps_head": 0.4, "eps_tail": 0.1},
+           candidates={"eps_head": (0.2, 0.3, 0.4)},
+           by_ratio={ratio: {"eps_head": head, "eps_tail": tail}
+                     for ratio, head, tail in ((100, 0.4, 0.1), (50, 0.3, 0.0), (10, 0.2, 0.0))},
+           published=f"{_RECIPE} eps_head eps_tail"),
+    Method("etf", "fixed equiangular prototypes", "Yang et al. 2022, who take the dot-regression loss",
+           learns="D x K map", start="fresh", head="etf", loss="ce", **_LIKE_KANG,
+           options={"scale": 30.0}, candidates={"scale": (10.0, 30.0, 90.0)}),
 )
 # fmt: on
 METHODS = {method.name: method for method in _TABLE}

@@ -51,6 +51,9 @@ OWN_FEATURES |= {"network": "features", "val_source": "none"}
 LIKE_CIFAR = PRESETS["cifar100_lt"] | {"num_class": None, "label_smooth": None, "logit_gap": 1.11}
 # ours, for ResNet-20/32/44/56 on CIFAR: the usual recipe of these networks, shortened
 THIN_ON_CIFAR = {"epochs": 60, "lr": 0.1, "warmup_epochs": 2, "wd": 1e-3, "finetune_lr": 1e-4}
+# LOS as published, for ResNet-34; `--budget source` has it for any network
+_PUBLISHED = ("finetune_epoch", "finetune_lr", "finetune_wd", "label_smooth", "path")
+PUBLISHED = {"cifar100_lt": {name: PRESETS["cifar100_lt"][name] for name in _PUBLISHED}}
 
 _UNKNOWN = "LOS's own settings on this set are UNKNOWN: stage 2 takes a logit gap and a path of ours"
 NOTES = {
