@@ -17,7 +17,7 @@ from models import HEADS, build_head
 from models.heads.los_path import los_path_lr
 from utils.base.errors import UserError, is_out_of_memory, reason
 from utils.base.seeding import generator_for
-from utils.engine.loop import Progress, cosine_lr
+from utils.engine.loop import Progress, cosine_lr, score_column
 from utils.features.frozen import Representation
 from utils.heads.move import logit_move
 from utils.heads.plan import HeadPlan
@@ -162,13 +162,22 @@ class HeadRun:
         row = {"epoch": epoch + 1, "step": (epoch + 1) * self.steps, "lr": lr}
         return row | {"train_loss": loss / self.images, "train_accuracy": hits / self.images}
 
-    def record(self, row: dict, scores: dict, scored_on: str | None) -> None:
-        """Take in a finished epoch with its scores; the best one so far is kept."""
+    def record(self, row: dict, scores: dict) -> None:
+        """Take in a finished epoch with its scores."""
         self._begin_epoch()
-        if self.progress.record(row | scores, scored_on):
-            self.best_state = copied(self.head.state_dict())
-            if self.frozen.drifting:
-                self.best_backbone = copied(self.frozen.train.model.state_dict())
+        self.progress.record(row | scores, None)
+
+    def score(self) -> float | None:
+        """That of the last epoch done, on the images that select."""
+        rows = self.progress.rows
+        return rows[-1].get(score_column(self.select, "val" in self.frozen.labels)) if rows else None
+
+    def keep(self) -> None:
+        """The last epoch done is the one to be chosen so far."""
+        self.progress.best_epoch, self.progress.best_score = self.progress.epoch, self.score()
+        self.best_state = copied(self.head.state_dict())
+        if self.frozen.drifting:
+            self.best_backbone = copied(self.frozen.train.model.state_dict())
 
     def load_chosen(self) -> None:
         """Put the selected epoch into the head."""

@@ -8,9 +8,16 @@ from itertools import product
 from utils.base.errors import UserError
 from utils.settings.chosen import chosen_methods
 from utils.settings.config import Config
-from utils.settings.methods import EQUAL_EPOCHS, METHODS, MOVES, OPTIONS, SETTINGS, TRAINING, Method
-
-_ARGUMENTS = {"lr": "finetune_lr", "epochs": "finetune_epoch", "wd": "finetune_wd"}
+from utils.settings.methods import (
+    ARGUMENTS,
+    EQUAL_EPOCHS,
+    METHODS,
+    MOVES,
+    OPTIONS,
+    SETTINGS,
+    TRAINING,
+    Method,
+)
 
 
 @dataclass(frozen=True)
@@ -124,8 +131,8 @@ def _choices(
     searching, users = config.select == "val", {*given, *said}
     open_ = {name: list(own) for name, own in method.candidates.items() if searching and name not in users}
     choices = {}
-    for name, value in method.options.items():
-        value = method.at_ratio(config.imb_ratio).get(name, value)
+    for name, usual in method.options.items():
+        value = method.at_ratio(config.imb_ratio).get(name, usual)
         asked = said.get(name) or _several(getattr(config, name, value))
         choices[name] = open_.get(name) or (asked if name in users or value is None else [value])
     if not method.trained:
@@ -164,13 +171,11 @@ def _budget(method: Method, config: Config, given: list[str]) -> tuple[list, lis
     return epochs, lr, wd
 
 
-def _kinds(
-    method: Method, config: Config, users: set[str], choices: dict[str, list]
-) -> dict[str, str]:
+def _kinds(method: Method, config: Config, users: set[str], choices: dict[str, list]) -> dict[str, str]:
     """Setting -> published, second-hand, ours, given (by the user) or chosen (by validation)."""
     kinds = {}
     for name in method.settings:
-        option = _ARGUMENTS.get(name, name)
+        option = ARGUMENTS.get(name, name)
         values = choices.get(option, [None])
         ours = option in method.at_ratio(config.imb_ratio) and config.imb_ratio not in method.by_ratio
         ours |= option == "finetune_epoch" and config.budget == "equal"

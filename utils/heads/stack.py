@@ -15,7 +15,7 @@ from torch import Tensor
 
 from losses.closed_form import StackedLoss, written
 from models.heads import Head
-from utils.engine.loop import cosine_lr, score_column
+from utils.engine.loop import cosine_lr
 from utils.features.logits import SCORE_LOGITS, SCORE_ROWS
 from utils.heads.head import DIVERGED, HeadRun, attempted, learned
 from utils.heads.orders import order_of
@@ -35,7 +35,7 @@ def run_epoch(
             if scores is None:
                 head.failure = head.failure or DIVERGED.format("logits are")
             if not head.failed:
-                head.record(row, scores, score_column(head.select, "val" in scored))
+                head.record(row, scores)
 
 
 class Stack:

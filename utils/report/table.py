@@ -29,11 +29,11 @@ _COLUMNS = {
 _LOW = ("calibration_error", "loma_spread", "rsd")
 # how a table says what chose
 SELECTIONS = {
-    "last": "the last epoch of every head; nothing was selected",
+    "last": "the last epoch of every head; this run selected nothing",
     "val": "epoch and setting of each method chosen on validation images that the backbone never saw",
     "test": "epoch and setting chosen on the test images themselves (published protocol): optimistic",
 }
-CHOSEN_EPOCH = "epoch=7/20: the seventh of 20 epochs was chosen, of the first seed"
+CHOSEN_EPOCH = "epoch=7/20: the seventh of 20 epochs was chosen, by the mean over the seeds"
 
 
 def mcnemar(predicted: Tensor, other: Tensor, targets: Tensor) -> float:
@@ -209,15 +209,34 @@ def aligned_lines(lines: Sequence[Sequence[str]], words: Collection[int]) -> lis
 
 def caption(facts: dict, outcomes: Sequence[Outcome], num_test: int) -> str:
     """How to read the table: what selected, which budget, what the deviations and the tests are over."""
-    epochs = {"source": "as in each method's source", "equal": "the same for all"}[facts["budget"]]
-    seeds = len({one.head.plan.seed for one in outcomes})
+    budget = {
+        "source": "as in each method's source",
+        "preset": "as in each method's source, but of los and ce this repository's for data set and network",
+        "equal": "as in each method's source, but 20 epochs for all",
+    }[facts["budget"]]
+    seeds, plans = len({one.head.plan.seed for one in outcomes}), [one.head.plan for one in outcomes]
     lines = [
-        f"Selection: {SELECTIONS[facts['selected_on']]}. Epochs: {epochs}. * best of its column.",
+        f"Selection: {SELECTIONS[facts['selected_on']]}. * best of its column.",
+        f"Settings: {budget}; published{_other_kinds(plans)}.",
         f"Accuracy and calibration error in percent of {num_test:,} test images; LoMa and RSD per_sample, "
         "mean over classes (spread: their deviation); p: exact McNemar test of the first seeds, same images.",
     ]
     if facts["selected_on"] != "last":
-        lines.append(f"{CHOSEN_EPOCH}; search.csv has those of all seeds.")
+        lines.append(f"{CHOSEN_EPOCH}.")
+    if any("move" in plan.options for plan in plans):
+        lines.append("move: of the logits, to first order from the start; table.csv has the learning rate.")
     if seeds > 1:
         lines.append(f"± over {seeds} seeds of stage 2 on one representation: its own spread is left out.")
     return "\n".join(lines)
+
+
+def _other_kinds(plans: Sequence[HeadPlan]) -> str:
+    """Which settings are not published, by kind and method."""
+    found: dict[str, list[str]] = {}
+    for plan in {plan.method.name: plan for plan in plans}.values():
+        for kind in dict.fromkeys(plan.kinds.values()):
+            names = " ".join(name for name, own in plan.kinds.items() if own == kind)
+            found.setdefault(kind, []).append(f"{plan.method.name} ({names})")
+    found.pop("published", None)
+    told = [f"{kind} {', '.join(methods)}" for kind, methods in found.items()]
+    return f" but for {'; '.join(told)}" if told else ""

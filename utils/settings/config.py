@@ -122,7 +122,7 @@ def _scale_rates(values: dict, sources: dict, preset: dict) -> None:
 
 
 def _usual_budget(method: str) -> str:
-    """Methods that are compared take the settings of their sources, one alone that which suits the network."""
+    """Methods that are compared take their sources' settings, one alone what suits the network."""
     return "source" if method == "all" or "," in method else "preset"
 
 

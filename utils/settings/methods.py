@@ -18,10 +18,34 @@ from utils.settings.ranges import ABOVE_ZERO, BELOW_ONE, NOT_NEGATIVE, SHARE, Ra
 SETTINGS = 21
 MOVES = (-1.0, 2.0)
 TAUS = tuple(round(0.1 * step, 1) for step in range(SETTINGS))
-PATHS = (0.25, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 10.0, 12.0, 14.0, 16.0, 20.0, 24.0, 32.0, 40.0, 50.0)
+PATHS = (
+    0.25,
+    0.5,
+    1.0,
+    1.5,
+    2.0,
+    2.5,
+    3.0,
+    4.0,
+    5.0,
+    6.0,
+    7.0,
+    8.0,
+    10.0,
+    12.0,
+    14.0,
+    16.0,
+    20.0,
+    24.0,
+    32.0,
+    40.0,
+    50.0,
+)
 RHOS = (0.6, 0.9, 1.2)
 EQUAL_EPOCHS = 20
-TRAINING = ("finetune_lr", "finetune_epoch", "finetune_wd")
+# the settings of training in short -> their arguments
+ARGUMENTS = {"lr": "finetune_lr", "epochs": "finetune_epoch", "wd": "finetune_wd"}
+TRAINING = tuple(ARGUMENTS.values())
 # options of the methods below, each an argument of stage 2: name -> its range, its help
 DECLARED: dict[str, tuple[Range, str]] = {
     "tau": (NOT_NEGATIVE, "tau_norm: power of the row norms; la, bsce: weight of log frequencies, 0 or more"),
@@ -46,8 +70,8 @@ class Method:
     `head` and `loss` are names in the two tables; of a method outside they may be a class and a function.
     `options` are those that a user may set, with the source's values (None: the run's own); each goes to the
     head, to the loss or to both, by the names of their parameters. Those that no method here has are declared
-    by `ranges`, and set by `--option name=value`. `candidates` are tried under --select val. `by_ratio` has the
-    settings that the source has for an imbalance ratio. `factors` are on the learning rate, by what is learned.
+    by `ranges`, and set by `--option name=value`. `candidates` are tried under --select val. `by_ratio`: what
+    the source has for imbalance ratios. `factors` on the learning rate, by the names of what is learned.
     `fixed` are options of the head that make the method what it is. `published` and `second_hand` name the
     settings that are so, with spaces between; all others are ours.
     """
@@ -94,7 +118,7 @@ class Method:
     @property
     def settings(self) -> tuple[str, ...]:
         """What has a kind."""
-        return (*(("lr", "epochs", "wd", "batch", "schedule") if self.trained else ()), *self.options)
+        return (*((*ARGUMENTS, "batch", "schedule") if self.trained else ()), *self.options)
 
     def head_options(self, options: dict) -> dict:
         return self.fixed | _fitting(self.head if callable(self.head) else HEADS[self.head], options)
@@ -154,7 +178,8 @@ _TABLE = (
            candidates={"alpha": (0.03, 0.1, 0.3)}, published="alpha lam"),
     Method("disalign", "confidence-aware alignment", "Zhang et al. 2021",
            learns="K scales, K shifts, confidence", head="disalign", loss="power", epochs=10, lr=0.1,
-           per_batch=256, wd=5e-4, options={"rho": 1.2}, candidates={"rho": RHOS}, published=f"{_RECIPE} rho"),
+           per_batch=256, wd=5e-4, options={"rho": 1.2}, candidates={"rho": RHOS},
+           published=f"{_RECIPE} rho"),
     Method("marc", "margin calibration", "Wang et al. 2022",
            learns="K scales, K shifts", head="marc", loss="power", epochs=10, lr=0.05, per_batch=512, wd=5e-4,
            options={"rho": 1.2}, candidates={"rho": RHOS}, published="lr wd batch rho"),
