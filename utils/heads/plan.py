@@ -141,16 +141,16 @@ def _choices(
     choices |= {name: own for name, own in open_.items() if name in TRAINING}
     if "finetune_lr" not in given:
         if searching and not ("path" in given and "path" in choices):
-            choices["move"], rates = moves(SETTINGS // math.prod(map(len, open_.values()))), [None]
+            tried = math.prod(map(len, open_.values()))
+            choices["move"], rates = moves(*MOVES[method.start], SETTINGS // tried), [None]
         elif choices.get("path", [None]) != [None]:
             return choices | {"finetune_lr": [None]}
     choices.pop("path", None)
     return choices | {"finetune_lr": rates}
 
 
-def moves(count: int) -> list[float]:
-    """So many moves of the logits, evenly on the scale of their logarithms, to two digits."""
-    first, last = MOVES
+def moves(first: float, last: float, count: int) -> list[float]:
+    """`count` powers of ten from 10^first to 10^last, to two digits."""
     steps = (first + (last - first) * step / max(1, count - 1) for step in range(count))
     return [float(f"{10**step:.2g}") for step in steps]
 

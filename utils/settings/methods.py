@@ -13,10 +13,10 @@ from losses import LOSSES
 from models import HEADS
 from utils.settings.ranges import ABOVE_ZERO, BELOW_ONE, NOT_NEGATIVE, SHARE, Range
 
-# --select val tries as many settings of each method: of one that trains, values of its option times learning
-# rates, at which the logits move by 10^n to first order (utils/heads/move.py)
+# --select val tries as many settings of each method: values of its option times learning rates, at which the
+# logits move by 10^n to first order (utils/heads/move.py); a head that starts afresh has farther to go
 SETTINGS = 21
-MOVES = (-1.0, 2.0)
+MOVES = {"stage 1": (-1.0, 2.0), "fresh": (1.0, 4.0)}  # start -> the least and the largest n
 TAUS = tuple(round(0.1 * step, 1) for step in range(SETTINGS))
 PATHS = (
     0.25,
@@ -41,7 +41,7 @@ PATHS = (
     40.0,
     50.0,
 )
-RHOS = (0.6, 0.9, 1.2)
+RHOS = (0.9, 1.2, 1.5)
 EQUAL_EPOCHS = 20
 # the settings of training in short -> their arguments
 ARGUMENTS = {"lr": "finetune_lr", "epochs": "finetune_epoch", "wd": "finetune_wd"}
@@ -145,7 +145,7 @@ _TABLE = (
            loss="ce", epochs=None, options={"path": None}, published=_LOS),
     Method("los", "label over-smoothing", "Sun et al. 2025, for ResNet-34 on CIFAR100-LT",
            loss="los", epochs=None, options={"label_smooth": None, "path": None},
-           candidates={"label_smooth": (0.5, 0.9, 0.98)}, published=_LOS),
+           candidates={"label_smooth": (0.2, 0.5, 0.98)}, published=_LOS),
     Method("los_step", "one full-batch step of LOS in closed form", "ours, from LOS to first order",
            learns="nothing", head="los_step", options={"path": 5.0}, candidates={"path": PATHS}),
     Method("crt", "classifier re-training", _KANG,
@@ -158,14 +158,14 @@ _TABLE = (
            learns="nothing", head="tau_norm", options={"tau": 1.0}, candidates={"tau": TAUS}),
     Method("ncm", "nearest class mean, cosine", _KANG, learns="nothing", start="features", head="ncm"),
     Method("cb", "class-balanced weights", "Cui et al. 2019",
-           loss="cb", **_LIKE_KANG, options={"beta": 0.9999}, candidates={"beta": (0.99, 0.999, 0.9999)},
+           loss="cb", **_LIKE_KANG, options={"beta": 0.9999}, candidates={"beta": (0.999, 0.9999, 0.99999)},
            published="beta"),
     Method("focal", "focal loss", "Lin et al. 2017",
-           loss="focal", **_LIKE_KANG, options={"gamma": 1.0}, candidates={"gamma": (0.5, 1.0, 2.0)},
+           loss="focal", **_LIKE_KANG, options={"gamma": 1.0}, candidates={"gamma": (1.0, 2.0, 5.0)},
            published="gamma"),
     Method("ldam", "margins by frequency, cosine classifier", "Cao et al. 2019, without deferred weights",
            head="ldam", loss="ldam", **_LIKE_KANG, options={"max_margin": 0.5, "scale": 30.0},
-           candidates={"max_margin": (0.3, 0.5, 0.7)}, published="max_margin scale"),
+           candidates={"max_margin": (0.1, 0.3, 0.5)}, published="max_margin scale"),
     Method("bsce", "Balanced Softmax", "Ren et al. 2020, decoupled: 2,000 steps of 512 images",
            start="fresh", fixed={"fresh": True}, loss="bsce", epochs=20, lr=0.1, per_batch=512, wd=5e-4,
            options={"tau": 1.0}, candidates={"tau": (0.5, 1.0, 1.5)},
@@ -175,7 +175,7 @@ _TABLE = (
            learns="nothing", head="la", options={"tau": 1.0}, candidates={"tau": TAUS}, published="tau"),
     Method("lade", "label distribution disentangling", "Hong et al. 2021",
            loss="lade", **_LIKE_KANG, options={"alpha": 0.1, "lam": 0.01},
-           candidates={"alpha": (0.03, 0.1, 0.3)}, published="alpha lam"),
+           candidates={"alpha": (0.01, 0.1, 1.0)}, published="alpha lam"),
     Method("disalign", "confidence-aware alignment", "Zhang et al. 2021",
            learns="K scales, K shifts, confidence", head="disalign", loss="power", epochs=10, lr=0.1,
            per_batch=256, wd=5e-4, options={"rho": 1.2}, candidates={"rho": RHOS},
@@ -185,7 +185,7 @@ _TABLE = (
            options={"rho": 1.2}, candidates={"rho": RHOS}, published="lr wd batch rho"),
     Method("wb", "weight balancing: decay, MaxNorm", "Alshammari et al. 2022",
            loss="wb", epochs=10, lr=0.01, wd=0.1, options={"beta": 0.9999, "max_norm": 0.1},
-           candidates={"finetune_wd": (0.001, 0.01, 0.1)},
+           candidates={"finetune_wd": (0.0001, 0.003, 0.1)},
            published="schedule", second_hand=f"{_RECIPE} beta max_norm"),
     Method("label_aware", "smoothing by frequency, MiSLAS", "Zhong et al. 2021, without shifted batch-norm",
            learns="classifier, K scales", head="lws", fixed={"whole": True}, loss="label_aware",
