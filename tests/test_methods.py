@@ -143,7 +143,9 @@ def test_what_an_entry_says_of_its_start_and_of_what_it_learns_is_so(method):
 def told_of(method: Method) -> str:
     """What the list says of a method's source."""
     kinds = {name: method.kind(name) for name in method.settings}
-    told = (f"{kind}: {' '.join(n for n in kinds if kinds[n] == kind)}" for kind in dict.fromkeys(kinds.values()))
+    told = (
+        f"{kind}: {' '.join(n for n in kinds if kinds[n] == kind)}" for kind in dict.fromkeys(kinds.values())
+    )
     return "; ".join([method.source, *told])
 
 
@@ -317,9 +319,9 @@ def test_los_runs_as_published_among_others_and_alone_with_the_preset_of_its_net
     assert rate(*THIN, "--method", "los,ce", "--finetune_lr", "0.1") == (0.1, None, "given")
 
 
-@pytest.mark.parametrize("ratio", ["50", "10"])
-def test_the_preset_of_a_thin_network_at_milder_ratios_is_a_path(ratio):
-    assert rate(*THIN, "--imb_ratio", ratio) == (None, 5.0, "ours")
+@pytest.mark.parametrize(("ratio", "lr"), [(500, 1e-4), (100, 1e-4), (50, 5e-5), (10, 3e-5)])
+def test_the_preset_of_a_thin_network_goes_by_the_imbalance_ratio(ratio, lr):
+    assert rate(*THIN, "--imb_ratio", ratio) == (lr, None, "ours")
     assert rate(*THIN, "--imb_ratio", ratio, "--budget", "source") == (5e-4, None, "published")
 
 

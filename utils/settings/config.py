@@ -75,7 +75,7 @@ def resolve(script: str, given: dict, known: dict | None = None) -> Config:
     check_against(known, given)
     said = known | given
     dataset = said.get("dataset", DEFAULT_DATASET)
-    preset = preset_for(dataset, said.get("network"), known.get("preset"))
+    preset = preset_for(dataset, said.get("network"), known.get("preset"), said.get("imb_ratio"))
     published = PUBLISHED.get(known.get("preset", dataset), {})
     preset["budget"] = _usual_budget(said.get("method", preset["method"]))
     if said.get("budget", preset["budget"]) != "preset":

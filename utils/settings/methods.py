@@ -111,9 +111,7 @@ class Method:
 
     def at_ratio(self, ratio: float | None) -> dict:
         """The source's settings for the ratio that is nearest to this one."""
-        if not (ratio and self.by_ratio):
-            return {}
-        return self.by_ratio[min(self.by_ratio, key=lambda own: abs(math.log(own / ratio)))]
+        return at_nearest(self.by_ratio, ratio) if ratio and self.by_ratio else {}
 
     @property
     def settings(self) -> tuple[str, ...]:
@@ -125,6 +123,11 @@ class Method:
 
     def loss_options(self, options: dict) -> dict:
         return _fitting(self.loss if callable(self.loss) else LOSSES[self.loss], options)
+
+
+def at_nearest(by_ratio: Mapping[float, object], ratio: float) -> object:
+    """What stands at the imbalance ratio nearest to this one, as factors go."""
+    return by_ratio[min(by_ratio, key=lambda own: abs(math.log(own / ratio)))]
 
 
 def _fitting(kind: Callable, options: dict) -> dict:
