@@ -18,29 +18,7 @@ from utils.settings.ranges import ABOVE_ZERO, BELOW_ONE, NOT_NEGATIVE, SHARE, Ra
 SETTINGS = 21
 MOVES = {"stage 1": (-1.0, 2.0), "fresh": (1.0, 4.0)}  # start -> the least and the largest n
 TAUS = tuple(round(0.1 * step, 1) for step in range(SETTINGS))
-PATHS = (
-    0.25,
-    0.5,
-    1.0,
-    1.5,
-    2.0,
-    2.5,
-    3.0,
-    4.0,
-    5.0,
-    6.0,
-    7.0,
-    8.0,
-    10.0,
-    12.0,
-    14.0,
-    16.0,
-    20.0,
-    24.0,
-    32.0,
-    40.0,
-    50.0,
-)
+PATHS = tuple(float(f"{10 ** (step / 10 - 0.5):.2g}") for step in range(SETTINGS))  # 0.32 to 32
 RHOS = (0.9, 1.2, 1.5)
 EQUAL_EPOCHS = 20
 # the settings of training in short -> their arguments
@@ -164,11 +142,11 @@ _TABLE = (
            loss="cb", **_LIKE_KANG, options={"beta": 0.9999}, candidates={"beta": (0.999, 0.9999, 0.99999)},
            published="beta"),
     Method("focal", "focal loss", "Lin et al. 2017",
-           loss="focal", **_LIKE_KANG, options={"gamma": 1.0}, candidates={"gamma": (1.0, 2.0, 5.0)},
+           loss="focal", **_LIKE_KANG, options={"gamma": 1.0}, candidates={"gamma": (1.0, 4.0, 10.0)},
            published="gamma"),
     Method("ldam", "margins by frequency, cosine classifier", "Cao et al. 2019, without deferred weights",
            head="ldam", loss="ldam", **_LIKE_KANG, options={"max_margin": 0.5, "scale": 30.0},
-           candidates={"max_margin": (0.1, 0.3, 0.5)}, published="max_margin scale"),
+           candidates={"max_margin": (0.0, 0.2, 0.5)}, published="max_margin scale"),
     Method("bsce", "Balanced Softmax", "Ren et al. 2020, decoupled: 2,000 steps of 512 images",
            start="fresh", fixed={"fresh": True}, loss="bsce", epochs=20, lr=0.1, per_batch=512, wd=5e-4,
            options={"tau": 1.0}, candidates={"tau": (0.5, 1.0, 1.5)},
@@ -178,7 +156,7 @@ _TABLE = (
            learns="nothing", head="la", options={"tau": 1.0}, candidates={"tau": TAUS}, published="tau"),
     Method("lade", "label distribution disentangling", "Hong et al. 2021",
            loss="lade", **_LIKE_KANG, options={"alpha": 0.1, "lam": 0.01},
-           candidates={"alpha": (0.01, 0.1, 1.0)}, published="alpha lam"),
+           candidates={"alpha": (0.1, 1.0, 10.0)}, published="alpha lam"),
     Method("disalign", "confidence-aware alignment", "Zhang et al. 2021",
            learns="K scales, K shifts, confidence", head="disalign", loss="power", epochs=10, lr=0.1,
            per_batch=256, wd=5e-4, options={"rho": 1.2}, candidates={"rho": RHOS},
@@ -188,7 +166,7 @@ _TABLE = (
            options={"rho": 1.2}, candidates={"rho": RHOS}, published="lr wd batch rho"),
     Method("wb", "weight balancing: decay, MaxNorm", "Alshammari et al. 2022",
            loss="wb", epochs=10, lr=0.01, wd=0.1, options={"beta": 0.9999, "max_norm": 0.1},
-           candidates={"finetune_wd": (0.0001, 0.003, 0.1)},
+           candidates={"finetune_wd": (0.00001, 0.001, 0.1)},
            published="schedule", second_hand=f"{_RECIPE} beta max_norm"),
     Method("label_aware", "smoothing by frequency, MiSLAS", "Zhong et al. 2021, without shifted batch-norm",
            learns="classifier, K scales", head="lws", fixed={"whole": True}, loss="label_aware",
