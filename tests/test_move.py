@@ -60,6 +60,7 @@ def test_images_that_do_not_lie_in_memory_together_make_the_same_move(monkeypatc
 
 def test_a_head_whose_logits_do_not_move_is_refused_with_advice():
     plan, head, loss, x, labels = started("lws")
+    head.bias.zero_()
     with pytest.raises(UserError, match="give --finetune_lr"):
         move.logit_move(plan, head, loss, 0 * x, labels)
 
