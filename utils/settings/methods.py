@@ -16,7 +16,7 @@ from utils.settings.ranges import ABOVE_ZERO, BELOW_ONE, NOT_NEGATIVE, SHARE, Ra
 # --select val tries as many settings of each method: values of its option times learning rates, at which the
 # logits move by 10^n to first order (utils/heads/move.py); a head that starts afresh has farther to go
 SETTINGS = 21
-MOVES = {"stage 1": (-1.0, 3.0), "fresh": (0.0, 4.0)}  # start -> the least and the largest n
+MOVES = {"stage 1": (-1.0, 3.0), "fresh": (0.0, 5.0)}  # start -> the least and the largest n
 TAUS = tuple(round(0.1 * step, 1) for step in range(SETTINGS))
 PATHS = tuple(float(f"{10 ** (step / 10 - 0.5):.2g}") for step in range(SETTINGS))  # 0.32 to 32
 RHOS = (0.9, 1.2, 1.5)
