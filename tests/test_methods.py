@@ -341,6 +341,7 @@ def test_settings_that_a_source_has_by_ratio_are_those_of_the_nearest(ratio, smo
     assert aware.kinds["eps_head"] == bsce.kinds["epochs"] == kind
     [other] = heads("--dataset", "imagenet_lt", "--method", "label_aware")
     assert (other.options["eps_head"], other.options["eps_tail"]) == (0.4, 0.1)
+    assert other.kinds["eps_head"] == "ours" and other.kinds["lr"] == "published"
 
 
 # ---- candidates

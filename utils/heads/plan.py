@@ -177,7 +177,9 @@ def _kinds(method: Method, config: Config, users: set[str], choices: dict[str, l
     for name in method.settings:
         option = ARGUMENTS.get(name, name)
         values = choices.get(option, [None])
-        ours = option in method.at_ratio(config.imb_ratio) and config.imb_ratio not in method.by_ratio
+        ours = config.imb_ratio not in method.by_ratio and any(
+            option in at for at in method.by_ratio.values()
+        )
         ours |= option == "finetune_epoch" and config.budget == "equal"
         ours |= method.epochs is None and option in config and config.source(option).startswith("preset")
         if option in users:
