@@ -56,7 +56,7 @@ class LosWeighted(ClassSmoothing):
     Raises ValueError: a class has no image, δ is not in [0, 1), or a is negative.
     """
 
-    def __init__(self, class_counts: Sequence[int], label_smooth: float, power: float = 0.75) -> None:
+    def __init__(self, class_counts: Sequence[int], label_smooth: float, power: float = 0.5) -> None:
         counts = check_class_counts(class_counts)
         shares = counts / counts.sum()
         relative = shares ** (check_not_negative("power", power) - 1)  # w / π, up to a factor

@@ -211,8 +211,11 @@ def test_what_cannot_be_is_a_dash_and_a_single_row_has_no_star(rows):
 def test_the_caption_in_log_and_folder_says_what_selected(finished):
     text, folder = finished
     written = (folder / "table.md").read_text()
-    for line in ("nothing was selected", "500 test images", "noise of batch order", "corrected by Holm"):
+    for line in ("this run selected nothing", "500 test images", "noise of batch order", "corrected by Holm"):
         assert line in written and line in text
+    assert "Settings: as in each method's source; published but for " in text
+    kinds = text.partition("published but for ")[2].partition(".\n")[0]
+    assert kinds == "ours los (lr wd), ce (lr wd); given los (epochs label_smooth), ce (epochs), crt (epochs)"
     assert "[2 rows" not in text and "nan" not in text
 
 

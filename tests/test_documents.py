@@ -15,6 +15,7 @@ from losses import label_smooth_for_gap
 from tests.helpers import PROGRAMS, call, commands, last_line, page_table, refusal
 from utils.metrics.accuracy import percent
 from utils.settings import __main__ as arguments
+from utils.settings.methods import METHODS
 from utils.settings.parse import parse
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -67,6 +68,13 @@ def test_a_table_of_gaps_is_the_one_that_is_computed(page, header):
 
 def test_the_page_of_arguments_is_the_one_that_the_table_gives():
     assert arguments.PAGE.read_text(encoding="utf-8") == arguments.page(), "run python -m utils.settings"
+
+
+def test_the_settings_of_the_methods_on_their_page_are_those_of_the_table():
+    text = arguments.METHODS_PAGE.read_text(encoding="utf-8")
+    assert text == arguments.methods_page(), "run python -m utils.settings"
+    rows = page_table(text, "| method | source | published |")
+    assert list(rows.index) == [f"`{name}`" for name in METHODS]
 
 
 def test_a_set_in_memory_is_written_as_a_folder_of_the_same_pixels(tmp_path):

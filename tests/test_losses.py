@@ -127,7 +127,7 @@ def label_aware(z, y, n, eps_head=0.4, eps_tail=0.1):
     return smoothed(z, y, eps[y])
 
 
-def los_weighted(z, y, n, label_smooth, power=0.75):
+def los_weighted(z, y, n, label_smooth, power=0.5):
     weights = n**power / (n**power).sum()
     margins = of_target(z, y) - (z.sum(axis=1) - of_target(z, y)) / 4
     return ce(z, y, n) + 4 / 5 * label_smooth * (weights[y] / n[y] * n.sum() * margins).mean()

@@ -18,7 +18,7 @@ from utils.heads.plan import HeadPlan, plan_heads
 from utils.settings.chosen import chosen_methods, lead_method
 from utils.settings.commands import ROOT
 from utils.settings.config import resolve
-from utils.settings.methods import LR_FACTORS, METHODS, OPTIONS, PATHS, TAUS, TRAINING
+from utils.settings.methods import METHODS, MOVES, OPTIONS, PATHS, SETTINGS, TAUS, TRAINING, Method
 from utils.settings.parse import ARGUMENTS, STAGE2, parse
 
 NAMES = [
@@ -37,8 +37,10 @@ NAMES = [
     "la",
 ]
 NAMES += ["lade", "disalign", "marc", "wb", "label_aware", "etf", "los_weighted", "samn", "logreg"]
-NOT_TRAINED = {"stage1", "los_step", "tau_norm", "ncm", "la", "logreg"}
+LEARN_NOTHING = {"stage1", "los_step", "tau_norm", "ncm", "la", "logreg"}
+WHOLE_NETWORKS = {"cb", "focal", "ldam", "lade", "etf"}  # what their sources train
 VAL = ("--select", "val")
+THIN = ("--dataset", "cifar100_lt", "--network", "resnet32")
 
 
 def plan(argv: list[str]) -> tuple[list[HeadPlan], list[str]]:
@@ -71,10 +73,24 @@ def test_an_entry_names_its_source_a_head_that_exists_and_a_loss_where_it_trains
     assert method.what and method.source and method.learns
     assert method.source == "-" if method.name == "stage1" else len(method.source) > 5
     assert method.head in HEADS and method.sampler in ("natural", "balanced")
-    assert method.trained == (method.loss in LOSSES) == (method.name not in NOT_TRAINED)
+    assert method.trained == (method.loss in LOSSES) == (method.name not in LEARN_NOTHING)
     assert (method.learns == "nothing") == (not method.trained and method.name != "logreg")
     if not method.trained:
         assert (method.loss, method.epochs, method.lr, method.wd) == (None, 0, None, None)
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_every_setting_of_a_method_is_published_second_hand_or_ours_and_no_other_is_told(method):
+    named = [*method.published.split(), *method.second_hand.split()]
+    assert len(set(named)) == len(named)
+    training = {"lr", "epochs", "wd", "batch", "schedule"} if method.trained else set()
+    assert set(named) - {"label_smooth"} <= set(method.settings) == {*method.options, *training}
+    assert all(method.kind(name) in ("published", "second-hand", "ours") for name in method.settings)
+    if method.name in WHOLE_NETWORKS:
+        recipe = METHODS["crt"]
+        assert {method.kind(name) for name in training} == {"ours"}, "tuned on no representation"
+        for name in ("lr", "per_batch", "epochs", "wd"):
+            assert getattr(method, name) == getattr(recipe, name)
 
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
@@ -96,7 +112,7 @@ def test_every_option_is_an_argument_that_can_be_swept_and_that_some_method_has(
     assert {name for method in METHODS.values() for name in method.options} == set(OPTIONS)
     for name in TRAINING:
         assert {method.name for method in METHODS.values() if method.takes(name)} == {
-            name for name in NAMES if name not in NOT_TRAINED
+            name for name in NAMES if name not in LEARN_NOTHING
         }
 
 
@@ -124,6 +140,15 @@ def test_what_an_entry_says_of_its_start_and_of_what_it_learns_is_so(method):
 # ---- words of the command line
 
 
+def told_of(method: Method) -> str:
+    """What the list says of a method's source."""
+    kinds = {name: method.kind(name) for name in method.settings}
+    told = (
+        f"{kind}: {' '.join(n for n in kinds if kinds[n] == kind)}" for kind in dict.fromkeys(kinds.values())
+    )
+    return "; ".join(filter(None, [method.source, method.differs, *told]))
+
+
 def test_the_list_names_every_method_with_its_source_and_reads_nothing(tmp_path, capsys):
     absent = tmp_path / "absent"
     with pytest.raises(SystemExit) as ended:
@@ -133,8 +158,7 @@ def test_the_list_names_every_method_with_its_source_and_reads_nothing(tmp_path,
     table, sources = text.split("\nsources\n")
     assert [line.split()[0] for line in table.strip().splitlines()[1:]] == list(METHODS)
     assert [line.split(maxsplit=1) for line in sources.strip().splitlines()] == [
-        [name, method.source + f"; {method.differs}" * bool(method.differs)]
-        for name, method in METHODS.items()
+        [name, text] for name, text in zip(METHODS, map(told_of, METHODS.values()), strict=True)
     ]
     assert all(METHODS[name].differs for name in ("ncm", "ldam", "etf"))
     for method in METHODS.values():
@@ -175,7 +199,7 @@ def test_an_option_that_no_method_of_the_run_has_is_refused_and_those_that_have_
     message = refusal(plan, "--method", "ncm,la", "--finetune_lr", "0.1")
     assert message.startswith("--finetune_lr: no method of this run has it, it is for ce, los, crt")
     with_lr = set(message.rpartition("it is for ")[2].split(", "))
-    assert with_lr == set(NAMES) - NOT_TRAINED
+    assert with_lr == set(NAMES) - LEARN_NOTHING
     assert "--label_smooth: " in refusal(plan, "--method", "ce", "--label_smooth", "0.9")
 
 
@@ -224,7 +248,7 @@ def test_what_is_not_trained_has_one_seed_and_the_rest_all():
     plans = heads("--method", "all", "--seeds", "4,5,6")
     for name in NAMES:
         seeds = [head.seed for head in plans if head.method.name == name]
-        assert seeds == ([4] if name in NOT_TRAINED else [4, 5, 6]), name
+        assert seeds == ([4] if name in LEARN_NOTHING else [4, 5, 6]), name
     assert plan(["--method", "ce", "--seeds", "4,5"])[0][0].seed == 4
 
 
@@ -248,6 +272,8 @@ def test_every_learning_rate_that_the_user_leaves_open_scales_with_the_batch_siz
         if one.method.trained:
             assert other.lr == pytest.approx(2 * one.lr), one.method.name
     rates = {head.method.name: head.lr for head in usual}
+    assert rates["disalign"] == pytest.approx(0.1 / 4) and rates["marc"] == pytest.approx(0.05 / 8)
+    assert rates["label_aware"] == pytest.approx(0.1 / 2) and rates["bsce"] == pytest.approx(0.1 / 8)
     assert rates["crt"] == rates["lws"] == pytest.approx(0.2 * 64 / 512)
     assert rates["los"] == rates["ce"] == 1e-3
     assert {p.lr for p in heads("--method", "crt,ce", "--batch_size", 128, "--finetune_lr", 0.7)} == {0.7}
@@ -264,7 +290,7 @@ def test_learning_rates_that_are_equal_to_ten_digits_are_two_settings_and_others
 
 def test_weight_decay_is_the_methods_own_or_the_users():
     decay = {head.method.name: head.wd for head in heads("--method", "los,wb,crt")}
-    assert decay == {"los": 0, "wb": 0.1, "crt": 0}
+    assert decay == {"los": 0, "wb": 0.1, "crt": 5e-4}
     assert {head.wd for head in heads("--method", "los,wb", "--finetune_wd", "0.02")} == {0.02}
 
 
@@ -277,34 +303,75 @@ def test_two_words_for_one_thing_and_a_value_named_twice_are_refused():
     assert "--max_norm" in refusal(plan, "--method", "wb", "--max_norm", "1.5")
 
 
+# ---- whose settings
+
+
+def rate(*words: str) -> tuple:
+    """Learning rate and path of LOS under a command line, and where the rate is from."""
+    [los] = [head for head in heads(*words) if head.method.name == "los"]
+    return los.lr, los.options.get("path"), los.kinds.get("lr", los.kinds.get("path"))
+
+
+def test_los_runs_as_published_among_others_and_alone_with_the_preset_of_its_network():
+    assert rate(*THIN, "--method", "los,ce") == rate(*THIN, "--method", "all") == (5e-4, None, "published")
+    assert rate(*THIN, "--method", "los", "--budget", "source") == (5e-4, None, "published")
+    assert rate(*THIN) == rate(*THIN, "--method", "los,ce", "--budget", "preset") == (1e-4, None, "ours")
+    assert rate("--dataset", "cifar100_lt") == (5e-4, None, "published")
+    assert rate("--method", "los,ce") == (1e-3, None, "ours"), "no published recipe for the digits"
+    assert rate("--dataset", "imagenet_lt", "--method", "los,ce")[1:] == (5.0, "ours")
+    assert rate(*THIN, "--method", "los,ce", "--finetune_lr", "0.1") == (0.1, None, "given")
+
+
+@pytest.mark.parametrize(("ratio", "lr"), [(500, 1e-4), (100, 1e-4), (50, 5e-5), (10, 3e-5)])
+def test_the_preset_of_a_thin_network_goes_by_the_imbalance_ratio(ratio, lr):
+    assert rate(*THIN, "--imb_ratio", ratio) == (lr, None, "ours")
+    assert rate(*THIN, "--imb_ratio", ratio, "--budget", "source") == (5e-4, None, "published")
+
+
+@pytest.mark.parametrize(
+    ("ratio", "smoothing", "epochs", "kind"),
+    [
+        (100, (0.4, 0.1), 94, "published"),
+        (50, (0.3, 0.0), 81, "published"),
+        (10, (0.2, 0.0), 52, "published"),
+        (60, (0.3, 0.0), 81, "ours"),
+        (500, (0.4, 0.1), 94, "ours"),
+    ],
+)
+def test_settings_that_a_source_has_by_ratio_are_those_of_the_nearest(ratio, smoothing, epochs, kind):
+    aware, bsce = heads(*THIN, "--method", "label_aware,bsce", "--imb_ratio", ratio)
+    assert (aware.options["eps_head"], aware.options["eps_tail"]) == smoothing and bsce.epochs == epochs
+    assert aware.kinds["eps_head"] == bsce.kinds["epochs"] == kind
+    [other] = heads("--dataset", "imagenet_lt", "--method", "label_aware")
+    assert (other.options["eps_head"], other.options["eps_tail"]) == (0.4, 0.1)
+    assert other.kinds["eps_head"] == "ours" and other.kinds["lr"] == "published"
+
+
 # ---- candidates
 
 
-def test_candidates_are_tried_only_where_validation_selects():
-    methods = ("--method", "la,tau_norm,los_step,ce,focal")
-    for select in ("last", "test"):
-        assert len(heads(*methods, "--select", select)) == 5
-    plans = heads(*methods, *VAL)
-    by_method = {name: [p for p in plans if p.method.name == name] for name in methods[1].split(",")}
-    assert set(tried("tau", by_method["la"])) == set(TAUS) and len(by_method["la"]) == len(TAUS) == 21
-    assert set(tried("path", by_method["los_step"])) == set(PATHS)
-    assert sorted(p.lr for p in by_method["ce"]) == pytest.approx([1e-3 * f for f in LR_FACTORS])
-    gammas = METHODS["focal"].candidates["gamma"]
-    assert set(tried("gamma", by_method["focal"])) == set(gammas)
-    assert len(by_method["focal"]) == len(gammas) * len(LR_FACTORS)
-
-
-def test_a_methods_own_value_is_the_first_of_its_candidates_and_none_comes_twice():
+def test_every_method_that_trains_is_tried_with_as_many_settings_on_one_range_of_moves():
+    plans = heads("--method", "all", *VAL)
     for name, method in METHODS.items():
-        usual, plans = heads("--method", name)[0], heads("--method", name, *VAL)
-        assert len({p.setting for p in plans}) == len(plans)
-        for option in method.candidates:
-            if option in TRAINING:
-                assert next(p.wd for p in plans) == usual.wd and len({p.wd for p in plans}) > 1
-                continue
-            assert tried(option, plans)[0] == usual.options[option]
-        if method.trained:
-            assert any(p.lr == usual.lr and p.options == usual.options for p in plans)
+        own = [head for head in plans if head.method is method]
+        if not method.trained:
+            assert len(own) == (SETTINGS if method.candidates else 1), name
+            continue
+        assert len(own) == len({head.setting for head in own}) == SETTINGS, name
+        moves = tried("move", own)
+        first, last = MOVES[method.start]
+        assert (moves[0], moves[-1]) == (10**first, 10**last) and moves == sorted(moves), name
+        assert {head.lr for head in own} == {None} and own[0].kinds["lr"] == "chosen"
+        for option, values in method.candidates.items():
+            source = method.wd if option in TRAINING else method.options[option]
+            assert source is None or source in values, "the source's value is one of them"
+    for select in ("last", "test"):
+        assert len(heads("--method", "all", "--select", select)) == len(METHODS)
+
+
+def test_methods_without_training_are_tried_over_all_of_their_range():
+    plans = heads("--method", "la,tau_norm,los_step", *VAL)
+    assert tried("tau", plans[:SETTINGS]) == list(TAUS) and tried("path", plans[-SETTINGS:]) == list(PATHS)
 
 
 def test_an_option_that_the_user_gives_has_no_candidates():
@@ -312,10 +379,11 @@ def test_an_option_that_the_user_gives_has_no_candidates():
     assert tried("tau", heads("--method", "la", "--tau", "0.7,3", *VAL)) == [0.7, 3]
     assert {p.lr for p in heads("--method", "ce,crt", "--finetune_lr", "0.3", *VAL)} == {0.3}
     plans = heads("--method", "los", "--label_smooth", "0.7", *VAL)
-    assert tried("label_smooth", plans) == [0.7] and len(plans) == len(LR_FACTORS)
+    assert tried("label_smooth", plans) == [0.7] and len(tried("move", plans)) == len(plans) == SETTINGS
     assert len(heads("--method", "los_step", "--path", "3", *VAL)) == 1
     plans = heads("--method", "los", "--path", "3", "--label_smooth", "0.7", *VAL)
     assert [(p.options["path"], p.lr) for p in plans] == [(3, None)]
+    assert len(heads("--method", "crt,los", "--path", "3", "--label_smooth", "0.7", *VAL)) == SETTINGS + 1
 
 
 @pytest.mark.parametrize("words", [["main_stage2.py", "--method", "list"], ["main_stage2.py", "--help"]])

@@ -44,7 +44,7 @@ def go_on(said: str) -> None:
 LINES = {
     "los": (ONE, (1, 5, 8)),
     "all": (ALL, (3, 37, 80)),
-    "selected": (("--method", "los,marc", "--select", "val", "--seed", "0"), (7, 120)),
+    "selected": (("--method", "los,marc", "--select", "val", "--seeds", "0,1"), (7, 120)),
     "drifting": ((*ONE, "--bn_mode", "train"), (1, 5, 8)),
     "drifting, selected": ((*ONE, "--bn_mode", "train", "--select", "test"), (8,)),
     "views": ((*ONE, "--views", "2"), (7,)),
@@ -137,6 +137,19 @@ def _unshifted(start: Callable) -> Callable:
         head.shifted = False
 
     return begin
+
+
+def test_a_run_in_which_every_seed_had_an_epoch_of_its_own_is_not_mixed_with_one_for_all(digits, tmp_path):
+    words = ("--finetune_lr", "0.01", "--finetune_epoch", "3", "--seeds", "0,1", "--select", "val")
+    stop_at(tmp_path, 8, *words, "--pretrained_pth", digits.stage1)
+    last = run_folder(tmp_path, "stage2") / "last.pth"
+    source = checkpoint.read(last)
+    heads = source.facts["heads"]
+    assert heads[1]["progress"]["best_epoch"] == heads[2]["progress"]["best_epoch"]
+    heads[1]["progress"]["best_epoch"] += 1
+    checkpoint.save(last, source.facts | {"model": source.state, "heads": heads})
+    message = refusal(main_stage2.main, "--resume", last)
+    assert "has a chosen epoch for each seed" in message and message.endswith("start a new run")
 
 
 def test_auto_takes_the_unfinished_run_of_the_same_words_and_stage_1_else_a_fresh_one(digits, tmp_path):

@@ -54,7 +54,8 @@ def test_a_head_among_others_has_the_bits_of_the_same_head_alone(digits, frozen,
         among = together[name, seed]
         assert not among.failed and among.progress.epoch == 3
         [alone] = trained(config, frozen, [among.plan])
-        assert same_state(alone, among) and alone.progress == among.progress and alone.lr == among.lr
+        assert same_state(alone, among) and alone.progress.rows == among.progress.rows
+        assert alone.lr == among.lr
         assert not same_state(fresh, among)
     assert not same_state(together[name, 0], together[name, 1])
 

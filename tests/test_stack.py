@@ -25,7 +25,7 @@ from utils.base.seeding import epoch_order
 from utils.base.signals import Stopped
 from utils.engine.loop import cosine_lr
 from utils.heads import epochs
-from utils.heads.epochs import all_epochs, stacks_of, start_heads, train_epoch
+from utils.heads.epochs import all_epochs, keep_best, stacks_of, start_heads, train_epoch
 from utils.heads.head import HeadRun
 from utils.heads.plan import plan_heads
 from utils.heads.stack import run_epoch
@@ -345,6 +345,7 @@ def test_what_is_saved_of_a_head_holds_no_memory_of_its_stack(digits, frozen):
     config = settle(digits, *SWEEP, "--finetune_epoch", "1", "--select", "val")
     heads = [HeadRun(plan, frozen, config) for plan in plan_heads(config)[0][1:]]
     run_epoch(heads, 0, ["val"])
+    keep_best(heads)
     for head in heads:
         state = head.state()
         parts = [state[name] for name in ("weights", "momentum", "best_state")]

@@ -43,6 +43,7 @@ class Representation:
         self.class_counts, self.train_counts = data.class_counts, data.train_counts
         self.shots, self.num_classes, self.discard = data.shots, data.num_classes, discard
         self._compute, self._known = compute, {}
+        self.moves: dict[tuple, float] = {}  # of heads at their start (utils/heads/move.py)
 
     def part(self, name: str) -> Tensor:
         """Features [V, N, D] of `val` or `test`."""

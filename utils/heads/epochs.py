@@ -6,6 +6,7 @@ Shapes: N images.
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from statistics import fmean
 
 import torch
 
@@ -66,14 +67,38 @@ def train_epoch(
         stacks = list(stacks_of(todo))
         if small and workers > 1 and len(stacks) > 1:
             _share_out(stacks, epoch, scored, workers, asked)
+            keep_best(heads)
             after_step()
         else:
             for stack in stacks:
                 run_epoch(stack, epoch, scored, after_step)
+            keep_best(heads)
     named = [head for head in heads if head.plan.named]
     if all(head.failed for head in named):
         raise UserError(nothing_left(named))
     return True
+
+
+def keep_best(heads: Sequence[HeadRun]) -> None:
+    """Keep the heads of each setting at its best epoch so far, by the mean over seeds; the first of equals.
+
+    A setting of which a seed lacks the epoch has to wait for it.
+    """
+    for group in settings_of([head for head in heads if not head.failed]):
+        scores, best = [head.score() for head in group], [head.progress.best_score for head in group]
+        if None in scores or len({len(head.progress.rows) for head in group}) != 1:
+            continue
+        if None in best or fmean(scores) > fmean(best):
+            for head in group:
+                head.keep()
+
+
+def settings_of(heads: Sequence[HeadRun]) -> list[list[HeadRun]]:
+    """The heads by method and setting; those of one differ by seed."""
+    groups: dict[tuple, list[HeadRun]] = {}
+    for head in heads:
+        groups.setdefault((head.plan.method.name, head.plan.setting), []).append(head)
+    return list(groups.values())
 
 
 class _Halted(BaseException):

@@ -17,8 +17,9 @@ from models import HEADS, build_head
 from models.heads.los_path import los_path_lr
 from utils.base.errors import UserError, is_out_of_memory, reason
 from utils.base.seeding import generator_for
-from utils.engine.loop import Progress, cosine_lr
+from utils.engine.loop import Progress, cosine_lr, score_column
 from utils.features.frozen import Representation
+from utils.heads.move import logit_move
 from utils.heads.plan import HeadPlan
 from utils.settings.config import Config
 
@@ -46,7 +47,7 @@ class HeadRun:
     def _start(self) -> None:
         plan, method, frozen = self.plan, self.plan.method, self.frozen
         options = dict(plan.options)
-        path = options.pop("path", None)
+        path, move = options.pop("path", None), options.pop("move", None)
         if method.head == "los_step":
             options["strength"] = path * frozen.strength_of_path
         elif path is not None:
@@ -74,6 +75,8 @@ class HeadRun:
         self.loss_fn.to(frozen.fc.weight.device)
         share = options.get("max_norm")
         self.limit = None if share is None else max_norm_limit(self.head.weight, share)
+        if move is not None:
+            self.lr = self._move_lr(move)
         self.momentum = {name: torch.zeros_like(tensor) for name, tensor in learned(self.head).items()}
 
     def _begin_epoch(self) -> None:
@@ -85,14 +88,33 @@ class HeadRun:
         deltas = self.config.label_smooth
         own = self.plan.options.get("label_smooth")
         delta = own if own is not None else deltas[0] if isinstance(deltas, list) else deltas
-        schedule = sum(cosine_lr(1.0, epoch, self.plan.epochs) for epoch in range(self.plan.epochs))
         strength = path * self.frozen.strength_of_path
-        return los_path_lr(strength, delta, self.steps * schedule, self.config.momentum)
+        return los_path_lr(strength, delta, self._schedule_sum, self.config.momentum)
+
+    def _move_lr(self, move: float) -> float:
+        """The learning rate at which the logits move by `move` to first order; heads alike share the work."""
+        method, frozen = self.plan.method, self.frozen
+        options = self.plan.options | {"move": None}
+        key = (method.name, self.plan.seed * (method.start == "fresh"), *options.items())
+        if key not in frozen.moves:
+            frozen.moves[key] = logit_move(
+                self.plan, self.head, self.loss_fn, frozen.train.plain(), frozen.train.labels
+            )
+        return move * (1 - self.config.momentum) / (self._schedule_sum * frozen.moves[key])
+
+    @property
+    def _schedule_sum(self) -> float:
+        """Of lr / peak lr over all steps."""
+        return self.steps * sum(map(self._schedule, range(self.plan.epochs)))
+
+    def _schedule(self, epoch: int) -> float:
+        """lr / peak lr in an epoch (from 0); a single one would learn nothing if it were shifted."""
+        epochs = self.plan.epochs
+        return cosine_lr(1.0, epoch + (self.shifted and epochs > 1), epochs)
 
     def rate(self, epoch: int) -> float:
-        """The learning rate of an epoch (from 0); a single one would learn nothing if it were shifted."""
-        epochs = self.plan.epochs
-        return cosine_lr(self.lr, epoch + (self.shifted and epochs > 1), epochs)
+        """The learning rate of an epoch (from 0)."""
+        return self.lr * self._schedule(epoch)
 
     @property
     def kind(self) -> tuple:
@@ -150,13 +172,22 @@ class HeadRun:
         row = {"epoch": epoch + 1, "step": (epoch + 1) * self.steps, "lr": self.rate(epoch)}
         return row | {"train_loss": loss / self.images, "train_accuracy": hits / self.images}
 
-    def record(self, row: dict, scores: dict, scored_on: str | None) -> None:
-        """Take in a finished epoch with its scores; the best one so far is kept."""
+    def record(self, row: dict, scores: dict) -> None:
+        """Take in a finished epoch with its scores."""
         self._begin_epoch()
-        if self.progress.record(row | scores, scored_on):
-            self.best_state = copied(self.head.state_dict())
-            if self.frozen.drifting:
-                self.best_backbone = copied(self.frozen.train.model.state_dict())
+        self.progress.record(row | scores, None)
+
+    def score(self) -> float | None:
+        """That of the last epoch done, on the images that select."""
+        rows = self.progress.rows
+        return rows[-1].get(score_column(self.select, "val" in self.frozen.labels)) if rows else None
+
+    def keep(self) -> None:
+        """The last epoch done is the one to be chosen so far."""
+        self.progress.best_epoch, self.progress.best_score = self.progress.epoch, self.score()
+        self.best_state = copied(self.head.state_dict())
+        if self.frozen.drifting:
+            self.best_backbone = copied(self.frozen.train.model.state_dict())
 
     def load_chosen(self) -> None:
         """Put the selected epoch into the head."""

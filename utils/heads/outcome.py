@@ -23,7 +23,7 @@ from utils.metrics.temperature import fit_temperature
 def choose(heads: list[HeadRun], select: str) -> list[HeadRun]:
     """The heads that are reported: all where nothing selects, else of each method the setting that does best.
 
-    A setting is scored by the mean over its seeds of the best epoch; one with a failed seed is out.
+    A setting is scored after its best epoch by the mean over its seeds; one with a failed seed is out.
 
     Raises:
         UserError: no head of the methods that the user named is left.

@@ -2,18 +2,30 @@
 
 import math
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import product
 
 from utils.base.errors import UserError
 from utils.settings.chosen import chosen_methods
 from utils.settings.config import Config
-from utils.settings.methods import EQUAL_EPOCHS, LR_FACTORS, METHODS, OPTIONS, PATHS, TRAINING, Method
+from utils.settings.methods import (
+    ARGUMENTS,
+    EQUAL_EPOCHS,
+    METHODS,
+    MOVES,
+    OPTIONS,
+    SETTINGS,
+    TRAINING,
+    Method,
+)
 
 
 @dataclass(frozen=True)
 class HeadPlan:
-    """One head to train: a method with every option settled. `lr` None: `path` in the options decides it."""
+    """One head to train: a method with every option settled.
+
+    `lr` None: `path` or `move` in the options decides it.
+    """
 
     method: Method
     options: dict
@@ -23,6 +35,7 @@ class HeadPlan:
     seed: int
     named: bool = True  # False: the stage-1 classifier as the first row of a table that did not ask for it
     digits: int = 10  # with which the setting is written
+    kinds: dict = field(default_factory=dict)  # of each setting: where its value is from
 
     @property
     def setting(self) -> str:
@@ -52,7 +65,7 @@ def plan_heads(config: Config) -> tuple[list[HeadPlan], list[str]]:
         UserError: an unknown method, or an option that none of the methods has.
     """
     methods = chosen_methods(config.method)
-    open_ = ("preset", "checkpoint")  # beginnings: a preset may be scaled with the batch size
+    open_ = ("preset", "published", "checkpoint")  # beginnings: a preset may be scaled with the batch size
     given = [name for name in (*TRAINING, *OPTIONS) if not config.source(name).startswith(open_)]
     notes = []
     for option in given:
@@ -65,6 +78,7 @@ def plan_heads(config: Config) -> tuple[list[HeadPlan], list[str]]:
     plans, own = [], own_options(config.option, methods)
     for method in methods:
         choices = _choices(method, config, given, own)
+        kinds = _kinds(method, config, {*given, *own}, choices)
         for values in product(*choices.values()):
             setting = dict(zip(choices, values, strict=True))
             epochs, lr, wd = (
@@ -72,7 +86,7 @@ def plan_heads(config: Config) -> tuple[list[HeadPlan], list[str]]:
             )
             # what is not trained has no use for a second seed
             seeds = config.seeds if method.trained else config.seeds[:1]
-            plans += [HeadPlan(method, setting, epochs, lr, wd, seed) for seed in seeds]
+            plans += [HeadPlan(method, setting, epochs, lr, wd, seed, kinds=kinds) for seed in seeds]
     alike = Counter(tuple(plan.key.values()) for plan in plans)
     plans = [replace(p, digits=17) if alike[tuple(p.key.values())] > 1 else p for p in plans]
     if config.bn_mode == "train" and len(plans) > 1:
@@ -114,25 +128,31 @@ def _choices(
     method: Method, config: Config, given: list[str], said: dict[str, list[float]]
 ) -> dict[str, list]:
     """Option -> the values to try, for one method; `said` are those of `--option`."""
-    searching = config.select == "val"
+    searching, users = config.select == "val", {*given, *said}
+    open_ = {name: list(own) for name, own in method.candidates.items() if searching and name not in users}
     choices = {}
-    for name, value in method.options.items():
+    for name, usual in method.options.items():
+        value = method.at_ratio(config.imb_ratio).get(name, usual)
         asked = said.get(name) or _several(getattr(config, name, value))
-        user = name in given or name in said
-        own = asked if user or value is None else [value]
-        others = method.candidates.get(name, ()) if searching and not user else ()
-        choices[name] = [*own, *(other for other in others if other not in own)]
+        choices[name] = open_.get(name) or (asked if name in users or value is None else [value])
     if not method.trained:
         return choices
     choices["finetune_epoch"], rates, choices["finetune_wd"] = _budget(method, config, given)
-    if "finetune_lr" in given:
-        return {name: values for name, values in choices.items() if name != "path"} | {"finetune_lr": rates}
-    if choices.get("path", [None]) != [None]:
-        if searching and "path" not in given:
-            choices["path"] = list(PATHS)
-        return choices | {"finetune_lr": [None]}
-    factors = LR_FACTORS if searching else (1.0,)
-    return choices | {"finetune_lr": [rate * factor for rate in rates for factor in factors]}
+    choices |= {name: own for name, own in open_.items() if name in TRAINING}
+    if "finetune_lr" not in given:
+        if searching and not ("path" in given and "path" in choices):
+            tried = math.prod(map(len, open_.values()))
+            choices["move"], rates = moves(*MOVES[method.start], SETTINGS // tried), [None]
+        elif choices.get("path", [None]) != [None]:
+            return choices | {"finetune_lr": [None]}
+    choices.pop("path", None)
+    return choices | {"finetune_lr": rates}
+
+
+def moves(first: float, last: float, count: int) -> list[float]:
+    """`count` powers of ten from 10^first to 10^last, to two digits."""
+    steps = (first + (last - first) * step / max(1, count - 1) for step in range(count))
+    return [float(f"{10**step:.2g}") for step in steps]
 
 
 def _budget(method: Method, config: Config, given: list[str]) -> tuple[list, list, list]:
@@ -141,14 +161,34 @@ def _budget(method: Method, config: Config, given: list[str]) -> tuple[list, lis
         _several(getattr(config, name)) for name in ("finetune_epoch", "finetune_lr", "finetune_wd")
     )
     if "finetune_epoch" not in given:
-        own = epochs if method.epochs is None else [method.epochs]
+        own = method.at_ratio(config.imb_ratio).get("finetune_epoch", method.epochs)
+        own = epochs if own is None else [own]
         epochs = [EQUAL_EPOCHS] if config.budget == "equal" else own
     if "finetune_lr" not in given and method.lr is not None:
         lr = [method.lr * config.batch_size / method.per_batch]
     if "finetune_wd" not in given and method.wd is not None:
-        searching = config.select == "val"
-        wd = [method.wd, *(method.candidates.get("finetune_wd", ()) if searching else ())]
+        wd = [method.wd]
     return epochs, lr, wd
+
+
+def _kinds(method: Method, config: Config, users: set[str], choices: dict[str, list]) -> dict[str, str]:
+    """Setting -> published, second-hand, ours, given (by the user) or chosen (by validation)."""
+    kinds = {}
+    for name in method.settings:
+        option = ARGUMENTS.get(name, name)
+        values = choices.get(option, [None])
+        ours = config.imb_ratio not in method.by_ratio and any(
+            option in at for at in method.by_ratio.values()
+        )
+        ours |= option == "finetune_epoch" and config.budget == "equal"
+        ours |= method.epochs is None and option in config and config.source(option).startswith("preset")
+        if option in users:
+            kinds[name] = "given"
+        elif len(values) > 1 or (name == "lr" and "move" in choices):
+            kinds[name] = "chosen"
+        elif values != [None] or name in ("batch", "schedule"):
+            kinds[name] = "ours" if ours else method.kind(name)
+    return kinds
 
 
 def _several(value: object) -> list:

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from losses.closed_form import StackedLoss, written
 from models.heads import Head
-from utils.engine.loop import score_column
 from utils.features.logits import SCORE_LOGITS, SCORE_ROWS
 from utils.heads.head import DIVERGED, HeadRun, attempted, learned
 from utils.heads.orders import order_of
@@ -35,7 +34,7 @@ def run_epoch(
             if scores is None:
                 head.failure = head.failure or DIVERGED.format("logits are")
             if not head.failed:
-                head.record(row, scores, score_column(head.select, "val" in scored))
+                head.record(row, scores)
 
 
 class Stack:
@@ -70,7 +69,11 @@ class Stack:
         momenta = {name: [head.momentum[name] for head in heads] for name in weights}
         momenta = {name: own[0] if self.alone else _side_by_side(own) for name, own in momenta.items()}
         lr = [head.rate(epoch) for head in heads]
-        lr = {name: self._of_heads(lr, weight) for name, weight in weights.items()}
+        factors = [head.plan.method.factors for head in heads]
+        lr = {
+            name: self._of_heads([r * own.get(name, 1.0) for r, own in zip(lr, factors, strict=True)], weight)
+            for name, weight in weights.items()
+        }
         wd = [head.plan.wd for head in heads]
         wd = {name: self._of_heads(wd, weight) for name, weight in weights.items()} if any(wd) else {}
         loss_sum = _side_by_side([head.loss_sum for head in heads])

@@ -18,6 +18,7 @@ from utils.base.files import read_json, require_file
 from utils.engine.device import environment
 from utils.engine.loop import Progress, load_optimizer
 from utils.features.source import find_source
+from utils.heads.epochs import settings_of
 from utils.heads.head import HeadRun
 from utils.heads.plan import HeadPlan
 from utils.run import checkpoint
@@ -102,6 +103,10 @@ class Resumed:
         with self._fitting():
             for head in heads:
                 head.restore(stored[_key(head.plan.key)])
+        for group in settings_of(heads) if heads[0].select != "last" else ():
+            if len({head.progress.best_epoch for head in group if not head.failed}) > 1:
+                problem = "has a chosen epoch for each seed, where this code has one for all seeds"
+                raise UserError(f"{self.source.path} {problem}: start a new run")
         if heads[0].frozen.drifting:
             kept = {name: value for name, value in self.source.state.items() if not name.startswith("fc.")}
             load_state(model, model.state_dict() | kept)

@@ -27,11 +27,11 @@ REFERENCES = ("ce", "los")
 TOLD_APART = 0.05
 # how a table says what chose
 SELECTIONS = {
-    "last": "the last epoch of every head; nothing was selected",
+    "last": "the last epoch of every head; this run selected nothing",
     "val": "epoch and setting of each method chosen on validation images that the backbone never saw",
     "test": "epoch and setting chosen on the test images themselves (published protocol): optimistic",
 }
-CHOSEN_EPOCH = "epoch=7/20: the seventh of 20 epochs was chosen, of the first seed"
+CHOSEN_EPOCH = "epoch=7/20: the seventh of 20 epochs was chosen, by the mean over the seeds"
 EDGE = "!"  # behind a value
 COMPARED = (
     "to ce, to los: difference in overall accuracy [95 % interval: 2,000 bootstrap draws of classes, then of "
@@ -308,10 +308,15 @@ def aligned_lines(lines: Sequence[Sequence[str]], words: Collection[int]) -> lis
 def caption(rows: Sequence[dict], outcomes: Sequence[Outcome]) -> str:
     """How to read the table: what selected, which budget, what the deviations and the tests are over."""
     facts, labels = rows[0], outcomes[0].head.frozen.labels
-    epochs = {"source": "as in each method's source", "equal": "the same for all"}[facts["budget"]]
-    seeds = len({one.head.plan.seed for one in outcomes})
+    budget = {
+        "source": "as in each method's source",
+        "preset": "as in each method's source, but of los and ce this repository's for data set and network",
+        "equal": "as in each method's source, but 20 epochs for all",
+    }[facts["budget"]]
+    seeds, plans = len({one.head.plan.seed for one in outcomes}), [one.head.plan for one in outcomes]
     lines = [
-        f"Selection: {SELECTIONS[facts['selected_on']]}. Epochs: {epochs}.",
+        f"Selection: {SELECTIONS[facts['selected_on']]}.",
+        f"Settings: {budget}; published{_other_kinds(plans)}.",
         f"In percent of {len(labels['test']):,} test images; F1, worst tenth: over classes; LoMa and RSD "
         "per_sample, mean over classes (spread: their deviation). * best, of LoMa by spread divided by mean.",
         COMPARED,
@@ -322,6 +327,8 @@ def caption(rows: Sequence[dict], outcomes: Sequence[Outcome]) -> str:
         images = labels["val"].bincount(minlength=len(outcomes[0].head.frozen.class_counts))
         if scarce := int((images <= 2).sum()):
             lines.append(f"Classes with two or fewer validation images: {scarce} of {len(images)}.")
+    if any("move" in plan.options for plan in plans):
+        lines.append("move: of the logits, to first order from the start; table.csv has the learning rate.")
     if seeds > 1:
         noise = f"± over {seeds} seeds of stage 2 on one representation is the noise of batch order"
         lines.append(f"{noise}: that of stage 1 is left out.")
@@ -346,3 +353,15 @@ def _advice(rows: Sequence[dict]) -> list[str]:
         f"({percent(row['val_score'])}) and is {'told' if apart else 'not told'} apart from it on test: "
         f"{100 * row['minus_best']:+.2f} [{100 * low:+.2f}, {100 * high:+.2f}], p {p:.2g}."
     ]
+
+
+def _other_kinds(plans: Sequence[HeadPlan]) -> str:
+    """Which settings are not published, by kind and method."""
+    found: dict[str, list[str]] = {}
+    for plan in {plan.method.name: plan for plan in plans}.values():
+        for kind in dict.fromkeys(plan.kinds.values()):
+            names = " ".join(name for name, own in plan.kinds.items() if own == kind)
+            found.setdefault(kind, []).append(f"{plan.method.name} ({names})")
+    found.pop("published", None)
+    told = [f"{kind} {', '.join(methods)}" for kind, methods in found.items()]
+    return f" but for {'; '.join(told)}" if told else ""

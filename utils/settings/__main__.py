@@ -1,13 +1,21 @@
-"""Write docs/arguments.md, the page of all arguments, from their table: `python -m utils.settings`."""
+"""Write what is generated of the pages: `python -m utils.settings`.
+
+docs/arguments.md, the page of all arguments, and in docs/methods.md the settings of each method's source.
+"""
 
 from collections.abc import Iterable
 from pathlib import Path
 
 from utils.base.files import write_atomically
-from utils.settings.presets import PRESETS, preset_for
+from utils.settings.methods import ARGUMENTS as OF_TRAINING
+from utils.settings.methods import METHODS, Method
+from utils.settings.presets import PRESETS, PUBLISHED, preset_for
 from utils.settings.table import ARGUMENTS, CHECK, DATA, EVALUATE, STAGE1, STAGE2, Argument, Mark, marked
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "arguments.md"
+METHODS_PAGE = PAGE.with_name("methods.md")
+_MARKS = ("<!-- settings: python -m utils.settings -->\n", "<!-- end of settings -->\n")
+_KINDS_OF_SOURCE = ("published", "second-hand", "ours")
 _INTRO = """# All arguments
 
 `python -m utils.settings` writes this page from utils/settings/table.py and utils/settings/presets.py.
@@ -44,6 +52,32 @@ def page() -> str:
     return "\n".join(lines) + "\n"
 
 
+def methods_page() -> str:
+    """docs/methods.md with the settings of the methods as they should be, between two marker lines."""
+    before, _, rest = METHODS_PAGE.read_text(encoding="utf-8").partition(_MARKS[0])
+    rows = []
+    for method in METHODS.values():
+        kinds = {kind: [n for n in method.settings if method.kind(n) == kind] for kind in _KINDS_OF_SOURCE}
+        cells = (", ".join(filter(None, (_setting(method, n) for n in names))) for names in kinds.values())
+        rows.append((f"`{method.name}`", method.source, *cells))
+    table = "\n".join(_table(("method", "source", *_KINDS_OF_SOURCE), rows)) + "\n"
+    return "".join([before, _MARKS[0], table, _MARKS[1], rest.partition(_MARKS[1])[2]])
+
+
+def _setting(method: Method, name: str) -> str:
+    """A setting in words, nothing of one that is not set; of los and ce as published for CIFAR100-LT."""
+    option = OF_TRAINING.get(name, name)
+    own = {"finetune_lr": method.lr, "finetune_epoch": method.epochs, "finetune_wd": method.wd}
+    own |= {"batch": method.per_batch, "schedule": "cosine"} | method.options
+    value = PUBLISHED["cifar100_lt"].get(option) if own[option] is None else own[option]
+    ratios = {f"{r:g}": _shown(at[option]) for r, at in method.by_ratio.items() if option in at}
+    if ratios:
+        return f"{name} {'/'.join(ratios.values())} at ratio {'/'.join(ratios)}, else {_shown(value)}"
+    factors = {factor for factor in method.factors.values() if name == "lr"}
+    times = "".join(f" ({', '.join(method.factors)}: times {factor:g})" for factor in factors)
+    return "" if value is None else f"{name} {_shown(value)}{times}"
+
+
 def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> list[str]:
     return [f"| {' | '.join(row)} |" for row in (head, ("---",) * len(head), *rows)]
 
@@ -66,4 +100,5 @@ def _shown(value: object) -> str:
 
 
 if __name__ == "__main__":
-    write_atomically(PAGE, lambda handle: handle.write(page().encode()))
+    for place, text in ((PAGE, page()), (METHODS_PAGE, methods_page())):
+        write_atomically(place, lambda handle, text=text: handle.write(text.encode()))

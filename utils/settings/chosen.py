@@ -60,11 +60,17 @@ def listing() -> str:
     rows = [header, *(_cells(method) for method in METHODS.values())]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-    sources = [
-        f"  {method.name:<{widths[0]}}  {'; '.join(filter(None, (method.source, method.differs)))}"
-        for method in METHODS.values()
-    ]
+    sources = [f"  {method.name:<{widths[0]}}  {_source(method)}" for method in METHODS.values()]
     return "\n".join([*lines, "", "sources", *sources])
+
+
+def _source(method: Method) -> str:
+    """Source, and of which kind each setting is."""
+    kinds: dict[str, list[str]] = {}
+    for name in method.settings:
+        kinds.setdefault(method.kind(name), []).append(name)
+    told = [f"{kind}: {' '.join(names)}" for kind, names in kinds.items()]
+    return "; ".join(filter(None, [method.source, method.differs, *told]))
 
 
 def _cells(method: Method) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from utils.base.torchrun import number_of
 from utils.settings.checks import check_against, check_given, check_ranges, check_settled
 from utils.settings.chosen import listing
 from utils.settings.parse import parse
-from utils.settings.presets import preset_for
+from utils.settings.presets import PUBLISHED, preset_for
 from utils.settings.table import STAGE1, STAGE2, arguments_of
 
 DEFAULT_DATASET = "cifar100_lt"
@@ -78,7 +78,11 @@ def resolve(script: str, given: dict, known: dict | None = None) -> Config:
     check_against(known, given)
     said = known | given
     dataset = said.get("dataset", DEFAULT_DATASET)
-    preset = preset_for(dataset, said.get("network"), known.get("preset"))
+    preset = preset_for(dataset, said.get("network"), known.get("preset"), said.get("imb_ratio"))
+    published = PUBLISHED.get(known.get("preset", dataset), {})
+    preset["budget"] = _usual_budget(said.get("method", preset["method"]))
+    if said.get("budget", preset["budget"]) != "preset":
+        preset |= published
     if said.get("allow_partial"):
         preset["num_class"] = None  # the classes are those that are there
     protocol = dict(_PROTOCOLS[given.get("protocol", "honest")])
@@ -93,6 +97,8 @@ def resolve(script: str, given: dict, known: dict | None = None) -> Config:
     sources = {name: next(label for label, origin in origins.items() if name in origin) for name in names}
     values = {name: origins[label][name] for name, label in sources.items()}
     _scale_rates(values, sources, preset)
+    own = {name for name in published if sources.get(name) == "preset" and values[name] == published[name]}
+    sources |= dict.fromkeys(own, "published")
     check_settled(given, values, preset["num_class"])
     if script == STAGE2:
         _settle_label_smooth(given, values, sources, settled)
@@ -121,6 +127,11 @@ def _scale_rates(values: dict, sources: dict, preset: dict) -> None:
         if sources.get(name) == "preset" and values[name] is not None:
             values[name] *= values["batch_size"] / usual
             sources[name] = f"preset, times batch size / {usual}"
+
+
+def _usual_budget(method: str) -> str:
+    """Methods that are compared take their sources' settings, one alone what suits the network."""
+    return "source" if method == "all" or "," in method else "preset"
 
 
 def default_workers() -> int:

@@ -5,6 +5,7 @@ its options. A user's own is one outside: `--method my_methods:build` takes what
 """
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -12,13 +13,18 @@ from losses import LOSSES
 from models import HEADS
 from utils.settings.ranges import ABOVE_ZERO, BELOW_ONE, NOT_NEGATIVE, SHARE, Range
 
-# candidates of --select val where the user names none: learning rates around the method's own
-LR_FACTORS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
-TAUS = tuple(round(0.1 * step, 1) for step in range(21))
-PATHS = (0.25, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0)
-RHOS = (0.6, 0.9, 1.2)
+# --select val tries as many settings of each method: values of its option times learning rates, at which the
+# logits move by 10^n to first order (utils/heads/move.py); a head that starts afresh has farther to go
+SETTINGS = 21
+MOVES = {"stage 1": (-1.0, 3.0), "fresh": (0.0, 5.0)}  # start -> the least and the largest n
+TAUS = tuple(round(0.1 * step, 1) for step in range(SETTINGS))
+PATHS = tuple(float(f"{10 ** (step / 10 - 0.5):.2g}") for step in range(SETTINGS))  # 0.32 to 32
+PENALTIES = tuple(10.0**power for power in range(-8, 0))
+RHOS = (0.9, 1.2, 1.5)
 EQUAL_EPOCHS = 20
-TRAINING = ("finetune_lr", "finetune_epoch", "finetune_wd")
+# the settings of training in short -> their arguments
+ARGUMENTS = {"lr": "finetune_lr", "epochs": "finetune_epoch", "wd": "finetune_wd"}
+TRAINING = tuple(ARGUMENTS.values())
 # options of the methods below, each an argument of stage 2: name -> its range, its help
 DECLARED: dict[str, tuple[Range, str]] = {
     "tau": (NOT_NEGATIVE, "tau_norm: power of the row norms; la, bsce: weight of log frequencies, 0 or more"),
@@ -45,8 +51,10 @@ class Method:
     `head` and `loss` are names in the two tables; of a method outside they may be a class and a function.
     `options` are those that a user may set, with the source's values (None: the run's own); each goes to the
     head, to the loss or to both, by the names of their parameters. Those that no method here has are declared
-    by `ranges`, and set by `--option name=value`. `candidates` are tried under --select val beside the run's
-    own value. `fixed` are options of the head that make the method what it is. `shifted`: its source steps
+    by `ranges`, and set by `--option name=value`. `candidates` are tried under --select val. `by_ratio`: what
+    the source has for imbalance ratios. `factors` on the learning rate, by the names of what is learned.
+    `fixed` are options of the head that make the method what it is. `published` and `second_hand` name the
+    settings that are so, with spaces between; all others are ours. `shifted`: its source steps
     the cosine before the first epoch, so that of E epochs the last has a learning rate of 0. `differs` names
     what its source does otherwise.
     """
@@ -66,7 +74,11 @@ class Method:
     shifted: bool = False
     options: dict = field(default_factory=dict)
     candidates: dict = field(default_factory=dict)
+    by_ratio: Mapping[float, dict] = field(default_factory=dict)
+    factors: Mapping[str, float] = field(default_factory=dict)
     fixed: dict = field(default_factory=dict)
+    published: str = ""
+    second_hand: str = ""
     ranges: Mapping[str, Range] = field(default_factory=dict)
     differs: str = ""
 
@@ -77,11 +89,30 @@ class Method:
     def takes(self, option: str) -> bool:
         return option in self.options or (self.trained and option in TRAINING)
 
+    def kind(self, setting: str) -> str:
+        """Where the source's value of a setting is from: lr, epochs, wd, batch, schedule or an option."""
+        kinds = {"published": self.published, "second-hand": self.second_hand}
+        return next((kind for kind, names in kinds.items() if setting in names.split()), "ours")
+
+    def at_ratio(self, ratio: float | None) -> dict:
+        """The source's settings for the ratio that is nearest to this one."""
+        return at_nearest(self.by_ratio, ratio) if ratio and self.by_ratio else {}
+
+    @property
+    def settings(self) -> tuple[str, ...]:
+        """What has a kind."""
+        return (*((*ARGUMENTS, "batch", "schedule") if self.trained else ()), *self.options)
+
     def head_options(self, options: dict) -> dict:
         return self.fixed | _fitting(self.head if callable(self.head) else HEADS[self.head], options)
 
     def loss_options(self, options: dict) -> dict:
         return _fitting(self.loss if callable(self.loss) else LOSSES[self.loss], options)
+
+
+def at_nearest(by_ratio: Mapping[float, object], ratio: float) -> object:
+    """What stands at the imbalance ratio nearest to this one, as factors go."""
+    return by_ratio[min(by_ratio, key=lambda own: abs(math.log(own / ratio)))]
 
 
 def _fitting(kind: Callable, options: dict) -> dict:
@@ -90,65 +121,83 @@ def _fitting(kind: Callable, options: dict) -> dict:
 
 
 _KANG = "Kang et al. 2020"
-_LIKE_KANG = {"sampler": "balanced", "lr": 0.2, "per_batch": 512, "shifted": True}
-# where a source trains whole networks, epochs and lr are ours; lr chosen on validation (ResNet-32, ratio 100)
+# cosine, as everywhere here; where a source trains whole networks this recipe stands in, kind `ours`
+_LIKE_KANG = {"epochs": 10, "lr": 0.2, "per_batch": 512, "wd": 5e-4}
+_RECIPE = "lr epochs wd batch"
+_LOS = f"{_RECIPE} schedule label_smooth"  # on CIFAR100-LT; elsewhere a run's preset says what is ours
 
 # fmt: off
 _TABLE = (
     Method("stage1", "the stage-1 classifier, unchanged", "-", learns="nothing"),
     Method("ce", "cross-entropy: the control for more epochs", "LOS with δ = 0",
-           loss="ce", epochs=None, options={"path": None}),
-    Method("los", "label over-smoothing", "Sun et al. 2025; published for ResNet-34",
+           loss="ce", epochs=None, options={"path": None}, published=_LOS),
+    Method("los", "label over-smoothing", "Sun et al. 2025, for ResNet-34 on CIFAR100-LT",
            loss="los", epochs=None, options={"label_smooth": None, "path": None},
-           candidates={"label_smooth": (0.5, 0.9)}),
+           candidates={"label_smooth": (0.2, 0.5, 0.98)}, published=_LOS),
     Method("los_step", "one full-batch step of LOS in closed form", "ours, from LOS to first order",
            learns="nothing", head="los_step", options={"path": 5.0}, candidates={"path": PATHS}),
-    Method("crt", "classifier re-training", f"{_KANG}; all published",
-           start="fresh", fixed={"fresh": True}, loss="ce", epochs=10, **_LIKE_KANG),
-    Method("lws", "learnable weight scaling", f"{_KANG}; all published",
-           learns="K scales", head="lws", loss="ce", epochs=5, **_LIKE_KANG),
-    Method("tau_norm", "rows divided by their norm to the τ, no bias", _KANG,
+    Method("crt", "classifier re-training", _KANG,
+           start="fresh", fixed={"fresh": True}, loss="ce", sampler="balanced", shifted=True,
+           **_LIKE_KANG, published=f"{_RECIPE} schedule"),
+    Method("lws", "learnable weight scaling", _KANG,
+           learns="K scales", head="lws", loss="ce", sampler="balanced", shifted=True,
+           **_LIKE_KANG | {"epochs": 5}, published=f"{_RECIPE} schedule"),
+    Method("tau_norm", "rows divided by their norm to the τ, no bias", f"{_KANG}, who choose τ on validation",
            learns="nothing", head="tau_norm", options={"tau": 1.0}, candidates={"tau": TAUS}),
     Method("ncm", "nearest class mean, cosine", _KANG, learns="nothing", start="features", head="ncm",
            differs="its source leaves the class means at their length"),
-    Method("cb", "class-balanced weights", "Cui et al. 2019; epochs, lr ours",
-           loss="cb", epochs=20, lr=0.003, options={"beta": 0.9999}),
-    Method("focal", "focal loss", "Lin et al. 2017; epochs, lr ours",
-           loss="focal", epochs=20, lr=0.01, options={"gamma": 1.0}, candidates={"gamma": (0.5, 1.0, 2.0)}),
-    Method("ldam", "margins by frequency, cosine classifier", "Cao et al. 2019; epochs, lr ours",
-           head="ldam", loss="ldam", epochs=20, lr=1e-5, options={"max_margin": 0.5, "scale": 30.0},
+    Method("cb", "class-balanced weights", "Cui et al. 2019",
+           loss="cb", **_LIKE_KANG, options={"beta": 0.9999}, candidates={"beta": (0.999, 0.9999, 0.99999)},
+           published="beta"),
+    Method("focal", "focal loss", "Lin et al. 2017",
+           loss="focal", **_LIKE_KANG, options={"gamma": 1.0}, candidates={"gamma": (1.0, 4.0, 10.0)},
+           published="gamma"),
+    Method("ldam", "margins by frequency, cosine classifier", "Cao et al. 2019",
+           head="ldam", loss="ldam", **_LIKE_KANG, options={"max_margin": 0.5, "scale": 30.0},
+           candidates={"max_margin": (0.0, 0.2, 0.5)}, published="max_margin scale",
            differs="its source weights the rare classes up late (DRW)"),
-    Method("bsce", "Balanced Softmax", "Ren et al. 2020; epochs, lr ours",
-           loss="bsce", epochs=20, lr=0.01, options={"tau": 1.0}),
+    Method("bsce", "Balanced Softmax", "Ren et al. 2020, decoupled: 2,000 steps of 512 images",
+           start="fresh", fixed={"fresh": True}, loss="bsce", epochs=20, lr=0.1, per_batch=512, wd=5e-4,
+           options={"tau": 1.0}, candidates={"tau": (0.5, 1.0, 1.5)},
+           by_ratio={ratio: {"finetune_epoch": n} for ratio, n in ((100, 94), (50, 81), (10, 52))},
+           published=f"{_RECIPE} tau"),
     Method("la", "logit adjustment after training", "Menon et al. 2021",
-           learns="nothing", head="la", options={"tau": 1.0}, candidates={"tau": TAUS}),
-    Method("lade", "label distribution disentangling", "Hong et al. 2021; epochs, lr ours",
-           loss="lade", epochs=20, lr=0.003, options={"alpha": 0.1, "lam": 0.01}),
-    Method("disalign", "confidence-aware alignment", "Zhang et al. 2021; epochs published, lr ours",
-           learns="K scales, K shifts, confidence", head="disalign", loss="power", epochs=10, lr=0.01,
-           options={"rho": 1.2}, candidates={"rho": RHOS}),
-    Method("marc", "margin calibration", "Wang et al. 2022; lr published (batch taken as 64), epochs ours",
-           learns="K scales, K shifts", head="marc", loss="power", epochs=10, lr=0.05,
-           options={"rho": 1.2}, candidates={"rho": RHOS}),
-    Method("wb", "weight balancing: decay, MaxNorm", "Alshammari et al. 2022; published (second-hand)",
-           loss="wb", epochs=10, lr=0.01, wd=0.1, shifted=True,
-           options={"beta": 0.9999, "max_norm": 0.1}, candidates={"finetune_wd": (0.001, 0.01)}),
-    Method("label_aware", "smoothing by frequency, MiSLAS",
-           "Zhong et al. 2021; ε of ratio 100 and epochs published, lr ours",
+           learns="nothing", head="la", options={"tau": 1.0}, candidates={"tau": TAUS}, published="tau"),
+    Method("lade", "label distribution disentangling", "Hong et al. 2021",
+           loss="lade", **_LIKE_KANG, options={"alpha": 0.1, "lam": 0.01},
+           candidates={"alpha": (0.1, 1.0, 10.0)}, published="alpha lam"),
+    Method("disalign", "confidence-aware alignment", "Zhang et al. 2021",
+           learns="K scales, K shifts, confidence", head="disalign", loss="power", epochs=10, lr=0.1,
+           per_batch=256, wd=5e-4, options={"rho": 1.2}, candidates={"rho": RHOS},
+           published=f"{_RECIPE} rho"),
+    Method("marc", "margin calibration", "Wang et al. 2022",
+           learns="K scales, K shifts", head="marc", loss="power", epochs=10, lr=0.05, per_batch=512, wd=5e-4,
+           options={"rho": 1.2}, candidates={"rho": RHOS}, published="lr wd batch rho"),
+    Method("wb", "weight balancing: decay, MaxNorm", "Alshammari et al. 2022",
+           loss="wb", epochs=10, lr=0.01, wd=0.1, shifted=True, options={"beta": 0.9999, "max_norm": 0.1},
+           candidates={"finetune_wd": (0.00001, 0.001, 0.1)},
+           published="schedule", second_hand=f"{_RECIPE} beta max_norm"),
+    Method("label_aware", "smoothing by frequency, MiSLAS", "Zhong et al. 2021",
            learns="classifier, K scales", head="lws", fixed={"whole": True}, loss="label_aware",
-           sampler="balanced", epochs=10, lr=0.003, options={"eps_head": 0.4, "eps_tail": 0.1}),
-    Method("etf", "fixed equiangular prototypes", "Yang et al. 2022; epochs, lr ours",
-           learns="D x K map", start="fresh", head="etf", loss="ce", epochs=20, lr=0.01,
-           options={"scale": 30.0},
+           sampler="balanced", epochs=10, lr=0.1, per_batch=128, wd=2e-4,
+           factors={"weight": 0.2, "bias": 0.2}, options={"eps_head": 0.4, "eps_tail": 0.1},
+           candidates={"eps_head": (0.2, 0.3, 0.4)},
+           by_ratio={ratio: {"eps_head": head, "eps_tail": tail}
+                     for ratio, head, tail in ((100, 0.4, 0.1), (50, 0.3, 0.0), (10, 0.2, 0.0))},
+           published=f"{_RECIPE} eps_head eps_tail",
+           differs="its source lets batch-norm follow the sampler"),
+    Method("etf", "fixed equiangular prototypes", "Yang et al. 2022",
+           learns="D x K map", start="fresh", head="etf", loss="ce", **_LIKE_KANG,
+           options={"scale": 30.0}, candidates={"scale": (10.0, 30.0, 90.0)},
            differs="its source has the dot-regression loss, and features of width K - 1 or more"),
     Method("los_weighted", "LOS, class penalties by π^a", "ours, from the identity of LOS; uses the counts",
-           loss="los_weighted", epochs=None, options={"label_smooth": None, "path": None, "power": 0.75},
-           candidates={"power": (0.25, 0.5, 1.0, 1.25)}),
-    Method("samn", "row norms rising with rarity", "Zhang et al. 2026; all published, as we read it",
-           head="samn", loss="ce", epochs=20, lr=5e-4),
+           loss="los_weighted", epochs=None, options={"label_smooth": None, "path": None, "power": 0.5},
+           candidates={"power": (0.25, 0.5, 1.0)}),
+    Method("samn", "row norms rising with rarity", "Zhang et al. 2026, as we read it",
+           head="samn", loss="ce", epochs=20, lr=5e-4, published=f"{_RECIPE} schedule"),
     Method("logreg", "logistic regression, classes alike", "scikit-learn",
            learns="classifier, at once", start="features", head="logreg",
-           options={"logreg_c": 1.0}, candidates={"logreg_c": (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)}),
+           options={"logreg_c": 1.0}, candidates={"logreg_c": PENALTIES}),
 )
 # fmt: on
 METHODS = {method.name: method for method in _TABLE}

@@ -2,6 +2,7 @@
 
 from datasets import DATASETS
 from models import THIN_NETWORKS
+from utils.settings.methods import at_nearest
 from utils.settings.table import ARGUMENTS
 
 # Where they are from, column by column:
@@ -51,6 +52,11 @@ OWN_FEATURES |= {"network": "features", "val_source": "none"}
 LIKE_CIFAR = PRESETS["cifar100_lt"] | {"num_class": None, "label_smooth": None, "logit_gap": 1.11}
 # ours, for ResNet-20/32/44/56 on CIFAR: the usual recipe of these networks, shortened
 THIN_ON_CIFAR = {"epochs": 60, "lr": 0.1, "warmup_epochs": 2, "wd": 1e-3, "finetune_lr": 1e-4}
+# imbalance ratio of CIFAR100-LT -> their stage-2 rate, by the validation images of the released packs
+THIN_RATES = {100.0: 1e-4, 50.0: 5e-5, 10.0: 3e-5}
+# LOS as published, for ResNet-34; `--budget source` has it for any network
+_PUBLISHED = ("finetune_epoch", "finetune_lr", "finetune_wd", "label_smooth", "path")
+PUBLISHED = {"cifar100_lt": {name: PRESETS["cifar100_lt"][name] for name in _PUBLISHED}}
 
 _UNKNOWN = "LOS's own settings on this set are UNKNOWN: stage 2 takes a logit gap and a path of ours"
 NOTES = {
@@ -60,8 +66,10 @@ NOTES = {
 }
 
 
-def preset_for(dataset: str, network: str | None = None, kind: str | None = None) -> dict:
-    """Defaults for a data set and, where it matters, a network (None: the data set's own).
+def preset_for(
+    dataset: str, network: str | None = None, kind: str | None = None, ratio: float | None = None
+) -> dict:
+    """Defaults for a data set and, where they matter, network and imbalance ratio (None: the data set's own).
 
     `kind`: the data set whose defaults they are, where `dataset` is but the name that a pack's maker chose.
     """
@@ -71,6 +79,8 @@ def preset_for(dataset: str, network: str | None = None, kind: str | None = None
     preset = common | {"dataset": dataset} | PRESETS.get(kind, own)
     if kind in ("cifar100_lt", "cifar10_lt") and network in THIN_NETWORKS:
         preset |= THIN_ON_CIFAR
+        if kind == "cifar100_lt":
+            preset["finetune_lr"] = at_nearest(THIN_RATES, ratio or preset["imb_ratio"])
     return preset
 
 

@@ -158,8 +158,10 @@ _GROUPS = {
         Argument("method", str, _TWO, "los", marks={Mark.CELL},
             help="how the classifier is re-trained: names with commas between, all, list (prints them and "
                  "ends), or module:function of your own"),
-        Argument("budget", str, _TWO, "source", choices=("source", "equal"),
-            help="epochs of each method: its source's, or 20 for all (equal); --finetune_epoch wins"),
+        Argument("budget", str, _TWO, choices=("source", "preset", "equal"),
+            help="settings of each method: its source's; but los and ce with the defaults of data set and "
+                 "network (preset); its source's, but 20 epochs for all (equal). Default: preset for one "
+                 "method, source for several; what you give wins"),
         Argument("seeds", int, _TWO, allowed=NOT_NEGATIVE, sweep=True, most=LARGEST_SEED, marks={Mark.CELL},
             help="several seeds of stage 2, with commas between, as further heads over the same features"),
     ),
