@@ -57,6 +57,7 @@ torch.optim.SGD.step = step
 MEMORY = (
     # what is loaded when it is asked for, before memory is short: a library may not survive that
     "import models.build, datasets.build, datasets.listed.published, datasets.images.on_disk\n"
+    "import sklearn.datasets\n"
     "import resource\n"
     "taken = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
     "resource.setrlimit(resource.RLIMIT_AS, (taken + 56 * 2**20,) * 2)\n"

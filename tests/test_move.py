@@ -10,7 +10,6 @@ from models import build_head
 from tests.heads import COUNTS, K, seeded, stage1_classifier, training_set
 from tests.stage2 import frozen_features, settle
 from utils.base.errors import UserError
-from utils.engine.loop import cosine_lr
 from utils.heads import move
 from utils.heads.head import HeadRun
 from utils.heads.plan import HeadPlan, plan_heads
@@ -22,7 +21,7 @@ TRAINED = [name for name, method in METHODS.items() if method.trained]
 def started(name: str) -> tuple:
     """Plan, head, loss, features [N, D] and labels [N] of a method at its start."""
     method, (features, labels) = METHODS[name], training_set()
-    options = {"label_smooth": 0.9} if name == "los" else method.options
+    options = method.options | {"label_smooth": 0.9} if name.startswith("los") else method.options
     fc, x = stage1_classifier().float(), features.float()
     head = build_head(method.head, fc, COUNTS, seeded(6), x, labels, **method.head_options(options))
     loss = build_loss(method.loss, COUNTS, **method.loss_options(options))
@@ -71,6 +70,6 @@ def test_the_learning_rate_of_a_plan_makes_its_move_in_all_its_steps_together(di
     for plan in plan_heads(config)[0][1:]:
         head = HeadRun(plan, frozen, config)
         one = move.logit_move(plan, head.head, head.loss_fn, frozen.train.plain(), frozen.train.labels)
-        steps = head.steps * sum(cosine_lr(head.lr, epoch, plan.epochs) for epoch in range(plan.epochs))
+        steps = head.steps * sum(head.rate(epoch) for epoch in range(plan.epochs))
         assert steps / (1 - config.momentum) * one == pytest.approx(plan.options["move"], rel=1e-6)
     assert len(frozen.moves) == 3 + 1, "once for each label of los, once for crt"

@@ -109,7 +109,7 @@ class DisAlign(StageOneHead):
     def vjp(self, features: Tensor) -> tuple[Tensor, Gradients]:
         score = (features * self.confidence_weight.unsqueeze(-2)).sum(dim=-1) + self.confidence_bias
         # σ [..., N, 1]; torch's sigmoid rounds a number by its place in the tensor, exp does not
-        confidence = 1 / (1 + score.neg().exp()).unsqueeze(-1)
+        confidence = 1 / (1 + score.clamp(-80, 80).neg().exp()).unsqueeze(-1)
         z, scale, shift = self.stage1_logits(features), self.scale.unsqueeze(-2), self.shift.unsqueeze(-2)
 
         def gradients(slope: Tensor) -> dict[str, Tensor]:

@@ -13,11 +13,11 @@ WHOLE = "1" + "0" * 30  # no machine counts so far
 BOUNDS = {
     "must be 0 or more, got": (
         "-1",
-        "subset_seed warmup_epochs wd mixup finetune_wd seeds tau rho gamma max_margin alpha lam views seed "
-        "gpu",
+        "subset_seed warmup_epochs wd mixup finetune_wd seeds tau rho gamma max_margin alpha lam power views "
+        "seed gpu",
     ),
     "must be 1 or more, got": ("0 -64", "epochs batch_size accum eval_every finetune_epoch"),
-    "must be above 0, got": ("0 -0.1", "lr finetune_lr logit_gap path scale"),
+    "must be above 0, got": ("0 -0.1", "lr finetune_lr logit_gap path scale logreg_c"),
     "must be at least 0 and below 1": ("1 -0.1 1.5", "momentum beta eps_head eps_tail label_smooth jitter"),
     "must be between 0 and 1, got": ("-0.1 1.1", "max_norm val_fraction"),
     "must be a number of 1 or more, got": ("0 -3 0.99", "imb_ratio"),

@@ -26,6 +26,7 @@ from utils.features.frozen import Representation, pack_classifier, pack_data, pa
 from utils.features.logits import logit_batches
 from utils.features.store import FeatureStore, Views
 from utils.features.views import (
+    FRESH_VIEWS,
     DriftingFeatures,
     StoredViews,
     TrainFeatures,
@@ -140,7 +141,8 @@ class CheckpointSource(Source):
         if not drifting and (isinstance(data.train, FileSet) or self.world.size > 1):
             return self._on_disk(images, seed, mirror, watch, run, epochs)
         kind = DriftingFeatures if drifting else TrainFeatures
-        train = kind(self.model, images["train"], seed, config.views, watch)
+        views = FRESH_VIEWS if config.views is None and epochs > FRESH_VIEWS else config.views
+        train = kind(self.model, images["train"], seed, views, watch)
 
         def compute(name: str) -> Tensor:
             return eval_features(self.model, images[name], mirror, watch)
@@ -152,11 +154,11 @@ class CheckpointSource(Source):
     ) -> Representation:
         """All views as mapped files, each process a share; `discard` removes them.
 
-        Where the user names no --views, every one of the `epochs` has its own. A run that was cut off is gone
-        on with: with --save_features by the same command, else by --resume.
+        Where the user names no --views, every one of the `epochs` has its own, up to FRESH_VIEWS. A run that
+        was cut off is gone on with: with --save_features by the same command, else by --resume.
         """
         config, data, model = self.config, self.data, self.model
-        views = epochs if config.views is None else config.views
+        views = min(epochs, FRESH_VIEWS) if config.views is None else config.views
         pack = config.save_features
         folder = pack.with_name(f"{pack.name}.parts") if pack else run.folder / "features"
         half = config.pack_dtype == "fp16" and (pack or isinstance(data.train, FileSet))

@@ -14,6 +14,8 @@ from utils.engine.scoring import EVAL_BATCH, forward_views
 
 # stage 2 draws views that stage 1, which uses one an epoch from 0, never saw
 FIRST_VIEW = 1_000_000
+# fresh views of the training images, where a head has more epochs: then they come in turn, and cost no more
+FRESH_VIEWS = 20
 # shows how far a pass is: (batches, their number, title) -> the same batches
 Watch = Callable[[Iterable, int, str], Iterable]
 

@@ -190,7 +190,7 @@ _GROUPS = {
             help="number type of --save_features, and of features that a run keeps on disk"),
         Argument("views", int, _TWO, allowed=NOT_NEGATIVE, marks={Mark.NOT_WITH_PACK, Mark.CELL},
             help="augmented views of the training set to compute once and reuse in turn; 0: the plain "
-                 "images; default: a fresh view every epoch"),
+                 "images; default: a fresh view every epoch, after 20 the same in turn"),
         Argument("bn_mode", str, _TWO, "eval", choices=("eval", "train"), marks={Mark.NOT_WITH_PACK},
             help="eval: batch-norm frozen with the backbone; train: its statistics drift"),
     ),
