@@ -118,3 +118,10 @@ def test_an_unknown_grid_is_one_line_with_the_known_ones(tmp_path):
         message = refusal(reproduce.main, "--grid", name)
         assert message.endswith("(known: packs, paper, resnet34, thin, or a file)")
     assert "--jobs must be 1 or more" in refusal(reproduce.main, "--grid", "paper", "--jobs", "0")
+
+
+def test_released_stage_1_models_are_found_for_the_cells_of_the_thin_grid(tmp_path):
+    cells = read_grid("thin", out=tmp_path)
+    found = [cell.stage1(lambda model, config: True) for cell in cells]
+    assert len(found) == 7 and all("/resnet32_stage1.pth" in stage1.source for stage1 in found)
+    assert len({stage1.digest for stage1 in found}) == 7

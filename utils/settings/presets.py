@@ -87,7 +87,9 @@ def preset_for(
 def made_alike(made: dict, wanted: dict) -> bool:
     """Does what a run recorded of its settings hold those of `wanted`, which name its data set and network?
 
-    What its code did not know yet was as the preset has it.
+    What its code did not know yet was off, or as the preset has it.
     """
-    preset = preset_for(wanted["dataset"], wanted["network"])
-    return all(made.get(name, preset.get(name)) == value for name, value in wanted.items())
+    preset = preset_for(wanted["dataset"], wanted["network"], ratio=wanted.get("imb_ratio"))
+    unknown = {name: value for name, value in wanted.items() if name not in made}
+    known = all(made[name] == value for name, value in wanted.items() if name in made)
+    return known and all(value in (None, preset.get(name)) for name, value in unknown.items())
