@@ -233,11 +233,14 @@ def test_a_figure_of_a_run_that_is_none_is_named_before_anything_is_written(root
     assert snapshot(root) == before
 
 
-def test_without_a_single_run_the_results_that_are_there_stay(root):
+def test_without_a_single_run_the_page_is_made_of_the_csv_files_that_are_there(root):
     shutil.rmtree(root / "out")
     before = told(root)
-    assert "no run of this grid is here" in refusal(reproduce.main, *words(root, "--report_only"))
+    (root / "RESULTS.md").unlink()
+    assert "no run of this grid is here" in call(reproduce.main, *words(root, "--report_only"))
     assert told(root) == before and (root / "RESULTS.md").exists()
+    shutil.rmtree(root / "results")
+    assert "and no csv file in" in refusal(reproduce.main, *words(root, "--report_only"))
 
 
 def test_a_stage_1_that_was_replaced_is_named_and_one_that_is_gone_is_left_again(root):

@@ -31,6 +31,13 @@ SELECTIONS = {
     "val": "epoch and setting of each method chosen on validation images that the backbone never saw",
     "test": "epoch and setting chosen on the test images themselves (published protocol): optimistic",
 }
+# whose settings a table has
+BUDGETS = {
+    "source": "as in each method's source",
+    "preset": "as in each method's source, but of los and ce this repository's for data set and network",
+    "equal": "as in each method's source, but 20 epochs for all",
+    "earlier": "of before, some chosen on validation (ResNet-32, ratio 100); epochs of the first seed",
+}
 CHOSEN_EPOCH = "epoch=7/20: the seventh of 20 epochs was chosen, by the mean over the seeds"
 EDGE = "!"  # behind a value
 COMPARED = (
@@ -308,15 +315,10 @@ def aligned_lines(lines: Sequence[Sequence[str]], words: Collection[int]) -> lis
 def caption(rows: Sequence[dict], outcomes: Sequence[Outcome]) -> str:
     """How to read the table: what selected, which budget, what the deviations and the tests are over."""
     facts, labels = rows[0], outcomes[0].head.frozen.labels
-    budget = {
-        "source": "as in each method's source",
-        "preset": "as in each method's source, but of los and ce this repository's for data set and network",
-        "equal": "as in each method's source, but 20 epochs for all",
-    }[facts["budget"]]
     seeds, plans = len({one.head.plan.seed for one in outcomes}), [one.head.plan for one in outcomes]
     lines = [
         f"Selection: {SELECTIONS[facts['selected_on']]}.",
-        f"Settings: {budget}; published{_other_kinds(plans)}.",
+        f"Settings: {BUDGETS[facts['budget']]}; published{_other_kinds(plans)}.",
         f"In percent of {len(labels['test']):,} test images; F1, worst tenth: over classes; LoMa and RSD "
         "per_sample, mean over classes (spread: their deviation). * best, of LoMa by spread divided by mean.",
         COMPARED,

@@ -124,12 +124,15 @@ def report(cells: Sequence[Cell], results: Path) -> str:
         for select, run in stage2.items():
             rows += rows_of(cell, select, stage1, run)
     missing = sum(row["status"] == NOT_RUN for row in rows)
-    if missing == len(rows):
-        raise UserError(f"no run of this grid is here: {results / 'results'} and RESULTS.md are left")
-    written, page = write_tables(rows, results / "results"), results / "RESULTS.md"
-    text = render(sorted((results / "results").glob("*.csv"))).encode()
+    tables = write_tables(rows, results / "results") if missing < len(rows) else []
+    page, paths = results / "RESULTS.md", sorted((results / "results").glob("*.csv"))
+    if not paths:
+        raise UserError(f"no run of this grid is here, and no csv file in {results / 'results'}")
+    text = render(paths).encode()
     write_atomically(page, lambda handle: handle.write(text))
-    return f"{page} and {len(written)} table(s): {len(rows)} rows, {missing} of them {NOT_RUN}"
+    if not tables:
+        return f"{page} of {len(paths)} csv files; no run of this grid is here, they stay as they are"
+    return f"{page} and {len(tables)} table(s): {len(rows)} rows, {missing} of them {NOT_RUN}"
 
 
 def survey(cells: Sequence[Cell]) -> list[str]:

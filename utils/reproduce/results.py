@@ -16,6 +16,7 @@ from utils.base.files import write_atomically
 from utils.metrics.accuracy import percent
 from utils.plots.tables import SCORES
 from utils.report.table import (
+    BUDGETS,
     CHOSEN_EPOCH,
     COMPARED,
     EDGE,
@@ -176,7 +177,8 @@ def _section(path: Path, rows: list[dict]) -> str:
     parts = [
         f"## {first['dataset']}{ratio}, {first['network']}, {recipe}, selected on {select}",
         f"[{path.name}](results/{path.name}). Stage 1: {recipe}{extra}; {views}. Selection: "
-        f"{SELECTIONS.get(select, select)}. Training images: sha256 {first['data'] or 'unknown'}. "
+        f"{SELECTIONS.get(select, select)}. Settings: {BUDGETS.get(first['budget'], 'unknown')}. "
+        f"Training images: sha256 {first['data'] or 'unknown'}. "
         "* best of its column.",
     ]
     seeds = list(dict.fromkeys(row["stage1_seed"] for row in rows))
