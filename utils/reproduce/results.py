@@ -154,7 +154,9 @@ def _overview(rows: list[dict]) -> list[str]:
     # of a method with several settings the first one, which is the preset's
     found = frame.dropna(subset="overall").groupby("method", sort=False)["overall"].apply(list)
     whole = {name: values[:seeds] for name, values in found.items() if len(values) >= seeds}
-    order = sorted(whole.keys() - {"stage1", "ce"}, key=lambda name: -fmean(whole[name]))
+    means = {name: fmean(values) for name, values in whole.items() if name not in ("stage1", "ce")}
+    order = sorted(means, key=lambda name: -means[name])  # of equals the one that the table has first
+    ahead = [name for name in order if means[name] > means.get("los", 0)]
     others = [name for name in order if name != "los"]
     words = [first["dataset"], first["imb_ratio"] and f"ratio {first['imb_ratio']}", first["network"]]
     name = ", ".join(filter(None, [*words, f"`{first['recipe'] or 'preset'}`", first["stage2"]]))
@@ -162,7 +164,7 @@ def _overview(rows: list[dict]) -> list[str]:
     return [
         *(name, first["views"], first["selected_on"], f"{run} of {seeds}"),
         *(_spread(whole[base]) if base in whole else NOT_RUN for base in _BASES),
-        f"{order.index('los') + 1} of {len(order)}" if "los" in order else "-",
+        f"{len(ahead) + 1} of {len(order)}" if "los" in order else "-",
         f"{others[0]} {_spread(whole[others[0]])}" if others else "-",
     ]
 
