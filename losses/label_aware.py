@@ -38,7 +38,8 @@ class LabelAwareSmoothing(ClassSmoothing):
     def __init__(
         self, class_counts: Sequence[int] | Tensor, eps_head: float = 0.4, eps_tail: float = 0.1
     ) -> None:
-        check_below_one("eps_head", eps_head), check_below_one("eps_tail", eps_tail)
+        check_below_one("eps_head", eps_head)
+        check_below_one("eps_tail", eps_tail)
         counts = check_class_counts(class_counts)
         above = counts - counts.min()
         # Balanced counts: 0 / 1. Any other range of counts is at least one image.

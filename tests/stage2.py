@@ -34,12 +34,12 @@ def settle(digits: TrainedDigits, *argv: object) -> Config:
     return resolve(STAGE2, given, find_source(STAGE2, given, "stage1").known)
 
 
-def frozen_features(digits: TrainedDigits, *argv: object) -> Representation:
-    """What the heads of a stage-2 command line see."""
+def frozen_features(digits: TrainedDigits, *argv: object, epochs: int = 1) -> Representation:
+    """What the heads of a stage-2 command line see, where the longest of them has `epochs` epochs."""
     config = settle(digits, *argv)
     source = find_source(STAGE2, {"pretrained_pth": digits.stage1}, "stage1")
     source.load(config, torch.device("cpu"))
-    return source.freeze(SilentRun, epochs=1)
+    return source.freeze(SilentRun, epochs)
 
 
 def trained(config: Config, frozen: Representation, plans: Sequence[HeadPlan] | None = None) -> list[HeadRun]:

@@ -98,3 +98,11 @@ def test_only_wide_plain_convolutions_are_widened_and_without_autocast_they_are_
     assert wide and all(name.startswith(("layer3", "layer4")) and "downsample" not in name for name in wide)
     assert "layer3.0.conv1" not in wide  # it takes in 128 channels
     torch.testing.assert_close(model(x), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("amp", "has", "widened"), [("bf16", True, 7), ("bf16", False, 0), ("off", True, 0)])
+def test_convolutions_are_widened_for_bf16_on_a_cpu_with_matrix_units_alone(monkeypatch, amp, has, widened):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": has}, raising=False)
+    model = build_model("resnet18", 10)
+    speed_up(model, resolve("main_stage1.py", {"dataset": "cifar10_lt", "amp": amp}), CPU)
+    assert sum(isinstance(module, WideConv2d) for module in model.modules()) == widened

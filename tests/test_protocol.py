@@ -81,6 +81,7 @@ def test_single_switches_win_over_the_protocol(both, tmp_path):
     words = (*PUBLISHED, *SHORT, "--bn_mode", "eval", "--select", "last", *places(tmp_path))
     start = root / "ckpt" / "digits_lt" / "IR=50" / "resnet8_stage1.pth"
     assert last_line(call(main_stage2.main, *words, "--pretrained_pth", start)).endswith("selected_on=last")
+    assert "optimistic" not in (run_folder(tmp_path, "stage2") / "log.txt").read_text()
     before, after = left(root, "stage1"), left(tmp_path, "stage2")
     assert {name for name in before if not torch.equal(before[name], after[name])} == {"fc.weight", "fc.bias"}
 

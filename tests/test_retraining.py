@@ -281,6 +281,13 @@ def test_cached_plain_and_fresh_views_train_on_what_they_say(digits):
     assert not any(same_state(a, b) for a, b in ((fresh, one), (one, plain), (fresh, plain)))
 
 
+def test_fresh_views_come_in_turn_after_twenty_where_a_head_has_more_epochs(digits):
+    few, many = (frozen_features(digits, epochs=epochs).train for epochs in (20, 21))
+    assert torch.equal(few.of_epoch(19), many.of_epoch(19))
+    assert torch.equal(many.of_epoch(20), many.of_epoch(0))
+    assert not torch.equal(few.of_epoch(20), few.of_epoch(0))
+
+
 def test_drifting_batch_norm_trains_one_head_and_scores_what_the_backbone_has_become(digits):
     drift = ("--bn_mode", "train", "--finetune_epoch", "2")
     frozen = frozen_features(digits, *drift)

@@ -13,7 +13,7 @@ from torch import Tensor
 from utils.base.errors import UserError
 from utils.engine.scoring import score
 from utils.features.logits import logit_batches
-from utils.heads.epochs import nothing_left
+from utils.heads.epochs import nothing_left, settings_of
 from utils.heads.head import HeadRun
 from utils.metrics.accuracy import logit_figures
 from utils.metrics.logits import LogitStatistics
@@ -42,13 +42,10 @@ def best_so_far(heads: list[HeadRun], select: str) -> list[HeadRun]:
 
 def _best_settings(heads: list[HeadRun], left: list[HeadRun]) -> list[HeadRun]:
     chosen = []
+    settings = settings_of(heads)
     for name in dict.fromkeys(head.plan.method.name for head in left):
-        settings: dict[str, list[HeadRun]] = {}
-        for head in heads:
-            if head.plan.method.name == name:
-                settings.setdefault(head.plan.setting, []).append(head)
-        whole = [group for group in settings.values() if not any(head.failed for head in group)]
-        if whole:
+        own = [group for group in settings if group[0].plan.method.name == name]
+        if whole := [group for group in own if not any(head.failed for head in group)]:
             chosen += max(whole, key=mean_score)
     return chosen
 

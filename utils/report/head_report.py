@@ -71,12 +71,9 @@ def head_content(model: nn.Module, trained: HeadRun, best: bool = False) -> dict
         last = dict(zip(_LAST, head.folded(), strict=True)) if hasattr(head, "folded") else {}
         rest = {name: value for name, value in backbone.items() if name not in _LAST}
         content["model"] = rest | {name: value.detach() for name, value in last.items()}
-    epoch = trained.progress.best_epoch if best else trained.progress.epoch
-    return (
-        content
-        | trained.plan.key
-        | {"lr": trained.lr, "epoch": epoch, "progress": trained.progress.as_dict()}
-    )
+    progress = trained.progress
+    content |= trained.plan.key | {"lr": trained.lr, "progress": progress.as_dict()}
+    return content | {"epoch": progress.best_epoch if best else progress.epoch}
 
 
 class Watcher:

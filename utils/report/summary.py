@@ -65,7 +65,7 @@ def announce(
         notes.append(f"--workers {config.workers} has no use here, {data.name} lives on the device")
     if config.unused:
         notes.append(f"{', '.join(f'--{name}' for name in config.unused)}: no use in this script")
-    if config.protocol == "published":
+    if config.protocol == "published" and "select" in config and config.select == "test":
         notes.append("--protocol published: the test images choose the epoch, its numbers are optimistic")
     for note in filter(None, notes):
         run.log(f"  note: {note}")
