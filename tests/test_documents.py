@@ -13,37 +13,22 @@ from datasets import build_data, to_folder
 from datasets.images.decode import read_image
 from losses import label_smooth_for_gap
 from tests.helpers import PROGRAMS, call, commands, last_line, page_table, refusal
-from utils.metrics.accuracy import percent
 from utils.settings import __main__ as arguments
 from utils.settings.methods import METHODS
 from utils.settings.parse import parse
 
 ROOT = Path(__file__).resolve().parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-THIN = "cifar100_lt_IR=100_resnet32_epochs-60"
-# page -> its table of gaps
-GAPS = {"README.md": "| `--logit_gap` |", "docs/tutorial.md": "| g |"}
-# line of the table of representations -> file
-REPRESENTATIONS = {
-    "**ResNet-34, published recipe**": "cifar100_lt_IR=100_resnet34_epochs-200_pack_last",
-    "ResNet-32, 60 epochs, three seeds": f"{THIN}_fresh_last",
-    "ResNet-34, the same, settings chosen": "cifar100_lt_IR=100_resnet34_epochs-200_pack_val",
-    "ResNet-32, the same, settings chosen": f"{THIN}_fresh_val",
-    "ResNet-32, weak weight decay": f"{THIN}-wd-1e-4_fresh_last",
-    "ResNet-32, mixup 0.2": f"{THIN}-mixup-0.2_fresh_last",
-}
-
-
-def section(title: str) -> str:
-    return README.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+PAGES = [Path("README.md"), *(path.relative_to(ROOT) for path in sorted(ROOT.glob("docs/*.md")))]
+SCRIPTS = ("main_stage1.py", "main_stage2.py", "evaluate.py")
+OWN_DATA = (ROOT / "docs" / "own_data.md").read_text(encoding="utf-8")
 
 
 def test_the_walk_through_for_own_images_runs_as_it_stands(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    stated = [float(value) for value in re.findall(r"overall=([\d.]+)", section("Your own images"))]
+    stated = [float(value) for value in re.findall(r"overall=([\d.]+)", OWN_DATA)]
     said = {}
     with threads(1):
-        for words in commands(section("Your own images")):
+        for words in commands(OWN_DATA):
             name, *rest = words[1:] if words[0] == "-m" else words
             said.setdefault(name, []).append(call(PROGRAMS[name], *rest))
     assert said["datasets.check"][0].strip().startswith("folder_my_images: 805 images, 0 problems")
@@ -57,7 +42,7 @@ def test_the_walk_through_for_own_images_runs_as_it_stands(tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize(
-    ("page", "header"), [("README.md", "| `--logit_gap` |"), ("docs/tutorial.md", "| g |")]
+    ("page", "header"), [("docs/large_sets.md", "| `--logit_gap` |"), ("docs/tutorial.md", "| g |")]
 )
 def test_a_table_of_gaps_is_the_one_that_is_computed(page, header):
     for gap, deltas in page_table((ROOT / page).read_text(encoding="utf-8"), header).iterrows():
@@ -93,10 +78,23 @@ def test_a_set_in_memory_is_written_as_a_folder_of_the_same_pixels(tmp_path):
     assert message.endswith("exists already: name a folder to be made")
 
 
-def test_the_commands_for_a_gpu_are_understood():
-    lines = commands((ROOT / "docs" / "gpu.md").read_text(encoding="utf-8"))
-    scripts = [words for words in lines if words[0] in PROGRAMS]
-    assert len(scripts) == 4 and {parse(name, "", words)["seed"] for name, *words in scripts} == {0}
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_every_link_and_picture_of_a_page_is_there(page):
+    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", (ROOT / page).read_text(encoding="utf-8"))
+    assert [link for link in links if not (ROOT / page).parent.joinpath(link).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_every_command_of_a_page_is_understood(page):
+    for name, *words in commands((ROOT / page).read_text(encoding="utf-8")):
+        if name in SCRIPTS and "…" not in words:
+            parse(name, "", words)
+
+
+def test_the_front_page_is_short():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.encode()) <= 14_336 and len(text.splitlines()) <= 260
+    assert [line for line in text.splitlines() if len(line) > 120] == []
 
 
 @pytest.mark.parametrize("page", ["speed", "gpu", "ablations", "los"])
@@ -110,40 +108,3 @@ def test_the_benchmarks_that_a_page_names_take_the_arguments_given_there(page, c
         assert caught.value.code == 0
         known = capsys.readouterr().out
         assert all(word in known for word in words if word.startswith("--")), module
-
-
-def results(name: str) -> pd.DataFrame:
-    return pd.read_csv(ROOT / "results" / f"{name}.csv")
-
-
-def spread(row: pd.Series) -> str:
-    """An accuracy and its deviation over seeds of stage 2, where there is one."""
-    deviation = "" if pd.isna(row["overall_std"]) else f" ± {percent(row['overall_std'])}"
-    return percent(row["overall"]) + deviation
-
-
-def test_the_table_of_methods_is_that_of_the_csv_files():
-    frames = (results(f"{THIN}_pack_{select}") for select in ("last", "val"))
-    last, val = (frame.query("status == 'done'").set_index("method") for frame in frames)
-    rows = page_table(README, "| method | overall | many / medium / few | ECE |")
-    assert set(rows.index) == set(last.index) == set(val.index)
-    for name, overall, groups, error, loma, selected, _ in rows.itertuples(name=None):
-        row = last.loc[name]
-        assert (overall, selected) == (spread(row), spread(val.loc[name])), name
-        wanted = [100 * row[group] for group in ("many", "medium", "few", "calibration_error")]
-        assert [*map(float, groups.split(" / ")), float(error)] == pytest.approx(wanted, abs=0.05001), name
-        assert loma == f"{row['loma']:.2f} ({row['loma_spread']:.2f})", name
-
-
-@pytest.mark.parametrize("line", REPRESENTATIONS)
-def test_the_table_of_representations_is_that_of_the_csv_files(line):
-    frame = results(REPRESENTATIONS[line])
-    rows = page_table(README, "| representation, ratio 100 |").itertuples(name=None)
-    row = next(row for row in rows if row[0].startswith(line))
-    means = frame.groupby("method")["overall"].mean()
-    overall = [re.sub(r"\*| \(.*", "", cell) for cell in row[1:4]]
-    named = dict(zip(("stage1", "ce", "los"), overall, strict=True))
-    named |= dict(words.split(" ", 1) for words in row[4].split(", "))
-    for method, figures in named.items():
-        assert figures.partition(" ± ")[0] == percent(means[method]), method
-    assert means.drop(["stage1", "ce", "los"]).idxmax() in named

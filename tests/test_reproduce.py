@@ -25,7 +25,7 @@ from utils.reproduce import __main__ as reproduce
 from utils.reproduce import cell
 from utils.reproduce.cell import Cell, read_rows
 from utils.reproduce.grid import read_grid
-from utils.reproduce.results import render
+from utils.reproduce.pages import methods_table, render
 from utils.run import checkpoint
 from utils.run.lock import FolderLock
 
@@ -138,14 +138,21 @@ def test_results_are_the_runs_own_figures_and_the_page_comes_from_the_csv_files_
             if row["stage1_seed"] == "0":  # the runner has seen how long it took
                 assert float(row["hours"]) > 0 and float(row["stage1_hours"]) > 0
             assert row["n"] == ("1" if row["method"] == "stage1" else "2")
-    page = (finished / "RESULTS.md").read_text()
-    assert page == render(sorted((finished / "results").glob("*.csv")))
-    assert page.count("\n## ") == 2 and "selected on val" in page and "Over 2 seeds of stage 1" in page
+    pages = render(sorted((finished / "results").glob("*.csv")))
+    assert {name: (finished / name).read_text() for name in pages} == pages and len(pages) == 3
+    assert all(f"]({name})" in pages["RESULTS.md"] for name in pages if name != "RESULTS.md")
+    assert "selected on val" in pages[f"results/{NAME}_val.md"]
+    assert "Over 2 seeds of stage 1" in pages[f"results/{NAME}_last.md"]
 
 
-def test_the_committed_page_comes_from_the_committed_csv_files():
-    paths = sorted((ROOT / "results").glob("*.csv"))
-    assert paths and (ROOT / "RESULTS.md").read_text(encoding="utf-8") == render(paths)
+def test_the_committed_pages_come_from_the_committed_csv_files():
+    pages = render(sorted((ROOT / "results").glob("*.csv")))
+    assert pages == {name: (ROOT / name).read_text(encoding="utf-8") for name in pages}
+    assert len(pages["RESULTS.md"].encode()) <= 12_000
+    for page in ("README.md", "docs/methods.md"):
+        [table] = re.findall("<!-- methods: .*\n([^!]*)<!-- end", (ROOT / page).read_text(encoding="utf-8"))
+        names = re.findall(r"^\| `(\w+)`", table, re.M)
+        assert table == methods_table(ROOT / "results", names) and "los" in names
 
 
 def test_what_is_missing_unfinished_or_of_another_configuration_is_told_as_not_run(root):
@@ -163,9 +170,9 @@ def test_what_is_missing_unfinished_or_of_another_configuration_is_told_as_not_r
         *((seed, "val", name) for seed in "01" for name in ("los", "ce")),
     ]
     assert {row["status"] for row in rows} == {"done", "not run"}
-    overview, *sections = (root / "RESULTS.md").read_text().split("\n## ")
+    overview = (root / "RESULTS.md").read_text()
     assert "| 1 of 2 | not run |" in overview and "| 0 of 2 | not run |" in overview
-    page = "".join(sections)
+    page = "".join(path.read_text() for path in (root / "results").glob("*.md"))
     assert page.count("| not run |") == 8 and "Stage 2: not run." in page and "1 of 2" in page
     lines = call(reproduce.main, *words(root, "--list")).splitlines()
     assert [line.endswith("not run") for line in lines] == [False, False, True, False, True, True]
@@ -272,7 +279,7 @@ def test_the_first_figures_of_several_stage_1_are_paired_and_tested_over_them(fi
     [path] = (finished / "results").glob("*_last.csv")
     rows = pd.read_csv(path)
     to_ce, to_los = (rows[rows["method"] == m][f"minus_{o}"] for m, o in (("los", "ce"), ("ce", "los")))
-    page = render([path]).splitlines()
+    page = render([path])[f"results/{path.stem}.md"].splitlines()
     header = next(line for line in page if line.startswith("| method | stage-1 seeds |"))
     assert header.startswith("| method | stage-1 seeds | to ce | to los | overall |")
     [los] = [line for line in page if line.startswith("| los | 2 of 2 |")]
@@ -293,10 +300,8 @@ def test_a_csv_file_of_before_there_were_intervals_still_makes_a_page(root):
     ]
     assert len(new) > 10
     table.drop(columns=new).to_csv(path, index=False)
-    page = render([path])
-    assert (
-        "(p " in page and " [" not in page.partition("## ")[2].partition("](results")[2].split("Stage 2:")[1]
-    )
+    page = render([path])[f"results/{path.stem}.md"]
+    assert "(p " in page and " [" not in page.partition("Stage 2:")[2]
     assert "worst tenth" not in page and "validation |" not in page
 
 
@@ -360,7 +365,7 @@ def test_a_grid_of_packs_runs_stage_2_on_their_features_and_asks_for_no_images(d
     assert next(iter(told(tmp_path))) == "digits_lt_IR=50_resnet8_epochs-6_pack_finetune_epoch-2_last"
     assert rows["los"]["source"] == str(pack)
     assert rows["los"]["stage1_digest"] == checkpoint.read(digits.stage1).identity
-    assert "the fixed training features of a pack" in (tmp_path / "RESULTS.md").read_text()
+    assert "the fixed training features of a pack" in next((tmp_path / "results").glob("*.md")).read_text()
     (tmp_path / "grid.toml").write_text(f"{grid}features = '{pack}'\nimb_ratio = 10\n")
     assert "was made with --imb_ratio 50.0" in refusal(reproduce.main, *words(tmp_path, "--list"))
     (tmp_path / "grid.toml").write_text(f"{grid}features = '{pack}'\n")
@@ -379,7 +384,7 @@ def test_a_grid_runs_on_a_pack_that_a_user_made(tmp_path):
     named = [(row["dataset"], row["network"], row["imb_ratio"]) for row in rows]
     assert named == [("list_of_words", "features", "")] * 3
     assert {row["stage1_digest"] for row in rows} == {read_pack(given.out).digest}
-    assert "a pack of its own)" in (tmp_path / "RESULTS.md").read_text()
+    assert "a pack of its own)" in next((tmp_path / "results").glob("*.md")).read_text()
     given.pack("--name", "list_of_words", "--dtype", "fp16")
     assert "is a stage 2 of another stage 1" in refusal(reproduce.main, *words(tmp_path, *elsewhere))
     for line, said in (

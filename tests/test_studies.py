@@ -1,4 +1,4 @@
-"""docs/ablations.md and docs/scale.md: rows are heads of the ordinary path, tables are computed."""
+"""docs/ablations.md and docs/large_sets.md: rows are heads of the ordinary path, tables are computed."""
 
 import shutil
 from pathlib import Path
@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 
 from benchmarks.studies import ablations, scale, tables
-from benchmarks.studies.pages import put
 from tests.helpers import call, refusal, run_folder, run_stage2
 from tests.stage2 import read_table
 from tests.test_pack_runs import save_pack
 from tests.test_packs import tiny, with_val
 from utils.base.errors import UserError
+from utils.base.pages import put
 from utils.packs.pack import write_pack
 
 PAGE = ablations.OUT.with_name("ablations.md")

@@ -1,7 +1,7 @@
-"""The cost table of docs/scale.md: operations and bytes are counted, durations estimated from stated rates.
+"""The cost table of docs/large_sets.md: operations and bytes are counted, durations are estimated.
 
 python -m benchmarks.studies.scale            prints the table
-python -m benchmarks.studies.scale --write    puts it into docs/scale.md
+python -m benchmarks.studies.scale --write    puts it into docs/large_sets.md
 """
 
 import argparse
@@ -12,11 +12,11 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.common import ROOT
-from benchmarks.studies.pages import put
 from models import build_model
+from utils.base.pages import put
 from utils.settings.presets import preset_for
 
-PAGE = ROOT / "docs" / "scale.md"
+PAGE = ROOT / "docs" / "large_sets.md"
 PIXELS, WIDTH = 224, 2048
 # images/s of ResNet-50 in training: as published for one RTX 3090 (timm, 224 px, AMP, channels last), doubled
 # for an H100. The factor is our assumption: memory bandwidth, which bounds this network, is 3.6 times as high
@@ -108,7 +108,7 @@ def rows() -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--write", action="store_true", help="put the table into docs/scale.md")
+    parser.add_argument("--write", action="store_true", help="put the table into docs/large_sets.md")
     table = "\n".join(rows()) + "\n"
     if parser.parse_args(argv).write:
         put(PAGE, "costs", "python -m benchmarks.studies.scale --write", table)

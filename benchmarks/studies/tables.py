@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from benchmarks.studies.pages import marked, put
 from utils.base.files import write_atomically
+from utils.base.pages import marked, put
 from utils.metrics.accuracy import GROUPS
 from utils.metrics.logits import READINGS
 from utils.plots.tables import read_table

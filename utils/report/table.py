@@ -4,7 +4,7 @@ Accuracies are fractions in the csv files and percent in what people read.
 """
 
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -219,7 +219,8 @@ def _spread(row: dict, name: str) -> str:
     return "-" if row.get(name) is None else f"{row[name]:.2f} ({row[f'{name}_spread'] or 0:.2f})"
 
 
-def _difference(row: dict, name: str) -> str:
+def difference(row: Mapping, name: str) -> str:
+    """The difference of a row to `name`, in points, with its interval and corrected p; "-": there is none."""
     if row.get(f"minus_{name}") is None:
         return "-"
     low = row.get(f"minus_{name}_low")  # older files have no interval
@@ -261,7 +262,7 @@ COLUMNS = (
     Column("ECE", "calibration_error", best=min),
     Column("LoMa (spread)", "loma_unevenness", partial(_spread, name="loma"), min),
     Column("RSD (spread)", "rsd", partial(_spread, name="rsd"), min),
-    *(Column(f"to {name}", text=partial(_difference, name=name)) for name in REFERENCES),
+    *(Column(f"to {name}", text=partial(difference, name=name)) for name in REFERENCES),
     Column("learned", text=lambda row: f"{row['learned']:,}" if row["n"] else "-"),
     Column("seconds", text=lambda row: f"{row['seconds']:.1f}" if row["n"] else "-"),
     Column("setting", text=_setting),

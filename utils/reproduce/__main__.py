@@ -1,4 +1,4 @@
-"""Run a declared grid of both stages, go on where it was cut off, and write RESULTS.md from the run folders.
+"""Run a declared grid of both stages, go on where it was cut off, and write the pages of results.
 
     python -m utils.reproduce --grid thin|paper|FILE [--out output] [--jobs N] [--device cuda] [--list]
 
@@ -17,11 +17,12 @@ from contextlib import closing, suppress
 from pathlib import Path
 
 from utils.base.errors import UserError, complain, exit_cleanly, say
-from utils.base.files import open_regular, write_atomically
+from utils.base.files import open_regular
 from utils.base.signals import Signals, Stopped
 from utils.reproduce.cell import Cell, same_training_images
 from utils.reproduce.grid import read_grid
-from utils.reproduce.results import NOT_RUN, render, rows_of, write_tables
+from utils.reproduce.pages import write_pages
+from utils.reproduce.results import NOT_RUN, rows_of, write_tables
 from utils.run.checkpoint import Checkpoint
 from utils.run.folder import check_writable
 from utils.run.lock import FolderLock
@@ -117,7 +118,7 @@ class Runner(Signals):
 
 
 def report(cells: Sequence[Cell], results: Path) -> str:
-    """Write results/*.csv of the cells and RESULTS.md of all csv files there; returns a line about it."""
+    """Write results/*.csv of the cells and the pages of all csv files there; returns a line about it."""
     rows = []
     for cell in cells:
         stage1, stage2 = cell.found(_taken_for_same)
@@ -125,11 +126,10 @@ def report(cells: Sequence[Cell], results: Path) -> str:
             rows += rows_of(cell, select, stage1, run)
     missing = sum(row["status"] == NOT_RUN for row in rows)
     tables = write_tables(rows, results / "results") if missing < len(rows) else []
-    page, paths = results / "RESULTS.md", sorted((results / "results").glob("*.csv"))
+    paths = sorted((results / "results").glob("*.csv"))
     if not paths:
         raise UserError(f"no run of this grid is here, and no csv file in {results / 'results'}")
-    text = render(paths).encode()
-    write_atomically(page, lambda handle: handle.write(text))
+    page = write_pages(paths, results)
     if not tables:
         return f"{page} of {len(paths)} csv files; no run of this grid is here, they stay as they are"
     return f"{page} and {len(tables)} table(s): {len(rows)} rows, {missing} of them {NOT_RUN}"

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from utils.base.files import write_atomically
+from utils.base.pages import filled
 from utils.settings.methods import ARGUMENTS as OF_TRAINING
 from utils.settings.methods import METHODS, Method
 from utils.settings.presets import PRESETS, PUBLISHED, preset_for
@@ -14,7 +15,6 @@ from utils.settings.table import ARGUMENTS, CHECK, DATA, EVALUATE, STAGE1, STAGE
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "arguments.md"
 METHODS_PAGE = PAGE.with_name("methods.md")
-_MARKS = ("<!-- settings: python -m utils.settings -->\n", "<!-- end of settings -->\n")
 _KINDS_OF_SOURCE = ("published", "second-hand", "ours")
 _INTRO = """# All arguments
 
@@ -54,14 +54,13 @@ def page() -> str:
 
 def methods_page() -> str:
     """docs/methods.md with the settings of the methods as they should be, between two marker lines."""
-    before, _, rest = METHODS_PAGE.read_text(encoding="utf-8").partition(_MARKS[0])
     rows = []
     for method in METHODS.values():
         kinds = {kind: [n for n in method.settings if method.kind(n) == kind] for kind in _KINDS_OF_SOURCE}
         cells = (", ".join(filter(None, (_setting(method, n) for n in names))) for names in kinds.values())
         rows.append((f"`{method.name}`", method.source, *cells))
     table = "\n".join(_table(("method", "source", *_KINDS_OF_SOURCE), rows)) + "\n"
-    return "".join([before, _MARKS[0], table, _MARKS[1], rest.partition(_MARKS[1])[2]])
+    return filled(METHODS_PAGE, "settings", "python -m utils.settings", table)
 
 
 def _setting(method: Method, name: str) -> str:

@@ -1,0 +1,285 @@
+"""The pages of results, from the csv files alone: RESULTS.md, a page beside each file, tables elsewhere."""
+
+from collections.abc import Sequence
+from math import isnan
+from pathlib import Path
+from statistics import fmean, stdev
+
+import pandas as pd
+
+from utils.base.files import write_atomically
+from utils.base.pages import put
+from utils.metrics.accuracy import percent
+from utils.metrics.paired import holm
+from utils.plots.tables import SCORES
+from utils.report.table import (
+    BUDGETS,
+    CHOSEN_EPOCH,
+    COMPARED,
+    EDGE,
+    REFERENCES,
+    SELECTIONS,
+    TOLD_APART,
+    cells,
+    complete,
+    difference,
+    markdown_lines,
+)
+from utils.reproduce.cell import slug
+from utils.reproduce.grid import GRIDS, read_grid
+from utils.reproduce.results import NAMED_BY, NOT_RUN, read_results
+
+COMMAND = "python -m utils.reproduce --report_only --grid packs"
+_BASES = ("stage1", "ce", "los")
+_OVERVIEW = ["table", "selected on", "stage-1 seeds", *_BASES, "place of los", "best of the others"]
+_CLAIMS = [
+    *("table", "selected on", "los minus ce", "best of the others minus los"),
+    *("ahead of los", "not told apart", "behind"),
+]
+_VIEWS = {"fresh": "a fresh view an epoch", "pack": "the fixed training features of a pack"}
+# of the tables of methods in README.md and docs/methods.md: the representations, with the csv files
+_SHOWN = {
+    "ResNet-34": "cifar100_lt_IR=100_resnet34_epochs-200_pack",
+    "ResNet-32": "cifar100_lt_IR=100_resnet32_epochs-60_pack",
+}
+_SIX = ("stage1", "ce", "los", "la", "bsce", "wb")
+_HEAD = f"""# Results
+
+`{COMMAND}` writes this page and the pages that it links to from the files results/*.csv.
+The csv files come from run folders and hold every digit and digest. Nothing on these pages is typed by hand.
+
+All accuracies are percent of the test images. On one stage-1 model ± is the deviation over the seeds
+of stage 2, which is the noise of batch order alone. With several stage-1 models it is that over these."""
+_CLAIMED = f"""Two methods are told apart where the 95 % interval of their difference excludes zero and the p
+of McNemar's test, corrected by Holm, is below {TOLD_APART}. With several stage-1 models a paired t test over
+these decides, with the same correction. docs/methods.md says how all of this is computed."""
+_READ = f"""LoMa and RSD are `per_sample`: means over the classes, with the spread over these in brackets.
+{CHOSEN_EPOCH}. {EDGE} behind a value: the least or largest that was tried. * marks the best of a column.
+
+In the tables of one stage-1 model, {COMPARED}
+With several stage-1 models, the difference on each of them is one value of a paired t test."""
+
+
+def render(paths: Sequence[Path]) -> dict[str, str]:
+    """The text of RESULTS.md and of a page for each csv file, by their names in the folder above these.
+
+    Raises:
+        UserError: a file is none, or mixes protocols.
+    """
+    tables = {path: read_results(path) for path in paths}
+    tables = dict(sorted(tables.items(), key=lambda table: _place(table[1][0])))
+    claims = [claim for rows in tables.values() if (claim := _claim(rows))]
+    parts = [_HEAD, "## Overview", "The place of LOS is that among all methods but `stage1` and `ce`."]
+    parts += [markdown_lines([_OVERVIEW, *(_overview(path, rows) for path, rows in tables.items())])]
+    parts += ["## Claims and their evidence", _CLAIMED, _counted(claims)]
+    parts += [markdown_lines([_CLAIMS, *(claim["line"] for claim in claims)])]
+    parts += ["## Not run", _missing({path.stem for path in paths})]
+    pages = {f"results/{path.stem}.md": _page(path, rows) for path, rows in tables.items()}
+    return {"RESULTS.md": "\n\n".join(parts) + "\n", **pages}
+
+
+def write_pages(paths: Sequence[Path], folder: Path) -> Path:
+    """Write all pages below `folder`, and the tables of methods where README.md and docs/ lie there too."""
+    for name, text in render(paths).items():
+        write_atomically(folder / name, lambda handle, text=text: handle.write(text.encode()))
+    for page, methods in (("README.md", _SIX), ("docs/methods.md", None)):
+        if (folder / page).exists() and folder.joinpath("results", f"{_SHOWN['ResNet-34']}_val.csv") in paths:
+            put(folder / page, "methods", COMMAND, methods_table(folder / "results", methods))
+    return folder / "RESULTS.md"
+
+
+def methods_table(results: Path, methods: Sequence[str] | None = None) -> str:
+    """Overall accuracy of methods (None: of all) with published settings and chosen on validation."""
+    lines = {}
+    titles = ["published settings", "chosen on validation"]
+    for network, name in _SHOWN.items():
+        for title, select in zip(titles, ("last", "val"), strict=True):
+            for method, row in _done(read_results(results / f"{name}_{select}.csv")).iterrows():
+                spread = "" if pd.isna(row["overall_std"]) else f" ± {percent(row['overall_std'])}"
+                lines.setdefault(method, {})[f"{network}, {title}"] = f"{percent(row['overall'])}{spread}"
+    columns = [f"{network}, {title}" for network in _SHOWN for title in titles]
+    order = methods or sorted(lines, key=lambda name: lines[name][columns[1]], reverse=True)
+    table = [["method", *columns], *([f"`{name}`", *map(lines[name].get, columns)] for name in order)]
+    return markdown_lines(table) + "\n"
+
+
+def _name(row: dict) -> str:
+    ratio, recipe = row["imb_ratio"] and f"ratio {row['imb_ratio']}", f"`{row['recipe'] or 'preset'}`"
+    views = {"fresh": "fresh views", "pack": "pack"}.get(row["views"], f"{row['views']} views")
+    words = [row["dataset"], ratio, row["network"], recipe, row["stage2"] and f"`{row['stage2']}`", views]
+    return ", ".join(filter(None, words))
+
+
+def _place(row: dict) -> tuple:
+    """Where a table stands: the ratios of a set and network together, the mildest last."""
+    order = (row["recipe"], row["stage2"], row["views"], row["selected_on"])
+    return row["dataset"], row["network"], -float(row["imb_ratio"] or 0), *order
+
+
+def _done(rows: Sequence[dict]) -> pd.DataFrame:
+    """The rows with figures; of a method with several settings the first one, which is the source's."""
+    frame = pd.DataFrame(rows).dropna(subset="overall")
+    return frame.drop_duplicates(["method", "stage1_seed"]).set_index("method")
+
+
+def _overview(path: Path, rows: list[dict]) -> list[str]:
+    """The line of a table: stage 1, control and LOS, and what is best beside them, overall accuracy."""
+    first, frame, done = rows[0], pd.DataFrame(rows), _done(rows)
+    seeds = frame["stage1_seed"].nunique()
+    found = done.groupby(level=0, sort=False)["overall"].apply(list)
+    whole = {name: values for name, values in found.items() if len(values) == seeds}
+    means = {name: fmean(values) for name, values in whole.items() if name not in ("stage1", "ce")}
+    order = sorted(means, key=lambda name: -means[name])  # of equals the one that the table has first
+    ahead = [name for name in order if means[name] > means.get("los", 0)]
+    others = [name for name in order if name != "los"]
+    return [
+        *(
+            f"[{_name(first)}](results/{path.stem}.md)",
+            first["selected_on"],
+            f"{done['stage1_seed'].nunique()} of {seeds}",
+        ),
+        *(_spread(whole[base]) if base in whole else NOT_RUN for base in _BASES),
+        f"{len(ahead) + 1} of {len(order)}" if "los" in order else "-",
+        f"{others[0]} {_spread(whole[others[0]])}" if others else "-",
+    ]
+
+
+def _against(rows: list[dict], reference: str) -> dict[str, tuple[float, str, bool]]:
+    """Method -> its difference to another one: a number, in words, and whether the two are told apart."""
+    done = _done(rows).drop(index=[reference, "stage1"], errors="ignore")
+    if f"minus_{reference}_low" not in done:  # a file of before there were intervals
+        return {}
+    if done["stage1_seed"].nunique() == 1:
+        found = {}
+        for name, row in done.iterrows():
+            apart = row[f"p_{reference}_holm"] < TOLD_APART
+            apart &= not row[f"minus_{reference}_low"] <= 0 <= row[f"minus_{reference}_high"]
+            found[name] = (row[f"minus_{reference}"], difference(row, reference), apart)
+        return found
+    lists = done.groupby(level=0, sort=False)[f"minus_{reference}"].apply(list)
+    corrected = holm([_paired_test(values)[1] for values in lists])
+    apart = [p is not None and p < TOLD_APART for p in corrected]
+    return {n: (fmean(v), _paired(v), a) for (n, v), a in zip(lists.items(), apart, strict=True)}
+
+
+def _claim(rows: list[dict]) -> dict | None:
+    """What a table says of LOS: against its control, and against each of the others."""
+    for seed in {row["stage1_seed"] for row in rows}:
+        complete([row for row in rows if row["stage1_seed"] == seed])
+    control, others = _against(rows, "ce").get("los"), _against(rows, "los")
+    others.pop("ce", None)
+    if control is None or not others:
+        return None
+    best = max(others, key=lambda name: others[name][0])
+    ahead = [name for name, (number, _, apart) in others.items() if apart and number > 0]
+    behind = [name for name, (number, _, apart) in others.items() if apart and number < 0]
+    line = [_name(rows[0]), rows[0]["selected_on"], control[1], f"{best} {others[best][1]}"]
+    line += [", ".join(ahead) or "none", str(len(others) - len(ahead) - len(behind)), str(len(behind))]
+    return {"line": line, "control": control, "ahead": ahead, "first": others[best][0] <= 0}
+
+
+def _counted(claims: Sequence[dict]) -> str:
+    above = [claim["control"] for claim in claims if claim["control"][0] > 0]
+    apart, first = sum(told for _, _, told in above), sum(claim["first"] for claim in claims)
+    beaten = sum(bool(claim["ahead"]) for claim in claims)
+    return (
+        f"In {len(above)} of {len(claims)} tables LOS is above its control `ce`; in {apart} it is told apart "
+        f"from it. In {first} it has the highest figure. In {beaten} another one is above it and told apart."
+    )
+
+
+def _missing(names: set[str]) -> str:
+    """The protocols of the grids that come with the code of which there is no csv file."""
+    lines = []
+    for grid in sorted(path.stem for path in GRIDS.glob("*.toml")):
+        facts = [cell.protocol | {"selected_on": s} for cell in read_grid(grid) for s in cell.selections]
+        absent = [row for row in facts if slug(row, NAMED_BY) not in names]
+        lines += [f"- {_name(row)}, selected on {row['selected_on']} (`--grid {grid}`)" for row in absent]
+    return "\n".join(dict.fromkeys(lines)) or "Every protocol of the grids that come with the code was run."
+
+
+def _page(path: Path, rows: list[dict]) -> str:
+    """The page of one csv file: a table of each stage-1 model, and before them one over all of these."""
+    first = rows[0]
+    select, recipe = first["selected_on"], f"`{first['recipe'] or 'preset'}`"
+    parts = [
+        f"# {_name(first)}, selected on {select}",
+        f"[{path.name}]({path.name}). Stage 1: {recipe}. Training features: "
+        f"{_VIEWS.get(first['views'], first['views'] + ' cached views')}. Selection: "
+        f"{SELECTIONS.get(select, select)}. Settings: {BUDGETS.get(first['budget'], 'unknown')}. "
+        f"Training images: sha256 {first['data'] or 'unknown'}.",
+        _READ,
+    ]
+    seeds = list(dict.fromkeys(row["stage1_seed"] for row in rows))
+    if len(seeds) > 1:
+        parts += [f"Over {len(seeds)} seeds of stage 1:", _over_seeds(pd.DataFrame(rows), len(seeds))]
+    for seed in seeds:
+        own = [row for row in rows if row["stage1_seed"] == seed]
+        complete(own)
+        header, *lines = cells(own)
+        for row, line in zip(own, lines, strict=True):
+            line[-1] = NOT_RUN if row["status"] == NOT_RUN else line[-1]
+        parts += [_told(own[0]), markdown_lines([header, *lines])]
+    return "\n\n".join(parts) + "\n"
+
+
+def _told(first: dict) -> str:
+    """Of which stage 1 a table is, and at what cost."""
+    if first["status"] == NOT_RUN and not first["stage1_digest"]:
+        return f"Stage 1, seed {first['stage1_seed']}: {NOT_RUN}."
+    overall = f", overall {percent(float(first['stage1_overall']))}" if first["stage1_overall"] else ""
+    made = "pack made on " if first["stage1_hardware"] else "a pack of its own"
+    made = made if first["views"] == "pack" else _hours(first["stage1_hours"])
+    where = f"Stage 1, seed {first['stage1_seed']}: sha256 {first['stage1_digest'][:12]}, {first['source']}"
+    where += f"{overall} ({made}{first['stage1_hardware']})."
+    if first["status"] == NOT_RUN:
+        return f"{where} Stage 2: {NOT_RUN}."
+    stage2 = f"Stage 2: seeds {first['stage2_seeds']} ({_hours(first['hours'])}{first['hardware']}, torch"
+    return f"{where} {stage2} {first['torch']})."
+
+
+def _hours(text: str) -> str:
+    return f"{float(text):.2f} hours, " if text else ""
+
+
+def _over_seeds(table: pd.DataFrame, seeds: int) -> str:
+    """Differences paired by representation, then mean and deviation over these of the means over seeds."""
+    # the setting that was chosen may be another on each, and a run that is missing has none
+    chosen = table["selected_on"] != "last"
+    settings = table["setting"].mask(chosen | (table["status"] == NOT_RUN), "")
+    told = set(table.loc[table["status"] == "done", "method"])
+    lines = [["method", "stage-1 seeds", *(f"to {name}" for name in REFERENCES), *SCORES, "setting"]]
+    for (method, setting), group in table.groupby(["method", settings], sort=False):
+        done = group[group["status"] == "done"]
+        if done.empty and method in told:
+            continue  # the other seeds' rows of the method say of how many they are
+        figures = [_paired(done.get(f"minus_{name}", pd.Series()).dropna().tolist()) for name in REFERENCES]
+        figures += [_spread(done[name].astype(float).tolist()) for name in SCORES]
+        last = setting or ("-" if len(done) else NOT_RUN)
+        lines.append([method, f"{len(done)} of {seeds}", *figures, last])
+    return markdown_lines(lines)
+
+
+def _paired_test(differences: list[float]) -> tuple[float, float | None]:
+    """t and p of a paired t test of differences on the same stage 1; p None: it has none."""
+    if len(differences) < 2 or not stdev(differences):
+        return 0.0, None
+    from scipy.stats import ttest_1samp  # here: it takes a second to load
+
+    return tuple(map(float, ttest_1samp(differences, 0)))
+
+
+def _paired(differences: list[float]) -> str:
+    """Differences on the same stage 1: their mean and deviation, and a paired t test."""
+    if len(differences) < 2:
+        return "-"
+    mean, deviation = 100 * fmean(differences), 100 * stdev(differences)
+    t, p = _paired_test(differences)
+    tested = "" if p is None else f", t {t:.3g}, p {p:.2g}"
+    return f"{mean:+.2f} ± {deviation:.2f} (n {len(differences)}{tested})"
+
+
+def _spread(values: list[float]) -> str:
+    if not values or isnan(sum(values)):
+        return "-"
+    return percent(fmean(values)) + (f" ± {percent(stdev(values))}" if len(values) > 1 else "")
