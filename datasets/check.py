@@ -22,9 +22,9 @@ from datasets.images.decode import NOT_READ, decode_image, is_deep, read_bytes
 from datasets.images.processes import Processes
 from datasets.types import FileSet
 from utils.base.errors import UserError, exit_cleanly, say
-from utils.settings.config import resolve
+from utils.settings.config import asked_for, resolve
 from utils.settings.data import load_data
-from utils.settings.parse import CHECK, parse
+from utils.settings.parse import CHECK
 
 CHUNK = 64  # images a request
 STDERR = 2  # the descriptor that C libraries write to
@@ -119,7 +119,7 @@ def scan(parts: dict[str, FileSet], workers: int) -> Iterator[Finding]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    config = resolve(CHECK, parse(CHECK, __doc__.splitlines()[0], argv))
+    config = resolve(CHECK, asked_for(CHECK, __doc__, argv))
     listed: list[str] = []
     try:
         data = load_data(config, report=listed.append)

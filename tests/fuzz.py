@@ -177,7 +177,7 @@ def argument_parser(folder: Path, examples: int) -> None:
     @given(st.sampled_from(ALL), words, st.dictionaries(st.sampled_from(["num_class", "shots"]), st.none()))
     def check(script: str, argv: list[str], known: dict) -> None:
         argv = [word for word in argv if word not in ("-h", "--help")]
-        only_clean_errors(lambda: resolve(script, parse(script, "fuzz", argv), known))
+        only_clean_errors(lambda: resolve(script, parse(script, argv), known))
 
     check()
 

@@ -30,7 +30,7 @@ def settle(digits: TrainedDigits, *argv: object) -> Config:
     words = ["--dataset", "digits_lt", "--pretrained_pth", str(digits.stage1), "--seed", "0"]
     if "--seeds" in argv:
         words = words[:-2]
-    given = parse(STAGE2, "", [*words, *map(str, argv)])
+    given = parse(STAGE2, [*words, *map(str, argv)])
     return resolve(STAGE2, given, find_source(STAGE2, given, "stage1").known)
 
 

@@ -1,16 +1,20 @@
 """Arguments: presets, precedence, contradictions and help."""
 
+import contextlib
+import io
+import re
 from pathlib import Path
 
 import pytest
 
+import main_stage1
 from datasets import to_folder
 from tests.helpers import call, run_stage1
 from utils.base.errors import UserError
 from utils.reproduce.grid import read_grid
 from utils.settings.checks import check_ranges
-from utils.settings.config import resolve
-from utils.settings.parse import ALL, ARGUMENTS, CHECK, STAGE1, STAGE2, parse
+from utils.settings.config import asked_for, resolve
+from utils.settings.parse import ALL, ARGUMENTS, CHECK, EVALUATE, STAGE1, STAGE2, parse
 from utils.settings.presets import PRESETS, preset_for
 
 PUBLIC_NAMES = {
@@ -21,7 +25,7 @@ PUBLIC_NAMES = {
 
 
 def settle(script: str, line: str = "", known: dict | None = None) -> object:
-    return resolve(script, parse(script, "", line.split()), known)
+    return resolve(script, parse(script, line.split()), known)
 
 
 def test_every_public_name_is_kept():
@@ -77,15 +81,33 @@ def test_a_resolved_configuration_cannot_be_changed():
         settle(STAGE1).lr = 3.0
 
 
-def test_help_is_grouped_and_names_every_argument_of_the_script(capsys):
-    for script in ALL:
-        with pytest.raises(SystemExit):
-            parse(script, "what it does", ["--help"])
-        text = capsys.readouterr().out
-        assert "label over-smoothing:" in text or script != STAGE2
-        assert "data:" in text and "run:" in text
-        for argument in ARGUMENTS:
-            assert (f"--{argument.name}" in text.split()) == (script in argument.scripts), argument.name
+def help_of(script: str, *words: str) -> str:
+    with contextlib.redirect_stdout(io.StringIO()) as said, pytest.raises(SystemExit) as ended:
+        asked_for(script, main_stage1.__doc__, ["--help", *words])
+    assert ended.value.code == 0
+    return said.getvalue()
+
+
+@pytest.mark.parametrize("script", [*ALL, CHECK])
+def test_help_all_is_grouped_and_names_every_argument_of_the_script(script):
+    text = help_of(script, "all")
+    assert "\nlabel over-smoothing:\n" in text or script in (CHECK, EVALUATE)
+    assert "\ndata:\n" in text and max(map(len, text.splitlines())) <= 110
+    for argument in ARGUMENTS:
+        assert (f"  --{argument.name}" in re.findall(r"^  --\w+", text, re.M)) == (script in argument.scripts)
+
+
+@pytest.mark.parametrize("script", ALL)
+def test_help_is_a_screen_of_what_people_change_with_two_examples(script):
+    text = help_of(script)
+    assert len(text.splitlines()) <= 60 and text.count("  python main_stage1.py") == 1
+    assert "--nesterov" not in text and "--imb_ratio FLOAT" in text and "[100]" in text
+
+
+def test_help_has_the_defaults_of_the_data_set_and_network_that_are_named():
+    assert "[200]" in help_of(STAGE1) and "[60]" in help_of(STAGE1, "--network", "resnet32")
+    assert "[90]" in help_of(STAGE1, "--dataset", "imagenet_lt")
+    assert "[0.98]" in help_of(STAGE2) and "[0.98]" not in help_of(STAGE1), "stage 1 has plain labels"
 
 
 def test_workers_are_said_to_have_no_use_where_the_set_lives_on_the_device(tmp_path):
@@ -97,11 +119,11 @@ def test_workers_are_said_to_have_no_use_where_the_set_lives_on_the_device(tmp_p
 def test_a_tilde_in_a_path_is_the_home_of_the_user_whoever_was_to_expand_it(script, monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     paths = [a.name for a in ARGUMENTS if a.kind is Path and script in a.scripts]
-    given = parse(script, "", [f"--{name}=~/x" for name in paths])
+    given = parse(script, [f"--{name}=~/x" for name in paths])
     assert paths and given == dict.fromkeys(paths, Path("/home/me/x"))
     with pytest.raises(UserError, match="~nobody-of-this-name/x"):
-        parse(script, "", [f"--{paths[0]}=~nobody-of-this-name/x"])
-    assert parse(script, "", [f"--{paths[0]}=./~"]) == {paths[0]: Path("~")}
+        parse(script, [f"--{paths[0]}=~nobody-of-this-name/x"])
+    assert parse(script, [f"--{paths[0]}=./~"]) == {paths[0]: Path("~")}
 
 
 def test_a_tilde_in_a_grid_and_in_the_tools_is_the_home_of_the_user_too(tmp_path, monkeypatch):

@@ -207,7 +207,7 @@ def test_small_images_take_the_way_of_cifar_with_the_same_bits(tmp_path):
     """The same pixels as PNG files and in memory: the same weights after training, to the last bit."""
     folder_tree(tmp_path / "data", counts=COUNTS, test_per_class=4, suffix=".png")
     line = "--dataset folder --image_size 64 --augment pad_crop --normalise cifar"
-    views = file_views(resolve(STAGE1, parse(STAGE1, "", line.split())))
+    views = file_views(resolve(STAGE1, parse(STAGE1, line.split())))
     data = build_data("folder", tmp_path / "data", views=views, val_source="none")
     files = [read_image(str(data.train.root / data.train.paths[i])) for i in range(len(data.train))]
     pixels = torch.stack([functional.resize(image, [64, 64], antialias=True) for image in files])

@@ -45,7 +45,7 @@ THIN = ("--dataset", "cifar100_lt", "--network", "resnet32")
 
 def plan(argv: list[str]) -> tuple[list[HeadPlan], list[str]]:
     """The heads that a stage-2 command line asks for, and the notes; nothing is read or trained."""
-    return plan_heads(resolve(STAGE2, parse(STAGE2, "", ["--dataset", "digits_lt", *argv])))
+    return plan_heads(resolve(STAGE2, parse(STAGE2, ["--dataset", "digits_lt", *argv])))
 
 
 def heads(*argv: object) -> list[HeadPlan]:

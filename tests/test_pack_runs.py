@@ -202,7 +202,7 @@ def test_arrays_become_a_pack_that_stage_2_trains_on_and_evaluate_scores(tmp_pat
 
 def settings_of(pack: Path) -> dict:
     """What stage 2 would do with a pack, without its place and name."""
-    given = parse(STAGE2, "", ["--features", str(pack), *BUDGET[2:]])
+    given = parse(STAGE2, ["--features", str(pack), *BUDGET[2:]])
     config = resolve(STAGE2, given, find_source(STAGE2, given, "stage1").known)
     return {name: value for name, value in config.as_dict().items() if name not in ("features", "dataset")}
 
@@ -264,7 +264,7 @@ def test_training_and_scoring_on_a_pack_copy_no_more_than_some_of_its_rows(tmp_p
     wide = replace(few, train=train, train_labels=labels, test=train[:, :4], fc_weight=torch.zeros(3, width))
     write_pack(tmp_path / "wide.pack", wide)
     argv = ["--method", "crt,ncm", "--finetune_epoch", "1", "--seed", "0", "--batch_size", "1024"]
-    config = resolve(STAGE2, parse(STAGE2, "", ["--dataset", "digits_lt", *argv]))
+    config = resolve(STAGE2, parse(STAGE2, ["--dataset", "digits_lt", *argv]))
     frozen = pack_representation(read_pack(tmp_path / "wide.pack"), torch.device("cpu"))
     with LargestNewTensor() as seen:
         outcomes = [outcome(head) for head in trained(config, frozen)]

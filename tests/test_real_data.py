@@ -103,5 +103,5 @@ def test_a_released_stage_2_model_has_the_backbone_of_its_stage_1():
 
 def test_weights_from_elsewhere_can_have_cifar_images_normalised_as_they_were_trained(cifar_dir):
     words = ["--data_dir", str(cifar_dir), "--normalise", "imagenet"]
-    views = load_data(resolve(STAGE1, parse(STAGE1, "", words))).views
+    views = load_data(resolve(STAGE1, parse(STAGE1, words))).views
     assert (views.mean, views.std) == CHANNELS["imagenet"] and views.padding == 4

@@ -254,7 +254,7 @@ def load(root: Path, full: bool) -> types.FileSet:
         *LISTS,
         *(["--data_digest", "full"] if full else []),
     ]
-    return load_data(resolve(STAGE1, parse(STAGE1, "", words))).train
+    return load_data(resolve(STAGE1, parse(STAGE1, words))).train
 
 
 def looked_at_less(before: dict, images: types.FileSet) -> str:

@@ -72,7 +72,7 @@ class Cell:
 
     def config(self) -> Config:
         """The resolved configuration of stage 1 but for its folders; raises UserError for wrong words."""
-        return resolve(STAGE1, parse(STAGE1, "", self._recipe_words()))
+        return resolve(STAGE1, parse(STAGE1, self._recipe_words()))
 
     def _recipe_words(self) -> list[str]:
         return [*self.data, "--seed", str(self.seed), *shlex.split(self.recipe)]
@@ -132,7 +132,7 @@ class Cell:
         return f"{sum(seconds) / 3600:.4f}"
 
     def stage1_config(self) -> Config:
-        return resolve(STAGE1, parse(STAGE1, "", self.stage1_words()))
+        return resolve(STAGE1, parse(STAGE1, self.stage1_words()))
 
     def finished_stage1(self) -> Path | None:
         """The run folder of a stage 1 at its end: a resume leaves its model again where that is gone."""
@@ -168,7 +168,7 @@ class Cell:
 
     def stage2(self, select: str, stage1: Stage1) -> Stage2 | None:
         """The finished stage 2 of a selection; None: it is missing or unfinished."""
-        words = parse(STAGE2, "", self.stage2_words(select, stage1))
+        words = parse(STAGE2, self.stage2_words(select, stage1))
         folder = _finished(resolve(STAGE2, words, stage1.model.known))
         if folder is None:
             return None

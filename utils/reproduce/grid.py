@@ -128,10 +128,10 @@ def _check(cell: Cell) -> None:
         words = shlex.split(text)
         if {"-h", "--help"} & set(words):
             raise UserError(f"{key} may not ask for help")
-        for name in parse(script, "", words):
+        for name in parse(script, words):
             if name in taken:
                 raise UserError(f"{key} may not say --{name}: a key of the grid or the runner says it")
     known = cell.pack.known if cell.pack else cell.config().as_dict()
     known = {name: known[name] for name in (*FIXED_BY_CHECKPOINT, *INHERITED) if name in known}
     for select in cell.selections:
-        plan_heads(resolve(STAGE2, parse(STAGE2, "", cell.stage2_words(select)), known))
+        plan_heads(resolve(STAGE2, parse(STAGE2, cell.stage2_words(select)), known))

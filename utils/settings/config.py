@@ -6,7 +6,9 @@ The three scripts begin here: help, lists and refusals come before torch, which 
 import json
 import os
 import secrets
+import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,9 +18,10 @@ from utils.base.errors import UserError, exit_cleanly, say
 from utils.base.torchrun import number_of
 from utils.settings.checks import check_against, check_given, check_ranges, check_settled
 from utils.settings.chosen import listing
+from utils.settings.help import HELP, asks_help, help_text
 from utils.settings.parse import parse
 from utils.settings.presets import PUBLISHED, preset_for
-from utils.settings.table import STAGE1, STAGE2, arguments_of
+from utils.settings.table import EVALUATE, STAGE1, STAGE2, arguments_of
 
 DEFAULT_DATASET = "cifar100_lt"
 # what a protocol sets
@@ -185,9 +188,19 @@ def describe(config: Config) -> list[str]:
 def asked_for(script: str, doc: str, argv: Sequence[str] | None = None) -> dict:
     """What the user gave, by name, as far as it can be checked without a file; `doc` begins with a summary.
 
-    Raises SystemExit where help or the list of methods was asked for, and is printed.
+    Raises SystemExit where help or the list of methods was asked for, and is printed: help with the defaults
+    of the data set and network that the command line names.
     """
-    given = parse(script, doc.splitlines()[0], argv)
+    words = sys.argv[1:] if argv is None else list(argv)
+    if asks_help(words):
+        given = parse(script, [word for word in words if word not in HELP])
+        values = {argument.name: argument.default for argument in arguments_of(script)} | given
+        with suppress(UserError):  # of a command line that is not whole yet
+            stage = {"cur_stage": "stage2"} if script == EVALUATE else {}
+            values = resolve(script, stage | given).as_dict()
+        say(*help_text(script, doc, values, whole="all" in words).splitlines())
+        raise SystemExit(0)
+    given = parse(script, words)
     if given.get("method") == "list":
         say(*listing().splitlines())
         raise SystemExit(0)

@@ -4,8 +4,6 @@ import argparse
 import difflib
 import os
 from collections.abc import Callable, Sequence
-from itertools import groupby
-from operator import attrgetter
 from pathlib import Path
 from typing import NoReturn
 
@@ -55,23 +53,12 @@ def _several(kind: type) -> Callable[[str], object]:
     return convert
 
 
-def parse(script: str, description: str, argv: Sequence[str] | None = None) -> dict:
+def parse(script: str, argv: Sequence[str] | None = None) -> dict:
     """What the user gave, by name; an argument that was not given is absent."""
-    parser = Parser(
-        prog=script,
-        description=description,
-        allow_abbrev=False,
-        argument_default=argparse.SUPPRESS,
-        epilog="Defaults depend on the data set and network and are printed at the start of a run.",
-    )
-    for name, arguments in groupby(arguments_of(script), attrgetter("group")):
-        group = parser.add_argument_group(name)
-        for argument in arguments:
-            group.add_argument(f"--{argument.name}", **_taken(argument))
-    if script in ALL:
-        for argument in ARGUMENTS:
-            if Mark.PUBLIC in argument.marks and script not in argument.scripts:
-                parser.add_argument(f"--{argument.name}", **_taken(argument) | {"help": argparse.SUPPRESS})
+    parser = Parser(script, allow_abbrev=False, argument_default=argparse.SUPPRESS, add_help=False)
+    for argument in ARGUMENTS:
+        if script in argument.scripts or (script in ALL and Mark.PUBLIC in argument.marks):
+            parser.add_argument(f"--{argument.name}", **_taken(argument))
     given, unknown = parser.parse_known_args(argv)
     if unknown:
         raise UserError(_explain_unknown(script, unknown[0]))
@@ -80,14 +67,9 @@ def parse(script: str, description: str, argv: Sequence[str] | None = None) -> d
 
 def _taken(argument: Argument) -> dict:
     """How argparse is to take an argument's value."""
-    help = argument.help.replace("%", "%%")
     if argument.kind is bool:
-        return {"help": help, "action": "store_true"}
-    kind = _several(argument.kind) if argument.sweep else argument.kind
-    if argument.choices:
-        return {"help": help, "type": kind, "choices": argument.choices}
-    metavar = argument.kind.__name__.upper() + (",..." if argument.sweep else "")
-    return {"help": help, "type": kind, "metavar": metavar}
+        return {"action": "store_true"}
+    return {"type": _several(argument.kind) if argument.sweep else argument.kind, "choices": argument.choices}
 
 
 def _explain_unknown(script: str, word: str) -> str:
