@@ -200,14 +200,13 @@ def _write_tables(
     facts = {"budget": config.budget, "selected_on": config.select}
     targets = outcomes[0].head.frozen.labels["test"].cpu()
     rows = table.table_rows(outcomes, heads, targets, facts)
-    caption = table.caption(rows, outcomes)
     run.write_rows("table.csv", rows)
-    run.write_text("table.md", f"{table.markdown(rows)}\n\n{caption}\n")
+    run.write_text("table.md", f"{table.markdown(rows)}\n\n{table.caption(rows, outcomes)}\n")
     run.write_rows("per_class.csv", table.per_class_rows(outcomes, data))
     run.write_rows("confusion.csv", table.confusion_rows(lead, data, targets))
     if config.select != "last":
         run.write_rows("search.csv", table.search_rows(heads, [one.head for one in outcomes]))
-    run.log("", *table.aligned(rows), *caption.split("\n"), "")
+    run.log("", *table.aligned(rows), *table.brief_caption(rows), "")
     if len([one for one in outcomes if one.head.plan.named]) > 1:
         from utils.plots.drawing import draw  # here: a single head needs no matplotlib
 

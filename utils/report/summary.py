@@ -2,7 +2,7 @@
 
 import os
 import subprocess
-from itertools import count, product
+from itertools import count
 from pathlib import Path
 
 import torch
@@ -18,8 +18,7 @@ from utils.base.files import write_atomically
 from utils.engine.device import environment
 from utils.engine.loop import Progress
 from utils.engine.precision import slow_bf16
-from utils.metrics.accuracy import epoch_columns, lost_images, percent, result_line
-from utils.metrics.logits import READINGS
+from utils.metrics.accuracy import GROUPS, lost_images, percent, result_line
 from utils.run import checkpoint
 from utils.run.facts import CheckpointFacts, compared, problems
 from utils.run.folder import Run
@@ -54,7 +53,7 @@ def announce(
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     found = environment(device) | {"commit": _commit()}
     run.log(f"run folder {run.folder}")
-    run.log("configuration", *describe(config))
+    run.log("settings, presets left out (config.json has all)", *describe(config))
     validation = f"{len(data.val) if data.val else 0} validation ({data.val_source})"
     sizes = f"{len(data.train)} training, {validation}, {len(data.test)} test images"
     run.log(f"data {data.name}: {sizes} of {data.num_classes} classes")
@@ -133,11 +132,13 @@ def log_epoch(run: Run, progress: Progress, epochs: int, seconds_left: float) ->
 
 
 def epoch_line(row: dict, epochs: int, seconds_left: float) -> str:
-    """A row of metrics.csv for people: accuracies in percent, without the parts that were not scored."""
+    """A row of metrics.csv for people: accuracies in percent, with the groups of each part that was scored."""
     parts = [f"epoch {row['epoch']}/{epochs}", f"lr {row['lr']:.3g}", f"loss {row['train_loss']:.4f}"]
-    unscored = [part for part in ("val", "test") if row.get(f"{part}_overall", 0) is None]
-    hidden = ("epoch", "step", "lr", "train_loss", *epoch_columns(unscored))
-    parts += [f"{key} {percent(value)}" for key, value in row.items() if key not in hidden]
+    parts.append(f"train {percent(row['train_accuracy'])}")
+    for part in ("val", "test"):
+        if row.get(f"{part}_overall") is not None:
+            groups = "/".join(percent(row[f"{part}_{group}"]) for group in GROUPS)
+            parts.append(f"{part} {percent(row[f'{part}_overall'])} ({groups})")
     return ", ".join([*parts, eta(seconds_left)])
 
 
@@ -224,24 +225,21 @@ def finish(run: Run, figures: dict, selected_on: str, facts: dict, label: str = 
     """Write summary.json, print the figures, and end with the result line."""
     run.write_json("summary.json", {"test": _scores(figures), "selected_on": selected_on} | facts)
     warn_of_lost(run, figures, label)
-    balanced, top5, error = (percent(figures[name]) for name in ("balanced", "top5", "calibration_error"))
-    run.log(f"test balanced accuracy {balanced}, top-5 {top5}, calibration error {error}")
-    f1, tenth, worst = (percent(figures[name]) for name in ("macro_f1", "worst_tenth", "worst_class"))
-    zeros, likelihood = figures["zero_classes"], _number(figures["nll"])
-    run.log(
-        f"macro F1 {f1}, worst tenth of the classes {tenth}, worst class {worst}, {zeros} classes at zero"
-    )
-    run.log(f"negative log-likelihood {likelihood}, Brier score {_number(figures['brier'])}")
+    shares = {"balanced": "balanced", "top-5": "top5", "macro F1": "macro_f1", "worst class": "worst_class"}
+    shares = {title: percent(figures[name]) for title, name in shares.items()}
+    shares["calibration error"] = percent(figures["calibration_error"])
+    run.log(f"test {', '.join(f'{title} {share}' for title, share in shares.items())}")
     known = [name.removesuffix("_known") for name in figures if name.endswith("_known")]
     if known:
         shares = (f"{name} {percent(figures[name])} > {percent(figures[f'{name}_known'])}" for name in known)
         run.log(f"under other class shares, logits as they are > corrected: {', '.join(shares)}")
-    for title, reading in product(("LoMa", "RSD"), READINGS):
-        groups = dict(figures[f"{title.lower()}_{reading}"])
-        left_out = groups.pop("left_out", 0)
-        shares = ", ".join(f"{group} {_number(value)}" for group, value in groups.items())
-        without = f"; without {left_out} classes, whose LoMa is not above 0" if left_out else ""
-        run.log(f"{title} ({reading}): {shares}{without}")
+    metrics = []
+    for title in ("LoMa", "RSD"):
+        groups = figures[f"{title.lower()}_per_sample"]
+        each = "/".join(_number(groups[group]) for group in GROUPS)
+        without = f" without {groups['left_out']} classes" if groups.get("left_out") else ""
+        metrics.append(f"{title} {_number(groups['all'])}{without} ({each})")
+    run.log(f"{', '.join(metrics)}: per_sample, all (many/medium/few)")
     if selected_on == "test":
         run.log("note: the epoch was chosen on the test set, as in the published protocol: optimistic")
     run.result(result_line(figures, selected_on, label=label))

@@ -40,6 +40,7 @@ BUDGETS = {
 }
 CHOSEN_EPOCH = "epoch=7/20: the seventh of 20 epochs was chosen, by the mean over the seeds"
 EDGE = "!"  # behind a value
+WIDTH = 100  # of the table on a terminal
 COMPARED = (
     "to ce, to los: difference in overall accuracy [95 % interval: 2,000 bootstrap draws of classes, then of "
     "images within them] (p: exact McNemar test of the first seeds, same images, corrected by Holm for the "
@@ -210,8 +211,8 @@ def search_rows(runs: Sequence[HeadRun], chosen: Collection[HeadRun]) -> list[di
     ]
 
 
-def _share(row: dict, name: str) -> str:
-    spread = row.get(f"{name}_std")
+def _share(row: dict, name: str, brief: bool = False) -> str:
+    spread = None if brief and name != "overall" else row.get(f"{name}_std")
     return percent(row.get(name)) + ("" if spread is None else f" ± {percent(spread)}")
 
 
@@ -242,7 +243,8 @@ def _setting(row: dict) -> str:
 class Column:
     """A column that people read. The `best` (max, min) of the figure `key` has a star.
 
-    `text` of a row, None: the figure in percent. One that is `optional` stands where a row has its figure.
+    `text` of a row, None: the figure in percent. One that is `optional` stands where a row has its figure,
+    one that is `brief` on the terminal too.
     """
 
     title: str
@@ -250,36 +252,44 @@ class Column:
     text: Callable[[dict], str] | None = None
     best: Callable = max
     optional: bool = False
+    brief: bool = True
 
 
 COLUMNS = (
     Column("method", text=lambda row: row["method"]),
-    Column("n", text=lambda row: str(row["n"])),
+    Column("n", text=lambda row: str(row["n"]), brief=False),
     Column("validation", "val_score", optional=True),
-    *(Column(name, name) for name in ("overall", *GROUPS, "balanced")),
-    Column("F1", "macro_f1", optional=True),
-    Column("worst tenth", "worst_tenth", optional=True),
+    *(Column(name, name) for name in ("overall", *GROUPS)),
+    Column("balanced", "balanced", brief=False),
+    Column("F1", "macro_f1", optional=True, brief=False),
+    Column("worst tenth", "worst_tenth", optional=True, brief=False),
     Column("ECE", "calibration_error", best=min),
     Column("LoMa (spread)", "loma_unevenness", partial(_spread, name="loma"), min),
-    Column("RSD (spread)", "rsd", partial(_spread, name="rsd"), min),
-    *(Column(f"to {name}", text=partial(difference, name=name)) for name in REFERENCES),
-    Column("learned", text=lambda row: f"{row['learned']:,}" if row["n"] else "-"),
-    Column("seconds", text=lambda row: f"{row['seconds']:.1f}" if row["n"] else "-"),
+    Column("RSD (spread)", "rsd", partial(_spread, name="rsd"), min, brief=False),
+    Column("to ce", text=partial(difference, name="ce"), brief=False),
+    Column("to los", text=partial(difference, name="los")),
+    Column("learned", text=lambda row: f"{row['learned']:,}" if row["n"] else "-", brief=False),
+    Column("seconds", text=lambda row: f"{row['seconds']:.1f}" if row["n"] else "-", brief=False),
     Column("setting", text=_setting),
 )
 
 
-def cells(rows: Sequence[dict]) -> list[list[str]]:
-    """The table as text, a header first; the best of each column is marked with a star."""
+def cells(rows: Sequence[dict], brief: bool = False) -> list[list[str]]:
+    """The table as text, a header first; the best of each column is marked with a star.
+
+    `brief`: the columns of the terminal, deviations of the overall accuracy alone, differences without p.
+    """
     columns = []
     for column in COLUMNS:
-        text = column.text or partial(_share, name=column.key)
+        text = column.text or partial(_share, name=column.key, brief=brief)
         known = [row[column.key] for row in rows if row.get(column.key) is not None]
         best = column.best(known) if len(known) > 1 else None
         starred = (best is not None and row.get(column.key) == best for row in rows)
-        if known or not column.optional:
+        if (known or not column.optional) and (column.brief or not brief):
             lines = (text(row) + "*" * star for row, star in zip(rows, starred, strict=True))
             columns.append([column.title, *lines])
+    if brief:
+        columns = [[cell.partition(" (p ")[0] for cell in column] for column in columns]
     return [list(line) for line in zip(*columns, strict=True)]
 
 
@@ -296,9 +306,10 @@ def markdown_lines(lines: Sequence[Sequence[str]]) -> str:
 
 
 def aligned(rows: Sequence[dict]) -> list[str]:
-    """The lines of the table for the terminal."""
-    lines = cells(rows)
-    return aligned_lines(lines, words=(0, len(lines[0]) - 1))
+    """The lines of the table for the terminal, of at most WIDTH columns: settings are cut off."""
+    lines = cells(rows, brief=True)
+    lines = aligned_lines(lines, words=(0, len(lines[0]) - 1))
+    return [line if len(line) <= WIDTH else f"{line[: WIDTH - 1]}…" for line in lines]
 
 
 def aligned_lines(lines: Sequence[Sequence[str]], words: Collection[int]) -> list[str]:
@@ -339,6 +350,16 @@ def caption(rows: Sequence[dict], outcomes: Sequence[Outcome]) -> str:
     if left_out:
         lines.append(f"RSD leaves out classes whose LoMa is not above 0: {', '.join(left_out)}.")
     return "\n".join([*lines, *_advice(rows)])
+
+
+def brief_caption(rows: Sequence[dict]) -> list[str]:
+    """What a reader of the terminal needs of the caption."""
+    return [
+        f"Selection: {SELECTIONS[rows[0]['selected_on']]}.",
+        f"Settings: {BUDGETS[rows[0]['budget']]}.",
+        "LoMa: per_sample; to los: points [95 % interval]; * best. table.md has all columns and explains them.",
+        *_advice(rows),
+    ]
 
 
 def _advice(rows: Sequence[dict]) -> list[str]:

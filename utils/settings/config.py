@@ -178,11 +178,22 @@ def _several(value: object) -> list:
 
 
 def describe(config: Config) -> list[str]:
-    """The resolved configuration, a line a value, with where it came from; without what nobody set."""
+    """The settings that are not a preset's, one line for each place where they came from; or all of them.
+
+    `--verbose` asks for all, a line each, without what nobody set.
+    """
     values = {name: value for name, value in config.as_dict().items() if value is not None}
     texts = {name: json.dumps(value, ensure_ascii=False) for name, value in values.items()}
-    width = max(map(len, texts))
-    return [f"  {name:<{width}}  {text:<24} {config.source(name)}" for name, text in texts.items()]
+    if config.verbose:
+        width = max(map(len, texts))
+        return [f"  {name:<{width}}  {text:<24} {config.source(name)}" for name, text in texts.items()]
+    origins = dict.fromkeys(map(config.source, texts))
+    shown = {
+        origin: ", ".join(f"{name} {text}" for name, text in texts.items() if config.source(name) == origin)
+        for origin in origins
+        if origin != "preset"
+    }
+    return [f"  {origin}: {line}" for origin, line in shown.items()]
 
 
 def asked_for(script: str, doc: str, argv: Sequence[str] | None = None) -> dict:

@@ -251,6 +251,8 @@ _GROUPS = {
             help="number of the CUDA device, short for --device cuda:N"),
         Argument("quiet", bool, ALL, False, marks={Mark.RUNNING, Mark.RUNNER},
             help="print the result line only; log.txt keeps the rest"),
+        Argument("verbose", bool, ALL, False, marks={Mark.RUNNING, Mark.RUNNER},
+            help="print the whole configuration at the start, as config.json has it"),
     ),
 }
 # fmt: on
