@@ -152,13 +152,6 @@ def test_all_groups_read_one_rate_that_stays_where_it_is():
     assert len(optimizer.rates) == 20 and all(rate is take._rate for rate in optimizer.rates)
 
 
-def test_groups_of_different_rates_have_no_graph():
-    model, optimizer = learner("resnet8", 3)
-    optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(1))], "lr": 0.5})
-    with pytest.raises(ValueError, match="one learning rate"):
-        graphed_steps(model, optimizer)(*random_images(1)[0][0], part=None)
-
-
 def test_a_loss_that_is_not_finite_ends_a_graphed_epoch():
     epochs = random_images(1)
     epochs[0][1][0][0] = float("nan")
