@@ -19,6 +19,7 @@ from utils.plots import drawing
 from utils.plots import tables as run_tables
 from utils.plots.tables import read_run
 
+pytestmark = pytest.mark.usefixtures("every_picture")
 COUNTS = [150, 500, 300, 90, 60, 30, 5, 15, 10, 8]
 LOS = [f"finetune_lr=0.0001 label_smooth={delta}" for delta in ("0.98", "0", "0.5", "0.9")]
 HEADS = {"crt": ["finetune_lr=0.1"], "los": LOS, "stage1": [""], "ce": ["finetune_lr=0.0001"], "ncm": [""]}

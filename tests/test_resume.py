@@ -69,7 +69,7 @@ def test_a_run_stopped_at_any_step_of_an_epoch_resumes_to_the_same_bits_and_rows
     assert_equal_runs(folder, short)
 
 
-@long_form(2, 5)
+@long_form(1, 5)
 def test_sigterm_at_random_steps_through_the_command_line_many_times_in_one_run(tmp_path, unbroken, count):
     said = stopped_runs(["--dataset", "digits_lt", *RUN, *places(tmp_path)], stops=count)
     assert len(said) == count
