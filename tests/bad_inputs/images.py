@@ -315,7 +315,6 @@ def _networks() -> list[Row]:
     on_32 = "resnet18 --stem imagenet --image_size 32 --batch_size "
     first = {
         "vit_b_32 --image_size 32": "vit_b_32 takes no images of 32 x 32",
-        "alexnet --image_size 32": "alexnet takes no images of 32 x 32 pixels",
         "densenet121 --image_size 8": "takes no images of 8 x 8 .* --image_size",
         on_32 + "1": f"resnet18 {alone}Expected more than 1 value.*another --batch_size",
         on_32 + "12 --accum 12": f"resnet18 {alone}smaller --accum",
