@@ -191,6 +191,12 @@ def test_the_trade_off_is_a_curve_for_each_swept_method_and_a_dot_for_the_others
     assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == len(lines)
 
 
+def test_more_methods_without_a_line_over_the_classes_than_there_are_styles_are_drawn_still(tmp_path):
+    files = tables({f"method_{i}": [""] for i in range(30)}, seeds=1)
+    lines = picture(write(tmp_path, files), "trade_off", ["method_0"]).axes[0].get_lines()
+    assert len(lines) == 30 and len({(line.get_color(), line.get_linestyle()) for line in lines}) == 1 + 24
+
+
 def test_where_validation_selects_the_trade_off_is_of_all_that_were_tried_in_their_best_epochs(tmp_path):
     files = tables()
     files["table"] = files["table"].drop_duplicates("method")
