@@ -75,9 +75,9 @@ def train(argv: Sequence[str] | None, held: ExitStack) -> None:
     model = build_network(config, data.num_classes, data.in_channels)
     started_from = start_pretrained(model, config, data) if config.pretrained and not resumed else None
     model.to(device, memory_format=LAYOUT)
-    try_network(model, config, data, 2 if config.sync_bn else min(2, steps.part_size))
+    try_network(model, config, data, min(2, steps.part_size))
     speed_up(model, config, device, steps.part_size)
-    learner = distributed.parallel(model, world, device, config.sync_bn)
+    learner = distributed.parallel(model, world, device)
 
     # ---- loss and optimiser
     loss_fn = training_loss(config, data.train_counts).to(device)

@@ -148,7 +148,6 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _clear(bar: Bar) -> None:
-    """An empty line in place of the bar, if there is one."""
     if bar.file and bar.is_tty():
         bar.writeln("")
         print("\r", end="", file=bar.file, flush=True)

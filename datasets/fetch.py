@@ -75,7 +75,6 @@ def scratch_folder(target: Path) -> Iterator[Path]:
 
 
 def _download(url: str, target: Path) -> None:
-    """Write what `url` answers to `target`."""
     try:
         with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as answer, open(target, "wb") as out:
             while chunk := answer.read(_CHUNK):

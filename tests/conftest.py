@@ -1,6 +1,7 @@
 """Fixtures shared by the tests: small real runs on the embedded digits, the real CIFAR-100 where it is."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,23 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         for name, found in report.user_properties:
             if name == "found" and report.when == "call" and "long" in report.keywords:
                 terminalreporter.write_line(f"| {report.nodeid.partition('::')[2]} | {found} |")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def all_pictures() -> Iterator[dict]:
+    """Gives the table of pictures; runs draw the first alone: all of them take longer than a short run."""
+    from utils.plots import drawing
+
+    every = drawing.PICTURES
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(drawing, "PICTURES", {"accuracy": every["accuracy"]})
+        yield every
+
+
+@pytest.fixture
+def every_picture(all_pictures: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within, runs draw what they draw for a user."""
+    monkeypatch.setattr("utils.plots.drawing.PICTURES", all_pictures)
 
 
 @pytest.fixture(scope="session")

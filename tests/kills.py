@@ -56,6 +56,12 @@ def descendants(pid: int) -> list[int]:
     return [found for child in children for found in (*descendants(child), child)]
 
 
+def wait_for_an_epoch(process: subprocess.Popen) -> None:
+    for line in process.stdout:
+        if line.startswith("epoch"):
+            return
+
+
 def finished(words: list, seconds: float = HANG) -> tuple[int, str, str]:
     """Run a command to its end: exit status, standard output, standard error; then nothing of it lives on."""
     process = start(words)
@@ -169,9 +175,7 @@ def stopped_runs(words: list, stops: int, script: str = "main_stage1.py") -> lis
     for _ in range(stops):
         process = start([sys.executable, script, *words])
         try:
-            for line in process.stdout:
-                if line.startswith("epoch"):
-                    break
+            wait_for_an_epoch(process)
             time.sleep(0.03 * draws.random())
             process.send_signal(signal.SIGTERM)
             out, error = process.communicate(timeout=HANG)

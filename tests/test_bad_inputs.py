@@ -2,11 +2,12 @@
 
 import os
 import re
+import runpy
 import shutil
 import signal
 import stat
-import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -119,26 +120,26 @@ def test_a_bad_input_ends_in_one_line_with_status_2_and_no_file_touched(
     check_ending(row, ending.value.code, *capsys.readouterr(), before, tmp_path)
 
 
-@pytest.mark.parametrize("row", [row for row in ROWS if row.shell], ids=lambda row: row.id)
-def test_a_bad_input_ends_so_from_the_shell_too(row, tmp_path, kitchen):
+@pytest.mark.parametrize("row", [row for row in ROWS if row.program], ids=lambda row: row.id)
+def test_a_bad_input_ends_so_where_python_runs_the_file_as_a_program_too(
+    row, tmp_path, kitchen, capsys, monkeypatch
+):
+    """tests/test_start.py has those that end before torch is loaded, in processes of their own."""
     argv = prepare(row, tmp_path, kitchen)
     before = snapshot(tmp_path)
-    script = [str(ROOT / row.script)] if row.script.endswith(".py") else ["-m", row.script]
-    done = subprocess.run(
-        [sys.executable, *script, *argv],
-        cwd=tmp_path / "w",
-        env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=HANG,
-    )
-    check_ending(row, done.returncode, done.stdout, done.stderr, before, tmp_path)
+    monkeypatch.chdir(tmp_path / "w")
+    monkeypatch.setattr(sys, "argv", [row.script, *argv])
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ending, warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # the module is there already
+        if row.script.endswith(".py"):
+            runpy.run_path(str(ROOT / row.script), run_name="__main__")
+        runpy.run_module(row.script, run_name="__main__")
+    check_ending(row, ending.value.code, *capsys.readouterr(), before, tmp_path)
 
 
-def test_every_script_has_a_row_from_the_shell_and_no_two_rows_are_called_alike():
-    assert {row.script for row in ROWS if row.shell} == set(MAINS)
+def test_every_script_has_a_row_as_a_program_and_no_two_rows_are_called_alike():
+    assert {row.script for row in ROWS if row.program} == set(MAINS)
     names = [row.id for row in ROWS]
     assert len(set(names)) == len(names)
 

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from torchvision.models import resnet34
 
 import evaluate
 from models import build_model
@@ -181,15 +180,6 @@ def test_stage_1_starts_from_the_backbone_of_a_cosine_classifier(tmp_path, digit
     torch.save(backbone | {"linear.weight": last["fc.weight"].T.contiguous()}, tmp_path / "x.pth")
     text = run_stage1(tmp_path, "--epochs", "1", "--pretrained", tmp_path / "x.pth")
     assert f"started from {tmp_path}/x.pth" in text and "assumed: trained on channels of mean 0.3" in text
-
-
-def test_a_torchvision_state_dict_with_a_small_stem_loads_strictly(tmp_path):
-    state = resnet34(num_classes=10).state_dict()
-    state["conv1.weight"] = torch.randn(64, 3, 3, 3)
-    torch.save(state, tmp_path / "tv.pth")
-    model = build_model("resnet34", 10)
-    checkpoint.load_weights(model, checkpoint.read(tmp_path / "tv.pth"), "resnet34")
-    assert torch.equal(model.layer4[2].conv2.weight, state["layer4.2.conv2.weight"])
 
 
 def test_a_released_checkpoint_is_taken_where_the_user_has_none_and_is_named(tmp_path, digits, monkeypatch):

@@ -1,5 +1,6 @@
 """docs/code.md: its patches fit this code, touch two files each at most, and what they add runs."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -15,12 +16,32 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs" / "code.md").read_text(encoding="utf-8")
 PATCHES = re.findall(r"```diff\n(.*?)```", PAGE, re.DOTALL)
 FILES = dict(re.findall(r"```python (\S+)\n(.*?)```", PAGE, re.DOTALL))
+DIGITS = ["--dataset", "digits_lt", "--network", "resnet8", "--quiet"]
 SMALL = ["--network", "resnet8", "--epochs", "1", "--seed", "0", "--quiet"]
+SHORT = ["--finetune_epoch", "2"]
+OWN = ["--method", "my_methods:build,los", "--option", "temperature=1,2,4", "--overwrite"]
+RUNS = {  # in this order
+    "stage 1": ["main_stage1", *DIGITS[:2], *SMALL],
+    "loss": ["main_stage1", *DIGITS[:2], "--loss", "poly", "--ckpt_dir", "p", *SMALL],
+    "method": ["main_stage2", *DIGITS, *SHORT, "--method", "poly,los", "--epsilon", "0.5,1,2"],
+    "evaluate": ["evaluate", *DIGITS, "--cur_stage", "stage2"],
+    "own method": ["main_stage2", *DIGITS, *SHORT, *OWN],
+    "data set": ["main_stage1", "--dataset", "npz_lt", "--data_dir", ".", "--imb_ratio", "10", *SMALL],
+}
+CODE = """
+import contextlib, importlib, io, json, sys
+said = {}
+for name, (script, *words) in json.loads(sys.argv[1]).items():
+    with contextlib.redirect_stdout(io.StringIO()) as text:
+        importlib.import_module(script).main(words)
+    said[name] = text.getvalue()
+print(json.dumps(said))
+"""
 
 
 @pytest.fixture(scope="module")
-def patched(tmp_path_factory) -> Path:
-    """A copy of the code with all patches applied, and the files of the page beside it."""
+def said(tmp_path_factory) -> dict[str, str]:
+    """What the scripts print in a copy of the code with all patches, and the files of the page beside it."""
     copy = tmp_path_factory.mktemp("copy") / "code"
     names = ("losses", "models", "datasets", "utils")
     for name in names:
@@ -36,16 +57,10 @@ def patched(tmp_path_factory) -> Path:
     arrays = {f"x_{part}": draws.integers(0, 255, (5 * n, 3, 32, 32), np.uint8) for part, n in sets.items()}
     arrays |= {f"y_{part}": np.arange(5).repeat(n) for part, n in sets.items()}
     np.savez(copy / "images.npz", **arrays)
-    run(copy, "main_stage1.py", "--dataset", "digits_lt", *SMALL)
-    return copy
-
-
-def run(copy: Path, *words: str) -> str:
-    done = subprocess.run(
-        [sys.executable, *words], cwd=copy, capture_output=True, text=True, timeout=HANG, check=False
-    )
+    words = [sys.executable, "-c", CODE, json.dumps(RUNS)]
+    done = subprocess.run(words, cwd=copy, capture_output=True, text=True, timeout=HANG, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
+    return json.loads(done.stdout)
 
 
 def test_every_patch_touches_two_files_at_most():
@@ -53,29 +68,13 @@ def test_every_patch_touches_two_files_at_most():
     assert all(1 <= patch.count("\n+++ ") <= 2 for patch in PATCHES)
 
 
-def test_a_loss_of_the_page_trains_stage_1(patched):
-    out = run(
-        patched, "main_stage1.py", "--dataset", "digits_lt", "--loss", "poly", "--ckpt_dir", "p", *SMALL
-    )
-    assert out.startswith("test overall=")
+@pytest.mark.parametrize("run", ["loss", "data set", "evaluate"])
+def test_a_loss_of_the_page_trains_stage_1_its_data_set_is_trained_on_and_its_head_evaluated(said, run):
+    assert said[run].startswith("test overall=")
 
 
-def test_a_method_with_its_head_and_option_is_swept_beside_los(patched):
-    words = ["--dataset", "digits_lt", "--network", "resnet8", "--finetune_epoch", "2", "--quiet"]
-    out = run(patched, "main_stage2.py", *words, "--method", "poly,los", "--epsilon", "0.5,1,2")
-    assert sorted(line.split()[1] for line in out.splitlines()) == ["method=los", *["method=poly"] * 3]
-    assert run(patched, "evaluate.py", *words[:4], "--cur_stage", "stage2", "--quiet").startswith("test ")
-
-
-def test_a_method_of_a_users_own_file_is_swept_beside_los(patched):
-    words = ["--dataset", "digits_lt", "--network", "resnet8", "--quiet", "--ckpt_dir", "checkpoints"]
-    words += ["--method", "my_methods:build,los", "--option", "temperature=1,2,4", "--overwrite"]
-    words += ["--finetune_epoch", "2"]
-    out = run(patched, "main_stage2.py", *words)
-    assert sorted(line.split()[1] for line in out.splitlines()) == ["method=los", *["method=tempered"] * 3]
-    assert "temperature=4" in out
-
-
-def test_a_data_set_of_the_page_is_trained_on(patched):
-    words = ["--dataset", "npz_lt", "--data_dir", ".", "--imb_ratio", "10", *SMALL]
-    assert run(patched, "main_stage1.py", *words).startswith("test overall=")
+@pytest.mark.parametrize(("run", "name"), [("method", "poly"), ("own method", "tempered")])
+def test_a_method_with_its_head_and_option_is_swept_beside_los_from_a_users_own_file_too(said, run, name):
+    lines = said[run].splitlines()
+    assert sorted(line.split()[1] for line in lines) == ["method=los", *[f"method={name}"] * 3]
+    assert run == "method" or "temperature=4" in said[run]

@@ -3,9 +3,10 @@
 import json
 import os
 import re
+import shlex
+import shutil
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,29 +17,18 @@ import torch
 import main_stage1
 from tests.distributed_worker import work
 from tests.file_trees import imagenet_tree
-from tests.helpers import HANG, call, last_line, places, read_metrics, wait_until
+from tests.helpers import HANG, call, last_line, places, read_metrics, run_folder
+from tests.kills import TORCHRUN, finished, start, wait_for_an_epoch
 from utils.base import errors
 from utils.base.distributed import ALONE, World
 from utils.engine.step import Steps
 from utils.packs.pack import read_pack
 from utils.run import checkpoint
 
-ROOT = Path(__file__).resolve().parent.parent
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-
-
-def start(*words: object) -> subprocess.Popen:
-    """A command under torchrun with two processes of one thread each."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen([*TORCHRUN, *map(str, words)], cwd=ROOT, env=environment, **pipes)
-
 
 def torchrun(*words: object) -> tuple[int, str, str]:
-    """Run it to its end: exit status, standard output, standard error."""
-    process = start(*words)
-    out, err = process.communicate(timeout=HANG)
-    return process.returncode, out, err
+    """Run two processes of one thread each: exit status, standard output, standard error."""
+    return finished([*TORCHRUN, *words])
 
 
 @pytest.fixture(scope="module")
@@ -226,7 +216,7 @@ def test_a_mistake_ends_all_processes_and_is_said_first_by_the_first(tree, tmp_p
 
 def test_an_unreadable_image_in_one_process_is_named_and_ends_all(tree, tmp_path):
     broken = tmp_path / "data"
-    subprocess.run(["cp", "-r", tree, broken], check=True)
+    shutil.copytree(tree, broken)
     victim = next((broken / "val").rglob("*.JPEG"))
     victim.write_bytes(victim.read_bytes()[:200])
     code, _, err = torchrun("main_stage1.py", *line(broken, tmp_path), "--epochs", "1", "--batch_size", "16")
@@ -238,23 +228,41 @@ def test_an_unreadable_image_in_one_process_is_named_and_ends_all(tree, tmp_path
     assert record["environment"]["processes"] == 2 and isinstance(record["config"]["seed"], int)
 
 
-def test_a_killed_process_ends_the_others_and_the_run_goes_on_to_the_same_bits(tree, whole, tmp_path):
-    process = start("main_stage1.py", *line(tree, tmp_path), *WORDS)
-    wait_until(lambda: list(tmp_path.rglob("last.pth")), over=lambda: process.poll() is not None)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    workers = [int(pid) for pid in children if b"main_stage1" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-    assert len(workers) == 2
-    os.kill(workers[1], signal.SIGKILL)
-    _, err = process.communicate(timeout=HANG)
-    assert process.returncode != 0 and "Signal 9 (SIGKILL)" in err
-    assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
+def ended(process: subprocess.Popen) -> tuple[str, str]:
+    """Standard output and error of one that fails."""
+    out, err = process.communicate(timeout=HANG)
+    assert process.returncode != 0
+    return out, err
+
+
+def test_two_processes_told_to_stop_and_then_killed_go_on_to_the_same_bits(tree, whole, tmp_path):
+    """torchrun passes a signal on, and a whole job's reaches its processes as well: it comes twice."""
+    with start([*TORCHRUN, "main_stage1.py", *line(tree, tmp_path), *WORDS]) as process:
+        wait_for_an_epoch(process)
+        os.killpg(process.pid, signal.SIGTERM)
+        out, err = ended(process)
+    [said] = [words for words in out.splitlines() if words.startswith("stopped by a signal after ")]
+    command = shlex.split(said.partition("go on with: ")[2])
+    assert command[:4] == ["torchrun", "--nproc_per_node", "2", "main_stage1.py"], err
     [folder] = (tmp_path / "out" / "imagenet_lt_stage1").iterdir()
+    assert not (folder / "summary.json").exists()
+
+    with start([*TORCHRUN, *command[3:]]) as process:
+        wait_for_an_epoch(process)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        workers = [n for n in children if b"main_stage1" in Path(f"/proc/{n}/cmdline").read_bytes()]
+        assert len(workers) == 2
+        os.kill(int(workers[1]), signal.SIGKILL)
+        _, err = ended(process)
+    assert "Signal 9 (SIGKILL)" in err and not any(Path(f"/proc/{n}").exists() for n in workers)
     assert len(read_metrics(folder)) < 12 and not list(tmp_path.rglob("*_stage1.pth"))
+
     code, _, err = torchrun("main_stage1.py", "--resume", folder, "--data_dir", tree, *places(tmp_path))
     assert code == 0, err
-    resumed, unbroken = (
+    ours, theirs = (
         checkpoint.read(root / "ckpt" / "imagenet_lt" / "resnet8_stage1.pth").state
         for root in (tmp_path, whole)
     )
-    assert all(torch.equal(resumed[name], value) for name, value in unbroken.items())
-    assert list(read_metrics(folder)["epoch"]) == list(range(1, 13))
+    assert all(torch.equal(ours[name], value) for name, value in theirs.items())
+    unbroken = run_folder(whole, "stage1", "imagenet_lt")
+    assert (folder / "metrics.csv").read_bytes() == (unbroken / "metrics.csv").read_bytes()

@@ -23,6 +23,7 @@ SCRIPTS = ("main_stage1.py", "main_stage2.py", "evaluate.py")
 OWN_DATA = (ROOT / "docs" / "own_data.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.long
 def test_the_walk_through_for_own_images_runs_as_it_stands(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     stated = [float(value) for value in re.findall(r"overall=([\d.]+)", OWN_DATA)]

@@ -25,7 +25,8 @@ from utils.base.errors import NoMemoryError, exit_cleanly
 from utils.run import checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
-RUN = ("--dataset", "digits_lt", "--epochs", "16", "--seed", "0")
+EPOCHS = 8
+RUN = ("--dataset", "digits_lt", "--epochs", str(EPOCHS), "--seed", "0")
 FORKING = """
 import json, os, sys, evaluate, main_stage1, main_stage2, torch
 from utils.base.errors import exit_cleanly
@@ -251,7 +252,7 @@ def test_a_disk_that_is_full_in_the_middle_ends_with_a_line_and_a_resume_ends_eq
     status, said = started.end()
     assert status == 2 and len(said) == 1, said
     assert_tells_of_a_checkpoint(said[0], folder, "File too large")
-    assert 0 < checkpoint.read(folder / "last.pth").facts["epoch"] < 16
+    assert 0 < checkpoint.read(folder / "last.pth").facts["epoch"] < EPOCHS
     assert not list(folder.glob(".*"))
     resumes_to(program, tmp_path, folder, unbroken)
 
@@ -266,7 +267,7 @@ def test_a_run_folder_that_becomes_read_only_ends_with_a_line_and_a_resume_ends_
     assert status == 2
     assert_tells_of_a_checkpoint(said[-1], folder, "(Read-only file system|Permission denied)")
     assert all(line.startswith("warning: ") for line in said[:-1])
-    assert 0 < checkpoint.read(folder / "last.pth").facts["epoch"] < 16
+    assert 0 < checkpoint.read(folder / "last.pth").facts["epoch"] < EPOCHS
     resumes_to(program, tmp_path, folder, unbroken)
 
 
@@ -310,7 +311,7 @@ def test_a_killed_loader_process_ends_with_a_line_and_a_resume_ends_equal(progra
     imagenet_tree(tmp_path / "data", counts=(60, 30), test_per_class=4, val_per_class=4)
     words = ["--dataset", "imagenet_lt", "--data_dir", tmp_path / "data", "--allow_partial", "--workers", "2"]
     words += ["--network", "resnet8", "--image_size", "32", "--device", "cpu", "--seed", "0"]
-    words += ["--epochs", "12", "--batch_size", "8"]
+    words += ["--epochs", "6", "--batch_size", "8"]
     whole = tmp_path / "whole"
     whole.mkdir()
     assert program.run(whole, "main_stage1", *words, *places(whole)) == (0, [])
@@ -320,7 +321,7 @@ def test_a_killed_loader_process_ends_with_a_line_and_a_resume_ends_equal(progra
         os.kill(int(children[0]), signal.SIGKILL)
     status, said = started.end()
     assert status == 2 and len(said) == 1 and said[0].startswith("error: a loader process died"), said
-    assert 0 < checkpoint.read(folder / "last.pth").facts["epoch"] < 12
+    assert 0 < checkpoint.read(folder / "last.pth").facts["epoch"] < 6
     assert not any(Path(f"/proc/{child}").exists() for child in children)
     resumes_to(program, tmp_path, folder, run_folder(whole, "stage1", "imagenet_lt"))
 
@@ -392,7 +393,7 @@ def meanwhile(*given, real={where}, **options):
 """
 
 
-@pytest.mark.parametrize(("number", "status"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGUSR1", 143)])
+@pytest.mark.parametrize(("number", "status"), [("SIGINT", 130), ("SIGUSR1", 143)])
 def test_a_signal_while_there_is_nothing_to_save_is_a_line(program, tmp_path, number, status):
     words = ("--dataset", "digits_lt", "--epochs", "2", *places(tmp_path))
     said = program.run(tmp_path, "main_stage1", *words, before=told_during(number, "main_stage1.load_data"))

@@ -1,12 +1,10 @@
 """Graphed training steps on the CPU, the capture replaced by plain calls: the bits of the steps without."""
 
-import copy
 from collections.abc import Iterable
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import main_stage1
 from datasets import build_data
@@ -20,13 +18,13 @@ from utils.base.errors import UserError
 from utils.base.seeding import epoch_order
 from utils.engine import graphs
 from utils.engine.graphs import MOST_GRAPHS, WARM_STEPS, CudaCapture, GraphedSteps
-from utils.engine.loop import Progress, cosine_lr, load_optimizer, sgd, train_epoch
+from utils.engine.loop import Progress, cosine_lr, sgd, train_epoch
 from utils.engine.step import DivergedError, Part, TrainStep
 from utils.run import checkpoint
 from utils.settings.config import resolve
 
 LOSS = build_loss("ce")
-CPU, PART = torch.device("cpu"), Part()
+CPU = torch.device("cpu")
 Batches = list[tuple[Tensor, Tensor]]
 
 
@@ -98,19 +96,6 @@ def test_graphed_epochs_end_with_the_bits_of_plain_ones(make, network, channels)
     assert (counts.asides, counts.captures, counts.replays) == (6, 2, 4 * 5 - 6)
 
 
-def test_the_optimisers_state_is_plain_and_fits_a_run_without_graphs():
-    epochs = digits(3)
-    _, weights, state, take = run(epochs[:2], "resnet8", 1, graphed=True)
-    assert isinstance(state["param_groups"][0]["lr"], float)
-    model, optimizer = learner("resnet8", 1)
-    model.load_state_dict(weights)
-    load_optimizer(optimizer, copy.deepcopy(state))
-    theirs = take._step
-    rows = [train_epoch(t, epochs[2], Progress(), 0.01) for t in (plain_steps(model, optimizer), take)]
-    assert rows[0] == rows[1]
-    assert_same_bits(model.state_dict(), theirs.model.state_dict())
-
-
 def test_a_third_shape_runs_without_a_graph():
     batches = [(x[:n], y[:n]) for (x, y), n in zip(random_images(1)[0][:4], (8, 6, 4, 4), strict=True)]
     _, _, _, take = run([batches] * (WARM_STEPS + 2), "resnet8", 3, graphed=True)
@@ -152,13 +137,6 @@ def test_all_groups_read_one_rate_that_stays_where_it_is():
     assert len(optimizer.rates) == 20 and all(rate is take._rate for rate in optimizer.rates)
 
 
-def test_groups_of_different_rates_have_no_graph():
-    model, optimizer = learner("resnet8", 3)
-    optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(1))], "lr": 0.5})
-    with pytest.raises(ValueError, match="one learning rate"):
-        graphed_steps(model, optimizer)(*random_images(1)[0][0], part=None)
-
-
 def test_a_loss_that_is_not_finite_ends_a_graphed_epoch():
     epochs = random_images(1)
     epochs[0][1][0][0] = float("nan")
@@ -167,34 +145,6 @@ def test_a_loss_that_is_not_finite_ends_a_graphed_epoch():
 
 
 # ---- no look at the device ----
-
-HOST = ("_local_scalar_dense", "nonzero", "item", "is_nonzero", "masked_select", "_unique2")
-
-
-class NoHost(TorchDispatchMode):
-    """Raises where an operation hands a value of the device to the host; counts the rest."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func.overloadpacket.__name__
-        assert name not in HOST, f"{name} waits for the device"
-        self.seen += 1
-        return func(*args, **(kwargs or {}))
-
-
-def test_graphed_steps_hand_nothing_to_the_host():
-    model, optimizer = learner("resnet8", 3)
-    take = graphed_steps(model, optimizer)
-    batches = random_images(4)
-    with NoHost() as watch:
-        for inputs, labels in (batch for epoch in batches for batch in epoch):
-            take(inputs, labels, part=PART)
-    assert take._capture.replays == 20 - 2 * WARM_STEPS and watch.seen > 20 * 50
-    with pytest.raises(AssertionError, match="_local_scalar_dense"), NoHost():
-        TrainStep(model, LOSS, optimizer)(*batches[0][0], part=PART)  # on a CPU a plain step looks
 
 
 class RateOnDevice(torch.optim.SGD):

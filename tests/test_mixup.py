@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 from scipy import stats
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import main_stage1
 from losses import build_loss
 from models import build_model
 from tests.helpers import call, read_metrics, refusal, run_folder, run_stage1, stopped_at_step
 from tests.plain_capture import PlainCapture
-from tests.test_graphs import NoHost
 from utils.base.distributed import World
 from utils.engine.graphs import GraphedSteps
 from utils.engine.mixup import Mixup
@@ -147,6 +147,22 @@ def test_the_parts_of_a_step_together_have_the_gradient_of_the_mean_over_all_its
 
 # ---- the draws ----
 
+HOST = ("_local_scalar_dense", "nonzero", "item", "is_nonzero", "masked_select", "_unique2")
+
+
+class NoHost(TorchDispatchMode):
+    """Raises where an operation hands a value of the device to the host; counts the rest."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        assert name not in HOST, f"{name} waits for the device"
+        self.seen += 1
+        return func(*args, **(kwargs or {}))
+
 
 def test_steps_epochs_processes_and_seeds_draw_apart_and_the_same_place_draws_the_same():
     drawn = {
@@ -178,6 +194,8 @@ def test_mixed_steps_hand_nothing_to_the_host_and_replay_to_the_same_bits():
                 for inputs, truth in mixup_of(steps)(batches, epoch):
                     take(inputs, truth, Part())
         assert watch.seen > 25 * 50
+        with pytest.raises(AssertionError, match="_local_scalar_dense"), NoHost():
+            TrainStep(model, build_loss("ce"), optimizer)(inputs, truth, Part())  # this one looks
         ends.append(model.state_dict())
     assert take._capture.captures == 2 and take._capture.replays == 25 - 6
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])

@@ -19,7 +19,6 @@ from models import (
     torchvision_names,
 )
 from models.adapt import Adapted
-from tests.helpers import checkpoint_content
 from utils.base.errors import UserError
 from utils.run import checkpoint
 
@@ -329,20 +328,6 @@ def test_weights_that_do_not_fit_are_refused_and_change_nothing():
         with pytest.raises(ValueError, match=message):
             load_pretrained(small, state, "resnet10")
         assert all(torch.equal(value, before[name]) for name, value in small.state_dict().items())
-
-
-@pytest.mark.parametrize("name", ["mobilenet_v3_small", "mnasnet0_5"])
-def test_an_adapted_network_comes_back_from_its_checkpoint_and_from_torchvisions_file(name, tmp_path):
-    other = spread(theirs(name, 7))
-    torch.save(other.state_dict(), tmp_path / "theirs.pth")
-    first, second = build_model(name, 7).eval(), build_model(name, 7).eval()
-    checkpoint.load_weights(first, checkpoint.read(tmp_path / "theirs.pth"), name)
-    content = checkpoint_content(first.state_dict(), network=name, num_class=7)
-    checkpoint.save(tmp_path / "ours.pth", content)
-    checkpoint.load_weights(second, checkpoint.read(tmp_path / "ours.pth"), name)
-    with torch.no_grad():
-        assert torch.equal(first(images()), other(images()))
-        assert torch.equal(second(images()), other(images()))
 
 
 def decoupling_file(state: dict, key: str) -> dict:

@@ -19,6 +19,7 @@ from utils.plots import drawing
 from utils.plots import tables as run_tables
 from utils.plots.tables import read_run
 
+pytestmark = pytest.mark.usefixtures("every_picture")
 COUNTS = [150, 500, 300, 90, 60, 30, 5, 15, 10, 8]
 LOS = [f"finetune_lr=0.0001 label_smooth={delta}" for delta in ("0.98", "0", "0.5", "0.9")]
 HEADS = {"crt": ["finetune_lr=0.1"], "los": LOS, "stage1": [""], "ce": ["finetune_lr=0.0001"], "ncm": [""]}
@@ -188,6 +189,12 @@ def test_the_trade_off_is_a_curve_for_each_swept_method_and_a_dot_for_the_others
     colours = {line.get_label(): line.get_color() for line in over_classes}
     assert [lines[3].get_color(), lines[2].get_color()] == [colours["ce"], colours["stage1"]]
     assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == len(lines)
+
+
+def test_more_methods_without_a_line_over_the_classes_than_there_are_styles_are_drawn_still(tmp_path):
+    files = tables({f"method_{i}": [""] for i in range(30)}, seeds=1)
+    lines = picture(write(tmp_path, files), "trade_off", ["method_0"]).axes[0].get_lines()
+    assert len(lines) == 30 and len({(line.get_color(), line.get_linestyle()) for line in lines}) == 1 + 24
 
 
 def test_where_validation_selects_the_trade_off_is_of_all_that_were_tried_in_their_best_epochs(tmp_path):

@@ -1,5 +1,6 @@
 """The grid runner on Digits-LT: runs, is cut off and goes on, skips what is done, tells what was not run."""
 
+import io
 import json
 import os
 import re
@@ -7,6 +8,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+from contextlib import redirect_stderr
 from pathlib import Path
 
 import pandas as pd
@@ -20,6 +23,7 @@ from tests.helpers import call, refusal, wait_until
 from tests.test_pack_arrays import Arrays
 from utils.base.digest import file_digest
 from utils.base.errors import UserError
+from utils.base.signals import Stopped
 from utils.packs.pack import read_pack
 from utils.reproduce import __main__ as reproduce
 from utils.reproduce import cell
@@ -45,6 +49,7 @@ stage2 = "--finetune_epoch 2"
 [[cells]]
 """
 NAME = "digits_lt_IR=50_resnet8_epochs-10_0_finetune_epoch-2"
+BEGUN = "out/reproduce/*_seed0/*/*/last.pth"
 
 
 def words(root: Path, *more: object) -> list[object]:
@@ -56,8 +61,7 @@ def started(root: Path, *more: object) -> subprocess.Popen:
     command = [sys.executable, "-m", "utils.reproduce", *map(str, words(root, *more))]
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT}
     process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, **options)
-    begun = "out/reproduce/*_seed0/*/*/last.pth"
-    wait_until(lambda: list(root.glob(begun)), over=lambda: process.poll() is not None)
+    wait_until(lambda: list(root.glob(BEGUN)), over=lambda: process.poll() is not None)
     return process
 
 
@@ -90,12 +94,19 @@ def finished(tmp_path_factory) -> Path:
         call(main_stage2.main, *runs.stage2_words(select, runs.stage1(no_data)), "--device", "cpu")
     before = snapshot(root / "out")
     (root / "grid.toml").write_text(GRID.format(epochs=10))
-    process = started(root, "--jobs", "2")
-    process.send_signal(signal.SIGTERM)
-    out, err = process.communicate()
-    assert (process.returncode, out) == (143, ""), err
-    assert err.splitlines()[-1].startswith("stopped by a signal") and "failed" not in err, err
-    [begun] = root.glob("out/reproduce/*_seed0/*/*/last.pth")
+
+    def stop_it_once_begun() -> None:
+        wait_until(lambda: list(root.glob(BEGUN)))
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    stopping = threading.Thread(target=stop_it_once_begun)
+    stopping.start()
+    with redirect_stderr(io.StringIO()) as err, pytest.raises(Stopped) as stopped:
+        call(reproduce.main, *words(root, "--jobs", "2"))
+    stopping.join()
+    assert stopped.value.code == 143
+    assert "\nstopped by a signal" in err.getvalue() and "failed" not in err.getvalue(), err.getvalue()
+    [begun] = root.glob(BEGUN)
     assert not list(root.glob("out/reproduce/*_seed0/**/summary.json"))
     said = call(reproduce.main, *words(root, "--jobs", "2"))
     assert said.endswith("RESULTS.md and 2 table(s): 12 rows, 0 of them not run\n")
@@ -184,10 +195,16 @@ def edited(path: Path, old: str, new: str) -> None:
     path.write_text(re.sub(old, new, text, count=1))
 
 
-def test_a_failing_cell_is_named_and_the_others_go_on(root, capfd):
-    for seed in "01":
-        shutil.rmtree(next(root.glob(f"out/reproduce/*_seed{seed}/last_0_finetune_epoch-2")))
+def test_a_failing_cell_is_named_and_the_others_go_on_with_a_stage_1_that_was_replaced_or_is_gone(
+    root, capfd
+):
+    [other, path] = sorted(root.glob("out/reproduce/*/checkpoints/*/*/*_stage1.pth"))
+    weights = checkpoint.content_digest(checkpoint.read(path).state)
+    shutil.copy2(other, path)
+    assert f"{path} is not the model that" in refusal(reproduce.main, *words(root, "--report_only"))
+    path.unlink()
     place = next(root.glob("out/reproduce/*_seed0")) / "last_0_finetune_epoch-2"
+    shutil.rmtree(place)
     place.write_text("in the way of the run's folders")
     with pytest.raises(SystemExit) as ended:
         call(reproduce.main, *words(root))
@@ -195,6 +212,7 @@ def test_a_failing_cell_is_named_and_the_others_go_on(root, capfd):
     last = capfd.readouterr().err.splitlines()[-1]
     assert last.startswith(f"failed: {place.parent.name}: {place.name} ended with status 2: error: "), last
     assert [row["status"] for row in told(root)[f"{NAME}_last"]] == ["not run"] * 2 + ["done"] * 3
+    assert checkpoint.content_digest(checkpoint.read(path).state) == weights
 
 
 def with_table(folder: Path, old: str, new: str) -> None:
@@ -248,16 +266,6 @@ def test_without_a_single_run_the_page_is_made_of_the_csv_files_that_are_there(r
     assert told(root) == before and (root / "RESULTS.md").exists()
     shutil.rmtree(root / "results")
     assert "and no csv file in" in refusal(reproduce.main, *words(root, "--report_only"))
-
-
-def test_a_stage_1_that_was_replaced_is_named_and_one_that_is_gone_is_left_again(root):
-    [path, other] = sorted(root.glob("out/reproduce/*/checkpoints/*/*/*_stage1.pth"))
-    weights = checkpoint.content_digest(checkpoint.read(path).state)
-    shutil.copy2(other, path)
-    assert f"{path} is not the model that" in refusal(reproduce.main, *words(root, "--report_only"))
-    path.unlink()
-    assert "0 of them not run" in call(reproduce.main, *words(root))
-    assert checkpoint.content_digest(checkpoint.read(path).state) == weights
 
 
 @pytest.mark.parametrize(("recorded", "done"), [({}, True), ({"mixup": 0.2}, False)])

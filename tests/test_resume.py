@@ -19,7 +19,7 @@ from utils.engine.step import DivergedError
 from utils.run import checkpoint
 from utils.run.saver import Saver
 
-RUN = ("--epochs", "12", "--seed", "0")
+RUN, SHORT = (("--epochs", epochs, "--seed", "0") for epochs in ("12", "3"))
 
 
 def digest(folder: Path) -> str:
@@ -37,6 +37,14 @@ def unbroken(tmp_path_factory) -> Path:
     return run_folder(root, "stage1")
 
 
+@pytest.fixture(scope="module")
+def short(tmp_path_factory) -> Path:
+    """The same of three epochs."""
+    root = tmp_path_factory.mktemp("short")
+    run_stage1(root, *SHORT)
+    return run_folder(root, "stage1")
+
+
 def assert_equal_runs(folder: Path, unbroken: Path) -> None:
     assert digest(folder) == digest(unbroken)
     ours, theirs = (checkpoint.read(place / "last.pth").facts for place in (folder, unbroken))
@@ -50,20 +58,18 @@ def stop_at(root: Path, step: int, *argv: object) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize("step", [1, 5, 7])
-def test_a_run_stopped_at_any_step_of_an_epoch_resumes_to_the_same_bits_and_rows(tmp_path, step):
-    whole = tmp_path / "whole"
-    run_stage1(whole, "--epochs", "3", "--seed", "0")
-    code, said = stop_at(tmp_path, step, "--epochs", "3", "--seed", "0")
+def test_a_run_stopped_at_any_step_of_an_epoch_resumes_to_the_same_bits_and_rows(tmp_path, short, step):
+    code, said = stop_at(tmp_path, step, *SHORT)
     folder = run_folder(tmp_path, "stage1")
     where = f"step {(step - 1) % 5 + 1} of epoch {(step - 1) // 5 + 1}"
     assert code == 143
     assert said.startswith(f"stopped by a signal after {where}; go on with: python main_stage1.py ")
     assert said.endswith(f" --out {tmp_path}/out --ckpt_dir {tmp_path}/ckpt --resume {folder}")
     call(main_stage1.main, *said.partition("main_stage1.py ")[2].split())
-    assert_equal_runs(folder, run_folder(whole, "stage1"))
+    assert_equal_runs(folder, short)
 
 
-@long_form(2, 5)
+@long_form(1, 5)
 def test_sigterm_at_random_steps_through_the_command_line_many_times_in_one_run(tmp_path, unbroken, count):
     said = stopped_runs(["--dataset", "digits_lt", *RUN, *places(tmp_path)], stops=count)
     assert len(said) == count
@@ -78,19 +84,16 @@ def test_sigkill_at_random_moments_many_times_with_saves_after_every_step(tmp_pa
     assert_equal_runs(killed_runs(tmp_path, words, count), unbroken)
 
 
-def test_without_the_optimisers_state_a_resumed_run_ends_elsewhere(tmp_path, monkeypatch):
-    whole = tmp_path / "whole"
-    run_stage1(whole, "--epochs", "3", "--seed", "0")
-    stop_at(tmp_path, 7, "--epochs", "3", "--seed", "0")
+def test_without_the_optimisers_state_a_resumed_run_ends_elsewhere(tmp_path, short, monkeypatch):
+    stop_at(tmp_path, 7, *SHORT)
     monkeypatch.setattr(torch.optim.SGD, "load_state_dict", lambda self, state: None)
     folder = run_folder(tmp_path, "stage1")
     call(main_stage1.main, "--resume", folder)
-    assert digest(folder) != digest(run_folder(whole, "stage1"))
+    assert digest(folder) != digest(short)
 
 
 def test_auto_takes_the_newest_unfinished_run_of_this_configuration_else_a_fresh_one(tmp_path):
-    line = ("--epochs", "3", "--seed", "0")
-    stop_at(tmp_path, 7, *line)
+    stop_at(tmp_path, 7, *SHORT)
     cut = run_folder(tmp_path, "stage1")
     for name, target in (("nothing", "absent"), ("loop", "loop")):  # what lies beside it is no run
         (cut.parent / name).symlink_to(target)
@@ -102,17 +105,17 @@ def test_auto_takes_the_newest_unfinished_run_of_this_configuration_else_a_fresh
             (cut.parent / name / "config.json").write_bytes(content)
         else:
             os.mkfifo(cut.parent / name / "config.json")
-    text = run_stage1(tmp_path, *line, "--lr", "0.05", "--resume", "auto")
+    text = run_stage1(tmp_path, *SHORT, "--lr", "0.05", "--resume", "auto")
     assert "--resume auto: no unfinished run of this configuration, this is a fresh one" in text
-    text = run_stage1(tmp_path, *line, "--resume", "auto")
+    text = run_stage1(tmp_path, *SHORT, "--resume", "auto")
     assert f"resumed {cut} at step 2 of epoch 2" in text and f"run folder {cut}" in text
-    text = run_stage1(tmp_path, *line, "--resume", "auto")
+    text = run_stage1(tmp_path, *SHORT, "--resume", "auto")
     assert "this is a fresh one" in text and f"run folder {cut}\n" not in text
     assert len(list(cut.parent.iterdir())) == 3 + 5
 
 
 def test_a_resume_on_another_machine_says_what_differs_and_takes_a_file_of_a_code_with_more_options(tmp_path):
-    stop_at(tmp_path, 7, "--epochs", "3", "--seed", "0")
+    stop_at(tmp_path, 7, *SHORT)
     folder = run_folder(tmp_path, "stage1")
     source = checkpoint.read(folder / "last.pth")
     facts, args = source.facts, source.facts["args"] | {"force_resume": False}

@@ -43,8 +43,8 @@ def go_on(said: str) -> None:
 
 LINES = {
     "los": (ONE, (1, 5, 8)),
-    "all": (ALL, (3, 37, 80)),
-    "selected": (("--method", "los,marc", "--select", "val", "--seeds", "0,1"), (7, 120)),
+    "all": (ALL, (37, 80)),
+    "selected": ((*ONE[2:], "--method", "los,marc", "--select", "val", "--seeds", "0,1"), (7, 22)),
     "drifting": ((*ONE, "--bn_mode", "train"), (1, 5, 8)),
     "drifting, selected": ((*ONE, "--bn_mode", "train", "--select", "test"), (8,)),
     "views": ((*ONE, "--views", "2"), (7,)),

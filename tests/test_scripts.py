@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 import termios
+from contextlib import redirect_stderr
 from pathlib import Path
 
 import pandas as pd
@@ -18,7 +19,6 @@ import torch
 from models import build_model
 from tests.helpers import (
     last_line,
-    places,
     read_metrics,
     read_summary,
     run_evaluate,
@@ -167,18 +167,11 @@ def test_a_held_out_part_is_taken_before_stage_1_and_inherited_by_stage_2(tmp_pa
 def test_progress_bars_go_to_standard_error_and_only_where_that_is_a_terminal(tmp_path, digits):
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
-    start = ["--dataset", "digits_lt", *places(tmp_path), "--pretrained_pth", str(digits.stage1)]
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "main_stage2.py"), *start, "--finetune_epoch", "1"],
-        stdout=subprocess.PIPE,
-        stderr=theirs,
-        text=True,
-        check=True,
-    )
-    os.close(theirs)
-    drawn = os.read(ours, 65536).decode()
+    with open(theirs, "w") as terminal, redirect_stderr(terminal):
+        text = run_stage2(tmp_path, "--pretrained_pth", digits.stage1, "--finetune_epoch", "1")
+        drawn = os.read(ours, 65536).decode()
     os.close(ours)
-    assert "features" in drawn and "features" not in done.stdout
+    assert "features" in drawn and "features" not in text
 
 
 def test_the_recipe_of_stage_1_reaches_every_parameter_of_the_optimiser(tmp_path):

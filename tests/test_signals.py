@@ -14,11 +14,11 @@ import main_stage1
 import main_stage2
 from tests.file_trees import imagenet_tree
 from tests.helpers import HANG, call, places, run_folder
+from tests.kills import TORCHRUN, start, wait_for_an_epoch
 from utils.base.signals import Signals
 from utils.run import checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 
 
 @pytest.mark.parametrize(
@@ -47,55 +47,9 @@ def test_a_second_signal_ends_at_once():
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 130
 
 
-def launched(words: list, **options: bool) -> subprocess.Popen:
-    options |= {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen([*map(str, words)], cwd=ROOT, env=environment, **options)
-
-
-def wait_for_an_epoch(process: subprocess.Popen) -> None:
-    for line in process.stdout:
-        if line.startswith("epoch"):
-            return
-
-
-def test_two_processes_stop_at_the_same_step_and_resume_to_the_same_bits(tmp_path, two_processes):
-    """torchrun passes a signal on, and a whole job's reaches its processes as well: it comes twice."""
-    words = [*two_processes["line"], *places(tmp_path)]
-    with launched(words, start_new_session=True) as process:
-        wait_for_an_epoch(process)
-        os.killpg(process.pid, signal.SIGTERM)
-        out, err = process.communicate(timeout=HANG)
-    assert process.returncode != 0
-    [said] = [line for line in out.splitlines() if line.startswith("stopped by a signal after ")]
-    command = said.partition("go on with: ")[2].split()
-    assert command[:4] == ["torchrun", "--nproc_per_node", "2", "main_stage1.py"], err
-    folder = run_folder(tmp_path, "stage1")
-    assert not (folder / "summary.json").exists()
-    with launched([*TORCHRUN, *command[3:]]) as process:
-        out, err = process.communicate(timeout=HANG)
-    assert process.returncode == 0, err
-    resumed, whole = (checkpoint.read(place / "last.pth") for place in (folder, two_processes["folder"]))
-    assert checkpoint.content_digest(resumed.state) == checkpoint.content_digest(whole.state)
-    assert resumed.facts["progress"] == whole.facts["progress"]
-    assert (folder / "metrics.csv").read_bytes() == (two_processes["folder"] / "metrics.csv").read_bytes()
-
-
-@pytest.fixture(scope="module")
-def two_processes(tmp_path_factory) -> dict:
-    """The line of a run of two processes, and the folder of that run unbroken."""
-    root = tmp_path_factory.mktemp("two")
-    line = [*TORCHRUN, "main_stage1.py", "--dataset", "digits_lt", "--device", "cpu", "--epochs", "25"]
-    line += ["--seed", "0"]
-    with launched([*line, *places(root)]) as process:
-        _, err = process.communicate(timeout=HANG)
-    assert process.returncode == 0, err
-    return {"line": line, "folder": run_folder(root, "stage1")}
-
-
 @pytest.mark.parametrize(
     ("number", "status", "accum"),
-    [(signal.SIGINT, 130, 1), (signal.SIGTERM, 143, 1), (signal.SIGTERM, 143, 2)],
+    [(signal.SIGINT, 130, 1), (signal.SIGTERM, 143, 2)],
 )
 def test_a_signal_to_all_processes_of_a_run_with_loaders_saves_the_step(tmp_path, number, status, accum):
     """Ctrl-C reaches the loader processes too, and so does the end of a Slurm job."""
@@ -104,7 +58,7 @@ def test_a_signal_to_all_processes_of_a_run_with_loaders_saves_the_step(tmp_path
     words += ["--network", "resnet8", "--image_size", "32", "--device", "cpu", "--workers", "2"]
     words += ["--epochs", "300", "--batch_size", "8", "--seed", "0", *places(tmp_path)]
     words += ["--accum", accum]
-    with launched([sys.executable, "main_stage1.py", *words], start_new_session=True) as process:
+    with start([sys.executable, "main_stage1.py", *words]) as process:
         wait_for_an_epoch(process)
         os.killpg(process.pid, number)
         out, err = process.communicate(timeout=HANG)
@@ -124,8 +78,8 @@ def test_two_processes_stop_in_their_features_and_one_goes_on_to_the_same_heads(
     data += ["--seed", "0", "--ckpt_dir", tmp_path / "ckpt"]
     call(main_stage1.main, *data, "--epochs", "1", "--out", tmp_path / "out")
     words = [*data, "--views", "20", "--finetune_epoch", "2"]
-    start = [*TORCHRUN, "--signals_to_handle", "SIGUSR1", "main_stage2.py"]  # as docs/slurm.sh has it
-    with launched([*start, *words, "--out", tmp_path / "cut"]) as process:
+    stage2 = [*TORCHRUN, "--signals_to_handle", "SIGUSR1", "main_stage2.py"]  # as docs/slurm.sh has it
+    with start([*stage2, *words, "--out", tmp_path / "cut"]) as process:
         for text in process.stdout:
             if text.startswith("features as"):
                 break

@@ -67,7 +67,7 @@ def test_a_published_head_is_what_evaluate_and_a_plain_load_make_of_it(tmp_path,
     assert (found == from_stage1) == (name == "stage1")
 
 
-def test_pictures_are_drawn_where_several_heads_are_named(tmp_path, digits):
+def test_pictures_are_drawn_where_several_heads_are_named(tmp_path, digits, every_picture):
     start = ("--pretrained_pth", digits.stage1, "--finetune_epoch", "1", "--seed", "0")
     text = run_stage2(tmp_path, *start, "--method", "ce,stage1")
     folder = run_folder(tmp_path, "stage2")

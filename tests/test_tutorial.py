@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import os
 import re
 from itertools import zip_longest
 from pathlib import Path
@@ -48,14 +47,11 @@ def run_snippet(code: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def walk(tmp_path_factory):
-    before, folder = os.getcwd(), tmp_path_factory.mktemp("tutorial")
-    os.chdir(folder)
-    try:
-        with threads(1):
-            yield Walk()
-    finally:
-        os.chdir(before)
+def walk(tmp_path_factory, all_pictures):
+    with pytest.MonkeyPatch.context() as patch, threads(1):
+        patch.setattr("utils.plots.drawing.PICTURES", all_pictures)
+        patch.chdir(tmp_path_factory.mktemp("tutorial"))
+        yield Walk()
 
 
 def result(line: str) -> dict[str, str]:

@@ -169,7 +169,6 @@ def _keep_what_is_read(path: Path) -> Callable[[dict], object]:
 
 
 def _columns(path: Path, tree: dict, key: str) -> list[list]:
-    """The two fields of every entry of a list, in this order."""
     found, fields = tree.get(key), _FIELDS[key]
     if not isinstance(found, list) or not found:
         raise UserError(f"{path}: '{key}' is missing, empty or no list: are these COCO-style annotations?")

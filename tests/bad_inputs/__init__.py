@@ -55,7 +55,7 @@ Make = Callable[[Path, Kitchen], object]
 class Row:
     """`started`: it can be known only after the run folder is there. `listed`: standard output says it.
 
-    `unprivileged`: root's power over permissions is laid down. `shell`: in a process of its own as well.
+    `unprivileged`: root's power over permissions is laid down. `program`: run as a file as well.
     """
 
     id: str
@@ -66,7 +66,7 @@ class Row:
     started: bool = False
     listed: bool = False
     unprivileged: bool = False
-    shell: bool = False
+    program: bool = False
 
     def argv(self, root: Path, kitchen: Kitchen) -> list[str]:
         """The command line, which keeps what it writes below `root`."""

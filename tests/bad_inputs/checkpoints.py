@@ -297,10 +297,10 @@ def _rows() -> list[Row]:
     rows = []
     for way, (script, words) in READERS.items():
         kinds = NO_FILE | FILES | (WEIGHTS if way != "resume" else {})
-        shell = {"hostile": "evaluate", "cut in half": "stage 2"}
+        program = {"hostile": "evaluate", "cut in half": "stage 2"}
         for kind, (make, says) in kinds.items():
             inside = "bad/last.pth does not exist" if (way, kind) == ("resume", "a folder") else says
-            rows.append(Row(f"{way}: {kind}", script, words, inside, make, shell=shell.get(kind) == way))
+            rows.append(Row(f"{way}: {kind}", script, words, inside, make, program=program.get(kind) == way))
         rows.append(
             Row(
                 f"{way}: not permitted",

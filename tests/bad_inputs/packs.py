@@ -310,7 +310,7 @@ RUNS = {
 ROWS = [
     *_rows(),
     *(
-        Row(f"arrays {number}: {says}", PACK, WORDS + words, says, arrays(**changed), shell=number == 1)
+        Row(f"arrays {number}: {says}", PACK, WORDS + words, says, arrays(**changed), program=number == 1)
         for number, (words, says, changed) in enumerate(ARRAYS)
     ),
     Row(

@@ -423,7 +423,7 @@ ROWS = [
             words,
             says,
             make,
-            shell="/below" in words and "--ckpt_dir" in words,
+            program="/below" in words and "--ckpt_dir" in words,
         )
         for script, words, says, make in PLACES
     ),
@@ -450,7 +450,7 @@ ROWS = [
         for kind, (stage, change, says) in RESTATED.items()
     ),
     *(
-        Row(f"plots: {kind}", PLOTS, "{root}/run", says, make, shell=kind == "empty")
+        Row(f"plots: {kind}", PLOTS, "{root}/run", says, make, program=kind == "empty")
         for kind, (make, says) in TABLES.items()
     ),
     *(

@@ -102,17 +102,13 @@ def leave() -> None:
         dist.destroy_process_group()
 
 
-def parallel(model: nn.Module, world: World, device: torch.device, sync_bn: bool = False) -> nn.Module:
+def parallel(model: nn.Module, world: World, device: torch.device) -> nn.Module:
     """The model to train: the same one alone, else one whose gradients are averaged over the processes.
 
-    Batch-norm statistics are each process's own, and the first one's are saved, unless `sync_bn`.
+    Batch-norm statistics are each process's own, and the first one's are saved.
     """
-    if sync_bn and device.type != "cuda":
-        raise UserError(f"--sync_bn needs CUDA devices, this run is on {device.type}")
     if world.size == 1:
         return model
-    if sync_bn:
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     return DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
 
 

@@ -139,7 +139,6 @@ def _check_values(content: object, size: int) -> None:
 
 
 def _read_numbers(handle: BinaryIO, numbers: Tensor) -> Tensor:
-    """Fill `numbers` with what follows in the file."""
     if handle.readinto(memoryview(numbers.view(torch.uint8).numpy())) != numbers.nbytes:
         raise ValueError("it ends early")
     return numbers

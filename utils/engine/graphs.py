@@ -5,8 +5,7 @@ device to run. A replay starts them all at once. What a graph holds are addresse
 buffers that stay, and the learning rate is a tensor on the device. See docs/gpu.md for how this is tested.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -82,43 +81,33 @@ class GraphedSteps:
 
     def __call__(self, inputs: Tensor, targets: Tensor, part: Part) -> tuple[Tensor, Tensor]:
         """Summed loss and hits, both [], as of TrainStep; they are good until the next step."""
-        with self._rate_on_device():
-            shape = self._shape_of(inputs, targets, part)
-            if shape is None:
-                return self._step(inputs, targets, part)
-            shape.inputs.copy_(inputs)
-            shape.targets.copy_(targets)
-            if shape.steps < WARM_STEPS:
-                shape.steps += 1
-                return self._capture.aside(lambda: self._step(shape.inputs, shape.targets, part))
-            if shape.replay is None:
-                # gradients must be None here, and are: a step leaves none behind
-                shape.replay = self._capture.capture(lambda: self._step(shape.inputs, shape.targets, part))
-            return shape.replay()
-
-    def _shape_of(self, inputs: Tensor, targets: Tensor, part: Part) -> _Shape | None:
-        """What is kept of a shape; None beyond MOST_GRAPHS of them."""
-        key = (inputs.shape, inputs.stride(), inputs.dtype, part)
-        if key not in self._shapes and len(self._shapes) < MOST_GRAPHS:
-            self._shapes[key] = _Shape(torch.empty_like(inputs), torch.empty_like(targets))
-        return self._shapes.get(key)
-
-    @contextmanager
-    def _rate_on_device(self) -> Iterator[None]:
-        """Within, all groups share one tensor with the learning rate that they have outside as a number."""
-        groups = self.optimizer.param_groups
-        rates = {group["lr"] for group in groups}
-        if len(rates) > 1:
-            raise ValueError(f"graphed steps have one learning rate, not {sorted(rates)}")
-        rate = rates.pop()
-        self._rate.fill_(rate)
-        for group in groups:
-            group["lr"] = self._rate
+        rate = self.optimizer.param_groups[0]["lr"]  # of all groups: see `train_epoch`
+        self._set_rate(self._rate.fill_(rate))
         try:
-            yield
+            return self._take(inputs, targets, part)
         finally:
-            for group in groups:
-                group["lr"] = rate
+            self._set_rate(rate)
+
+    def _set_rate(self, rate: Tensor | float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+
+    def _take(self, inputs: Tensor, targets: Tensor, part: Part) -> tuple[Tensor, Tensor]:
+        key = (inputs.shape, inputs.stride(), inputs.dtype, part)
+        if key not in self._shapes:
+            if len(self._shapes) == MOST_GRAPHS:
+                return self._step(inputs, targets, part)
+            self._shapes[key] = _Shape(torch.empty_like(inputs), torch.empty_like(targets))
+        shape = self._shapes[key]
+        shape.inputs.copy_(inputs)
+        shape.targets.copy_(targets)
+        if shape.steps < WARM_STEPS:
+            shape.steps += 1
+            return self._capture.aside(lambda: self._step(shape.inputs, shape.targets, part))
+        if shape.replay is None:
+            # gradients must be None here, and are: a step leaves none behind
+            shape.replay = self._capture.capture(lambda: self._step(shape.inputs, shape.targets, part))
+        return shape.replay()
 
 
 def wanted(config: Config, device: torch.device, world: World, resumed: bool = False) -> bool:
@@ -130,7 +119,6 @@ def wanted(config: Config, device: torch.device, world: World, resumed: bool = F
         (config.accum > 1, f"--accum {config.accum}", "a graph is a whole step in one part"),
         (config.amp == "fp16", "--amp fp16", "its loss scaling asks the host after every step; take bf16"),
         (config.compile, "--compile", "what compiling puts off could fall into the recording"),
-        (config.sync_bn, "--sync_bn", "what processes exchange is not recorded"),
         (world.size > 1, f"{world.size} processes", "what processes exchange is not recorded"),
         (":" in config.network, f"--network {config.network}", own),
     ):

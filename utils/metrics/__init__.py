@@ -6,8 +6,6 @@ from utils.metrics.accuracy import calibration_error as calibration_error
 from utils.metrics.accuracy import epoch_columns as epoch_columns
 from utils.metrics.accuracy import epoch_figures as epoch_figures
 from utils.metrics.accuracy import predictions as predictions
-from utils.metrics.accuracy import report as report
 from utils.metrics.accuracy import shot_accuracy as shot_accuracy
-from utils.metrics.accuracy import topk_accuracy as topk_accuracy
 from utils.metrics.logits import logits_magnitude as logits_magnitude
 from utils.metrics.logits import regularized_std as regularized_std

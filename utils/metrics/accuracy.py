@@ -86,13 +86,6 @@ def _plain(values: np.ndarray) -> list[float | None]:
     return np.where(np.isfinite(values), values, None).tolist()
 
 
-def topk_accuracy(logits: Tensor, targets: Tensor, k: int = 5) -> float | None:
-    """Share of images whose class is among the k largest logits; None with k classes or fewer."""
-    if logits.shape[1] <= k:
-        return None
-    return float(topk_hits(logits, targets, predictions(logits), k).double().mean())
-
-
 def calibration_error(logits: Tensor, targets: Tensor, bins: int = CALIBRATION_BINS) -> float | None:
     """Expected calibration error: |accuracy - confidence| of equal-width bins, weighted by their images.
 
@@ -232,13 +225,6 @@ def logit_figures(
                 by_group[name]["left_out"] = int((statistics.support > 0).sum()) - len(known)
             classes[name] = _plain(values)
     return by_group, classes
-
-
-def report(logits: Tensor, targets: Tensor, class_counts: list[int]) -> dict:
-    """The figures of `Scores` for logits [N, K] that are all there."""
-    scores = Scores(targets, len(class_counts))
-    scores.add(logits)
-    return scores.figures(class_counts)
 
 
 def percent(value: float | None) -> str:

@@ -10,7 +10,7 @@ import re
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
-from itertools import product
+from itertools import cycle, product
 from pathlib import Path
 
 import numpy as np
@@ -253,7 +253,7 @@ def _trade(run: RunTables) -> Figure | None:
     swept = "; ".join(f"{method} {key}" for method, (key, _) in curves.items() if key)
     figure, [axes] = _figure(run.heads, [f"curves: {swept}"] if swept else [])
     colours = run.lines.drop_duplicates("method").set_index("method")["label"].map(_styles(run))
-    others = iter(product(("-", "--", ":"), OTHERS))
+    others = cycle(product(("-", "--", ":", "-."), OTHERS))
     for method, (_, rows) in curves.items():
         style = colours.get(method) or dict(zip(("linestyle", "color"), next(others), strict=True))
         axes.plot(rows["many"], rows["few"], **{"marker": "."} | style | {"markersize": 4, "linewidth": 1})

@@ -23,10 +23,8 @@ from utils.reproduce.cell import Cell, same_training_images
 from utils.reproduce.grid import read_grid
 from utils.reproduce.pages import write_pages
 from utils.reproduce.results import NOT_RUN, rows_of, write_tables
-from utils.run.checkpoint import Checkpoint
 from utils.run.folder import check_writable
 from utils.run.lock import FolderLock
-from utils.settings.config import Config
 from utils.settings.parse import STAGE1, STAGE2, Parser
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -121,7 +119,7 @@ def report(cells: Sequence[Cell], results: Path) -> str:
     """Write results/*.csv of the cells and the pages of all csv files there; returns a line about it."""
     rows = []
     for cell in cells:
-        stage1, stage2 = cell.found(_taken_for_same)
+        stage1, stage2 = cell.found()
         for select, run in stage2.items():
             rows += rows_of(cell, select, stage1, run)
     missing = sum(row["status"] == NOT_RUN for row in rows)
@@ -139,16 +137,11 @@ def survey(cells: Sequence[Cell]) -> list[str]:
     """A line a run: is it done, and of a stage 1 where it comes from."""
     lines = []
     for cell in cells:
-        stage1, stage2 = cell.found(_taken_for_same)
+        stage1, stage2 = cell.found()
         lines.append(f"{cell.name} stage1: {f'done, {stage1.source}' if stage1 else NOT_RUN}")
         for select, run in stage2.items():
             lines.append(f"{cell.name} {cell.label(select)}: {'done' if run else NOT_RUN}")
     return lines
-
-
-def _taken_for_same(model: Checkpoint, config: Config) -> bool:
-    """What only tells of runs reads no images."""
-    return True
 
 
 def _parser() -> Parser:

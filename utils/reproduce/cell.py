@@ -161,9 +161,9 @@ class Cell:
                 return Stage1(model, f"checkpoints/{path.relative_to(RELEASED.parent)}")
         return None
 
-    def found(self, same_data: SameData) -> tuple[Stage1 | None, dict[str, Stage2 | None]]:
-        """What there is: stage 1, and the stage 2 of each selection."""
-        stage1 = self.stage1(same_data)
+    def found(self) -> tuple[Stage1 | None, dict[str, Stage2 | None]]:
+        """What there is: stage 1, and the stage 2 of each selection; no images are read."""
+        stage1 = self.stage1(lambda model, config: True)
         return stage1, {s: self.stage2(s, stage1) if stage1 else None for s in self.selections}
 
     def stage2(self, select: str, stage1: Stage1) -> Stage2 | None:
@@ -219,13 +219,11 @@ def _finished(config: Config) -> Path | None:
 
 
 def _alike(made: dict, config: Config) -> bool:
-    """Was what `made` says computed by this configuration?"""
     plain = json.loads(json.dumps(config.as_dict()))
     return made_alike(made, {name: value for name, value in plain.items() if name not in _FREE})
 
 
 def _of_configuration(model: Checkpoint, config: Config) -> bool:
-    """Is it a stage 1 of this configuration?"""
     facts, same = model.facts, _alike(model.facts.get("args", {}), config)
     return same and facts.get("stage") == "stage1" and {"train_digest", "environment"} <= facts.keys()
 

@@ -106,7 +106,6 @@ def _expand(table: dict, data_dir: Path | None, out: Path) -> Iterator[Cell]:
 
 
 def _values(key: str, value: object) -> list:
-    """The values of a key as a list, of the kinds that it may have."""
     if key not in _KEYS:
         raise UserError(f"unknown key {key!r:.60}, known: {', '.join(_KEYS)}")
     several, kinds = _KEYS[key]

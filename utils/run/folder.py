@@ -128,7 +128,8 @@ class Run:
         if self.quiet or sys.stderr is None or not sys.stderr.isatty():
             yield from steps
             return
-        bar = Bar(title, max=total, suffix="%(index)d/%(max)d eta %(eta_td)s", hide_cursor=False)
+        suffix = "%(index)d/%(max)d eta %(eta_td)s"
+        bar = Bar(title, max=total, suffix=suffix, file=sys.stderr, hide_cursor=False)
         drawn, pending = 0.0, 0
         for step in steps:
             yield step

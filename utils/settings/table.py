@@ -244,7 +244,6 @@ _GROUPS = {
             help="mixed precision of the backbone; fp16 needs CUDA; off is torch's default"),
         Argument("compile", bool, ALL, False, marks={Mark.NOT_WITH_PACK},
             help="torch.compile the backbone for full batches"),
-        Argument("sync_bn", bool, _ONE, False, help="batch-norm statistics over all processes (CUDA)"),
         Argument("cuda_graphs", bool, _ONE, False,
             help="record a training step once and replay it on a CUDA device, for less work of the host"),
         Argument("gpu", int, ALL, allowed=NOT_NEGATIVE, marks={Mark.RUNNING, Mark.SHARED, Mark.RUNNER},
