@@ -11,7 +11,7 @@ from utils.base.errors import UserError
 from utils.heads.outcome import Outcome, outcome
 from utils.heads.plan import plan_heads
 from utils.metrics.paired import bootstrap, holm, mcnemar
-from utils.report.table import aligned, at_edge, caption, cells, label_of, markdown, table_rows
+from utils.report.table import WIDTH, aligned, at_edge, caption, cells, label_of, markdown, table_rows
 
 SCORES = ("overall", "many", "medium", "few", "balanced")
 ARGV = ["--method", "los,ce,crt,ncm", "--seeds", "0,1,2"]
@@ -179,9 +179,17 @@ def test_markdown_and_the_aligned_table_have_the_same_cells(rows):
     assert set(lines[1]) <= set("| -")
     table = [[cell.strip() for cell in line.strip("|").split("|")] for line in (lines[0], *lines[2:])]
     assert table == expected
+
+
+def test_the_table_on_the_terminal_fits_its_width_and_has_the_same_figures(rows):
+    header, *expected = cells(rows, brief=True)
     shown = aligned(rows)
-    assert [line.split() for line in shown] == [" ".join(line).split() for line in expected]
-    starts = [line.rindex(cell[-1]) for line, cell in zip(shown, expected, strict=True)]
+    assert max(map(len, shown)) <= WIDTH == 100 and shown[0].split() == " ".join(header).split()
+    whole = [dict(zip(cells(rows)[0], line, strict=True)) for line in cells(rows)[1:]]
+    for line, row, text in zip(expected, whole, shown[1:], strict=True):
+        for name, cell in dict(zip(header, line, strict=True)).items():
+            assert row[name].startswith(cell.rstrip("*")) and (cell in text or name == "setting")
+    starts = [line.index(cells[-1][:4]) for line, cells in zip(shown, [header, *expected], strict=True)]
     assert len(set(starts)) == 1  # the last column begins in one place
 
 
@@ -208,13 +216,14 @@ def test_what_cannot_be_is_a_dash_and_a_single_row_has_no_star(rows):
     assert shown["overall"].count("±") == (row["n"] > 1)
 
 
-def test_the_caption_in_log_and_folder_says_what_selected(finished):
+def test_the_captions_in_log_and_folder_say_what_selected(finished):
     text, folder = finished
     written = (folder / "table.md").read_text()
+    assert "this run selected nothing" in text and "table.md" in text
     for line in ("this run selected nothing", "500 test images", "noise of batch order", "corrected by Holm"):
-        assert line in written and line in text
-    assert "Settings: as in each method's source; published but for " in text
-    kinds = text.partition("published but for ")[2].partition(".\n")[0]
+        assert line in written
+    assert "Settings: as in each method's source; published but for " in written
+    kinds = written.partition("published but for ")[2].partition(".\n")[0]
     assert kinds == "ours los (lr wd), ce (lr wd); given los (epochs label_smooth), ce (epochs), crt (epochs)"
     assert "[2 rows" not in text and "nan" not in text
 

@@ -132,7 +132,7 @@ def log_epoch(run: Run, progress: Progress, epochs: int, seconds_left: float) ->
 
 
 def epoch_line(row: dict, epochs: int, seconds_left: float) -> str:
-    """A row of metrics.csv for people: accuracies in percent, with the groups of each part that was scored."""
+    """A row of metrics.csv for people: accuracies in percent, with the groups of what was scored."""
     parts = [f"epoch {row['epoch']}/{epochs}", f"lr {row['lr']:.3g}", f"loss {row['train_loss']:.4f}"]
     parts.append(f"train {percent(row['train_accuracy'])}")
     for part in ("val", "test"):

@@ -357,7 +357,7 @@ def brief_caption(rows: Sequence[dict]) -> list[str]:
     return [
         f"Selection: {SELECTIONS[rows[0]['selected_on']]}.",
         f"Settings: {BUDGETS[rows[0]['budget']]}.",
-        "LoMa: per_sample; to los: points [95 % interval]; * best. table.md has all columns and explains them.",
+        "LoMa: per_sample; to los: points [95 % interval]; * best. table.md explains these and has more.",
         *_advice(rows),
     ]
 
