@@ -3,9 +3,8 @@
     python -m benchmarks.studies.points [--network resnet34]   # runs what is missing, writes csv and table
     python -m benchmarks.studies.points --cells                # the csv file and the table of what is done
 
-A cell is a run of main_stage2.py with `--select test`, whose metrics.csv has the accuracies of every epoch.
-So the last epoch, the best on validation and the best on test are read off one and the same training. A run
-that is cut off is gone on with. Fresh views of a frozen backbone are computed once, as a pack of 20 views.
+A cell is a run of main_stage2.py with `--select test`, whose metrics.csv has the accuracies of every epoch:
+all ways to choose one are read off the same training. Fresh views of a frozen backbone are a pack of 20.
 """
 
 import subprocess
@@ -38,21 +37,20 @@ CELLS |= {f"drift{seed}": ("fresh", "train") for seed in range(3)}
 
 
 def los_preset() -> Method:
-    """LOS with the learning rate that the preset has for the thin network; that of ResNet-34 is published."""
+    """LOS with the learning rate of the thin network's preset; that of ResNet-34 is the published one."""
     return replace(METHODS["los"], name="los_preset", lr=preset_for("cifar100_lt", "resnet32")["finetune_lr"])
+
+
+def runs(folder: Path, file: str) -> list[Path]:
+    return sorted(folder.glob(f"*_stage2/*/{file}"))
 
 
 def run(folder: Path, *words: object) -> None:
     """Run main_stage2.py in a folder to its end, or go on with what is there."""
     words += ("--cur_stage", "stage2", "--out", folder, "--ckpt_dir", folder / "checkpoints", "--quiet")
     words += tuple(word for path in runs(folder, "last.pth")[-1:] for word in ("--resume", path.parent))
-    print("main_stage2.py", *words, flush=True)
     if subprocess.run([sys.executable, "main_stage2.py", *map(str, words)], cwd=ROOT, check=False).returncode:
         raise UserError(f"{folder} has not come to its end: the same command goes on with it")
-
-
-def runs(folder: Path, file: str) -> list[Path]:
-    return sorted(folder.glob(f"*_stage2/*/{file}"))
 
 
 def run_all(network: str, out: Path, names: Sequence[str]) -> None:
@@ -61,15 +59,14 @@ def run_all(network: str, out: Path, names: Sequence[str]) -> None:
     packs = {"plain": home / f"{network}_features.safetensors", "fresh": out / "fresh_views.safetensors"}
     start = ["--imb_ratio", 100, "--network", network, "--pretrained_pth", home / f"{network}_stage1.pth"]
     drifting = [method for method in DRIFTING if method != PRESET or network == "resnet32"]
-    names = names if (ROOT / start[-1]).exists() else {*names} & {"plain"}
-    for name in (name for name in names if not runs(out / name, "summary.json")):
+    able = [name for name in names if name == "plain" or (ROOT / start[-1]).exists()]
+    for name in (name for name in able if not runs(out / name, "summary.json")):
         if name == "fresh" and not packs[name].exists():
-            kept = ["--save_features", packs[name], "--pack_dtype", "fp32", "--views", 20]
-            run(out / "views", *start, *kept, "--method", "stage1", "--seed", 0)
+            kept = ["--views", 20, "--save_features", packs[name], "--pack_dtype", "fp32", "--seed", 0]
+            run(out / "views", *start, *kept, "--method", "stage1")
         given, methods = [*start, "--bn_mode", "train", "--seed", name[-1]], drifting
         if name in packs:
-            given = ["--features", packs[name], "--seeds", "0,1,2"]
-            methods = ["stage1", "la", *drifting, "bsce"]
+            given, methods = ["--features", packs[name], "--seeds", "0,1,2"], ["stage1,la", *drifting, "bsce"]
         run(out / name, *given, "--method", ",".join(methods), "--budget", "source", "--select", "test")
 
 
@@ -98,8 +95,8 @@ def table(made: pd.DataFrame) -> str:
             at = f" ({', '.join(map(str, own['epoch'].unique()))})" if own is not ways["last"] else ""
             spread = f" ± {own['overall'].std():.2f}" if len(own) > 1 else ""
             cells.append(f"{own['overall'].mean():.2f}{spread}{at}")
-        groups = "/".join(f"{ways['last'][name].mean():.1f}" for name in GROUPS)
-        lines.append([*key[:3], str(len(ways["last"])), *cells, groups])
+        cells.append("/".join(f"{ways['last'][name].mean():.1f}" for name in GROUPS))
+        lines.append([*key[:3], str(len(ways["last"])), *cells])
     return markdown_lines(lines) + "\n"
 
 
@@ -115,8 +112,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if len(made := rows(out)):
         text = made.to_csv(index=False, float_format="%.4f", lineterminator="\n").encode()
         write_atomically(file, lambda handle: handle.write(text))
-    made = read_table(file, COLUMNS, keep_default_na=False)
-    put(args.page, f"points of {args.network}", f"{COMMAND} --network {args.network}", table(made))
+    made = table(read_table(file, COLUMNS, keep_default_na=False))
+    put(args.page, f"points of {args.network}", f"{COMMAND} --network {args.network}", made)
 
 
 if __name__ == "__main__":
