@@ -16,9 +16,9 @@ from pathlib import Path
 import pandas as pd
 
 from benchmarks.common import ROOT
-from benchmarks.studies.pages import put
 from utils.base.errors import UserError, exit_cleanly
 from utils.base.files import write_atomically
+from utils.base.pages import put
 from utils.metrics.accuracy import GROUPS
 from utils.plots.tables import read_table
 from utils.report.table import markdown_lines

@@ -35,7 +35,7 @@ def published_table(results: Path) -> str:
         for figure, chosen in _OURS.items():
             found = [_los(results, ratio, stem, chosen) for ratio in RATIOS]
             cells = [NOT_RUN if row is None else _cell(row) for row in found]
-            n = "/".join("-" if row is None else str(row["n"]) for row in found)
+            n = "/".join("-" if row is None else str(int(row["n"])) for row in found)
             stage1 = percent(_los(results, RATIOS[0], stem, "last")["stage1_overall"])
             where = (
                 f"results/points/{stem.partition('_')[0]}.csv"
