@@ -84,7 +84,6 @@ def train(argv: Sequence[str] | None, held: ExitStack) -> None:
     optimizer = loop.sgd(model.parameters(), config.lr, config.momentum, config.wd, config.nesterov)
     scaler = loss_scaler(config)
     step = TrainStep(learner, loss_fn, optimizer, scaler)
-    step = graphs.GraphedSteps(step, graphs.CudaCapture()) if graphed else step
 
     # ---- resume
     progress = loop.Progress()
@@ -95,6 +94,7 @@ def train(argv: Sequence[str] | None, held: ExitStack) -> None:
     lock, also = resumed.lock if resumed else None, [published.parent]
     run = held.enter_context(Run(config, "stage1", folder, also_writable=also, world=world, lock=lock))
     signals = held.enter_context(Signals())
+    step = graphs.GraphedSteps(step, graphs.CudaCapture(), run.log) if graphed else step
     summary.announce(run, config, data, model, device, world)
     run.log(steps.told(config.lr))
     if config.loss != "ce" or config.label_smooth:

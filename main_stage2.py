@@ -28,7 +28,7 @@ from utils.engine.device import pick_device
 from utils.features.frozen import make_pack
 from utils.features.source import find_source
 from utils.heads.epochs import all_epochs, start_heads, threads_for, train_epoch
-from utils.heads.outcome import choose, outcome
+from utils.heads.outcome import choose, outcomes
 from utils.heads.plan import plan_heads
 from utils.metrics.balance import target_priors
 from utils.metrics.paired import check_classes
@@ -120,9 +120,9 @@ def retrain(argv: Sequence[str] | None, held: ExitStack) -> None:
 
     # ---- report
     with threads_for(frozen):
-        outcomes = [outcome(head, priors, unseen=not seen) for head in choose(heads, config.select)]
+        reported = outcomes(choose(heads, config.select), priors, unseen=not seen)
     source.check_unchanged()
-    head_report.publish(run, config, published, facts, model, data, outcomes, heads)
+    head_report.publish(run, config, published, facts, model, data, reported, heads)
     frozen.discard()
 
 

@@ -7,6 +7,7 @@ here): plain steps and steps in CUDA graphs, in TF32 and bf16. Times are whole e
 end of the epoch included, after as many as it takes to record both graphs.
 """
 
+import sys
 from collections.abc import Callable, Sequence
 from itertools import count
 from statistics import median
@@ -58,7 +59,7 @@ def measure(
     done = count()
     optimizer = sgd(model.parameters(), config.lr, config.momentum, config.wd, config.nesterov)
     step = TrainStep(model, build_loss("ce"), optimizer)
-    step = GraphedSteps(step, capture) if capture else step
+    step = GraphedSteps(step, capture, sys.exit) if capture else step
 
     def epoch() -> None:
         number = next(done)

@@ -30,6 +30,7 @@ from utils.reproduce import cell
 from utils.reproduce.cell import Cell, read_rows
 from utils.reproduce.grid import read_grid
 from utils.reproduce.pages import methods_table, render
+from utils.reproduce.published import published_table
 from utils.run import checkpoint
 from utils.run.lock import FolderLock
 
@@ -164,6 +165,27 @@ def test_the_committed_pages_come_from_the_committed_csv_files():
         [table] = re.findall("<!-- methods: .*\n([^!]*)<!-- end", (ROOT / page).read_text(encoding="utf-8"))
         names = re.findall(r"^\| `(\w+)`", table, re.M)
         assert table == methods_table(ROOT / "results", names) and "los" in names
+    assert published_table(ROOT / "results") in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_figures_beside_the_published_ones_are_those_of_the_files_that_they_name():
+    lines = [line.split(" | ") for line in published_table(ROOT / "results").splitlines()[2:]]
+    ours = [line for line in lines if line[0].startswith("| ours")]
+    assert {line[0] for line in lines} - {line[0] for line in ours} and "UNKNOWN" in lines[0]
+    for _, network, *cells, _, n, source in ours:
+        assert network in ("ResNet-34", "ResNet-32")
+        for ratio, cell_, count in zip((100, 50, 10), cells, n.split("/"), strict=True):
+            path = ROOT / source.removesuffix(" |").replace("*", str(ratio))
+            if cell_ == "not run":
+                assert count == "-" and (not path.exists() or "points" in source)
+                continue
+            rows = pd.read_csv(path).query("method == 'los'")
+            if "points" in source:
+                rows = rows.query("chosen == 'test' and views == 'plain'")
+                figure, seeds = rows["overall"].mean(), len(rows)
+            else:
+                [(figure, seeds)] = zip(100 * rows["overall"], rows["n"], strict=True)
+            assert cell_.startswith(f"{figure:.2f}") and count == str(seeds)
 
 
 def test_what_is_missing_unfinished_or_of_another_configuration_is_told_as_not_run(root):

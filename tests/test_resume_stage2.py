@@ -47,6 +47,14 @@ LINES = {
     "selected": ((*ONE[2:], "--method", "los,marc", "--select", "val", "--seeds", "0,1"), (7, 22)),
     "drifting": ((*ONE, "--bn_mode", "train"), (1, 5, 8)),
     "drifting, selected": ((*ONE, "--bn_mode", "train", "--select", "test"), (8,)),
+    "drifting, several": (
+        ("--method", "los,ce,crt,la", "--seeds", "0,1", "--finetune_epoch", "2", "--bn_mode", "train"),
+        (2, 8, 17, 24),
+    ),
+    "drifting, several, selected": (
+        ("--method", "los,crt", "--seeds", "0,1", "--bn_mode", "train", "--select", "test"),
+        (31,),
+    ),
     "views": ((*ONE, "--views", "2"), (7,)),
 }
 

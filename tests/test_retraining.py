@@ -17,10 +17,10 @@ from tests.helpers import (
 from tests.stage2 import frozen_features, read_table, result_lines, same_state, settle, trained
 from utils.engine.loop import cosine_lr
 from utils.features.frozen import Representation
-from utils.heads.epochs import start_heads
+from utils.heads.epochs import stacks_of, start_heads
 from utils.heads.head import HeadRun
 from utils.heads.orders import balanced_order
-from utils.heads.outcome import outcome
+from utils.heads.outcome import outcome, outcomes
 from utils.heads.plan import plan_heads
 from utils.heads.stack import Stack, run_epoch
 from utils.run import checkpoint
@@ -302,11 +302,20 @@ def test_drifting_batch_norm_trains_one_head_and_scores_what_the_backbone_has_be
     assert torch.equal(outcome(los).predicted, predicted)
 
 
-def test_drifting_batch_norm_is_for_a_single_trained_head(tmp_path, digits):
-    """Each head would move the statistics that the others see."""
-    start = ("--dataset", "digits_lt", *places(tmp_path), "--pretrained_pth", digits.stage1)
-    message = refusal(main_stage2.main, *start, "--bn_mode", "train", "--method", "los,ce")
-    assert "--bn_mode train" in message
+def test_heads_that_share_a_drifting_backbone_are_to_the_bit_those_that_have_it_alone(digits):
+    """Of two samplers and seeds, with epochs of their own: each is scored by its own statistics."""
+    words = ("--bn_mode", "train")
+    together = ("--method", "los,ce,wb,crt,la", "--seeds", "0,1", *words)
+    heads = trained(settle(digits, *together), frozen_features(digits, *together))
+    assert [len(stack) for stack in stacks_of(heads)] == [3, 3, 1, 1, 1]
+    for head, shared in zip(heads, outcomes(heads), strict=True):
+        own = ("--method", head.plan.method.name, "--budget", "source", *words)
+        config = settle(digits, *own, "--seeds", head.plan.seed)
+        [alone] = trained(config, frozen_features(digits, *own))
+        [single] = outcomes([alone])
+        assert same_state(head, alone)
+        assert torch.equal(shared.predicted, single.predicted) and shared.figures == single.figures
+        assert shared.train_groups == single.train_groups
 
 
 def test_wb_crt_and_lws_step_their_cosine_before_the_first_epoch_but_not_before_the_only_one(digits):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.studies import ablations, scale, tables
+from benchmarks.studies import ablations, points, scale, tables
 from tests.helpers import call, refusal, run_folder, run_stage2
 from tests.stage2 import read_table
 from tests.test_pack_runs import save_pack
@@ -121,3 +121,30 @@ def test_a_page_keeps_what_stands_around_its_tables_and_needs_its_markers(tmp_pa
 
 def test_the_table_of_costs_is_the_one_that_is_computed():
     assert "\n".join(scale.rows()) in scale.PAGE.read_text(encoding="utf-8")
+
+
+def test_every_way_to_choose_the_epoch_is_what_a_run_of_its_own_reports(pack, tmp_path):
+    words = ("--method", "los,crt,la", "--budget", "source", "--finetune_lr", "0.5", "--finetune_epoch", "6")
+    found = {}
+    for select in ("last", "test"):
+        root = tmp_path / select
+        run_stage2(root, "--features", pack, "--seeds", "0,1", "--select", select, *words)
+        folder = run_folder(root, "stage2")
+        found[select] = read_table(folder).query("method != 'stage1'").set_index("method")
+    (tmp_path / "plain").symlink_to(folder.parent.parent)
+    made = points.rows(tmp_path).query("method != 'stage1'")
+    assert set(made["views"]) == {"plain"} and set(made["batch_norm"]) == {"eval"}
+    for (method, way), own in made.groupby(["method", "chosen"]):
+        if way != "val":
+            assert len(own) == (1 if method == "la" else 2)
+            assert own["overall"].mean() == pytest.approx(100 * found[way]["overall"][method])
+    assert len(set(made.query("method == 'los'")["epoch"])) > 1
+
+
+@pytest.mark.parametrize("network", ["resnet32", "resnet34"])
+def test_the_table_of_where_the_points_come_from_is_that_of_its_csv_file(tmp_path, network):
+    page = tmp_path / "methods.md"
+    page.write_bytes(points.ROOT.joinpath("docs", "methods.md").read_bytes())
+    put(page, f"points of {network}", f"{points.COMMAND} --network {network}", "")
+    call(points.main, "--network", network, "--cells", "--out", tmp_path, "--page", page)
+    assert page.read_bytes() == points.ROOT.joinpath("docs", "methods.md").read_bytes()

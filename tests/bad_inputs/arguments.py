@@ -107,7 +107,6 @@ CONTRADICTIONS = [
         "--label_smooth is for --loss ce and los, bsce has no",
     ),
     (STAGE2, "--views 2 --bn_mode train", "--bn_mode train recomputes the features"),
-    (STAGE2, STAGE1_OF + "--method ce,los --bn_mode train", "it takes one head, not 2"),
     (STAGE2, STAGE1_OF + "--method ce --tau 1", "--tau: no method of this run has it"),
     (STAGE2, STAGE1_OF + "--pack_dtype fp16", "--pack_dtype is for --save_features"),
     (STAGE2, STAGE1_OF + "--save_features {root}/a --bn_mode train", "--save_features needs frozen features"),

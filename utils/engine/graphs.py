@@ -46,7 +46,7 @@ class CudaCapture:
                 result = work()
         except RuntimeError as error:
             what = f"a training step could not be recorded ({reason(error):.300})"
-            raise UserError(f"--cuda_graphs: {what}; leave --cuda_graphs out") from error
+            raise UserError(f"--cuda_graphs: {what}") from error
 
         def replay() -> tuple[Tensor, Tensor]:
             graph.replay()
@@ -68,12 +68,13 @@ class _Shape:
 class GraphedSteps:
     """Takes a batch as the TrainStep that it wraps does, by replaying a graph; nothing waits for the device.
 
-    The first WARM_STEPS steps of a shape run one by one, and all of the shapes beyond MOST_GRAPHS. Every step
-    has one part. Between the steps the optimiser holds its learning rate as a number, as without graphs.
+    The first WARM_STEPS steps of a shape run one by one, and all of the shapes beyond MOST_GRAPHS. Those of a
+    shape that cannot be recorded do, too, and `note` is told. Every step has one part. Between the steps the
+    optimiser holds its learning rate as a number, as without graphs.
     """
 
-    def __init__(self, step: TrainStep, capture: CudaCapture) -> None:
-        self._step, self._capture = replace(step, look=False), capture
+    def __init__(self, step: TrainStep, capture: CudaCapture, note: Callable[[str], None]) -> None:
+        self._step, self._capture, self._note = replace(step, look=False), capture, note
         self.optimizer = step.optimizer
         self._shapes: dict[tuple, _Shape] = {}
         device = next(step.model.parameters()).device
@@ -105,9 +106,18 @@ class GraphedSteps:
             shape.steps += 1
             return self._capture.aside(lambda: self._step(shape.inputs, shape.targets, part))
         if shape.replay is None:
-            # gradients must be None here, and are: a step leaves none behind
-            shape.replay = self._capture.capture(lambda: self._step(shape.inputs, shape.targets, part))
+            shape.replay = self._recorded(lambda: self._step(shape.inputs, shape.targets, part))
         return shape.replay()
+
+    def _recorded(self, work: Work) -> Work:
+        """The step as a graph, or as it is where it cannot be recorded."""
+        # gradients must be None here, and are: a step leaves none behind
+        try:
+            return self._capture.capture(work)
+        except UserError as error:
+            self.optimizer.zero_grad()  # a recording that broke off may leave some that no step has made
+            self._note(f"warning: {error}: steps like it run one by one")
+            return work
 
 
 def wanted(config: Config, device: torch.device, world: World, resumed: bool = False) -> bool:

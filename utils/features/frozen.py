@@ -25,8 +25,8 @@ class Representation:
     """Training views, scored parts and the stage-1 classifier: all that a head ever sees.
 
     `train_counts` [K] are the images that train, `class_counts` [K] those that define the shot groups.
-    `compute` gives the features [V, N, D] of a part by name: once, except where batch-norm drifts. `discard`
-    takes away what lies on disk of them.
+    `compute` gives the features [V, N, D] of a part by name: once, and anew where batch-norm has drifted.
+    `discard` takes away what lies on disk of them.
     """
 
     def __init__(
@@ -47,11 +47,11 @@ class Representation:
 
     def part(self, name: str) -> Tensor:
         """Features [V, N, D] of `val` or `test`."""
-        if self.drifting:
-            return self._compute(name)
-        if name not in self._known:
-            self._known[name] = self._compute(name)
-        return self._known[name]
+        at, features = self._known.get(name, (None, None))
+        if features is None or at is not self.train.at:
+            features = self._compute(name)
+            self._known[name] = self.train.at, features
+        return features
 
     @cached_property
     def strength_of_path(self) -> float:

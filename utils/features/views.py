@@ -56,7 +56,16 @@ def eval_features(model: nn.Module, images: Images, mirror: bool, watch: Watch =
     return torch.cat(list(feature_batches(model, images, mirror=mirror, watch=watch)), dim=1)
 
 
-class StoredViews:
+class Steady:
+    """Of a backbone that stays where it is: what heads ask of every one, and only a drifting one answers."""
+
+    at: dict[str, Tensor] | None = None
+
+    def go_to(self, statistics: dict[str, Tensor] | None) -> None:
+        """Nothing moves."""
+
+
+class StoredViews(Steady):
     """Views [V, N, D] that are there already, in turn; `plain` [N, D]: the first where not given."""
 
     def __init__(self, views: Tensor, labels: Tensor, plain: Tensor | None = None) -> None:
@@ -72,7 +81,7 @@ class StoredViews:
         return self._views[:count] if count else self._plain[None]
 
 
-class TrainFeatures:
+class TrainFeatures(Steady):
     """Training features that a frozen backbone gives of augmented views.
 
     `count` None: a fresh view every epoch; n: n views computed once and reused in turn; 0: the plain images.
@@ -112,15 +121,40 @@ FeatureViews = StoredViews | TrainFeatures
 
 
 class DriftingFeatures(TrainFeatures):
-    """The same from a backbone in training mode, whose batch-norm statistics move with every batch."""
+    """The same from a backbone in training mode, whose batch-norm statistics move with every batch.
+
+    Heads that have moved it in different ways each `go_to` their own statistics before they go on.
+    """
+
+    _at: dict[str, Tensor] | None = None
+
+    @property
+    def at(self) -> dict[str, Tensor]:
+        """All of the backbone but its weights, as it is now: one and the same object until it moves."""
+        if self._at is None:
+            weights = dict(self.model.named_parameters())
+            own = self.model.state_dict().items()
+            self._at = {name: value.clone() for name, value in own if name not in weights}
+        return self._at
+
+    def go_to(self, statistics: dict[str, Tensor] | None) -> None:
+        """Put the backbone where `at` once was."""
+        if statistics is not self._at:
+            self.moved()
+            self.model.load_state_dict(self.model.state_dict() | statistics)
+            self._at = statistics
+
+    def moved(self) -> None:
+        """No features of the statistics before are kept."""
+        self._at = self._plain = None
+        self._views.clear()
 
     def batches(self, order: Tensor, batch_size: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """(features [N, D], labels [N]) batches of a fresh view, in the order given."""
-        self._plain = None  # the statistics are about to move
-        self._views.clear()
         self.model.train()
         batches = self.images.augmented(order, batch_size, self.seed, FIRST_VIEW + epoch)
         for inputs, labels in self.watch(batches, -(-len(order) // batch_size), f"epoch {epoch + 1}"):
+            self.moved()
             with torch.no_grad():
                 features = self.model.forward_features(inputs)
             yield features, labels

@@ -40,6 +40,7 @@ class HeadRun:
         self.shifted = plan.method.shifted
         self.head, self.loss_fn, self.limit = None, None, None
         self._spent, self._since, self._beside = 0.0, None, 1
+        self._statistics = frozen.train.at
         self._begin_epoch()
         with attempted([self]):
             self._start()
@@ -118,10 +119,14 @@ class HeadRun:
 
     @property
     def kind(self) -> tuple:
-        """Heads of one kind take their steps together, whatever their losses, learning rates and seeds."""
+        """Heads of one kind take their steps together, whatever their losses, learning rates and seeds.
+
+        Where the backbone drifts it goes the way of the batches, which are those of a sampler and a seed.
+        """
         method = self.plan.method
         options = method.head_options(self.plan.options).items()
-        return type(self.head), *options, method.trained and method.sampler, self.stacks, self.step
+        order = method.trained and (method.sampler, self.frozen.drifting and self.plan.seed)
+        return type(self.head), *options, order, self.stacks, self.step
 
     @property
     def stacks(self) -> bool:
@@ -174,6 +179,7 @@ class HeadRun:
 
     def record(self, row: dict, scores: dict) -> None:
         """Take in a finished epoch with its scores."""
+        self._statistics = self.frozen.train.at
         self._begin_epoch()
         self.progress.record(row | scores, None)
 
@@ -185,16 +191,24 @@ class HeadRun:
     def keep(self) -> None:
         """The last epoch done is the one to be chosen so far."""
         self.progress.best_epoch, self.progress.best_score = self.progress.epoch, self.score()
-        self.best_state = copied(self.head.state_dict())
-        if self.frozen.drifting:
-            self.best_backbone = copied(self.frozen.train.model.state_dict())
+        self.best_state, self.best_backbone = copied(self.head.state_dict()), self.statistics
 
     def load_chosen(self) -> None:
         """Put the selected epoch into the head."""
         if self.select != "last" and self.best_state is not None:
             self.head.load_state_dict(self.best_state)
-            if self.frozen.drifting:
-                self.frozen.train.model.load_state_dict(self.best_backbone)
+            self._statistics = self.best_backbone
+        self.frozen.train.go_to(self.statistics)
+
+    @property
+    def statistics(self) -> dict[str, Tensor] | None:
+        """Those of a drifting backbone where the head has brought it; None: it is frozen."""
+        return self.frozen.train.at if self._statistics is None else self._statistics
+
+    def take_backbone(self) -> None:
+        """From here on, to the end of the epoch, the backbone goes with this head."""
+        self.frozen.train.go_to(self.statistics)
+        self._statistics = None
 
     @property
     def chosen_epoch(self) -> int:
@@ -207,7 +221,7 @@ class HeadRun:
         if self.failed:  # its weights may be of no use
             return state | {"failure": self.failure}
         state |= {"weights": copied(self.head.state_dict()), "momentum": copied(self.momentum)}
-        for name in ("best_state", "best_backbone"):
+        for name in ("best_state", "best_backbone", "statistics"):
             if getattr(self, name) is not None:
                 state[name] = dict(getattr(self, name))
         if self.step:
@@ -228,6 +242,8 @@ class HeadRun:
             return
         self.head.load_state_dict(state["weights"])
         self.best_state, self.best_backbone = state.get("best_state"), state.get("best_backbone")
+        self._statistics = state.get("statistics", self.frozen.train.at)
+        self.frozen.train.go_to(self._statistics)
         momentum = state["momentum"] if "momentum" in state else self._older_momentum(state)
         for name, tensor in self.momentum.items():
             kept = momentum[name]

@@ -80,6 +80,15 @@ class Outcome:
     predicted: Tensor  # int64 [N]
 
 
+def outcomes(
+    heads: Sequence[HeadRun], priors: Mapping[str, np.ndarray] | None = None, unseen: bool = False
+) -> list[Outcome]:
+    """Of each head; those that share a state of a drifting backbone come in turn, and share features."""
+    states = {head: (head.plan.seed, head.plan.method.sampler, head.chosen_epoch) for head in heads}
+    made = {head: outcome(head, priors, unseen) for head in sorted(heads, key=states.get)}
+    return [made[head] for head in heads]
+
+
 def outcome(head: HeadRun, priors: Mapping[str, np.ndarray] | None = None, unseen: bool = False) -> Outcome:
     """Score the selected epoch on test, once, and take LoMa and RSD on the plain training images.
 

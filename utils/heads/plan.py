@@ -89,10 +89,6 @@ def plan_heads(config: Config) -> tuple[list[HeadPlan], list[str]]:
             plans += [HeadPlan(method, setting, epochs, lr, wd, seed, kinds=kinds) for seed in seeds]
     alike = Counter(tuple(plan.key.values()) for plan in plans)
     plans = [replace(p, digits=17) if alike[tuple(p.key.values())] > 1 else p for p in plans]
-    if config.bn_mode == "train" and len(plans) > 1:
-        raise UserError(
-            f"--bn_mode train lets every head move the backbone: it takes one head, not {len(plans)}"
-        )
     stage1 = METHODS["stage1"]
     if stage1 not in methods and config.bn_mode != "train":
         plans.insert(0, HeadPlan(stage1, {}, 0, 0, 0, config.seed, named=False))

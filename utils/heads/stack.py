@@ -27,6 +27,8 @@ def run_epoch(
     """Train a stack for the next epoch, or the rest of it, and score it; a head that diverges has failed."""
     with attempted(heads):
         stack = Stack(heads)
+        for head in heads:
+            head.take_backbone()
         if heads[0].plan.method.trained:
             stack.train(epoch, after_step)
         rows = [head.end_steps(epoch) for head in heads]
@@ -101,8 +103,9 @@ class Stack:
         seeds = list(dict.fromkeys(head.plan.seed for head in heads))
         images = (heads[0].plan.method.sampler, epoch, train.labels, self.frozen.num_classes)
         orders = torch.stack([order_of(seed, *images) for seed in seeds])
-        if self.frozen.drifting:  # one head, whose batches move the backbone
-            yield from ((x[None], y[None]) for x, y in train.batches(orders[0, skip * size :], size, epoch))
+        if self.frozen.drifting:  # heads of one seed, whose batches move the backbone
+            for x, y in train.batches(orders[0, skip * size :], size, epoch):
+                yield x.expand(len(heads), -1, -1), y.expand(len(heads), -1)
             return
         view = train.of_epoch(epoch)
         orders = orders.to(view.device)

@@ -56,7 +56,7 @@ def head_content(model: nn.Module, trained: HeadRun, best: bool = False) -> dict
     `best`: as it was after its best epoch.
     """
     state = trained.best_state if best else copied(trained.head.state_dict())
-    backbone = trained.best_backbone if best and trained.best_backbone else model.state_dict()
+    backbone = model.state_dict() | ((trained.best_backbone if best else trained.statistics) or {})
     method = trained.plan.method
     if method.head in _LINEAR:
         last = {f"fc.{name}": value for name, value in state.items()}

@@ -100,6 +100,11 @@ class Resumed:
         stored = self._states()
         if not stored:  # the run had come no further than its features
             return 0
+        frozen = heads[0].frozen
+        if frozen.drifting:  # an earlier version has its only head's statistics in the network alone
+            kept = {name: value for name, value in self.source.state.items() if not name.startswith("fc.")}
+            load_state(model, model.state_dict() | kept)
+            frozen.train.moved()
         with self._fitting():
             for head in heads:
                 head.restore(stored[_key(head.plan.key)])
@@ -107,9 +112,6 @@ class Resumed:
             if len({head.progress.best_epoch for head in group if not head.failed}) > 1:
                 problem = "has a chosen epoch for each seed, where this code has one for all seeds"
                 raise UserError(f"{self.source.path} {problem}: start a new run")
-        if heads[0].frozen.drifting:
-            kept = {name: value for name, value in self.source.state.items() if not name.startswith("fc.")}
-            load_state(model, model.state_dict() | kept)
         return len(heads)
 
     def _states(self) -> dict[tuple, dict]:

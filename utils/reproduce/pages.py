@@ -27,6 +27,7 @@ from utils.report.table import (
 )
 from utils.reproduce.cell import slug
 from utils.reproduce.grid import GRIDS, read_grid
+from utils.reproduce.published import published_table
 from utils.reproduce.results import NAMED_BY, NOT_RUN, read_results
 
 COMMAND = "python -m utils.reproduce --report_only --grid packs"
@@ -82,9 +83,13 @@ def write_pages(paths: Sequence[Path], folder: Path) -> Path:
     """Write all pages below `folder`, and the tables of methods where README.md and docs/ lie there too."""
     for name, text in render(paths).items():
         write_atomically(folder / name, lambda handle, text=text: handle.write(text.encode()))
+    results = folder / "results"
+    shown = results / f"{_SHOWN['ResNet-34']}_val.csv" in paths
+    if shown and (folder / "README.md").exists():
+        put(folder / "README.md", "published", COMMAND, published_table(results))
     for page, methods in (("README.md", _SIX), ("docs/methods.md", None)):
-        if (folder / page).exists() and folder.joinpath("results", f"{_SHOWN['ResNet-34']}_val.csv") in paths:
-            put(folder / page, "methods", COMMAND, methods_table(folder / "results", methods))
+        if shown and (folder / page).exists():
+            put(folder / page, "methods", COMMAND, methods_table(results, methods))
     return folder / "RESULTS.md"
 
 

@@ -1,0 +1,120 @@
+"""Where the points of a published figure come from: the tables of docs/methods.md, on one stage 1.
+
+    python -m benchmarks.studies.points [--network resnet34]   # runs what is missing, writes csv and table
+    python -m benchmarks.studies.points --cells                # the csv file and the table of what is done
+
+A cell is a run of main_stage2.py with `--select test`, whose metrics.csv has the accuracies of every epoch:
+all ways to choose one are read off the same training. Fresh views of a frozen backbone are a pack of 20.
+"""
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+
+from benchmarks.common import ROOT
+from utils.base.errors import UserError, exit_cleanly
+from utils.base.files import write_atomically
+from utils.base.pages import put
+from utils.metrics.accuracy import GROUPS
+from utils.plots.tables import read_table
+from utils.report.table import markdown_lines
+from utils.run.checkpoint import RELEASED
+from utils.settings.methods import METHODS, Method
+from utils.settings.parse import Parser
+from utils.settings.presets import preset_for
+
+COMMAND, PRESET = "python -m benchmarks.studies.points", "benchmarks.studies.points:los_preset"
+DRIFTING = ["ce", "los", PRESET, "wb"]  # what has no training moves nothing, and bsce takes 94 epochs
+SCORES = {"val": "val_balanced", "test": "test_overall"}
+COLUMNS = ("views", "batch_norm", "method", "setting", "seed", "chosen", "epoch", "overall", *GROUPS)
+# cell -> views, batch-norm; a drifting backbone goes another way with every seed, so that each is a run
+CELLS = {"plain": ("plain", "eval"), "fresh": ("fresh", "eval")}
+CELLS |= {f"drift{seed}": ("fresh", "train") for seed in range(3)}
+
+
+def los_preset() -> Method:
+    """LOS with the learning rate of the thin network's preset; that of ResNet-34 is the published one."""
+    return replace(METHODS["los"], name="los_preset", lr=preset_for("cifar100_lt", "resnet32")["finetune_lr"])
+
+
+def runs(folder: Path, file: str) -> list[Path]:
+    return sorted(folder.glob(f"*_stage2/*/{file}"))
+
+
+def run(folder: Path, *words: object) -> None:
+    """Run main_stage2.py in a folder to its end, or go on with what is there."""
+    words += ("--cur_stage", "stage2", "--out", folder, "--ckpt_dir", folder / "checkpoints", "--quiet")
+    words += tuple(word for path in runs(folder, "last.pth")[-1:] for word in ("--resume", path.parent))
+    if subprocess.run([sys.executable, "main_stage2.py", *map(str, words)], cwd=ROOT, check=False).returncode:
+        raise UserError(f"{folder} has not come to its end: the same command goes on with it")
+
+
+def run_all(network: str, out: Path, names: Sequence[str]) -> None:
+    """The cells; those that need images and a backbone only where this is released."""
+    home = RELEASED.relative_to(ROOT) / "cifar100_lt" / "IR=100"
+    packs = {"plain": home / f"{network}_features.safetensors", "fresh": out / "fresh_views.safetensors"}
+    start = ["--imb_ratio", 100, "--network", network, "--pretrained_pth", home / f"{network}_stage1.pth"]
+    drifting = [method for method in DRIFTING if method != PRESET or network == "resnet32"]
+    able = [name for name in names if name == "plain" or (ROOT / start[-1]).exists()]
+    for name in (name for name in able if not runs(out / name, "summary.json")):
+        if name == "fresh" and not packs[name].exists():
+            kept = ["--views", 20, "--save_features", packs[name], "--pack_dtype", "fp32", "--seed", 0]
+            run(out / "views", *start, *kept, "--method", "stage1")
+        given, methods = [*start, "--bn_mode", "train", "--seed", name[-1]], drifting
+        if name in packs:
+            given, methods = ["--features", packs[name], "--seeds", "0,1,2"], ["stage1,la", *drifting, "bsce"]
+        run(out / name, *given, "--method", ",".join(methods), "--budget", "source", "--select", "test")
+
+
+def rows(out: Path) -> pd.DataFrame:
+    """A row a finished cell, head and way to choose the epoch; the seeds of a cell share the epoch."""
+    found = []
+    for name, cell in CELLS.items():
+        for path in runs(out / name, "summary.json"):
+            metrics = read_table(path.with_name("metrics.csv")).fillna({"setting": ""})
+            for key, heads in metrics.groupby(["method", "setting"], sort=False):
+                means = heads.groupby("epoch")[[*SCORES.values()]].mean()
+                epochs = {"last": means.index.max()} | {way: means[s].idxmax() for way, s in SCORES.items()}
+                for way, epoch in epochs.items():
+                    for row in heads[heads["epoch"] == epoch].to_dict("records"):
+                        figures = [100 * row[f"test_{part}"] for part in ("overall", *GROUPS)]
+                        found.append((*cell, *key, row["seed"], way, epoch, *figures))
+    return pd.DataFrame(found, columns=COLUMNS)
+
+
+def table(made: pd.DataFrame) -> str:
+    """Mean ± deviation over n seeds of stage 2, and in brackets the epoch where it is chosen."""
+    lines = [["views", "batch-norm", "method", "n", "last", "by validation", "by test", "groups, last"]]
+    for key, group in made.groupby([*COLUMNS[:4]], sort=False):
+        ways, cells = dict(iter(group.groupby("chosen"))), []
+        for own in (ways[way] for way in ("last", *SCORES)):
+            at = f" ({', '.join(map(str, own['epoch'].unique()))})" if own is not ways["last"] else ""
+            spread = f" ± {own['overall'].std():.2f}" if len(own) > 1 else ""
+            cells.append(f"{own['overall'].mean():.2f}{spread}{at}")
+        cells.append("/".join(f"{ways['last'][name].mean():.1f}" for name in GROUPS))
+        lines.append([*key[:3], str(len(ways["last"])), *cells])
+    return markdown_lines(lines) + "\n"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = Parser(prog=COMMAND, description=__doc__.splitlines()[0])
+    parser.add_argument("--network", default="resnet32", help="of a released pack of ratio 100")
+    for name, place in (("out", "output/points"), ("results", "results/points"), ("page", "docs/methods.md")):
+        parser.add_argument(f"--{name}", type=Path, default=ROOT / place, help=f"default {place}")
+    parser.add_argument("--cells", nargs="*", choices=CELLS, default=[*CELLS], help="to run; none: report")
+    args = parser.parse_args(argv)
+    out, file = args.out.resolve() / args.network, args.results / f"{args.network}.csv"
+    run_all(args.network, out, args.cells)
+    if len(made := rows(out)):
+        text = made.to_csv(index=False, float_format="%.4f", lineterminator="\n").encode()
+        write_atomically(file, lambda handle: handle.write(text))
+    made = table(read_table(file, COLUMNS, keep_default_na=False))
+    put(args.page, f"points of {args.network}", f"{COMMAND} --network {args.network}", made)
+
+
+if __name__ == "__main__":
+    exit_cleanly(main)

@@ -1,0 +1,69 @@
+"""LOS beside the published figures: what is quoted stands here, ours come from the csv files of results/.
+
+Where nobody who could be read tells a figure, UNKNOWN stands in its place.
+"""
+
+from pathlib import Path
+
+import pandas as pd
+
+from utils.metrics.accuracy import GROUPS, percent
+from utils.plots.tables import read_table
+from utils.report.table import markdown_lines
+from utils.reproduce.results import NOT_RUN
+
+RATIOS = (100, 50, 10)
+_HEADER = ("LOS", "network", *(f"ratio {ratio}" for ratio in RATIOS), "stage 1 at 100", "n", "source")
+_QUOTED = (
+    ("quoted by others, second-hand", "not stated", "54.9", "58.8", "69.7", "UNKNOWN", "UNKNOWN",
+     "row LOS (2025) in Table 1 of GUIDE (ICLR 2026), read in two summaries"),
+    ("run again by others", "UNKNOWN", "53.92 (70.1/55.4/33.3)", "UNKNOWN", "UNKNOWN", "47.60", "UNKNOWN",
+     "row LORT in Table 4 of PLTR-SD (NeurIPS 2025), with the configuration of LOS"),
+)  # fmt: skip
+_STEMS = {"ResNet-34": "resnet34_epochs-200", "ResNet-32": "resnet32_epochs-60"}
+_OURS = {
+    "ours, published settings, last epoch": "last",
+    "ours, published settings, epoch chosen on test": "test",
+    "ours, setting and epoch chosen on validation": "val",
+}
+
+
+def published_table(results: Path) -> str:
+    """A line for each figure; n are the seeds of stage 2 at the ratios, on one stage 1, ± their deviation."""
+    lines = [_HEADER, *_QUOTED]
+    for network, stem in _STEMS.items():
+        for figure, chosen in _OURS.items():
+            found = [_los(results, ratio, stem, chosen) for ratio in RATIOS]
+            cells = [NOT_RUN if row is None else _cell(row) for row in found]
+            n = "/".join("-" if row is None else str(int(row["n"])) for row in found)
+            stage1 = percent(_los(results, RATIOS[0], stem, "last")["stage1_overall"])
+            where = (
+                f"results/points/{stem.partition('_')[0]}.csv"
+                if chosen == "test"
+                else _name("*", stem, chosen)
+            )
+            lines.append((figure, network, *cells, stage1, n, where))
+    return markdown_lines(lines) + "\n"
+
+
+def _name(ratio: object, stem: str, chosen: str) -> str:
+    return f"results/cifar100_lt_IR={ratio}_{stem}_pack_{chosen}.csv"
+
+
+def _los(results: Path, ratio: int, stem: str, chosen: str) -> pd.Series | None:
+    """The row of LOS on the plain features of the first stage 1; None where it was not run."""
+    if chosen != "test":
+        path = results.parent / _name(ratio, stem, chosen)
+        return read_table(path).set_index("method").loc["los"] if path.exists() else None
+    path = results / "points" / f"{stem.partition('_')[0]}.csv"
+    if ratio != RATIOS[0] or not path.exists():
+        return None
+    made = read_table(path).query("method == 'los' and views == 'plain' and chosen == 'test'")
+    figures = made[["overall", *GROUPS]] / 100
+    return pd.concat([figures.mean(), pd.Series({"overall_std": figures["overall"].std(), "n": len(made)})])
+
+
+def _cell(row: pd.Series) -> str:
+    spread = "" if pd.isna(row["overall_std"]) else f" ± {percent(row['overall_std'])}"
+    groups = "/".join("-" if pd.isna(row[name]) else f"{100 * row[name]:.1f}" for name in GROUPS)
+    return f"{percent(row['overall'])}{spread} ({groups})"
