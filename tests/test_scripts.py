@@ -63,8 +63,11 @@ def test_evaluate_repeats_the_line_that_each_stage_ended_with(digits):
 def test_a_run_announces_its_configuration_data_parameters_steps_and_device(digits):
     text = digits.stage2_text
     assert "δ = 0.9, logit gap 0.747" in text
-    assert re.search(r"finetune_epoch\s+4\s+given", text)
-    assert re.search(r"finetune_lr\s+[\d.]+\s+preset", text)
+    assert re.search(r"^  given: .*finetune_epoch 4", text, re.M)
+    assert (
+        "finetune_lr" not in text
+        and '"finetune_lr"' in (run_folder(digits.root, "stage2") / "config.json").read_text()
+    )
     assert "110 down to 2 images a class; classes: many 1, medium 3, few 6" in text
     assert "650 trainable of 75,002 parameters" in text
     assert "steps an epoch: 5" in text
@@ -105,7 +108,14 @@ def test_quiet_prints_the_result_line_only_and_logs_the_rest_with_the_seed_that_
     folder = run_folder(tmp_path, "stage1")
     log, record = (folder / "log.txt").read_text(), json.loads((folder / "config.json").read_text())
     assert "epoch 1/1" in log
-    assert int(re.search(r"seed\s+(\d+)\s+drawn", log).group(1)) == record["config"]["seed"]
+    assert int(re.search(r"^  drawn.*: seed (\d+)", log, re.M).group(1)) == record["config"]["seed"]
+
+
+def test_verbose_prints_every_setting_with_where_it_came_from(tmp_path):
+    text = run_stage1(tmp_path, "--epochs", "1", "--verbose")
+    config = json.loads((run_folder(tmp_path, "stage1") / "config.json").read_text())["config"]
+    for name in (name for name, value in config.items() if value is not None):
+        assert re.search(rf"^  {name} +\S.*(given|preset)", text, re.M), name
 
 
 def test_stage_2_leaves_the_backbone_as_it_was_to_the_bit(digits):

@@ -54,6 +54,8 @@ of stage 2, which is the noise of batch order alone. With several stage-1 models
 _CLAIMED = f"""Two methods are told apart where the 95 % interval of their difference excludes zero and the p
 of McNemar's test, corrected by Holm, is below {TOLD_APART}. With several stage-1 models a paired t test over
 these decides, with the same correction. docs/methods.md says how all of this is computed."""
+_BESIDE = """LOS at each ratio, with many/medium/few; n are the seeds of stage 2 on one stage-1 model. Ours are on
+the fixed plain features of packs. UNKNOWN: nobody whom we could read tells it."""
 _READ = f"""LoMa and RSD are `per_sample`: means over the classes, with the spread over these in brackets.
 {CHOSEN_EPOCH}. {EDGE} behind a value: the least or largest that was tried. * marks the best of a column.
 
@@ -74,6 +76,8 @@ def render(paths: Sequence[Path]) -> dict[str, str]:
     parts += [markdown_lines([_OVERVIEW, *(_overview(path, rows) for path, rows in tables.items())])]
     parts += ["## Claims and their evidence", _CLAIMED, _counted(claims)]
     parts += [markdown_lines([_CLAIMS, *(claim["line"] for claim in claims)])]
+    if shown := [path for path in paths if path.stem == f"{_SHOWN['ResNet-34']}_val"]:
+        parts += ["## Beside the published figures", _BESIDE, published_table(shown[0].parent).rstrip()]
     parts += ["## Not run", _missing({path.stem for path in paths})]
     pages = {f"results/{path.stem}.md": _page(path, rows) for path, rows in tables.items()}
     return {"RESULTS.md": "\n\n".join(parts) + "\n", **pages}
@@ -86,7 +90,7 @@ def write_pages(paths: Sequence[Path], folder: Path) -> Path:
     results = folder / "results"
     shown = results / f"{_SHOWN['ResNet-34']}_val.csv" in paths
     if shown and (folder / "README.md").exists():
-        put(folder / "README.md", "published", COMMAND, published_table(results))
+        put(folder / "README.md", "published", COMMAND, published_table(results, brief=True))
     for page, methods in (("README.md", _SIX), ("docs/methods.md", None)):
         if shown and (folder / page).exists():
             put(folder / page, "methods", COMMAND, methods_table(results, methods))

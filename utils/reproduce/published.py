@@ -13,23 +13,26 @@ from utils.report.table import markdown_lines
 from utils.reproduce.results import NOT_RUN
 
 RATIOS = (100, 50, 10)
-_HEADER = ("LOS", "network", *(f"ratio {ratio}" for ratio in RATIOS), "stage 1 at 100", "n", "source")
+_HEADER = ("LOS", "network", *(f"ratio {ratio}" for ratio in RATIOS), "n", "stage 1 at 100", "source")
 _QUOTED = (
-    ("quoted by others, second-hand", "not stated", "54.9", "58.8", "69.7", "UNKNOWN", "UNKNOWN",
-     "row LOS (2025) in Table 1 of GUIDE (ICLR 2026), read in two summaries"),
-    ("run again by others", "UNKNOWN", "53.92 (70.1/55.4/33.3)", "UNKNOWN", "UNKNOWN", "47.60", "UNKNOWN",
-     "row LORT in Table 4 of PLTR-SD (NeurIPS 2025), with the configuration of LOS"),
+    ("quoted by GUIDE (ICLR 2026), second-hand", "not stated", "54.9", "58.8", "69.7", "UNKNOWN", "UNKNOWN",
+     "row LOS (2025) of its Table 1, read in two summaries"),
+    ("run again by PLTR-SD (NeurIPS 2025)", "UNKNOWN", "53.92 (70.1/55.4/33.3)", "UNKNOWN", "UNKNOWN",
+     "UNKNOWN", "47.60", "row LORT of its Table 4, with the configuration of LOS"),
 )  # fmt: skip
 _STEMS = {"ResNet-34": "resnet34_epochs-200", "ResNet-32": "resnet32_epochs-60"}
 _OURS = {
     "ours, published settings, last epoch": "last",
-    "ours, published settings, epoch chosen on test": "test",
-    "ours, setting and epoch chosen on validation": "val",
+    "ours, the same, best epoch on test": "test",
+    "ours, chosen on validation": "val",
 }
 
 
-def published_table(results: Path) -> str:
-    """A line for each figure; n are the seeds of stage 2 at the ratios, on one stage 1, ± their deviation."""
+def published_table(results: Path, brief: bool = False) -> str:
+    """A line for each figure; n are the seeds of stage 2 at the ratios, on one stage 1, ± their deviation.
+
+    `brief`: without stage 1 and the files.
+    """
     lines = [_HEADER, *_QUOTED]
     for network, stem in _STEMS.items():
         for figure, chosen in _OURS.items():
@@ -42,8 +45,8 @@ def published_table(results: Path) -> str:
                 if chosen == "test"
                 else _name("*", stem, chosen)
             )
-            lines.append((figure, network, *cells, stage1, n, where))
-    return markdown_lines(lines) + "\n"
+            lines.append((figure, network, *cells, n, stage1, where))
+    return markdown_lines([line[:6] if brief else line for line in lines]) + "\n"
 
 
 def _name(ratio: object, stem: str, chosen: str) -> str:
