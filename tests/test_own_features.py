@@ -1,5 +1,6 @@
 """Features that a user brought: heads see them on one scale, what is published takes them as they come."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -95,6 +96,15 @@ def test_evaluate_repeats_the_line_of_stage_2_on_raw_features(tmp_path, name):
     budget = ("--finetune_epoch", "2") if METHODS[name].trained else ()
     line = call(main_stage2.main, *run, "--method", name, "--seed", "0", *budget).splitlines()[-1]
     assert call(evaluate.main, *run, "--cur_stage", "stage2").splitlines()[-1] == line
+
+
+def test_the_end_of_a_run_names_the_methods_that_make_things_worse(tmp_path):
+    run = (*places(tmp_path), "--features", digits_pack(tmp_path), "--method", "los,ncm,la", "--seed", "0")
+    for rate, names in (("1e-4", []), ("3", ["los"])):
+        call(main_stage2.main, *run, "--finetune_lr", rate, "--out", tmp_path / rate)
+        log = next((tmp_path / rate).rglob("log.txt")).read_text()
+        told = re.findall(r"warning: below stage1 \([\d.]+\) and ncm \([\d.]+\) on test: (.*)", log)
+        assert [re.sub(r" \([\d.]+\)", "", line) for line in told] == names
 
 
 def test_standardised_features_have_one_length_and_the_same_stage_1():
