@@ -108,11 +108,12 @@ def test_the_end_of_a_run_names_the_methods_that_make_things_worse(tmp_path):
 
 
 def test_standardised_features_have_one_length_and_the_same_stage_1():
-    pack = read_pack_of(torch.randn(1, 50, 6) * torch.tensor([1e-3, 1, 50, 2, 1, 1]) + 7)
+    draws = torch.randn(1, 50, 6, generator=torch.Generator().manual_seed(0))
+    pack = read_pack_of(draws * torch.tensor([1e-3, 1, 50, 2, 1, 1]) + 7)
     pack.train[..., 5] = pack.test[..., 5] = 0.1  # a constant
     frozen = pack_representation(pack, CPU)
     train = frozen.train.plain()
-    assert train.mean(dim=0).abs().max() < 1e-3
+    assert train.mean(dim=0).abs().max() < 5e-3  # float32 holds 7 to 2e-7 of a deviation of 1e-3
     assert train.square().sum(dim=1).mean().sqrt() == pytest.approx(LENGTH, rel=1e-4)
     assert train.square().mean(dim=0)[:5].std() < 1e-3 and (train[:, 5] == 0).all()
     expected = nn.functional.linear(pack.test[0], pack.fc_weight, pack.fc_bias)
@@ -121,11 +122,11 @@ def test_standardised_features_have_one_length_and_the_same_stage_1():
 
 def read_pack_of(train: Tensor) -> Pack:
     """A pack of the user's own with these features [1, N, D] of two classes, for training and test."""
-    labels, width = torch.arange(train.shape[1]) % 2, train.shape[2]
+    labels, width, draw = torch.arange(train.shape[1]) % 2, train.shape[2], torch.Generator().manual_seed(1)
     facts = {"dataset": "mine", "imb_ratio": None, "network": "features", "preset": "features"}
     facts |= {"num_class": 2, "class_counts": torch.bincount(labels).tolist(), "class_names": ["a", "b"]}
     facts |= {"val_source": "none", "val_clean": False, "train_views": "plain", "stage1_digest": None}
-    weight, bias = torch.randn(2, width), torch.randn(2)
+    weight, bias = torch.randn(2, width, generator=draw), torch.randn(2, generator=draw)
     return Pack(train, labels, train.clone(), labels, None, None, weight, bias, facts)
 
 

@@ -15,6 +15,7 @@ from utils.base.errors import SettingError
 from utils.base.numbers import check_above_zero
 
 CHUNK = 4096  # rows: 64 MiB of float64 at D = 2048
+CONSTANT = 1e-4  # of a feature's mean: what deviates less is the rounding of a constant in float32
 MOST = 10**10  # products of features and classes in a step of logistic regression: seconds of one core
 
 
@@ -95,7 +96,7 @@ def logistic_rows(
 
     x = features.float().cpu().numpy()
     mean, deviation = x.mean(axis=0), x.std(axis=0)
-    deviation[deviation == 0] = 1
+    deviation[deviation <= CONSTANT * np.abs(mean)] = 1
     model = LogisticRegression(C=penalty, class_weight=class_weight, max_iter=1000)
     model.fit((x - mean) / deviation, labels.cpu().numpy())
     rows, bias = model.coef_ / deviation, model.intercept_

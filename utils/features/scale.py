@@ -40,6 +40,7 @@ class Scale:
         varies = deviation > _CONSTANT * centre.abs()
         if not varies.any():
             raise UserError("all training features are alike: there is nothing to learn from them")
+        centre = centre.float().double()  # as it is subtracted
         return cls(centre, torch.where(varies, LENGTH / varies.sum().sqrt() / deviation, 0.0))
 
     def apply(self, features: Tensor) -> Tensor:
