@@ -62,7 +62,7 @@ def test_no_method_depends_on_the_scale_or_the_origin_of_the_features(tmp_path, 
 
 
 def own_and_plan(path: Path, *argv: str) -> tuple:
-    given = parse(STAGE2, "", ["--features", str(path), "--seed", "0", *argv])
+    given = parse(STAGE2, ["--features", str(path), "--seed", "0", *argv])
     return read_pack(path), resolve(STAGE2, given, find_source(STAGE2, given, "stage1").known)
 
 
