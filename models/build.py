@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from models import HEADS, RESNETS, THIN_BLOCKS, THIN_NETWORKS, check_network
 from models.adapt import own_network, torchvision_network
+from models.heads import INPUT, standardising
 
 
 def build_model(name: str, num_classes: int, in_channels: int = 3, stem: str = "small") -> nn.Module:
@@ -65,6 +66,8 @@ def head_from_state(kind: str, state: Mapping[str, Tensor], **options: float) ->
     if weight is None or weight.ndim != 2:
         raise ValueError(f"not the weights of a head {kind!r}: no matrix `weight` [K, D]")
     head = _empty_head(kind, weight.shape[1], weight.shape[0], options).to(weight)
+    if set(INPUT) <= state.keys():
+        standardising(head, *(torch.zeros_like(state[name]) for name in INPUT))
     wanted = {name: value.shape for name, value in head.state_dict().items()}
     found = {name: value.shape for name, value in state.items()}
     wrong = sorted(name for name in wanted | found if wanted.get(name) != found.get(name))

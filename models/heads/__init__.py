@@ -34,6 +34,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 TINY = 1e-12  # the least length by which is divided
+INPUT = ("input_centre", "input_factor")  # in the state of a head that standardises features itself
 Gradients = Callable[[Tensor], dict[str, Tensor]]  # of a slope in the logits, by the names of what is learned
 
 
@@ -54,6 +55,14 @@ class Head(nn.Module):
             return dict(zip(learned, torch.autograd.grad(logits, list(learned.values()), slope), strict=True))
 
         return logits.detach(), gradients
+
+
+def standardising(head: nn.Module, centre: Tensor, factor: Tensor) -> nn.Module:
+    """Let `head` take features x as they come and see (x - centre) * factor; both [D] join its state."""
+    for name, numbers in zip(INPUT, (centre, factor), strict=True):
+        head.register_buffer(name, numbers)
+    head.register_forward_pre_hook(lambda own, given: ((given[0] - own.input_centre) * own.input_factor,))
+    return head
 
 
 def affine(features: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -15,6 +15,7 @@ from utils.base.errors import SettingError
 from utils.base.numbers import check_above_zero
 
 CHUNK = 4096  # rows: 64 MiB of float64 at D = 2048
+CONSTANT = 1e-4  # of a feature's mean: what deviates less is the rounding of a constant in float32
 MOST = 10**10  # products of features and classes in a step of logistic regression: seconds of one core
 
 
@@ -83,6 +84,27 @@ class NearestMean(Head):
         return F.normalize(features - self.centre.unsqueeze(-2), dim=-1) @ self.weight.mT
 
 
+def logistic_rows(
+    features: Tensor, labels: Tensor, penalty: float, class_weight: str | None = None
+) -> tuple[Tensor, Tensor]:
+    """Multinomial logistic regression by scikit-learn, on standardised features: rows [K, D], bias [K].
+
+    features [N, D], labels int64 [N], each class with one at least. The scale is folded back. `penalty` is
+    its C, `class_weight` None or "balanced".
+    """
+    from sklearn.linear_model import LogisticRegression  # here: to import it takes a second
+
+    x = features.float().cpu().numpy()
+    mean, deviation = x.mean(axis=0), x.std(axis=0)
+    deviation[deviation <= CONSTANT * np.abs(mean)] = 1
+    model = LogisticRegression(C=penalty, class_weight=class_weight, max_iter=1000)
+    model.fit((x - mean) / deviation, labels.cpu().numpy())
+    rows, bias = model.coef_ / deviation, model.intercept_
+    if len(rows) == 1:  # of two classes it gives the difference
+        rows, bias = np.concatenate([-rows, rows]) / 2, np.concatenate([-bias, bias]) / 2
+    return torch.from_numpy(rows), torch.from_numpy(bias - rows @ mean)
+
+
 class LogisticRows(Head):
     """logit_k = w_k x + b_k of a multinomial logistic regression whose classes weigh alike: no SGD.
 
@@ -102,7 +124,6 @@ class LogisticRows(Head):
     @torch.no_grad()
     def start(self, fc: nn.Linear, features: Tensor, labels: Tensor) -> None:
         """features [N, D] and labels int64 [N] of the training images; of `fc` only the sizes matter."""
-        from sklearn.linear_model import LogisticRegression  # here: to import it takes a second
         from threadpoolctl import threadpool_limits
 
         check_training_set(features, labels, *self.weight.shape)
@@ -111,17 +132,10 @@ class LogisticRows(Head):
         if features.numel() * len(self.weight) > MOST:
             size = f"{len(features):,} x {features.shape[1]} features of {len(self.weight)} classes"
             raise SettingError(f"{size} are too many for scikit-learn's solver: leave logreg out")
-        x = features.float().cpu().numpy()
-        mean, deviation = x.mean(axis=0), x.std(axis=0)
-        deviation[deviation == 0] = 1
-        model = LogisticRegression(C=self.logreg_c, class_weight="balanced", max_iter=1000)
         with threadpool_limits(1, "blas"):
-            model.fit((x - mean) / deviation, labels.cpu().numpy())
-        rows, bias = model.coef_ / deviation, model.intercept_
-        if len(rows) == 1:  # of two classes it gives the difference
-            rows, bias = np.concatenate([-rows, rows]) / 2, np.concatenate([-bias, bias]) / 2
-        self.weight.copy_(torch.from_numpy(rows))
-        self.bias.copy_(torch.from_numpy(bias - rows @ mean))
+            rows, bias = logistic_rows(features, labels, self.logreg_c, "balanced")
+        self.weight.copy_(rows)
+        self.bias.copy_(bias)
 
     def forward(self, features: Tensor) -> Tensor:
         return affine(features, self.weight, self.bias)

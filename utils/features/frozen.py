@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from datasets.long_tail import SHOTS
 from datasets.types import ImageSet, LongTailedData
 from models.heads.los_path import path_strength
+from utils.features.scale import Scale
 from utils.features.views import FeatureViews, StoredViews
 from utils.packs.pack import Pack, narrowed
+from utils.run.facts import OWN
 from utils.settings.config import Config
 from utils.settings.presets import NOTES
 from utils.settings.table import FIXED_BY_CHECKPOINT, INHERITED
@@ -26,7 +28,8 @@ class Representation:
 
     `train_counts` [K] are the images that train, `class_counts` [K] those that define the shot groups.
     `compute` gives the features [V, N, D] of a part by name: once, and anew where batch-norm has drifted.
-    `discard` takes away what lies on disk of them.
+    `discard` takes away what lies on disk of them. `scale`: how they were standardised; None: they are as
+    they came.
     """
 
     def __init__(
@@ -38,10 +41,12 @@ class Representation:
         data: LongTailedData,
         drifting: bool = False,
         discard: Callable[[], None] = lambda: None,
+        scale: Scale | None = None,
     ) -> None:
         self.fc, self.train, self.labels, self.drifting = fc, train, labels, drifting
         self.class_counts, self.train_counts = data.class_counts, data.train_counts
         self.shots, self.num_classes, self.discard = data.shots, data.num_classes, discard
+        self.scale = scale
         self._compute, self._known = compute, {}
         self.moves: dict[tuple, float] = {}  # of heads at their start (utils/heads/move.py)
 
@@ -75,10 +80,18 @@ def pack_representation(
     labels = {"test": pack.test_labels.to(device)}
     if pack.val is not None:
         labels["val"] = pack.val_labels.to(device)
-    plain = None if pack.plain is None else pack.plain.to(device)
-    train = StoredViews(pack.train.to(device), pack.train_labels.to(device), plain)
-    fc, data = pack_classifier(pack).to(device), data or pack_data(pack)
-    return Representation(fc, train, lambda name: getattr(pack, name).to(device), labels, data)
+    fc, data, scale = pack_classifier(pack), data or pack_data(pack), None
+    if pack.known["preset"] == OWN:
+        scale = Scale.of(pack.train[0] if pack.plain is None else pack.plain)
+        fc = scale.unfolded(fc)
+
+    def compute(name: str) -> Tensor:
+        features = getattr(pack, name).to(device)
+        return features if scale is None else scale.apply(features)
+
+    plain = None if pack.plain is None else compute("plain")
+    train = StoredViews(compute("train"), pack.train_labels.to(device), plain)
+    return Representation(fc.to(device), train, compute, labels, data, scale=scale)
 
 
 @dataclass(frozen=True)
@@ -96,6 +109,8 @@ def pack_data(pack: Pack) -> LongTailedData:
     facts, preset = pack.facts, pack.known["preset"]
     views = f"{len(pack.train)} fixed {facts['train_views']} view(s)"
     notes = [f"features of {pack.path}: {views} in training, no fresh augmentation"]
+    own = "features of your own: standardised for training, the classifier takes them as they come"
+    notes += [own if preset == OWN else f"features of a network trained here ({preset}): at their own scale"]
     return LongTailedData(
         name=facts["dataset"],
         class_names=facts["class_names"],

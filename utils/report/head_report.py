@@ -14,7 +14,7 @@ from utils.features.source import Source
 from utils.heads.head import HeadRun, copied
 from utils.heads.outcome import Outcome, best_so_far, lead_of
 from utils.heads.plan import HeadPlan
-from utils.metrics.accuracy import result_line
+from utils.metrics.accuracy import percent, result_line
 from utils.report import summary, table
 from utils.run import checkpoint
 from utils.run.folder import Run
@@ -26,6 +26,7 @@ from utils.settings.config import Config
 # heads whose state is that of an nn.Linear
 _LINEAR = ("linear", "los_step", "samn", "logreg")
 _LAST = ("fc.weight", "fc.bias")
+_BELOW = 0.005  # of the test images: what is less lies within their chance
 
 
 def announce(run: Run, config: Config, plans: Sequence[HeadPlan], notes: Sequence[str]) -> None:
@@ -53,24 +54,28 @@ def head_content(model: nn.Module, trained: HeadRun, best: bool = False) -> dict
 
     One that is affine in the features is folded into the last layer too. Of the rest the network's last layer
     is left out, so that who loads the network alone is refused and does not get the stage-1 classifier.
-    `best`: as it was after its best epoch.
+    Features that were standardised for training are taken as they came: the scale is folded in, or kept with
+    the head. `best`: as it was after its best epoch.
     """
     state = trained.best_state if best else copied(trained.head.state_dict())
     backbone = model.state_dict() | ((trained.best_backbone if best else trained.statistics) or {})
-    method = trained.plan.method
+    method, scale, last = trained.plan.method, trained.frozen.scale, {}
     if method.head in _LINEAR:
-        last = {f"fc.{name}": value for name, value in state.items()}
-        content = {"head": {"kind": "linear"}, "model": backbone | last}
+        last = state["weight"], state["bias"]
+    elif hasattr(trained.head, "folded"):
+        head = deepcopy(trained.head)
+        head.load_state_dict(state)
+        last = tuple(value.detach() for value in head.folded())
+    if scale is not None:
+        last, state = last and scale.folded(*last), dict(state) | scale.state()
+    # no reader has the code of a head from outside: it is kept as the nn.Linear that it comes to
+    if method.head in _LINEAR or callable(method.head) or (last and scale is not None):
+        content = {"head": {"kind": "linear"}}
     else:
         options = method.head_options(trained.plan.options)
         content = {"head": {"kind": method.head, "options": options}, "head_state": dict(state)}
-        if callable(method.head):  # no reader has its code: it is kept as the nn.Linear that it comes to
-            content = {"head": {"kind": "linear"}}
-        head = deepcopy(trained.head)
-        head.load_state_dict(state)
-        last = dict(zip(_LAST, head.folded(), strict=True)) if hasattr(head, "folded") else {}
-        rest = {name: value for name, value in backbone.items() if name not in _LAST}
-        content["model"] = rest | {name: value.detach() for name, value in last.items()}
+    rest = {name: value for name, value in backbone.items() if name not in _LAST}
+    content["model"] = rest | (dict(zip(_LAST, last, strict=True)) if last else {})
     progress = trained.progress
     content |= trained.plan.key | {"lr": trained.lr, "progress": progress.as_dict()}
     return content | {"epoch": progress.best_epoch if best else progress.epoch}
@@ -182,11 +187,24 @@ def publish(
     where |= {"table_digest": file_digest(run.folder / "table.csv")}
     plans = [one.head.plan for one in shown]
     labels = {id(one): table.label_of(one.head.plan, plans) if len(shown) > 1 else "" for one in shown}
+    _warn_of_low(run, outcomes)
     for one in shown:
         if one is not lead:
             summary.warn_of_lost(run, one.figures, labels[id(one)])
             run.result(result_line(one.figures, config.select, labels[id(one)]))
     summary.finish(run, lead.figures, config.select, where, labels[id(lead)])
+
+
+def _warn_of_low(run: Run, outcomes: Sequence[Outcome]) -> None:
+    """Name the methods that lie half a point below stage 1 and nearest class mean, if those are there."""
+    found: dict[str, float] = {}
+    for one in outcomes:
+        found.setdefault(one.head.plan.method.name, one.figures["overall"])
+    floor = {name: found[name] for name in ("stage1", "ncm") if name in found}
+    least = min(floor.values(), default=0)
+    if low := [f"{name} ({percent(value)})" for name, value in found.items() if value < least - _BELOW]:
+        below = " and ".join(f"{name} ({percent(value)})" for name, value in floor.items())
+        run.warn(f"below {below} on test: {', '.join(low)}")
 
 
 def _write_tables(
