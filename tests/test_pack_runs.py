@@ -164,7 +164,7 @@ def test_stage_2_says_what_a_pack_is_and_takes_shot_limits_of_the_users(tmp_path
     text = run_stage2(tmp_path, "--features", pack, "--method", "los,crt", "--shots", "10,50", *BUDGET)
     assert "1 fixed plain view(s) in training, no fresh augmentation" in text
     assert f"feature pack {pack} (sha256 {read_pack(pack).digest[:12]})" in text
-    assert "110 down to 2 images a class; classes: many 2, medium 4, few 4" in text
+    assert "110 down to 2 images per class; classes: many 2, medium 4, few 4" in text
     folder = run_folder(tmp_path, "stage2")
     rows = pd.read_csv(folder / "per_class.csv")
     assert rows["group"].value_counts().to_dict() == {"medium": 12, "few": 12, "many": 6}

@@ -68,7 +68,7 @@ def test_a_run_announces_its_configuration_data_parameters_steps_and_device(digi
         "finetune_lr" not in text
         and '"finetune_lr"' in (run_folder(digits.root, "stage2") / "config.json").read_text()
     )
-    assert "110 down to 2 images a class; classes: many 1, medium 3, few 6" in text
+    assert "110 down to 2 images per class; classes: many 1, medium 3, few 6" in text
     assert "650 trainable of 75,002 parameters" in text
     assert "steps an epoch: 5" in text
     assert re.search(r"device \w+, \d+ CPU threads", text)

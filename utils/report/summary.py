@@ -37,7 +37,7 @@ def histogram(class_counts: list[int], shots: tuple[int, int] = SHOTS) -> str:
     sampled, top = class_counts[::stride], max(class_counts)
     bars = "".join(_BARS[min(7, 8 * count // (top + 1))] for count in sampled)
     sizes = ", ".join(f"{name} {int(mask.sum())}" for name, mask in groups.items())
-    return f"{bars}  {max(class_counts)} down to {min(class_counts)} images a class; classes: {sizes}"
+    return f"{bars}  {max(class_counts)} down to {min(class_counts)} images per class; classes: {sizes}"
 
 
 def announce(

@@ -54,8 +54,8 @@ of stage 2, which is the noise of batch order alone. With several stage-1 models
 _CLAIMED = f"""Two methods are told apart where the 95 % interval of their difference excludes zero and the p
 of McNemar's test, corrected by Holm, is below {TOLD_APART}. With several stage-1 models a paired t test over
 these decides, with the same correction. docs/methods.md says how all of this is computed."""
-_BESIDE = """LOS at each ratio, with many/medium/few; n are the seeds of stage 2 on one stage-1 model. Ours are
-on the fixed plain features of packs. UNKNOWN: nobody whom we could read tells it."""
+_BESIDE = """LOS at each ratio, with many/medium/few; n are the seeds of stage 2 on one stage-1 model. Ours
+are on the fixed plain features of packs. UNKNOWN: nobody whom we could read tells it."""
 _READ = f"""LoMa and RSD are `per_sample`: means over the classes, with the spread over these in brackets.
 {CHOSEN_EPOCH}. {EDGE} behind a value: the least or largest that was tried. * marks the best of a column.
 
