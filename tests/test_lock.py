@@ -37,7 +37,7 @@ def test_a_killed_run_leaves_no_lock_even_while_a_process_that_it_forked_lives_o
         "from utils.run.lock import FolderLock\n"
         f"lock = FolderLock(Path({str(tmp_path)!r}))\n"
         "child = os.fork()\n"
-        "print(child or 'ready', flush=True)\n"
+        "os.write(1, f\"{child or 'ready'}\\n\".encode())  # print would write the line's end by itself\n"
         "time.sleep(600)\n"
     )
     holder = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)

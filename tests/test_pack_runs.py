@@ -189,7 +189,7 @@ def test_arrays_become_a_pack_that_stage_2_trains_on_and_evaluate_scores(tmp_pat
     given = Arrays(tmp_path)
     given.pack("--name", name)
     run = (*places(tmp_path), "--features", given.out)
-    text = call(main_stage2.main, *run, "--method", "los,ce,ncm,los_step", *BUDGET)
+    text = call(main_stage2.main, *run, "--verbose", "--method", "los,ce,ncm,los_step", *BUDGET)
     *_, lead = lines = result_lines(text)
     assert lead.pop("method") == "los" and len(lines) == 4
     path = float(re.search(r"path +([\d.]+) +preset", text).group(1))
@@ -351,7 +351,7 @@ def during(where: str, act, patch: pytest.MonkeyPatch) -> None:
     """Act once within a run: in an optimiser step, while heads are scored on test, while evaluate scores."""
     module, name = {
         "step": (StackedLoss, "__call__"),
-        "scores": (main_stage2, "outcome"),
+        "scores": (main_stage2, "outcomes"),
         "evaluate": (evaluate.scoring, "score"),
     }[where]
     real, done = getattr(module, name), []

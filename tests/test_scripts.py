@@ -115,7 +115,7 @@ def test_verbose_prints_every_setting_with_where_it_came_from(tmp_path):
     text = run_stage1(tmp_path, "--epochs", "1", "--verbose")
     config = json.loads((run_folder(tmp_path, "stage1") / "config.json").read_text())["config"]
     for name in (name for name, value in config.items() if value is not None):
-        assert re.search(rf"^  {name} +\S.*(given|preset)", text, re.M), name
+        assert re.search(rf"^  {name} +\S.* (given|preset|drawn)", text, re.M), name
 
 
 def test_stage_2_leaves_the_backbone_as_it_was_to_the_bit(digits):

@@ -169,7 +169,7 @@ def test_the_table_of_a_selection_has_its_scores_and_says_which_method_to_take(o
     assert ("tau" in edges["la"]) == (tau in ("tau=0", "tau=1.5"))
     for row in table.itertuples():
         if edges[row.method]:
-            [line] = [shown for shown in text.splitlines() if shown.startswith(f"{row.method} ")]
+            [line] = [shown for shown in text.splitlines() if shown.startswith(f"  {row.method}: ")]
             assert line.count("!") == len(edges[row.method].split())
 
 
@@ -213,7 +213,8 @@ def test_the_tables_show_the_epoch_that_was_chosen_and_best_pth_is_of_the_settin
     assert min(chosen) < 6, "an epoch that is not the last, or this shows nothing"
     for shown in (text, (folder / "table.md").read_text()):
         for name, epoch in zip(("los", "crt"), chosen, strict=True):
-            row = next(line for line in shown.splitlines() if line.strip("| ").split()[:1] == [name])
+            starts = (f"| {name} |", f"  {name}: ")
+            [row] = [line for line in shown.splitlines() if line.startswith(starts)]
             assert f" epoch={epoch}/6" in row, row
         assert "was chosen, by the mean over the seeds" in shown and "see search.csv" in shown
     search = read_table(folder, "search").query("chosen and method != 'stage1'")

@@ -27,12 +27,13 @@ ONE_THREAD_WEIGHTS = 2**18
 def start_heads(
     plans: Sequence[HeadPlan], frozen: Representation, scored: Sequence[str], config: Config
 ) -> list[HeadRun]:
-    """A head a plan, at its start. Features that all share are computed first, on no head's clock."""
+    """A head for each plan, at its start. Features that all share are computed first, on no head's clock."""
     if not frozen.drifting:
         frozen.train.plain()
         for name in ("test", *scored):
             frozen.part(name)
-    return [HeadRun(plan, frozen, config) for plan in plans]
+    with threads_for(frozen):  # rates that follow from the features are the same with any number of threads
+        return [HeadRun(plan, frozen, config) for plan in plans]
 
 
 def all_epochs(heads: Sequence[HeadRun]) -> range:

@@ -41,6 +41,7 @@ BUDGETS = {
 CHOSEN_EPOCH = "epoch=7/20: the seventh of 20 epochs was chosen, by the mean over the seeds"
 EDGE = "!"  # behind a value
 WIDTH = 100  # of the table on a terminal
+_CHOICE = f"{CHOSEN_EPOCH}. {EDGE}: least or largest value that was tried, see search.csv."
 COMPARED = (
     "to ce, to los: difference in overall accuracy [95 % interval: 2,000 bootstrap draws of classes, then of "
     "images within them] (p: exact McNemar test of the first seeds, same images, corrected by Holm for the "
@@ -263,14 +264,14 @@ COLUMNS = (
     Column("balanced", "balanced", brief=False),
     Column("F1", "macro_f1", optional=True, brief=False),
     Column("worst tenth", "worst_tenth", optional=True, brief=False),
-    Column("ECE", "calibration_error", best=min),
+    Column("ECE", "calibration_error", best=min, brief=False),
     Column("LoMa (spread)", "loma_unevenness", partial(_spread, name="loma"), min),
     Column("RSD (spread)", "rsd", partial(_spread, name="rsd"), min, brief=False),
     Column("to ce", text=partial(difference, name="ce"), brief=False),
     Column("to los", text=partial(difference, name="los")),
     Column("learned", text=lambda row: f"{row['learned']:,}" if row["n"] else "-", brief=False),
     Column("seconds", text=lambda row: f"{row['seconds']:.1f}" if row["n"] else "-", brief=False),
-    Column("setting", text=_setting),
+    Column("setting", text=_setting, brief=False),
 )
 
 
@@ -306,10 +307,22 @@ def markdown_lines(lines: Sequence[Sequence[str]]) -> str:
 
 
 def aligned(rows: Sequence[dict]) -> list[str]:
-    """The lines of the table for the terminal, of at most WIDTH columns: settings are cut off."""
-    lines = cells(rows, brief=True)
-    lines = aligned_lines(lines, words=(0, len(lines[0]) - 1))
-    return [line if len(line) <= WIDTH else f"{line[: WIDTH - 1]}…" for line in lines]
+    """The lines of the table for the terminal, of at most WIDTH columns.
+
+    A method with several settings has what tells them apart behind its name. Heads that failed are left out
+    where their method has another one. Settings that were chosen stand below.
+    """
+    whole = {row["method"] for row in rows if row["n"]}
+    rows = [dict(row) for row in rows if row["n"] or row["method"] not in whole]
+    for row in rows:
+        settings = [set(_setting(own).split()) for own in rows if own["method"] == row["method"]]
+        apart = [word for word in _setting(row).split() if word not in set.intersection(*settings)]
+        row["method"] = " ".join([row["method"], *apart])
+    lines = [line[:WIDTH] for line in aligned_lines(cells(rows, brief=True), words=(0,))]
+    if rows[0]["selected_on"] == "last":
+        return lines
+    chosen = [f"  {row['method'].split()[0]}: {_setting(row)}" for row in rows if _setting(row) != "-"]
+    return [*lines, "chosen settings:", *chosen]
 
 
 def aligned_lines(lines: Sequence[Sequence[str]], words: Collection[int]) -> list[str]:
@@ -336,7 +349,7 @@ def caption(rows: Sequence[dict], outcomes: Sequence[Outcome]) -> str:
         COMPARED,
     ]
     if facts["selected_on"] != "last":
-        lines.append(f"{CHOSEN_EPOCH}. {EDGE}: least or largest value that was tried, see search.csv.")
+        lines.append(_CHOICE)
     if facts["selected_on"] == "val":
         images = labels["val"].bincount(minlength=len(outcomes[0].head.frozen.class_counts))
         if scarce := int((images <= 2).sum()):
@@ -358,6 +371,7 @@ def brief_caption(rows: Sequence[dict]) -> list[str]:
         f"Selection: {SELECTIONS[rows[0]['selected_on']]}.",
         f"Settings: {BUDGETS[rows[0]['budget']]}.",
         "LoMa: per_sample; to los: points [95 % interval]; * best. table.md explains these and has more.",
+        *([] if rows[0]["selected_on"] == "last" else [_CHOICE]),
         *_advice(rows),
     ]
 

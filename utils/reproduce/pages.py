@@ -100,7 +100,7 @@ def write_pages(paths: Sequence[Path], folder: Path) -> Path:
 def methods_table(results: Path, methods: Sequence[str] | None = None) -> str:
     """Overall accuracy of methods (None: of all) with published settings and chosen on validation."""
     lines = {}
-    titles = ["published settings", "chosen on validation"]
+    titles = ["published", "by validation"]
     for network, name in _SHOWN.items():
         for title, select in zip(titles, ("last", "val"), strict=True):
             for method, row in _done(read_results(results / f"{name}_{select}.csv")).iterrows():

@@ -31,13 +31,13 @@ _OURS = {
 def published_table(results: Path, brief: bool = False) -> str:
     """A line for each figure; n are the seeds of stage 2 at the ratios, on one stage 1, ± their deviation.
 
-    `brief`: without stage 1 and the files.
+    `brief`: without deviations, stage 1 and the files.
     """
     lines = [_HEADER, *_QUOTED]
     for network, stem in _STEMS.items():
         for figure, chosen in _OURS.items():
             found = [_los(results, ratio, stem, chosen) for ratio in RATIOS]
-            cells = [NOT_RUN if row is None else _cell(row) for row in found]
+            cells = [NOT_RUN if row is None else _cell(row, brief) for row in found]
             n = "/".join("-" if row is None else str(int(row["n"])) for row in found)
             stage1 = percent(_los(results, RATIOS[0], stem, "last")["stage1_overall"])
             where = (
@@ -66,7 +66,7 @@ def _los(results: Path, ratio: int, stem: str, chosen: str) -> pd.Series | None:
     return pd.concat([figures.mean(), pd.Series({"overall_std": figures["overall"].std(), "n": len(made)})])
 
 
-def _cell(row: pd.Series) -> str:
-    spread = "" if pd.isna(row["overall_std"]) else f" ± {percent(row['overall_std'])}"
+def _cell(row: pd.Series, brief: bool) -> str:
+    spread = "" if brief or pd.isna(row["overall_std"]) else f" ± {percent(row['overall_std'])}"
     groups = "/".join("-" if pd.isna(row[name]) else f"{100 * row[name]:.1f}" for name in GROUPS)
     return f"{percent(row['overall'])}{spread} ({groups})"
