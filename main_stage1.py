@@ -73,7 +73,8 @@ def train(argv: Sequence[str] | None, held: ExitStack) -> None:
 
     # ---- model
     model = build_network(config, data.num_classes, data.in_channels)
-    started_from = start_pretrained(model, config, data) if config.pretrained and not resumed else None
+    start = None if resumed else config.pretrained
+    started_from = start_pretrained(model, config, data, start) if start else None
     model.to(device, memory_format=LAYOUT)
     try_network(model, config, data, min(2, steps.part_size))
     speed_up(model, config, device, steps.part_size)

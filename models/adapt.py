@@ -6,7 +6,7 @@ Shapes: N batch, C channels, H, W, D feature, K classes.
 
 import inspect
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 import torch
@@ -45,6 +45,18 @@ class Adapted(Network):
         return self.body(x)
 
 
+class Encoder(Network):
+    """A user's own encoder; `fc` is put there by who knows how wide its features are."""
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """x [N, C, H, W] -> [N, D]: what the body gives by a method of that name, else when it is called."""
+        return getattr(self.body, "forward_features", self.body)(x)
+
+
 def torchvision_network(name: str, num_classes: int) -> Adapted:
     """torchvision's network `name`, without weights, with K = `num_classes` outputs."""
     if name in _AUXILIARY:
@@ -74,22 +86,36 @@ def own_network(name: str, num_classes: int) -> nn.Module:
     contract stays as it is, any other is adapted: two random images tell, of the first width that it takes,
     and a network that takes none is believed.
     """
-    with current_folder_first():
-        function = named_function(name, "network")
+
+    def call(function: Callable) -> object:
         named = True
         try:
             inspect.signature(function).bind(num_classes=num_classes)
         except (TypeError, ValueError):  # its parameter has another name, or is not known
             named = False
+        return function(num_classes=num_classes) if named else function(num_classes)
+
+    return _fit(name, _returned(name, call, f" for {num_classes} classes"), num_classes)
+
+
+def own_encoder(name: str) -> Encoder:
+    """What the function of `name` = "module:function" returns, called with nothing."""
+    return Encoder(_returned(name, lambda function: function()))
+
+
+def _returned(name: str, call: Callable[[Callable], object], asked: str = "") -> nn.Module:
+    """What `call` gets of a user's function; `asked` says for what, where it fails."""
+    with current_folder_first():
+        function = named_function(name, "network")
         try:
-            network = function(num_classes=num_classes) if named else function(num_classes)
+            network = call(function)
         except Exception as error:  # a user's function can raise anything
-            raise ValueError(f"network {name} fails for {num_classes} classes: {one_line(error)}") from error
+            raise ValueError(f"network {name} fails{asked}: {one_line(error)}") from error
     if not isinstance(network, nn.Module):
         raise ValueError(f"network {name} gives a {type(network).__name__}, not a torch.nn.Module")
     if any(nn.parameter.is_lazy(value) for value in (*network.parameters(), *network.buffers())):
         raise ValueError(f"network {name} has lazy layers, whose size is not known: give the sizes")
-    return _fit(name, network, num_classes)
+    return network
 
 
 def _fit(name: str, network: nn.Module, num_classes: int) -> nn.Module:

@@ -27,15 +27,17 @@ def build_network(config: Config, num_classes: int, in_channels: int = 3) -> nn.
     return model
 
 
-def start_pretrained(model: nn.Module, config: Config, data: LongTailedData) -> str:
-    """Put the weights of --pretrained into all of `model` but its classifier; returns a line for the log."""
-    with about("--pretrained"):
-        source = read(Path(config.pretrained))
+def start_pretrained(
+    model: nn.Module, config: Config, data: LongTailedData, path: Path | str, argument: str = "--pretrained"
+) -> str:
+    """Put the weights of a file into all of `model` but its classifier; returns a line for the log."""
+    with about(argument):
+        source = read(Path(path))
     check_apart(source, data)
     try:
         load_pretrained(model, source.state, config.network)
     except ValueError as error:
-        raise UserError(f"--pretrained {source.path}: {error}") from error
+        raise UserError(f"{argument} {source.path}: {error}") from error
     note_channels(source, data.views)
     line = f"started from {source.path} (sha256 {source.digest[:12]}), the classifier afresh"
     return "; ".join([line, *source.notes])
