@@ -109,7 +109,7 @@ def train(argv: Sequence[str] | None, held: ExitStack) -> None:
         run.log(AUTO_FOUND_NONE)
     for note in resumed.notes(data, device) if resumed else []:
         run.log(f"note: {note}")
-    facts = summary.model_facts(config, data, device)
+    facts = checkpoint.model_facts(config, data, device)
     if resumed and first_epoch == config.epochs:  # nothing is trained here
         facts["environment"] = resumed.source.facts["environment"]
     save = partial(summary.save_epoch, run, facts, progress, model, optimizer, scaler, world)

@@ -64,8 +64,9 @@ class Odd(Clip):
 def pair(): return Odd(lambda x: (x, x))
 def maps(): return Odd(lambda x: x[..., None, None])
 def nothing(): return Odd(lambda x: x * float("nan"))
-def rows(): return Odd(lambda x: x[:1])
+def rows(): return Odd(lambda x: torch.cat([x, x]))
 def counts(): return Odd(lambda x: x.long())
+def types(): return Odd(lambda x: x + "")
 def strict(): return nn.Sequential(nn.Flatten(), nn.Linear(7, 7))
 def fails(): raise RuntimeError("no weights")
 def text(): return "an encoder"
@@ -192,25 +193,31 @@ def test_half_precision_gives_nearly_the_same_features(folder):
 def test_an_encoding_that_was_cut_off_goes_on_with_what_it_lacks(folder):
     whole, _ = encoded(folder, "own_encoders:Stops")
     calls = sys.modules["own_encoders"].CALLS
-    assert calls == [2, 2, 6, 12, 21], "two trials, then validation, test and training images"
+    assert calls == [1, 2, 6, 12, 21], "two trials, then validation, test and training images"
     Path("stop").touch()
     calls.clear()
     with pytest.raises(KeyboardInterrupt):
         encoded(folder, "own_encoders:Stops")
     calls.clear()
     again, _ = encoded(folder, "own_encoders:Stops")
-    assert calls == [2, 2, 21] and again.digest == whole.digest
+    assert calls == [1, 2, 21] and again.digest == whole.digest
+
+
+def test_features_that_are_not_finite_are_refused_before_a_pack_is_made(folder):
+    message = refusal(features_main, *words(folder, "own_encoders:nothing", "--out", "pack"))
+    assert message == "the backbone's output of images 0 to 5 holds values that are not finite"
+    assert not Path("pack").exists()
 
 
 @pytest.mark.parametrize(
     ("network", "more", "message"),
     [
-        ("own_encoders:pair", (), "gives a tuple for 2 images, not float features [2, D]"),
-        ("own_encoders:maps", (), "gives float32 [2, 8, 1, 1] for 2 images, not float features [2, D]: pool"),
-        ("own_encoders:rows", (), "gives float32 [1, 8] for 2 images"),
-        ("own_encoders:counts", (), "gives int64 [2, 8] for 2 images"),
-        ("own_encoders:nothing", (), "gives values that are not finite"),
+        ("own_encoders:pair", (), "gives a tuple for an image, not float [1, D]"),
+        ("own_encoders:maps", (), "gives float32 [1, 8, 1, 1] for an image, not float [1, D]: pool or pick"),
+        ("own_encoders:rows", (), "gives float32 [2, 8] for an image"),
+        ("own_encoders:counts", (), "gives int64 [1, 8] for an image"),
         ("own_encoders:strict", (), "takes no images of 32 x 32 pixels (mat1 and mat2"),
+        ("own_encoders:types", (), "takes no images of 32 x 32 pixels (unsupported operand"),
         ("own_encoders:fails", (), "--network: network own_encoders:fails fails: RuntimeError: no weights"),
         ("own_encoders:text", (), "gives a str, not a torch.nn.Module"),
         ("own_encoders:none", (), "has no none"),

@@ -92,7 +92,7 @@ class DeviceImages:
         return self._normalise(self._crops[index, top, left])
 
     def plain(self, index: Tensor) -> Tensor:
-        """Images `index` [N] as they are, or resized to the views of files and in three channels, normalised."""
+        """Images `index` [N] as they are, normalised; views of files are of their size, in three channels."""
         images = self._images[index]
         if self._side:
             images = squared(images.permute(0, 3, 1, 2), self._side).expand(-1, 3, -1, -1).permute(0, 2, 3, 1)

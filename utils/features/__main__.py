@@ -1,7 +1,7 @@
 """Make a feature pack from your own arrays: CLIP, DINOv2, any encoder.
 
     python -m utils.features pack --train_x X.npy --train_y Y.npy --test_x X.npy --test_y Y.npy --out FILE
-    python -m utils.features encode --network resnet50 --weights FILE --dataset folder --data_dir DIR --out FILE
+    python -m utils.features encode --network NAME --weights FILE --dataset folder --data_dir DIR --out FILE
 
 Features are float [N, D] or, of several views, [V, N, D]; labels are integers [N] from 0.
 """
@@ -53,14 +53,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run a subcommand, `pack` or `encode`."""
     kind, *words = (sys.argv[1:] if argv is None else list(argv)) or [""]
     if kind == "encode":
-        encode(words, _finish)
-    elif kind == "pack":
-        asked = _parse(words)
-        _finish(asked.out, _pack_of(asked), asked.fc_weight is None)
-    else:
-        raise UserError(
-            f"say what to do: pack or encode, see `{command('utils.features', 'pack', '--help')}`"
-        )
+        return encode(words, _finish)
+    if kind != "pack":
+        there = command("utils.features", "pack", "--help")
+        raise UserError(f"say what to do: pack, see `{there}`, or encode")
+    asked = _parse(words)
+    _finish(asked.out, _pack_of(asked), asked.fc_weight is None)
 
 
 def _finish(out: Path, pack: Pack, fit: bool = True) -> None:

@@ -8,25 +8,23 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from progress.bar import Bar
 from torch import Tensor, nn
 
 from datasets import LongTailedData
-from models.adapt import own_encoder, untouched
 from utils.base import distributed
 from utils.base.digest import content_digest
-from utils.base.errors import UserError, is_out_of_memory, reason, say
-from utils.engine.device import environment, pick_device
+from utils.base.errors import UserError, say
+from utils.engine.device import pick_device
 from utils.engine.precision import speed_up
 from utils.features.frozen import make_pack
 from utils.features.source import CheckpointSource
 from utils.packs.pack import Pack
+from utils.run import checkpoint
 from utils.run.facts import OWN
-from utils.run.folder import check_writable
-from utils.run.network import build_network, start_pretrained
+from utils.run.network import build_network, start_pretrained, try_forward
 from utils.settings.checks import check_given
-from utils.settings.config import Config, resolve
+from utils.settings.config import resolve
 from utils.settings.data import file_views, load_data
 from utils.settings.parse import Parser, parse
 from utils.settings.presets import PRESETS
@@ -55,23 +53,20 @@ def encode(argv: Sequence[str], finish: Callable[[Path, Pack], None]) -> None:
         raise UserError(f"--network {asked.network} {which}")
     given = {"stem": "imagenet"} | given | {"network": asked.network, "save_features": asked.out}
     check_given(STAGE2, given)
-    seen = PRESETS["folder"] | {"no_flip": False, "tta": False}
-    seen |= {name: given.pop(name) for name in ON_DISK if name in given}
-    config = resolve(STAGE2, given | {"views": 0, "seed": 0})
-    check_writable(asked.out.parent)
+    views = {name: given.pop(name) for name in ON_DISK if name in given}  # of images in memory too
+    known = {name: PRESETS["folder"].get(name) for name in ON_DISK} | views
+    config = resolve(STAGE2, given, known | {"views": 0, "seed": 0, "label_smooth": 0.0})
     world = distributed.join()
     device = pick_device(config.device, config.gpu, world, config.deterministic)
-    source = EncoderSource(asked.weights, Config(seen, {}))
+    source = EncoderSource(asked.weights)
     data, _ = source.load(config, device, world)
-    say(*data.notes)
-    frozen = source.on_disk(None, 1, _bar, say)
+    log = say if world.main else (lambda line: None)
+    for line in (source.started, *data.notes):
+        log(line)
+    frozen = source.on_disk(None, 1, _bar, log)
     distributed.leave()
     if world.main:
-        facts = config.as_dict() | {name: seen[name] for name in ON_DISK} | {"seed": None}
-        facts |= {"num_class": data.num_classes, "class_names": data.class_names, "shots": list(data.shots)}
-        facts |= {"class_counts": data.class_counts, "train_digest": data.train.digest()}
-        facts |= {"val_source": data.val_source, "environment": environment(device)}
-        facts |= {"val_fraction": config.val_fraction if data.val_source == "heldout" else None}
+        facts = checkpoint.model_facts(config, data, device)
         facts |= {"stage1_digest": None, "stage1_selected_on": None}
         pack = make_pack(frozen, config, facts, clean=True)
         finish(asked.out, replace(pack, facts=pack.facts | {"preset": OWN}))
@@ -84,50 +79,27 @@ def _bar(batches: Iterable, total: int, title: str) -> Iterable:
 
 
 class EncoderSource(CheckpointSource):
-    """An encoder that was not trained here; `seen` says how images are looked at, on disk or in memory."""
+    """An encoder that was not trained here, and whose features need not fit memory."""
 
-    def __init__(self, weights: Path | None, seen: Config) -> None:
-        self.facts, self.weights, self.seen = {}, weights, seen
+    def __init__(self, weights: Path | None) -> None:
+        self.facts, self.weights = {}, weights
 
     def _load(self) -> tuple[LongTailedData, nn.Module]:
-        config, name, views = self.config, self.config.network, file_views(self.seen)
+        config, name, views = self.config, self.config.network, file_views(self.config)
         data = self.world.in_turn(lambda: load_data(config))
         mirror = views.mirror_test or data.views.mirror_test
         data = replace(data, views=replace(views, mirror_test=mirror))
-        if self.weights is None:
-            try:
-                model = own_encoder(name)
-            except ValueError as error:
-                raise UserError(f"--network: {error}") from error
-        else:
-            model = build_network(config, data.num_classes)
-            say(start_pretrained(model, config, data, self.weights, "--weights"))
-        model.fc = nn.Linear(_width(model, name, views.size), data.num_classes)
-        nn.init.zeros_(model.fc.weight)
-        nn.init.zeros_(model.fc.bias)
+        model, self.started = build_network(config, self.weights and data.num_classes), name
+        if self.weights:
+            self.started = start_pretrained(model, config, data, self.weights, "--weights")
+        model.fc = nn.Identity()
+        found = try_forward(model, config, 3, views.size, sized=True)
+        shape = list(found.shape) if isinstance(found, Tensor) else []
+        if len(shape) != 2 or shape[0] != 1 or not found.is_floating_point():
+            kind = f"{found.dtype} {shape}".removeprefix("torch.") if shape else f"a {type(found).__name__}"
+            way_out = "pool or pick them; of torch.nn.Sequential(network) the forward is asked"
+            raise UserError(f"--network {name} gives {kind} for an image, not float [1, D]: {way_out}")
         self.identity = content_digest({name: model.state_dict()})
+        model.fc = nn.Linear(shape[1], data.num_classes)  # one that is fitted takes its place
         speed_up(model, config, self.device)
         return data, model
-
-
-def _width(model: nn.Module, name: str, size: int) -> int:
-    """The D of the features that `model` gives of two random images [2, 3, S, S]."""
-    images = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
-    try:
-        with untouched(model):
-            found = model.forward_features(images)
-    except Exception as error:  # a user's encoder can raise anything
-        if is_out_of_memory(error):
-            raise
-        way_out = "take another --image_size or another --network"
-        problem = f"takes no images of {size} x {size} pixels ({reason(error)})"
-        raise UserError(f"--network {name} {problem}: {way_out}") from error
-    kind = f"a {type(found).__name__}"
-    if isinstance(found, Tensor):
-        kind = f"{str(found.dtype).removeprefix('torch.')} {list(found.shape)}"
-        if found.ndim == 2 and len(found) == 2 and found.is_floating_point():
-            if not found.isfinite().all():
-                raise UserError(f"--network {name} gives values that are not finite")
-            return found.shape[1]
-    way_out = "pool or pick them in a module of your own; of torch.nn.Sequential(it) the forward is asked"
-    raise UserError(f"--network {name} gives {kind} for 2 images, not float features [2, D]: {way_out}")

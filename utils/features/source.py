@@ -151,8 +151,7 @@ class CheckpointSource(Source):
     def on_disk(
         self, folder: Path | None, epochs: int, watch: Watch, log: Callable[[str], None]
     ) -> Representation:
-        """All views as mapped files in `folder`, or beside the pack, each process a share; `discard` removes
-        them.
+        """All views as mapped files, in `folder` or beside the pack; `discard` removes them.
 
         Where the user names no --views, every one of the `epochs` has its own, up to FRESH_VIEWS. A run that
         was cut off is gone on with: with --save_features by the same command, else by --resume.
