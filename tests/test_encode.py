@@ -52,6 +52,19 @@ class Both(Clip):
         return torch.zeros(len(x), 3)
 
 
+class Tokens(Clip):
+    """As a vision transformer of a library: pooled when it is called, not pooled by the other name."""
+
+    def forward_features(self, x):
+        return super().forward(x)[:, None].expand(-1, 4, -1)
+
+    def forward(self, x):
+        return self.forward_features(x).mean(1)
+
+
+def wrapped(): return nn.Sequential(Tokens())
+
+
 class Odd(Clip):
     def __init__(self, change):
         super().__init__()
@@ -164,8 +177,9 @@ def test_stage_2_runs_on_the_pack_of_an_encoder_of_the_users_own(folder, tmp_pat
 
 
 def test_a_module_is_asked_for_its_forward_features_where_it_has_them(folder):
-    found = [encoded(folder, f"own_encoders:{name}")[0].test for name in ("Clip", "Both")]
-    assert torch.equal(*found)
+    found = [encoded(folder, f"own_encoders:{name}")[0].test for name in ("Clip", "Both", "wrapped")]
+    assert torch.equal(*found[:2])
+    torch.testing.assert_close(found[0], found[2])
 
 
 @torch.no_grad()
@@ -214,6 +228,7 @@ def test_features_that_are_not_finite_are_refused_before_a_pack_is_made(folder):
     [
         ("own_encoders:pair", (), "gives a tuple for an image, not float [1, D]"),
         ("own_encoders:maps", (), "gives float32 [1, 8, 1, 1] for an image, not float [1, D]: pool or pick"),
+        ("own_encoders:Tokens", (), "gives float32 [1, 4, 8] for an image"),
         ("own_encoders:rows", (), "gives float32 [2, 8] for an image"),
         ("own_encoders:counts", (), "gives int64 [1, 8] for an image"),
         ("own_encoders:strict", (), "takes no images of 32 x 32 pixels (mat1 and mat2"),
