@@ -115,7 +115,7 @@ def words(folder: Path, network: str, *more: object) -> tuple:
 
 
 def encoded(folder: Path, network: str, *more: object) -> tuple[Pack, str]:
-    text = call(features_main, *words(folder, network, "--out", "pack", "--pack_dtype", "fp32", *more))
+    text = call(features_main, *words(folder, network, "--out", "pack", *more))
     assert not Path("pack.parts").exists()
     return read_pack(Path("pack")), text
 
@@ -187,7 +187,9 @@ def test_images_in_memory_are_enlarged_as_they_go_and_grey_ones_get_three_channe
     model, digits = random_resnet18(), build_data("digits_lt", imb_ratio=50, val_source="unused")
     torch.save(model.state_dict(), "weights.pth")
     argv = ("--network", "resnet18", "--weights", "weights.pth", "--dataset", "digits_lt", "--imb_ratio", 50)
-    call(features_main, "encode", *argv, *SIZE[:2], "--device", "cpu", "--out", "pack")
+    call(
+        features_main, "encode", *argv, *SIZE[:2], "--device", "cpu", "--out", "pack", "--pack_dtype", "fp16"
+    )
     model.fc, pack = nn.Identity(), read_pack(Path("pack"))
     see = v2.Compose([v2.Resize([32, 32]), v2.ToDtype(torch.float32, scale=True)])
     images = see(digits.test.images[:70]).expand(-1, 3, -1, -1)

@@ -51,7 +51,11 @@ def encode(argv: Sequence[str], finish: Callable[[Path, Pack], None]) -> None:
     if (":" in asked.network) == (asked.weights is not None):
         which = "loads its weights itself: leave --weights out" if asked.weights else "needs --weights FILE"
         raise UserError(f"--network {asked.network} {which}")
-    given = {"stem": "imagenet"} | given | {"network": asked.network, "save_features": asked.out}
+    given = (
+        {"stem": "imagenet", "pack_dtype": "fp32"}
+        | given
+        | {"network": asked.network, "save_features": asked.out}
+    )
     check_given(STAGE2, given)
     views = {name: given.pop(name) for name in ON_DISK if name in given}  # of images in memory too
     known = {name: PRESETS["folder"].get(name) for name in ON_DISK} | views
@@ -89,7 +93,7 @@ class EncoderSource(CheckpointSource):
         data = self.world.in_turn(lambda: load_data(config))
         mirror = views.mirror_test or data.views.mirror_test
         data = replace(data, views=replace(views, mirror_test=mirror))
-        model, self.started = build_network(config, self.weights and data.num_classes), name
+        model, self.started = build_network(config, self.weights and data.num_classes), f"encoder {name}"
         if self.weights:
             self.started = start_pretrained(model, config, data, self.weights, "--weights")
         model.fc = nn.Identity()
