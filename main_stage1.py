@@ -73,7 +73,8 @@ def train(argv: Sequence[str] | None, held: ExitStack) -> None:
 
     # ---- model
     model = build_network(config, data.num_classes, data.in_channels)
-    started_from = start_pretrained(model, config, data) if config.pretrained and not resumed else None
+    start = None if resumed else config.pretrained
+    started_from = start_pretrained(model, config, data, start) if start else None
     model.to(device, memory_format=LAYOUT)
     try_network(model, config, data, min(2, steps.part_size))
     speed_up(model, config, device, steps.part_size)
@@ -108,7 +109,7 @@ def train(argv: Sequence[str] | None, held: ExitStack) -> None:
         run.log(AUTO_FOUND_NONE)
     for note in resumed.notes(data, device) if resumed else []:
         run.log(f"note: {note}")
-    facts = summary.model_facts(config, data, device)
+    facts = checkpoint.model_facts(config, data, device)
     if resumed and first_epoch == config.epochs:  # nothing is trained here
         facts["environment"] = resumed.source.facts["environment"]
     save = partial(summary.save_epoch, run, facts, progress, model, optimizer, scaler, world)

@@ -86,7 +86,7 @@ def retrain(argv: Sequence[str] | None, held: ExitStack) -> None:
     if "resume" in given:
         run.log(f"resumed {folder}" if resumed else AUTO_FOUND_NONE)
     head_report.announce(run, config, plans, notes)
-    facts = summary.model_facts(config, data, device) | source.origins()
+    facts = checkpoint.model_facts(config, data, device) | source.origins()
     kept = facts | {"given": own_words(words)}
     if world.main and not resumed:
         checkpoint.save(run.place("last.pth"), kept | head_report.not_begun(model))

@@ -8,6 +8,7 @@ import inspect
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -45,6 +46,18 @@ class Adapted(Network):
         return self.body(x)
 
 
+class Encoder(Network):
+    """A user's own encoder, without a classifier so far."""
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body, self.fc = body, nn.Identity()
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """x [N, C, H, W] -> [N, D]: what the body gives by a method of that name, else when it is called."""
+        return getattr(self.body, "forward_features", self.body)(x)
+
+
 def torchvision_network(name: str, num_classes: int) -> Adapted:
     """torchvision's network `name`, without weights, with K = `num_classes` outputs."""
     if name in _AUXILIARY:
@@ -67,29 +80,31 @@ def linear_layers(network: nn.Module, num_classes: int) -> list[str]:
     ]
 
 
-def own_network(name: str, num_classes: int) -> nn.Module:
+def own_network(name: str, num_classes: int | None) -> nn.Module:
     """What the function of `name` = "module:function" returns for K = `num_classes`, adapted where needed.
 
+    None: an encoder, which the function returns when it is called with nothing.
     It is called with num_classes=K where it has such a parameter, else with K alone. A network that keeps the
     contract stays as it is, any other is adapted: two random images tell, of the first width that it takes,
     and a network that takes none is believed.
     """
     with current_folder_first():
         function = named_function(name, "network")
-        named = True
+        call, asked = function, ""
+        if num_classes is not None:
+            call, asked = partial(function, num_classes), f" for {num_classes} classes"
+            with suppress(TypeError, ValueError):  # its parameter has another name, or is not known
+                inspect.signature(function).bind(num_classes=num_classes)
+                call = partial(function, num_classes=num_classes)
         try:
-            inspect.signature(function).bind(num_classes=num_classes)
-        except (TypeError, ValueError):  # its parameter has another name, or is not known
-            named = False
-        try:
-            network = function(num_classes=num_classes) if named else function(num_classes)
+            network = call()
         except Exception as error:  # a user's function can raise anything
-            raise ValueError(f"network {name} fails for {num_classes} classes: {one_line(error)}") from error
+            raise ValueError(f"network {name} fails{asked}: {one_line(error)}") from error
     if not isinstance(network, nn.Module):
         raise ValueError(f"network {name} gives a {type(network).__name__}, not a torch.nn.Module")
     if any(nn.parameter.is_lazy(value) for value in (*network.parameters(), *network.buffers())):
         raise ValueError(f"network {name} has lazy layers, whose size is not known: give the sizes")
-    return _fit(name, network, num_classes)
+    return Encoder(network) if num_classes is None else _fit(name, network, num_classes)
 
 
 def _fit(name: str, network: nn.Module, num_classes: int) -> nn.Module:

@@ -11,10 +11,11 @@ from models.adapt import own_network, torchvision_network
 from models.heads import INPUT, standardising
 
 
-def build_model(name: str, num_classes: int, in_channels: int = 3, stem: str = "small") -> nn.Module:
+def build_model(name: str, num_classes: int | None, in_channels: int = 3, stem: str = "small") -> nn.Module:
     """The network `name` with `num_classes` outputs, initialised from torch's global random state.
 
-    `name` is one of NETWORKS, another classification network of torchvision, or a user's `module:function`.
+    `name` is one of NETWORKS, another classification network of torchvision, or a user's `module:function`,
+    of which None asks for an encoder without classifier.
     `stem` says how ResNets of torchvision's widths begin: "small" keeps the resolution, "imagenet" is
     torchvision's. Raises ValueError: what is asked for is unknown, cannot be had, or a user's own fails.
     """

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from datasets.images.draws import crop_draws
 from datasets.images.jitter import jittered
-from datasets.types import ImageSet, ViewSpec
+from datasets.types import FileViews, ImageSet, ViewSpec
 from utils.base.seeding import generator_for
 
 Batches = Iterator[tuple[Tensor, Tensor]]  # images float32 [n, C, H, W], labels int64 [n]
@@ -48,6 +48,13 @@ def batch_indices(indices: Tensor, batch_size: int) -> tuple[Tensor, ...]:
     return indices.split(batch_size) if len(indices) else ()
 
 
+def squared(images: Tensor, size: int) -> Tensor:
+    """uint8 [..., C, H, W] -> uint8 [..., C, size, size]."""
+    from torchvision.transforms.v2 import functional as F  # here, since it takes seconds
+
+    return F.resize(images, [size, size], antialias=True)
+
+
 class DeviceImages:
     """An ImageSet on `device` that yields normalised channels_last batches of float32 [N, C, H, W]."""
 
@@ -57,7 +64,8 @@ class DeviceImages:
         self.labels = data.labels.to(device)
         self._images = data.images.permute(0, 2, 3, 1).contiguous().to(device)  # [N, H, W, C]
         self.size, width, _ = self._images.shape[1:]
-        self._normalise = Normalise(views.mean, views.std, width, device)
+        self._side = views.size if isinstance(views, FileViews) else None
+        self._normalise = Normalise(views.mean, views.std, self._side or width, device)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -84,8 +92,11 @@ class DeviceImages:
         return self._normalise(self._crops[index, top, left])
 
     def plain(self, index: Tensor) -> Tensor:
-        """Images `index` [N] as they are, normalised."""
-        return self._normalise(self._images[index])
+        """Images `index` [N] as they are, normalised; views of files are of their size, in three channels."""
+        images = self._images[index]
+        if self._side:
+            images = squared(images.permute(0, 3, 1, 2), self._side).expand(-1, 3, -1, -1).permute(0, 2, 3, 1)
+        return self._normalise(images)
 
     def draws(self, seed: int, view: int) -> tuple[Tensor, Tensor, Tensor | None]:
         """Crop offsets (top, left) int64 and flips bool of augmented view `view`, each [N], by image."""

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from datasets.images.decode import MAX_PIXELS, read_image
 from datasets.images.draws import crop_box, crop_rows, jitter_rows
-from datasets.images.in_memory import Batches, DeviceImages, Normalise, batch_indices
+from datasets.images.in_memory import Batches, DeviceImages, Normalise, batch_indices, squared
 from datasets.images.processes import Processes
 from datasets.types import FileSet, FileViews, ImageSet, ViewSpec
 from utils.base.errors import UserError
@@ -100,7 +100,7 @@ class ViewedFiles(Dataset):
 
         size = self.views.size
         if self.views.augment == "pad_crop":
-            image = _squared(image, size)
+            image = squared(image, size)
             if row is not None:
                 image = F.crop(F.pad(image, self.views.padding), int(row[0]), int(row[1]), size, size)
         elif row is None:
@@ -113,14 +113,8 @@ class ViewedFiles(Dataset):
             top, left, height, width = crop_box(row, *image.shape[1:])
             part = image.permute(1, 2, 0)[top : top + height, left : left + width]
             # where the three values of a pixel lie together, resizing and collecting take half the time
-            image = _squared(part.contiguous().permute(2, 0, 1), size)
+            image = squared(part.contiguous().permute(2, 0, 1), size)
         return image.flip(-1) if row is not None and row[-1] else image
-
-
-def _squared(image: Tensor, size: int) -> Tensor:
-    from torchvision.transforms.v2 import functional as F
-
-    return F.resize(image, [size, size], antialias=True)
 
 
 # what the loops take: `labels`, len(), `augmented(order, batch_size, seed, view)`, `batches(batch_size, ...)`

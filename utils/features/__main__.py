@@ -1,6 +1,7 @@
 """Make a feature pack from your own arrays: CLIP, DINOv2, any encoder.
 
     python -m utils.features pack --train_x X.npy --train_y Y.npy --test_x X.npy --test_y Y.npy --out FILE
+    python -m utils.features encode --network NAME --weights FILE --dataset folder --data_dir DIR --out FILE
 
 Features are float [N, D] or, of several views, [V, N, D]; labels are integers [N] from 0.
 """
@@ -23,6 +24,7 @@ from models import build_head
 from models.heads.means import MOST, logistic_rows
 from utils.base.errors import UserError, exit_cleanly, reason, say
 from utils.base.files import check_output, require_file
+from utils.features.encode import encode
 from utils.features.frozen import pack_classifier
 from utils.features.scale import Scale
 from utils.packs.pack import Pack, check, narrowed, write_pack
@@ -48,21 +50,28 @@ _ARRAYS = {
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the subcommand `pack`, the only one."""
-    words = sys.argv[1:] if argv is None else list(argv)
-    if words[:1] != ["pack"]:
-        raise UserError(f"say what to do: pack, see `{command('utils.features', 'pack', '--help')}`")
-    asked = _parse(words[1:])
-    pack = _pack_of(asked)
-    if asked.fc_weight is None:
+    """Run a subcommand, `pack` or `encode`."""
+    kind, *words = (sys.argv[1:] if argv is None else list(argv)) or [""]
+    if kind == "encode":
+        return encode(words, _finish)
+    if kind != "pack":
+        there = command("utils.features", "pack", "--help")
+        raise UserError(f"say what to do: pack, see `{there}`, or encode")
+    asked = _parse(words)
+    _finish(asked.out, _pack_of(asked), asked.fc_weight is None)
+
+
+def _finish(out: Path, pack: Pack, fit: bool = True) -> None:
+    """Write a pack, with a classifier fitted to its features where it has none, and say what it holds."""
+    if fit:
         check(pack)
         weight, bias = _fit(pack)
         pack = replace(pack, fc_weight=weight, fc_bias=bias)
-    digest = write_pack(asked.out, pack)
+    digest = write_pack(out, pack)
     views, images, width = pack.train.shape
     held = f"{pack.test.shape[1]} test, {0 if pack.val is None else pack.val.shape[1]} validation features"
-    size = f"{width} wide, {len(pack.fc_bias)} classes, {asked.out.stat().st_size / 2**20:.1f} MiB"
-    say(f"pack {asked.out}: {images} training ({views} view(s)), {held}, {size}, sha256 {digest[:12]}")
+    size = f"{width} wide, {len(pack.fc_bias)} classes, {out.stat().st_size / 2**20:.1f} MiB"
+    say(f"pack {out}: {images} training ({views} view(s)), {held}, {size}, sha256 {digest[:12]}")
 
 
 def _parse(argv: Sequence[str]) -> Namespace:

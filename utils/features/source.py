@@ -3,7 +3,7 @@
 Both answer the same questions, so that nobody else asks which of the two it is.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from itertools import zip_longest
@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from datasets import OWN_DATASETS, LongTailedData
-from datasets.images.on_disk import Images
 from datasets.listed.parts import as_seen
 from datasets.types import FileSet
 from models.pretrained import with_own_names
@@ -134,12 +133,12 @@ class CheckpointSource(Source):
         In memory views are drawn as the epochs go; with --bn_mode train the statistics drift meanwhile.
         """
         config, data, fc = self.config, self.data, self.model.fc
+        watch, drifting = watch or run.bar, config.bn_mode == "train"
+        if not drifting and (isinstance(data.train, FileSet) or self.world.size > 1):
+            return self.on_disk(run.folder / "features", epochs, watch, run.log)
         images = open_parts(data, self.device, config.workers)
         labels = {name: part.labels for name, part in images.items() if name != "train"}
         seed, mirror = self.facts.get("seed", config.seed), mirror_at_test(data, config)
-        watch, drifting = watch or run.bar, config.bn_mode == "train"
-        if not drifting and (isinstance(data.train, FileSet) or self.world.size > 1):
-            return self._on_disk(images, seed, mirror, watch, run, epochs)
         kind = DriftingFeatures if drifting else TrainFeatures
         views = FRESH_VIEWS if config.views is None and epochs > FRESH_VIEWS else config.views
         train = kind(self.model, images["train"], seed, views, watch)
@@ -149,18 +148,20 @@ class CheckpointSource(Source):
 
         return Representation(fc, train, compute, labels, data, drifting)
 
-    def _on_disk(
-        self, images: dict[str, Images], seed: int, mirror: bool, watch: Watch, run: Run, epochs: int
+    def on_disk(
+        self, folder: Path | None, epochs: int, watch: Watch, log: Callable[[str], None]
     ) -> Representation:
-        """All views as mapped files, each process a share; `discard` removes them.
+        """All views as mapped files, in `folder` or beside the pack; `discard` removes them.
 
         Where the user names no --views, every one of the `epochs` has its own, up to FRESH_VIEWS. A run that
         was cut off is gone on with: with --save_features by the same command, else by --resume.
         """
         config, data, model = self.config, self.data, self.model
+        images = open_parts(data, self.device, config.workers)
+        seed, mirror = self.facts.get("seed", config.seed), mirror_at_test(data, config)
         views = min(epochs, FRESH_VIEWS) if config.views is None else config.views
         pack = config.save_features
-        folder = pack.with_name(f"{pack.name}.parts") if pack else run.folder / "features"
+        folder = pack.with_name(f"{pack.name}.parts") if pack else folder
         half = config.pack_dtype == "fp16" and (pack or isinstance(data.train, FileSet))
         dtype = torch.float16 if half else torch.float32
         inputs, _ = next(iter(images["test"].batches(2, 0, 2)))
@@ -174,7 +175,7 @@ class CheckpointSource(Source):
             shapes["plain"] = (1, *shapes["train"][1:])
         listed = ", ".join(f"{name} {v} x {n:,}" for name, (v, n, _) in shapes.items())
         gigabytes = sum(v * n * d for v, n, d in shapes.values()) * dtype.itemsize / 2**30
-        run.log(f"features as {dtype} to {folder}: {gigabytes:.2f} GiB (views x images: {listed})")
+        log(f"features as {dtype} to {folder}: {gigabytes:.2f} GiB (views x images: {listed})")
         known = {"backbone": self.identity, "seed": seed, "mirror": mirror, "views": repr(data.views)}
         known |= {name: part.digest() for name, part in data.parts.items()}
         store = FeatureStore(folder, known | {"count": views, "amp": config.amp}, dtype, self.world)

@@ -20,11 +20,10 @@ from utils.engine.loop import Progress
 from utils.engine.precision import slow_bf16
 from utils.metrics.accuracy import GROUPS, lost_images, percent, result_line
 from utils.run import checkpoint
-from utils.run.facts import CheckpointFacts, compared, problems
+from utils.run.facts import compared
 from utils.run.folder import Run
 from utils.settings.config import Config, describe
 from utils.settings.presets import NOTES
-from utils.settings.table import ON_DISK
 
 _BARS = "▁▂▃▄▅▆▇█"
 _COLUMNS = 50
@@ -75,31 +74,6 @@ def announce(
     run.log(where if world.size == 1 else f"{world.size} processes, each on {where}")
     record = {"config": config.as_dict(), "class_counts": data.class_counts}
     run.write_json("config.json", record | {"trainable": trainable, "environment": found})
-
-
-def model_facts(config: Config, data: LongTailedData, device: torch.device) -> dict:
-    """The facts of a checkpoint: plain data that says what the weights are and how they were made."""
-    settings = ("dataset", "imb_ratio", "network", "subset_seed", "stem", "seed", *ON_DISK)
-    facts = {
-        "format": checkpoint.FORMAT,
-        "version": checkpoint.WHOLE,
-        "stage": config.cur_stage,
-        **{name: getattr(config, name) for name in settings},
-        "head": {"kind": "linear"},
-        "num_class": data.num_classes,
-        "shots": list(data.shots),
-        "val_source": data.val_source,
-        "val_fraction": config.val_fraction if data.val_source == "heldout" else None,
-        "class_names": data.class_names,
-        "class_counts": data.class_counts,
-        "train_digest": data.train.digest(),
-        **({"train_files": data.train.contents} if data.train.contents else {}),
-        "args": config.as_dict(),
-        "environment": environment(device),
-    }
-    for problem in problems(facts, CheckpointFacts, whole=False):
-        raise UserError(f"{data.name}: no checkpoint can hold what it says of itself: {problem}")
-    return facts
 
 
 def save_epoch(

@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from datasets import LongTailedData
 from models import head_from_state, network_label
 from models.pretrained import (
     differences,
@@ -29,10 +30,11 @@ from utils.base.digest import changes, content_digest, same_bits
 from utils.base.errors import NoMemoryError, UserError
 from utils.base.files import open_regular, require_file, write_atomically
 from utils.base.safe_load import load_plain
+from utils.engine.device import environment
 from utils.run.facts import PACK_FORMAT, CheckpointFacts, problems
 from utils.settings.commands import command, option, said
 from utils.settings.config import Config
-from utils.settings.table import FIXED_BY_CHECKPOINT, INHERITED, SHARED
+from utils.settings.table import FIXED_BY_CHECKPOINT, INHERITED, ON_DISK, SHARED
 
 FORMAT = "label-over-smoothing checkpoint"
 # 2: saved within an epoch, which a reader of version 1 would take for its end
@@ -92,6 +94,31 @@ class Checkpoint:
 
 
 # ---- writing
+
+
+def model_facts(config: Config, data: LongTailedData, device: torch.device) -> dict:
+    """The facts of a checkpoint: plain data that says what the weights are and how they were made."""
+    settings = ("dataset", "imb_ratio", "network", "subset_seed", "stem", "seed", *ON_DISK)
+    facts = {
+        "format": FORMAT,
+        "version": WHOLE,
+        "stage": config.cur_stage,
+        **{name: getattr(config, name) for name in settings},
+        "head": {"kind": "linear"},
+        "num_class": data.num_classes,
+        "shots": list(data.shots),
+        "val_source": data.val_source,
+        "val_fraction": config.val_fraction if data.val_source == "heldout" else None,
+        "class_names": data.class_names,
+        "class_counts": data.class_counts,
+        "train_digest": data.train.digest(),
+        **({"train_files": data.train.contents} if data.train.contents else {}),
+        "args": config.as_dict(),
+        "environment": environment(device),
+    }
+    for problem in problems(facts, CheckpointFacts, whole=False):
+        raise UserError(f"{data.name}: no checkpoint can hold what it says of itself: {problem}")
+    return facts
 
 
 def save(path: Path, content: dict) -> str:

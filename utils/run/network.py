@@ -16,26 +16,28 @@ from utils.settings.config import Config
 from utils.settings.data import file_views
 
 
-def build_network(config: Config, num_classes: int, in_channels: int = 3) -> nn.Module:
+def build_network(config: Config, num_classes: int | None, in_channels: int = 3) -> nn.Module:
     """The network of a configuration, at its initialisation; a classifier without bias gets one, of zeros."""
     try:
         model = build_model(config.network, num_classes, in_channels, config.stem)
     except ValueError as error:
         raise UserError(f"--network: {error}") from error
-    if model.fc.bias is None:  # the heads of stage 2 have one
+    if getattr(model.fc, "bias", True) is None:  # the heads of stage 2 have one
         model.fc.bias = nn.Parameter(torch.zeros(num_classes))
     return model
 
 
-def start_pretrained(model: nn.Module, config: Config, data: LongTailedData) -> str:
-    """Put the weights of --pretrained into all of `model` but its classifier; returns a line for the log."""
-    with about("--pretrained"):
-        source = read(Path(config.pretrained))
+def start_pretrained(
+    model: nn.Module, config: Config, data: LongTailedData, path: Path | str, argument: str = "--pretrained"
+) -> str:
+    """Put the weights of a file into all of `model` but its classifier; returns a line for the log."""
+    with about(argument):
+        source = read(Path(path))
     check_apart(source, data)
     try:
         load_pretrained(model, source.state, config.network)
     except ValueError as error:
-        raise UserError(f"--pretrained {source.path}: {error}") from error
+        raise UserError(f"{argument} {source.path}: {error}") from error
     note_channels(source, data.views)
     line = f"started from {source.path} (sha256 {source.digest[:12]}), the classifier afresh"
     return "; ".join([line, *source.notes])
@@ -91,13 +93,18 @@ def try_network(model: nn.Module, config: Config, data: LongTailedData, rows: in
 
 def try_forward(
     model: nn.Module, config: Config, channels: int, size: int, sized: bool, rows: int | None = None
-) -> None:
-    """`try_network` for `rows` images in training (None: one at test); `sized`: --image_size sets `size`."""
-    images = torch.zeros(rows or 1, channels, size, size, device=next(model.parameters()).device)
+) -> object:
+    """`try_network` for `rows` images in training (None: one at test), and what comes out.
+
+    `sized`: --image_size sets `size`.
+    """
+    images = torch.zeros(
+        rows or 1, channels, size, size, device=next(model.parameters(), torch.empty(0)).device
+    )
     try:
         with untouched(model, rows is not None):
-            model(images)
-    except (RuntimeError, ValueError, AssertionError) as error:
+            return model(images)
+    except Exception as error:  # a user's own can raise anything
         if is_out_of_memory(error):
             raise
         problem = f"takes no images of {size} x {size} pixels"

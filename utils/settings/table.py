@@ -183,7 +183,7 @@ _GROUPS = {
     ),
     "frozen features": (
         Argument("features", Path, (STAGE2, EVALUATE), marks={Mark.PLACE, Mark.SHARED, Mark.CELL},
-            help="feature pack instead of images, from stage 2 or `python -m utils.features pack`"),
+            help="feature pack instead of images, from stage 2 or `python -m utils.features`"),
         Argument("save_features", Path, _TWO, marks={Mark.NOT_WITH_PACK, Mark.PLACE},
             help="write the frozen features, labels and stage-1 classifier to this pack"),
         Argument("pack_dtype", str, _TWO, "fp16", choices=("fp16", "fp32"),

@@ -1,0 +1,109 @@
+"""From images to a feature pack: a frozen encoder looks once at every image of a data set.
+
+Shapes: N images, S pixels of a side, D feature, K classes.
+"""
+
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from progress.bar import Bar
+from torch import Tensor, nn
+
+from datasets import LongTailedData
+from utils.base import distributed
+from utils.base.digest import content_digest
+from utils.base.errors import UserError, say
+from utils.engine.device import pick_device
+from utils.engine.precision import speed_up
+from utils.features.frozen import make_pack
+from utils.features.source import CheckpointSource
+from utils.packs.pack import Pack
+from utils.run import checkpoint
+from utils.run.facts import OWN
+from utils.run.network import build_network, start_pretrained, try_forward
+from utils.settings.checks import check_given
+from utils.settings.config import resolve
+from utils.settings.data import file_views, load_data
+from utils.settings.parse import Parser, parse
+from utils.settings.presets import PRESETS
+from utils.settings.table import ARGUMENTS, ON_DISK, STAGE2
+
+# what of stage 2's arguments says what to encode and how; training views are of no use
+_TAKEN = {argument.name for argument in ARGUMENTS if argument.group in ("data", "images on disk")}
+_TAKEN -= {"augment", "jitter", "no_flip", "data_digest"}
+_TAKEN |= {"stem", "pack_dtype", "tta", "no_tta", "device", "gpu", "deterministic", "amp", "compile"}
+
+
+def encode(argv: Sequence[str], finish: Callable[[Path, Pack], None]) -> None:
+    """The features of all parts of a data set, through a store on disk; `finish` makes the pack a file."""
+    title = "Make a feature pack of images by an encoder with its weights, or by one of your own."
+    others = f"What stage 2 calls so has its meaning here: --{', --'.join(sorted(_TAKEN))}."
+    parser = Parser("python -m utils.features encode", description=title, epilog=others, allow_abbrev=False)
+    parser.add_argument("--network", required=True, help="a classification network, or module:function")
+    parser.add_argument("--weights", type=Path, help="its file of weights; a module:function has its own")
+    parser.add_argument("--out", "--save_features", type=Path, required=True, help="the pack to write")
+    asked, rest = parser.parse_known_args(argv)
+    given = parse(STAGE2, rest)
+    for name in given.keys() - _TAKEN:
+        raise UserError(f"encode has no use for --{name}")
+    if (":" in asked.network) == (asked.weights is not None):
+        which = "loads its weights itself: leave --weights out" if asked.weights else "needs --weights FILE"
+        raise UserError(f"--network {asked.network} {which}")
+    given = (
+        {"stem": "imagenet", "pack_dtype": "fp32"}
+        | given
+        | {"network": asked.network, "save_features": asked.out}
+    )
+    check_given(STAGE2, given)
+    views = {name: given.pop(name) for name in ON_DISK if name in given}  # of images in memory too
+    known = {name: PRESETS["folder"].get(name) for name in ON_DISK} | views
+    config = resolve(STAGE2, given, known | {"views": 0, "seed": 0, "label_smooth": 0.0})
+    world = distributed.join()
+    device = pick_device(config.device, config.gpu, world, config.deterministic)
+    source = EncoderSource(asked.weights)
+    data, _ = source.load(config, device, world)
+    log = say if world.main else (lambda line: None)
+    for line in (source.started, *data.notes):
+        log(line)
+    frozen = source.on_disk(None, 1, _bar, log)
+    distributed.leave()
+    if world.main:
+        facts = checkpoint.model_facts(config, data, device)
+        facts |= {"stage1_digest": None, "stage1_selected_on": None}
+        pack = make_pack(frozen, config, facts, clean=True)
+        finish(asked.out, replace(pack, facts=pack.facts | {"preset": OWN}))
+        frozen.discard()
+
+
+def _bar(batches: Iterable, total: int, title: str) -> Iterable:
+    suffix = "%(index)d/%(max)d eta %(eta_td)s"
+    return Bar(title, max=total, suffix=suffix, file=sys.stderr, hide_cursor=False).iter(batches)
+
+
+class EncoderSource(CheckpointSource):
+    """An encoder that was not trained here, and whose features need not fit memory."""
+
+    def __init__(self, weights: Path | None) -> None:
+        self.facts, self.weights = {}, weights
+
+    def _load(self) -> tuple[LongTailedData, nn.Module]:
+        config, name, views = self.config, self.config.network, file_views(self.config)
+        data = self.world.in_turn(lambda: load_data(config))
+        mirror = views.mirror_test or data.views.mirror_test
+        data = replace(data, views=replace(views, mirror_test=mirror))
+        model, self.started = build_network(config, self.weights and data.num_classes), f"encoder {name}"
+        if self.weights:
+            self.started = start_pretrained(model, config, data, self.weights, "--weights")
+        model.fc = nn.Identity()
+        found = try_forward(model, config, 3, views.size, sized=True)
+        shape = list(found.shape) if isinstance(found, Tensor) else []
+        if len(shape) != 2 or shape[0] != 1 or not found.is_floating_point():
+            kind = f"{found.dtype} {shape}".removeprefix("torch.") if shape else f"a {type(found).__name__}"
+            way_out = "pool or pick them; of torch.nn.Sequential(network) the forward is asked"
+            raise UserError(f"--network {name} gives {kind} for an image, not float [1, D]: {way_out}")
+        self.identity = content_digest({name: model.state_dict()})
+        model.fc = nn.Linear(shape[1], data.num_classes)  # one that is fitted takes its place
+        speed_up(model, config, self.device)
+        return data, model
