@@ -51,11 +51,14 @@ The csv files come from run folders and hold every digit and digest. Nothing on 
 
 All accuracies are percent of the test images. On one stage-1 model ± is the deviation over the seeds
 of stage 2, which is the noise of batch order alone. With several stage-1 models it is that over these."""
+_PLACE = """The place of LOS is that among all methods but `stage1` and `ce`. In tables of earlier settings
+LOS has this repository's learning rate; they are left out of the claims below."""
 _CLAIMED = f"""Two methods are told apart where the 95 % interval of their difference excludes zero and the p
 of McNemar's test, corrected by Holm, is below {TOLD_APART}. With several stage-1 models a paired t test over
 these decides, with the same correction. docs/methods.md says how all of this is computed."""
 _BESIDE = """LOS at each ratio, with many/medium/few; n are the seeds of stage 2 on one stage-1 model. Ours
-are on the fixed plain features of packs. UNKNOWN: nobody whom we could read tells it."""
+are on the fixed plain features of packs, with published settings or all chosen on validation. UNKNOWN: nobody
+whom we could read tells it."""
 _READ = f"""LoMa and RSD are `per_sample`: means over the classes, with the spread over these in brackets.
 {CHOSEN_EPOCH}. {EDGE} behind a value: the least or largest that was tried. * marks the best of a column.
 
@@ -72,7 +75,7 @@ def render(paths: Sequence[Path]) -> dict[str, str]:
     tables = {path: read_results(path) for path in paths}
     tables = dict(sorted(tables.items(), key=lambda table: _place(table[1][0])))
     claims = [claim for rows in tables.values() if (claim := _claim(rows))]
-    parts = [_HEAD, "## Overview", "The place of LOS is that among all methods but `stage1` and `ce`."]
+    parts = [_HEAD, "## Overview", _PLACE]
     parts += [markdown_lines([_OVERVIEW, *(_overview(path, rows) for path, rows in tables.items())])]
     parts += ["## Claims and their evidence", _CLAIMED, _counted(claims)]
     parts += [markdown_lines([_CLAIMS, *(claim["line"] for claim in claims)])]
@@ -142,11 +145,9 @@ def _overview(path: Path, rows: list[dict]) -> list[str]:
     ahead = [name for name in order if means[name] > means.get("los", 0)]
     others = [name for name in order if name != "los"]
     return [
-        *(
-            f"[{_name(first)}](results/{path.stem}.md)",
-            first["selected_on"],
-            f"{done['stage1_seed'].nunique()} of {seeds}",
-        ),
+        f"[{_name(first)}](results/{path.stem}.md)",
+        first["selected_on"] + " (earlier settings)" * (first["budget"] == "earlier"),
+        f"{done['stage1_seed'].nunique()} of {seeds}",
         *(_spread(whole[base]) if base in whole else NOT_RUN for base in _BASES),
         f"{len(ahead) + 1} of {len(order)}" if "los" in order else "-",
         f"{others[0]} {_spread(whole[others[0]])}" if others else "-",

@@ -22,9 +22,9 @@ _QUOTED = (
 )  # fmt: skip
 _STEMS = {"ResNet-34": "resnet34_epochs-200", "ResNet-32": "resnet32_epochs-60"}
 _OURS = {
-    "ours, published settings, last epoch": "last",
-    "ours, the same, best epoch on test": "test",
-    "ours, chosen on validation": "val",
+    "ours, last epoch": "last",
+    "ours, best epoch on test": "test",
+    "ours, by validation": "val",
 }
 
 
