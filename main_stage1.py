@@ -95,7 +95,7 @@ def train(argv: Sequence[str] | None, held: ExitStack) -> None:
     lock, also = resumed.lock if resumed else None, [published.parent]
     run = held.enter_context(Run(config, "stage1", folder, also_writable=also, world=world, lock=lock))
     signals = held.enter_context(Signals())
-    step = graphs.GraphedSteps(step, graphs.CudaCapture(), run.log) if graphed else step
+    step = graphs.GraphedSteps(step, graphs.CudaCapture(), run.warn) if graphed else step
     summary.announce(run, config, data, model, device, world)
     run.log(steps.told(config.lr))
     if config.loss != "ce" or config.label_smooth:

@@ -220,5 +220,5 @@ def test_steps_that_cannot_be_recorded_run_one_by_one_and_a_line_of_each_shape_s
     assert ends[0][:-1] == ends[1][:-1]
     assert_same_bits(ends[0][-1], ends[1][-1])
     assert len(notes) == 1  # the last batch of an epoch has had no more than its first steps
-    assert notes[0].startswith("warning: --cuda_graphs: a training step could not be recorded (")
+    assert notes[0].startswith("--cuda_graphs: a training step could not be recorded (")
     assert notes[0].endswith("): steps like it run one by one")

@@ -116,7 +116,7 @@ class GraphedSteps:
             return self._capture.capture(work)
         except UserError as error:
             self.optimizer.zero_grad()  # a recording that broke off may leave some that no step has made
-            self._note(f"warning: {error}: steps like it run one by one")
+            self._note(f"{error}: steps like it run one by one")
             return work
 
 

@@ -1,4 +1,4 @@
-"""Make a feature pack from your own arrays: CLIP, DINOv2, any encoder.
+"""Make a feature pack: from arrays of any encoder, or from images that an encoder looks at.
 
     python -m utils.features pack --train_x X.npy --train_y Y.npy --test_x X.npy --test_y Y.npy --out FILE
     python -m utils.features encode --network NAME --weights FILE --dataset folder --data_dir DIR --out FILE

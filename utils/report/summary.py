@@ -52,7 +52,9 @@ def announce(
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     found = environment(device) | {"commit": _commit()}
     run.log(f"run folder {run.folder}")
-    run.log("settings, presets left out (config.json has all)", *describe(config))
+    run.log(
+        "settings" if config.verbose else "settings, without presets (see config.json)", *describe(config)
+    )
     validation = f"{len(data.val) if data.val else 0} validation ({data.val_source})"
     sizes = f"{len(data.train)} training, {validation}, {len(data.test)} test images"
     run.log(f"data {data.name}: {sizes} of {data.num_classes} classes")

@@ -314,15 +314,19 @@ def aligned(rows: Sequence[dict]) -> list[str]:
     """
     whole = {row["method"] for row in rows if row["n"]}
     rows = [dict(row) for row in rows if row["n"] or row["method"] not in whole]
-    for row in rows:
-        settings = [set(_setting(own).split()) for own in rows if own["method"] == row["method"]]
+    chosen = [f"  {row['method']}: {_setting(row)}" for row in rows if _setting(row) != "-"]
+    names = [row["method"] for row in rows]
+    for name, row in zip(names, rows, strict=True):
+        settings = [set(_setting(rows[i]).split()) for i, own in enumerate(names) if own == name]
         apart = [word for word in _setting(row).split() if word not in set.intersection(*settings)]
-        row["method"] = " ".join([row["method"], *apart])
-    lines = [line[:WIDTH] for line in aligned_lines(cells(rows, brief=True), words=(0,))]
-    if rows[0]["selected_on"] == "last":
-        return lines
-    chosen = [f"  {row['method'].split()[0]}: {_setting(row)}" for row in rows if _setting(row) != "-"]
-    return [*lines, "chosen settings:", *chosen]
+        row["method"] = " ".join([name, *apart])
+    lines = cells(rows, brief=True)
+    over = max(map(len, aligned_lines(lines, words=(0,)))) - WIDTH
+    width = max(len(line[0]) for line in lines) - max(0, over)
+    for line in lines:  # the name alone gives way
+        line[0] = line[0] if len(line[0]) <= width else f"{line[0][: width - 1]}…"
+    lines = aligned_lines(lines, words=(0,))
+    return lines if rows[0]["selected_on"] == "last" else [*lines, "chosen settings:", *chosen]
 
 
 def aligned_lines(lines: Sequence[Sequence[str]], words: Collection[int]) -> list[str]:

@@ -91,7 +91,8 @@ def write_pages(paths: Sequence[Path], folder: Path) -> Path:
     for name, text in render(paths).items():
         write_atomically(folder / name, lambda handle, text=text: handle.write(text.encode()))
     results = folder / "results"
-    shown = results / f"{_SHOWN['ResNet-34']}_val.csv" in paths
+    shown = {f"{name}_{select}.csv" for name in _SHOWN.values() for select in ("last", "val")}
+    shown = shown <= {path.name for path in paths if path.parent == results}
     if shown and (folder / "README.md").exists():
         put(folder / "README.md", "published", COMMAND, published_table(results, brief=True))
     for page, methods in (("README.md", _SIX), ("docs/methods.md", None)):

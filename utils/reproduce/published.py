@@ -39,7 +39,8 @@ def published_table(results: Path, brief: bool = False) -> str:
             found = [_los(results, ratio, stem, chosen) for ratio in RATIOS]
             cells = [NOT_RUN if row is None else _cell(row, brief) for row in found]
             n = "/".join("-" if row is None else str(int(row["n"])) for row in found)
-            stage1 = percent(_los(results, RATIOS[0], stem, "last")["stage1_overall"])
+            last = _los(results, RATIOS[0], stem, "last")
+            stage1 = NOT_RUN if last is None else percent(last["stage1_overall"])
             where = (
                 f"results/points/{stem.partition('_')[0]}.csv"
                 if chosen == "test"

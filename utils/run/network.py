@@ -39,7 +39,7 @@ def start_pretrained(
     except ValueError as error:
         raise UserError(f"{argument} {source.path}: {error}") from error
     note_channels(source, data.views)
-    line = f"started from {source.path} (sha256 {source.digest[:12]}), the classifier afresh"
+    line = f"started from {source.path} (sha256 {source.digest[:12]}), all but the classifier"
     return "; ".join([line, *source.notes])
 
 

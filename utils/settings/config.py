@@ -18,7 +18,7 @@ from utils.base.errors import UserError, exit_cleanly, say
 from utils.base.torchrun import number_of
 from utils.settings.checks import check_against, check_given, check_ranges, check_settled
 from utils.settings.chosen import listing
-from utils.settings.help import HELP, asks_help, help_text
+from utils.settings.help import asked_help, help_text
 from utils.settings.parse import parse
 from utils.settings.presets import PUBLISHED, preset_for
 from utils.settings.table import EVALUATE, STAGE1, STAGE2, arguments_of
@@ -203,13 +203,13 @@ def asked_for(script: str, doc: str, argv: Sequence[str] | None = None) -> dict:
     of the data set and network that the command line names.
     """
     words = sys.argv[1:] if argv is None else list(argv)
-    if asks_help(words):
-        given = parse(script, [word for word in words if word not in HELP])
+    if asked := asked_help(words):
+        given = parse(script, asked[0])
         values = {argument.name: argument.default for argument in arguments_of(script)} | given
         with suppress(UserError):  # of a command line that is not whole yet
             stage = {"cur_stage": "stage2"} if script == EVALUATE else {}
             values = resolve(script, stage | given).as_dict()
-        say(*help_text(script, doc, values, whole="all" in words).splitlines())
+        say(*help_text(script, doc, values, whole=asked[1]).splitlines())
         raise SystemExit(0)
     given = parse(script, words)
     if given.get("method") == "list":
