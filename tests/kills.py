@@ -11,6 +11,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -39,12 +40,16 @@ def start(words: list) -> subprocess.Popen:
 
 def end(process: subprocess.Popen) -> None:
     """Kill it and what it started: nothing is left behind."""
+    kill_all(process)
+    process.communicate()
+
+
+def kill_all(process: subprocess.Popen) -> None:
     for pid in descendants(process.pid):  # torchrun's processes have sessions of their own
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
 
 
 def descendants(pid: int) -> list[int]:
@@ -57,9 +62,13 @@ def descendants(pid: int) -> list[int]:
 
 
 def wait_for_an_epoch(process: subprocess.Popen) -> None:
-    for line in process.stdout:
-        if line.startswith("epoch"):
-            return
+    """Until it has told of one; what stands still is ended, so that its output ends too."""
+    watch = threading.Timer(HANG, kill_all, [process])
+    watch.start()
+    try:
+        assert any(line.startswith("epoch") for line in process.stdout), "no epoch came to its end"
+    finally:
+        watch.cancel()
 
 
 def finished(words: list, seconds: float = HANG) -> tuple[int, str, str]:

@@ -15,7 +15,7 @@ from utils.base.errors import SettingError
 from utils.base.numbers import check_above_zero
 
 CHUNK = 4096  # rows: 64 MiB of float64 at D = 2048
-CONSTANT = 1e-4  # of a feature's mean: what deviates less is the rounding of a constant in float32
+CONSTANT = 1e-4  # of a feature's mean: what deviates less is the rounding of a mean taken in float32
 MOST = 10**10  # products of features and classes in a step of logistic regression: seconds of one core
 
 

@@ -12,6 +12,7 @@ import time
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -184,6 +185,7 @@ def _fit(pack: Pack) -> tuple[Tensor, Tensor]:
         splits = [(x[~mask], y[~mask], x[mask], y[mask]) for mask in masks if mask.any()]
     tried = PENALTIES if x.numel() * num_class <= MOST and splits else (1.0,)
 
+    @cache  # what was scored on validation images was fitted to all training features
     def made(penalty: float | None, x: Tensor, y: Tensor) -> nn.Module:
         """A logistic regression; None: nearest class mean."""
         fc = pack_classifier(pack)

@@ -19,6 +19,7 @@ from utils.engine.device import pick_device
 from utils.engine.precision import speed_up
 from utils.features.frozen import make_pack
 from utils.features.source import CheckpointSource
+from utils.features.views import unwatched
 from utils.packs.pack import Pack
 from utils.run import checkpoint
 from utils.run.facts import OWN
@@ -67,7 +68,7 @@ def encode(argv: Sequence[str], finish: Callable[[Path, Pack], None]) -> None:
     log = say if world.main else (lambda line: None)
     for line in (source.started, *data.notes):
         log(line)
-    frozen = source.on_disk(None, 1, _bar, log)
+    frozen = source.on_disk(None, 1, _bar if world.main else unwatched, log)
     distributed.leave()
     if world.main:
         facts = checkpoint.model_facts(config, data, device)

@@ -17,7 +17,7 @@ from utils.base.errors import UserError
 # root mean square of the length of standardised training features, for any D: chosen on validation
 LENGTH = 16.0
 _ROWS = 4096  # in float64 at a time
-_CONSTANT = 1e-6  # of a feature's mean: what varies less is the rounding of float32
+_CONSTANT = 1e-6  # of a feature's mean, taken in float64: what varies less is how float32 rounds values
 
 
 @dataclass(frozen=True)

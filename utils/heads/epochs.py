@@ -128,10 +128,8 @@ def stacks_of(heads: Sequence[HeadRun]) -> Iterator[list[HeadRun]]:
     for kind in kinds.values():
         first, size = kind[0].head, 1
         kind.sort(key=lambda head: str(head.loss_kind or ""))  # those of one loss stand side by side
-        if (
-            kind[0].stacks and kind[0].frozen.drifting
-        ):  # a pass of the backbone costs more than any cache saves
-            size = len(kind)
+        if kind[0].stacks and kind[0].frozen.drifting:
+            size = len(kind)  # a pass of the backbone costs more than any cache saves
         elif kind[0].stacks:
             numbers = 3 * first.weight.numel() + 4 * kind[0].config.batch_size * len(first.weight)
             limit = STACK_BYTES["cpu" if first.weight.device.type == "cpu" else "other"]

@@ -26,7 +26,7 @@ from utils.settings.config import Config
 # heads whose state is that of an nn.Linear
 _LINEAR = ("linear", "los_step", "samn", "logreg")
 _LAST = ("fc.weight", "fc.bias")
-_BELOW = 0.005  # of the test images: what is less lies within their chance
+_BELOW = 0.005  # of the test images: how far below stage 1 a method is worth a warning
 
 
 def announce(run: Run, config: Config, plans: Sequence[HeadPlan], notes: Sequence[str]) -> None:

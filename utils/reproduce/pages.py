@@ -111,7 +111,7 @@ def methods_table(results: Path, methods: Sequence[str] | None = None) -> str:
                 spread = "" if pd.isna(row["overall_std"]) else f" ± {percent(row['overall_std'])}"
                 lines.setdefault(method, {})[f"{network}, {title}"] = f"{percent(row['overall'])}{spread}"
     columns = [f"{network}, {title}" for network in _SHOWN for title in titles]
-    order = methods or sorted(lines, key=lambda name: lines[name][columns[1]], reverse=True)
+    order = methods or sorted(lines, key=lambda name: -float(lines[name][columns[1]].split(" ")[0]))
     table = [["method", *columns], *([f"`{name}`", *map(lines[name].get, columns)] for name in order)]
     return markdown_lines(table) + "\n"
 

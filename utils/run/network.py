@@ -98,9 +98,8 @@ def try_forward(
 
     `sized`: --image_size sets `size`.
     """
-    images = torch.zeros(
-        rows or 1, channels, size, size, device=next(model.parameters(), torch.empty(0)).device
-    )
+    device = next(model.parameters(), torch.empty(0)).device
+    images = torch.zeros(rows or 1, channels, size, size, device=device)
     try:
         with untouched(model, rows is not None):
             return model(images)
