@@ -1,5 +1,10 @@
 """The table of a run: paired tests, means over seeds, order, stars, and the lines that tell heads apart."""
 
+import re
+import shutil
+import subprocess
+from html import unescape
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,7 +16,7 @@ from utils.base.errors import UserError
 from utils.heads.outcome import Outcome, outcome
 from utils.heads.plan import plan_heads
 from utils.metrics.paired import bootstrap, holm, mcnemar
-from utils.report.table import WIDTH, aligned, at_edge, caption, cells, label_of, markdown, table_rows
+from utils.report.table import WIDTH, aligned, at_edge, caption, cells, label_of, markdown_lines, table_rows
 
 SCORES = ("overall", "many", "medium", "few", "balanced")
 ARGV = ["--method", "los,ce,crt,ncm", "--seeds", "0,1,2"]
@@ -41,6 +46,12 @@ def finished(tmp_path_factory, digits) -> tuple:
 
 def head_of(one: Outcome) -> tuple[str, str]:
     return one.head.plan.method.name, one.head.plan.setting
+
+
+def cells_of(page: str) -> list[list[str]]:
+    """The cells of the table in an HTML page, a header first."""
+    lines = re.findall("<tr>(.*?)</tr>", page, re.DOTALL)
+    return [[unescape(cell) for cell in re.findall("<t[hd][^>]*>(.*?)</t[hd]>", line)] for line in lines]
 
 
 # ---- rows
@@ -175,10 +186,36 @@ def test_the_table_of_a_run_can_be_recomputed_from_its_rows_by_class_and_head(fi
 
 def test_markdown_and_the_aligned_table_have_the_same_cells(rows):
     expected = cells(rows)
-    lines = markdown(rows).splitlines()
+    lines = markdown_lines(expected).splitlines()
     assert set(lines[1]) <= set("| -")
     table = [[cell.strip() for cell in line.strip("|").split("|")] for line in (lines[0], *lines[2:])]
     assert table == expected
+
+
+def test_report_html_holds_table_pictures_and_settings_and_asks_for_nothing_else(finished):
+    _, folder = finished
+    text = (folder / "report.html").read_text()
+    assert not re.search(r"https?:|src=\"(?!data:)|href|@import", text)
+    assert text.count("data:image/png;base64,") == len(list((folder / "plots").glob("*.png"))) > 0
+    table = (folder / "table.md").read_text().splitlines()
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in (table[0], *table[2:8])]
+    assert cells_of(text) == lines
+    assert '"finetune_epoch"' in text and "this run selected nothing" in text
+
+
+def test_a_click_on_a_column_of_report_html_sorts_by_it(finished, tmp_path):
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if browser is None:
+        pytest.skip("there is no headless browser here")
+    text = (finished[1] / "report.html").read_text()
+    for clicks in (1, 2):
+        script = f"for (let i = 0; i < {clicks}; i++) document.querySelectorAll('th')[2].click()"
+        (tmp_path / "page.html").write_text(f"{text}<script>{script}</script>")
+        words = [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}/own"]
+        words += ["--dump-dom", f"file://{tmp_path}/page.html"]
+        done = subprocess.run(words, capture_output=True, check=True, text=True, timeout=500)
+        figures = [float(line[2].partition(" ")[0].rstrip("*")) for line in cells_of(done.stdout)[1:]]
+        assert figures == sorted(figures, reverse=clicks == 1) and figures[0] != figures[-1]
 
 
 def test_the_table_on_the_terminal_fits_its_width_and_has_the_same_figures(rows):

@@ -10,12 +10,14 @@ from torch import nn
 from datasets import LongTailedData
 from losses import logit_gap
 from utils.base.digest import file_digest
+from utils.base.files import read_json
 from utils.features.source import Source
 from utils.heads.head import HeadRun, copied
 from utils.heads.outcome import Outcome, best_so_far, lead_of
 from utils.heads.plan import HeadPlan
 from utils.metrics.accuracy import percent, result_line
 from utils.report import summary, table
+from utils.report.page import page
 from utils.run import checkpoint
 from utils.run.folder import Run
 from utils.run.saver import Saver
@@ -219,7 +221,8 @@ def _write_tables(
     targets = outcomes[0].head.frozen.labels["test"].cpu()
     rows = table.table_rows(outcomes, heads, targets, facts)
     run.write_rows("table.csv", rows)
-    run.write_text("table.md", f"{table.markdown(rows)}\n\n{table.caption(rows, outcomes)}\n")
+    cells, caption = table.cells(rows), table.caption(rows, outcomes)
+    run.write_text("table.md", f"{table.markdown_lines(cells)}\n\n{caption}\n")
     run.write_rows("per_class.csv", table.per_class_rows(outcomes, data))
     run.write_rows("confusion.csv", table.confusion_rows(lead, data, targets))
     if config.select != "last":
@@ -228,6 +231,9 @@ def _write_tables(
     if len([one for one in outcomes if one.head.plan.named]) > 1:
         from utils.plots.drawing import draw  # here: a single head needs no matplotlib
 
-        run.log(f"table and {len(draw(run.folder))} pictures in {run.folder}")
+        pictures, settings = draw(run.folder), read_json(run.folder / "config.json")
+        title = f"{len({row['method'] for row in rows})} classifiers on {data.name}"
+        run.write_text("report.html", page(title, cells, caption, pictures, settings))
+        run.log(f"table and {len(pictures)} pictures in {run.folder}, all on one page: report.html")
     else:
         run.log(f"pictures: {command('utils.plots', run.folder)}")

@@ -294,11 +294,6 @@ def cells(rows: Sequence[dict], brief: bool = False) -> list[list[str]]:
     return [list(line) for line in zip(*columns, strict=True)]
 
 
-def markdown(rows: Sequence[dict]) -> str:
-    """The table for people who read Markdown."""
-    return markdown_lines(cells(rows))
-
-
 def markdown_lines(lines: Sequence[Sequence[str]]) -> str:
     """Cells as a Markdown table, the first line its header."""
     header, *lines = lines
