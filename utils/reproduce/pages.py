@@ -31,6 +31,7 @@ from utils.reproduce.published import published_table
 from utils.reproduce.results import NAMED_BY, NOT_RUN, read_results
 
 COMMAND = "python -m utils.reproduce --report_only --grid packs"
+MOST_NAMED = 4  # of the methods ahead of LOS in one cell of RESULTS.md
 _BASES = ("stage1", "ce", "los")
 _OVERVIEW = ["table", "selected on", "stage-1 seeds", *_BASES, "place of los", "best of the others"]
 _CLAIMS = [
@@ -74,9 +75,11 @@ def render(paths: Sequence[Path]) -> dict[str, str]:
     """
     tables = {path: read_results(path) for path in paths}
     tables = dict(sorted(tables.items(), key=lambda table: _place(table[1][0])))
-    claims = [claim for rows in tables.values() if (claim := _claim(rows))]
-    parts = [_HEAD, "## Overview", _PLACE]
-    parts += [markdown_lines([_OVERVIEW, *(_overview(path, rows) for path, rows in tables.items())])]
+    sets = sorted({rows[0]["dataset"] for rows in tables.values()})
+    brief = len(sets) == 1
+    claims = [claim for rows in tables.values() if (claim := _claim(rows, brief))]
+    parts = [_HEAD, "## Overview", f"{_PLACE} All tables are of {' and '.join(sets)}."]
+    parts += [markdown_lines([_OVERVIEW, *(_overview(path, rows, brief) for path, rows in tables.items())])]
     parts += ["## Claims and their evidence", _CLAIMED, _counted(claims)]
     parts += [markdown_lines([_CLAIMS, *(claim["line"] for claim in claims)])]
     if shown := [path for path in paths if path.stem == f"{_SHOWN['ResNet-34']}_val"]:
@@ -116,11 +119,12 @@ def methods_table(results: Path, methods: Sequence[str] | None = None) -> str:
     return markdown_lines(table) + "\n"
 
 
-def _name(row: dict) -> str:
+def _name(row: dict, brief: bool = False) -> str:
+    """What a table is of; `brief`: without the data set that all tables of a page share."""
     ratio, recipe = row["imb_ratio"] and f"ratio {row['imb_ratio']}", f"`{row['recipe'] or 'preset'}`"
     views = {"fresh": "fresh views", "pack": "pack"}.get(row["views"], f"{row['views']} views")
-    words = [row["dataset"], ratio, row["network"], recipe, row["stage2"] and f"`{row['stage2']}`", views]
-    return ", ".join(filter(None, words))
+    words = [row["dataset"] * (not brief), ratio, row["network"], recipe]
+    return ", ".join(filter(None, [*words, row["stage2"] and f"`{row['stage2']}`", views]))
 
 
 def _place(row: dict) -> tuple:
@@ -135,7 +139,7 @@ def _done(rows: Sequence[dict]) -> pd.DataFrame:
     return frame.drop_duplicates(["method", "stage1_seed"]).set_index("method")
 
 
-def _overview(path: Path, rows: list[dict]) -> list[str]:
+def _overview(path: Path, rows: list[dict], brief: bool) -> list[str]:
     """The line of a table: stage 1, control and LOS, and what is best beside them, overall accuracy."""
     first, frame, done = rows[0], pd.DataFrame(rows), _done(rows)
     seeds = frame["stage1_seed"].nunique()
@@ -146,7 +150,7 @@ def _overview(path: Path, rows: list[dict]) -> list[str]:
     ahead = [name for name in order if means[name] > means.get("los", 0)]
     others = [name for name in order if name != "los"]
     return [
-        f"[{_name(first)}](results/{path.stem}.md)",
+        f"[{_name(first, brief)}](results/{path.stem}.md)",
         first["selected_on"] + " (earlier settings)" * (first["budget"] == "earlier"),
         f"{done['stage1_seed'].nunique()} of {seeds}",
         *(_spread(whole[base]) if base in whole else NOT_RUN for base in _BASES),
@@ -173,7 +177,7 @@ def _against(rows: list[dict], reference: str) -> dict[str, tuple[float, str, bo
     return {n: (fmean(v), _paired(v), a) for (n, v), a in zip(lists.items(), apart, strict=True)}
 
 
-def _claim(rows: list[dict]) -> dict | None:
+def _claim(rows: list[dict], brief: bool) -> dict | None:
     """What a table says of LOS: against its control, and against each of the others."""
     for seed in {row["stage1_seed"] for row in rows}:
         complete([row for row in rows if row["stage1_seed"] == seed])
@@ -184,8 +188,10 @@ def _claim(rows: list[dict]) -> dict | None:
     best = max(others, key=lambda name: others[name][0])
     ahead = [name for name, (number, _, apart) in others.items() if apart and number > 0]
     behind = [name for name, (number, _, apart) in others.items() if apart and number < 0]
-    line = [_name(rows[0]), rows[0]["selected_on"], control[1], f"{best} {others[best][1]}"]
-    line += [", ".join(ahead) or "none", str(len(others) - len(ahead) - len(behind)), str(len(behind))]
+    more = f" and {len(ahead) - MOST_NAMED} others" if len(ahead) > MOST_NAMED else ""
+    line = [_name(rows[0], brief), rows[0]["selected_on"], control[1], f"{best} {others[best][1]}"]
+    line += [f"{', '.join(ahead[:MOST_NAMED])}{more}" or "none"]
+    line += [str(len(others) - len(ahead) - len(behind)), str(len(behind))]
     return {"line": line, "control": control, "ahead": ahead, "first": others[best][0] <= 0}
 
 
@@ -201,12 +207,13 @@ def _counted(claims: Sequence[dict]) -> str:
 
 def _missing(names: set[str]) -> str:
     """The protocols of the grids that come with the code of which there is no csv file."""
-    lines = []
+    found: dict[str, list[str]] = {}
     for grid in sorted(path.stem for path in GRIDS.glob("*.toml")):
         facts = [cell.protocol | {"selected_on": s} for cell in read_grid(grid) for s in cell.selections]
-        absent = [row for row in facts if slug(row, NAMED_BY) not in names]
-        lines += [f"- {_name(row)}, selected on {row['selected_on']} (`--grid {grid}`)" for row in absent]
-    return "\n".join(dict.fromkeys(lines)) or "Every protocol of the grids that come with the code was run."
+        for row in (row for row in facts if slug(row, NAMED_BY) not in names):
+            found.setdefault(f"- {_name(row)} (`--grid {grid}`), selected on", []).append(row["selected_on"])
+    lines = [f"{what} {' and '.join(dict.fromkeys(selections))}" for what, selections in found.items()]
+    return "\n".join(lines) or "Every protocol of the grids that come with the code was run."
 
 
 def _page(path: Path, rows: list[dict]) -> str:
