@@ -21,6 +21,7 @@ _TAKERS = {
     "report": FILE_DATASETS,
     "split_dir": PUBLISHED_DATASETS,
     "allow_partial": PUBLISHED_DATASETS,
+    "test_fraction": OWN_DATASETS,
     "train_list": ("list",),
     "val_list": ("list",),
     "test_list": ("list",),
@@ -37,7 +38,8 @@ def build_data(
     """Build the data set `name`; `shots` are the limits of its shot groups (None: the usual ones).
 
     `options` are those of `datasets.split.split_long_tailed`, and for data sets of files those of their
-    builders: `views` (None: as ImageNet's), `report`, `split_dir` and `allow_partial`, or the three lists.
+    builders: `views` (None: as ImageNet's), `report`, `split_dir` and `allow_partial`, or the three lists and
+    `test_fraction`.
     An `imb_ratio` of None leaves the counts of files as they are, and is 100 for the sets in memory.
 
     Raises UserError: an unknown name, a ratio out of range, an option of another data set, missing or broken

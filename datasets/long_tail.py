@@ -10,6 +10,7 @@ from utils.base.errors import UserError
 # few: fewer training images than the first; many: more than the second
 SHOTS = (20, 100)
 UNUSED_PER_CLASS = 20
+_TEST_SEED = 2025
 
 
 def long_tail_counts(num_classes: int, max_count: int, imb_ratio: float) -> list[int]:
@@ -68,13 +69,21 @@ def held_out_mask(labels: np.ndarray, fraction: float, seed: int = 0) -> np.ndar
     A class of two or more gives round(fraction * n_k) images, at least one, and keeps at least one.
     """
     if not 0 < fraction < 1:
-        raise UserError(f"--val_fraction must be between 0 and 1, got {fraction:g}")
+        raise UserError(f"a share held out must be between 0 and 1, got {fraction:g}")
     held_out = np.zeros(len(labels), dtype=bool)
     for label, of_class in by_class(labels).items():
         take = min(max(1, round(fraction * len(of_class))), len(of_class) - 1)
         chosen = np.random.default_rng([seed, label]).permutation(of_class)[:take]
         held_out[chosen] = True
     return held_out
+
+
+def test_mask(labels: np.ndarray, fraction: float) -> np.ndarray:
+    """`held_out_mask` of the images that test, where a set has no test part: the same for every run.
+
+    Its seed is another than that of the images which then validate: those would be of the same places.
+    """
+    return held_out_mask(labels, fraction, _TEST_SEED)
 
 
 def shot_groups(

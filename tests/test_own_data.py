@@ -5,14 +5,16 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from torchvision.datasets import ImageFolder
 
-from datasets import build_data, long_tail_counts
+from datasets import build_data, long_tail_counts, to_folder
 from datasets.images.decode import read_image
 from datasets.listed.lists import read_list
 from datasets.long_tail import keep_indices, unused_indices
 from datasets.split import fitting_counts
 from tests.file_trees import entries, folder_tree, list_tree, problems_of, refused, write_list
+from tests.helpers import call
 from utils.base.errors import UserError
 
 LISTS = {"train_list": "train.txt", "test_list": "test.txt"}
@@ -103,6 +105,33 @@ def test_everything_wrong_is_collected_and_what_is_left_still_built(copied):
     found = problems_of("folder", copied)
     for words in ("wasp", "loop", "dog holds no image"):
         assert sum(words in problem for problem in found) == 1
+
+
+@pytest.mark.parametrize("kind", ["folder", "list"])
+def test_a_set_without_a_test_part_gives_a_stratified_share_the_same_to_every_run(kind, folder, tmp_path):
+    whole = shutil.copytree(folder / "train", tmp_path / "photos")
+    (whole / "dog").mkdir()
+    shutil.copy(whole / "ant" / "000.jpg", whole / "dog" / "only.jpg")
+    names = sorted(str(path.relative_to(whole)) for path in whole.rglob("*.jpg"))
+    write_list(tmp_path / "all.txt", [(name, "abcd".index(name[0])) for name in names])
+    lists = {"train_list": tmp_path / "all.txt"} if kind == "list" else {}
+    options = {"test_fraction": 0.25, "val_source": "heldout", "val_fraction": 0.2, **lists}
+    data = build_data(kind, whole, **options)
+    assert data.class_names == ["ant", "bee", "cat", "dog"]
+    counts = [torch.bincount(part.labels, minlength=4).tolist() for part in data.parts.values()]
+    assert counts == [[7, 3, 1, 1], [2, 1, 1, 0], [3, 2, 1, 0]] and data.class_counts == [9, 4, 2, 1]
+    assert sorted(entry[0] for part in data.parts.values() for entry in entries(part)) == names
+    again = build_data(kind, whole, **options | {"val_source": "none"})
+    assert entries(again.test) == entries(data.test) and again.class_counts == again.train_counts
+
+
+def test_photographs_are_copied_to_the_parts_that_a_run_would_make_of_them(folder, tmp_path):
+    to = tmp_path / "made"
+    call(to_folder.main, "--from", folder / "train", "--to", to, "--test_fraction", "0.25")
+    options = {"test_fraction": 0.25, "val_source": "heldout", "val_fraction": 0.1}
+    parted = build_data("folder", folder / "train", **options).parts
+    for name, part in build_data("folder", to).parts.items():
+        assert entries(part) == [(f"{name}/{path}", label) for path, label in sorted(entries(parted[name]))]
 
 
 # ---- lists ----

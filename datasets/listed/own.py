@@ -18,29 +18,38 @@ def build_folder(
     data_dir: Path,
     views: FileViews,
     imb_ratio: float | None = None,
+    test_fraction: float | None = None,
     report: Report = raise_problem,
     **split_options: object,
 ) -> LongTailedData:
     """Images in train/<class>/ and test/<class>/ or val/<class>/; `split_options` are those of `assemble`.
 
-    Without test/, val/ is the test part. Classes are the folders of train/, sorted; images may lie deeper;
+    Without test/, val/ is the test part. With a `test_fraction` that is taken from train/, or where there is
+    neither train/ nor val/, from <class>/. Classes are the folders of train/, sorted; images may lie deeper;
     other files are passed over with a note, hidden ones without, linked folders followed.
     """
     folders = {part: part for part in ("train", "val", "test") if (data_dir / part).is_dir()}
     notes = []
-    if "val" in folders and "test" not in folders:
+    if test_fraction is not None:
+        if "test" in folders:
+            raise UserError(f"{data_dir} has a test/ of its own: leave --test_fraction out")
+        folders = folders or {"train": ""}
+    elif "val" in folders and "test" not in folders:
         folders["test"] = folders.pop("val")
         notes.append("val/ is taken as the test part, since there is no test/")
-    missing = next((part for part in ("train", "test") if part not in folders), None)
+    needed = ("train", "test") if test_fraction is None else ("train",)
+    missing = next((part for part in needed if part not in folders), None)
     if missing:
         expected = "train/<class>/<image> and test/<class>/<image>, val/ beside or instead"
-        raise UserError(f"{data_dir} has no {missing}/: expected in it {expected}")
-    classes = _class_folders(data_dir / "train", report)
+        whole = "train/<class>/" if missing == "test" else "<class>/"
+        other = f"or images in {whole} and --test_fraction 0.2, which takes the test images from them"
+        raise UserError(f"{data_dir} has no {missing}/: expected in it {expected}; {other}")
+    classes = _class_folders(data_dir / folders["train"], report)
     parts = {part: _scan(data_dir, folder, classes, report) for part, folder in folders.items()}
     for part in parts.values():
         notes += passed_over(part.source, part.passed_over)
     names = [as_name(os.fsencode(name)) for name in classes]
-    return assemble("folder", parts, names, views, report, imb_ratio, notes, **split_options)
+    return assemble("folder", parts, names, views, report, imb_ratio, notes, test_fraction, **split_options)
 
 
 def build_list(
@@ -50,18 +59,19 @@ def build_list(
     train_list: Path | None = None,
     val_list: Path | None = None,
     test_list: Path | None = None,
+    test_fraction: float | None = None,
     report: Report = raise_problem,
     **split_options: object,
 ) -> LongTailedData:
     """Images named by lists, their paths relative to `data_dir`; `split_options` are those of `assemble`."""
-    if train_list is None or test_list is None:
-        raise UserError("--dataset list needs --train_list and --test_list")
+    if train_list is None or (test_list is None) == (test_fraction is None):
+        raise UserError("--dataset list needs --train_list and either --test_list or --test_fraction")
     given = {"train": train_list, "val": val_list, "test": test_list}
     files = {part: find_list(path, data_dir) for part, path in given.items() if path is not None}
     parts, names = read_parts(files, data_dir, report)
     expected = f"it below --data_dir, {data_dir}"
     parts = {name: place(part, (data_dir,), (as_listed,), expected, report) for name, part in parts.items()}
-    return assemble("list", parts, names, views, report, imb_ratio, **split_options)
+    return assemble("list", parts, names, views, report, imb_ratio, (), test_fraction, **split_options)
 
 
 def find_list(path: Path, data_dir: Path) -> Path:
@@ -96,7 +106,7 @@ def _scan(root: Path, part: str, classes: list[str], report: Report) -> FileSet:
     paths, others, labels = [], [], []
     for label, name in enumerate(classes):
         if as_seen(name) in spelt:
-            folder = os.fsencode(f"{part}/{spelt[as_seen(name)]}")
+            folder = os.fsencode(os.path.join(part, spelt[as_seen(name)]))
             found, more = _found_below(root, folder, report)
             paths += found
             others += more

@@ -19,14 +19,15 @@ BOUNDS = {
     "must be 1 or more, got": ("0 -64", "epochs batch_size accum eval_every finetune_epoch"),
     "must be above 0, got": ("0 -0.1", "lr finetune_lr logit_gap path scale logreg_c"),
     "must be at least 0 and below 1": ("1 -0.1 1.5", "momentum beta eps_head eps_tail label_smooth jitter"),
-    "must be between 0 and 1, got": ("-0.1 1.1", "max_norm val_fraction"),
+    "must be between 0 and 1, got": ("-0.1 1.1", "max_norm val_fraction test_fraction"),
     "must be a number of 1 or more, got": ("0 -3 0.99", "imb_ratio"),
     "must be 2 or more, got": ("1 0 -5", "num_class"),
     "must be 0 to 1024": ("-1 1000000", "workers"),
     "must be 8 to 4096": ("0 7 -224 1000000000", "image_size"),
 }
 # what else has to be said before an argument means something
-BEFORE = dict.fromkeys(("image_size", "jitter", "workers"), FILES) | {"val_fraction": "--val_source heldout "}
+FILED = dict.fromkeys(("image_size", "jitter", "workers", "test_fraction"), FILES)
+BEFORE = FILED | {"val_fraction": "--val_source heldout "}
 # script, argument, values that are of no use, what the line says
 RANGES = [
     (STAGE1, DIGITS + "--imb_ratio", "2000 1e300", r"leaves \d+ of 10 classes without an image"),
@@ -90,7 +91,11 @@ CONTRADICTIONS = [
     (STAGE2, "--cur_stage stage1", "--cur_stage stage1 contradicts main_stage2.py, which runs stage2"),
     (STAGE1, "--nesterov --momentum 0", "--nesterov needs a --momentum above 0"),
     (STAGE1, "--epochs 5 --warmup_epochs 5", "--warmup_epochs 5 must be below --epochs 5"),
-    (STAGE1, "--val_fraction 0.1", "--val_fraction has a meaning with --val_source heldout only"),
+    (
+        STAGE1,
+        "--val_source unused --val_fraction 0.1",
+        "--val_fraction has a meaning with --val_source heldout only",
+    ),
     (STAGE1, "--val_source none --select val", "--select val needs validation images"),
     (STAGE2, "--val_source none --select val", "--select val needs validation images"),
     (STAGE2, "--logit_gap 1 --label_smooth 0.9", "--label_smooth and --logit_gap say the same thing"),
@@ -133,6 +138,13 @@ CONTRADICTIONS = [
     (STAGE1, FILES + "--train_list a.txt", "--train_list goes with --dataset list, not with folder"),
     (STAGE1, FILES + "--split_dir {root}", "--split_dir goes with --dataset .*, not with folder"),
     (STAGE1, FILES + "--allow_partial", "--allow_partial goes with --dataset .*, not with folder"),
+    (STAGE1, FILES + "--test_fraction 0.2", "pets has a test/ of its own: leave --test_fraction out"),
+    (STAGE1, FILES + "--test_fraction 1", "--test_fraction must be between 0 and 1, got 1"),
+    (
+        STAGE1,
+        "--dataset folder --data_dir {root} --test_fraction 0.2",
+        "--out .*/out lies among the images of --data_dir",
+    ),
     (STAGE1, FILES + "--tta --no_tta", "--tta and --no_tta contradict each other"),
     (STAGE1, FILES + "--tta --no_flip", "--tta and --no_flip contradict each other"),
     (STAGE1, FILES + "--imb_ratio 50", "--imb_ratio 50 leaves"),

@@ -178,8 +178,8 @@ FOLDERS: dict[str, tuple[Make, str]] = {
         "test/wasp: train/ has no class folder",
     ),
     "no class folders": (pets(emptied("test")), "test has no class folders: images must lie in"),
-    "no train": (gone("train"), "pets has no train/: expected"),
-    "no test": (gone("test"), "pets has no test/: expected"),
+    "no train": (gone("train"), "pets has no train/: expected .*; or images in <class>/ and --test"),
+    "no test": (gone("test"), "pets has no test/: expected .*; or images in train/<class>/ and --test_fr"),
     "a file as train": (
         pets(lambda folder: (shutil.rmtree(folder / "train"), new_file("train")(folder))),
         "pets has no train/: expected",

@@ -98,7 +98,7 @@ class Checkpoint:
 
 def model_facts(config: Config, data: LongTailedData, device: torch.device) -> dict:
     """The facts of a checkpoint: plain data that says what the weights are and how they were made."""
-    settings = ("dataset", "imb_ratio", "network", "subset_seed", "stem", "seed", *ON_DISK)
+    settings = ("dataset", "imb_ratio", "network", "subset_seed", "test_fraction", "stem", "seed", *ON_DISK)
     facts = {
         "format": FORMAT,
         "version": WHOLE,

@@ -148,6 +148,7 @@ class Facts(TypedDict, total=False):
     class_counts: list[Count]
     imb_ratio: float | None
     subset_seed: Count | None
+    test_fraction: float | None
     shots: Annotated[list[AboveZero], lambda limits: len(limits) == 2 and limits[0] <= limits[1]]
     val_source: Text | None
     val_fraction: float | None

@@ -174,7 +174,7 @@ def check_settled(given: dict, values: dict, num_class: int | None) -> None:
             raise UserError(problem)
     _ask_for_folder(given, dataset)
     _check_targets(given, values)
-    _check_files(given, dataset)
+    _check_files(given, values)
     if values.get("select") == "val" and values["val_source"] == "none":
         ways = "this pack holds none" if "features" in given else "take --val_source own, unused or heldout"
         raise UserError(f"--select val needs validation images: {ways}")
@@ -198,15 +198,21 @@ def _check_targets(given: dict, values: dict) -> None:
             check_output(name, given[name], *mark)
     if values["dataset"] != "folder":
         return
-    images = {os.path.realpath(Path(values["data_dir"]) / part) for part in ("train", "val", "test")}
+    root, places = Path(values["data_dir"]), given
+    images = {os.path.realpath(root / part) for part in ("train", "val", "test")}
+    if values.get("test_fraction") and not (root / "train").is_dir():  # every folder in it is a class
+        images, places = {os.path.realpath(root)}, {n: v for n, v in values.items() if v is not None}
     for name in ("out", "ckpt_dir", *OUTPUTS):
-        place = Path(os.path.realpath(given.get(name, "")))
-        if name in given and images & {str(place), *map(str, place.parents)}:
-            raise UserError(f"--{name} {given[name]} lies among the images of --data_dir: name another place")
+        place = Path(os.path.realpath(places.get(name, "")))
+        if name in places and images & {str(place), *map(str, place.parents)}:
+            raise UserError(
+                f"--{name} {places[name]} lies among the images of --data_dir: name another place"
+            )
 
 
-def _check_files(given: dict, dataset: str) -> None:
+def _check_files(given: dict, values: dict) -> None:
     """What speaks of images on disk has no meaning for a set in memory, and lists are for one of them."""
+    dataset = values["dataset"]
     takes = {"normalise"} if dataset.startswith("cifar") else set()
     for name in (name for name in OF_FILES if name in given.keys() - takes):
         if dataset not in FILE_DATASETS and "predict" not in given:
@@ -214,5 +220,7 @@ def _check_files(given: dict, dataset: str) -> None:
         if name in LISTS and dataset != "list":
             raise UserError(f"--{name} goes with --dataset list, not with {dataset}")
     needed = not {"predict", "features"} & given.keys()
-    if dataset == "list" and needed and not {"train_list", "test_list"} <= given.keys():
-        raise UserError("--dataset list needs --train_list FILE and --test_list FILE (lines `path label`)")
+    tested = "test_list" in given or values.get("test_fraction")
+    if dataset == "list" and needed and not ("train_list" in given and tested):
+        lists = "--train_list FILE and --test_list FILE (lines `path label`)"
+        raise UserError(f"--dataset list needs {lists}, or --test_fraction in place of the second")

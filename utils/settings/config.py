@@ -100,6 +100,8 @@ def resolve(script: str, given: dict, known: dict | None = None) -> Config:
     sources = {name: next(label for label, origin in origins.items() if name in origin) for name in names}
     values = {name: origins[label][name] for name, label in sources.items()}
     _scale_rates(values, sources, preset)
+    if "val_fraction" in given and sources.get("val_source") == "preset":
+        values["val_source"], sources["val_source"] = "heldout", "from --val_fraction"
     own = {name for name in published if sources.get(name) == "preset" and values[name] == published[name]}
     sources |= dict.fromkeys(own, "published")
     check_settled(given, values, preset["num_class"])

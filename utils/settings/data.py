@@ -12,6 +12,8 @@ from utils.base.errors import UserError, raise_problem
 from utils.settings.config import Config
 from utils.settings.table import LISTS
 
+_OF_OWN_FORM = ("split_dir", *LISTS, "allow_partial", "test_fraction")  # of the sets that are files
+
 
 def load_data(config: Config, report: Callable[[str], None] = raise_problem) -> LongTailedData:
     """The data set of a resolved configuration; no validation images where the script has no use for them."""
@@ -21,7 +23,7 @@ def load_data(config: Config, report: Callable[[str], None] = raise_problem) -> 
         options |= {"val_source": config.val_source, "val_fraction": config.val_fraction}
         options["val_required"] = asked or ("select" in config and config.select == "val")
     if config.dataset in FILE_DATASETS:
-        options |= {name: getattr(config, name) for name in ("split_dir", *LISTS, "allow_partial")}
+        options |= {name: getattr(config, name) for name in _OF_OWN_FORM}
         options |= {"views": file_views(config) if "augment" in config else None, "report": report}
     if "shots" in config:
         options["shots"] = tuple(config.shots)

@@ -63,6 +63,7 @@ _DELTA = Range(
     BELOW_ONE.holds,
     "at least 0 and below 1 (at 1 every label is 1/K, above it the true class would be the least likely)",
 )
+_SHARE = Range(lambda v: 0 < v < 1, "between 0 and 1")
 # group of --help -> its arguments
 # fmt: off
 _GROUPS = {
@@ -88,14 +89,15 @@ _GROUPS = {
             help="draw the kept images with this seed instead of the first of each class"),
         Argument("shots", int, ALL, [20, 100], allowed=ONE_OR_MORE, sweep=True, marks={Mark.INHERITED},
             help="limits LOW,HIGH of the shot groups: few below LOW training images, many above HIGH"),
+        Argument("test_fraction", float, DATA, allowed=_SHARE, marks={Mark.FIXED, Mark.FILES},
+            help="share of each class that tests, where own images have no test part; the same in all runs"),
         Argument("val_source", str, (*TRAIN, CHECK), choices=VAL_SOURCES,
             marks={Mark.INHERITED, Mark.NOT_WITH_PACK},
             help="validation images: own (the data set's list or folder), unused (left out by the long-"
                  "tailed set, up to 20 a class), heldout (taken from it before stage 1), none"),
         Argument("val_fraction", float, (*TRAIN, CHECK), 0.1,
-            allowed=Range(lambda v: 0 < v < 1, "between 0 and 1"),
-            marks={Mark.INHERITED, Mark.NOT_WITH_PACK},
-            help="share of each class held out, with --val_source heldout"),
+            allowed=_SHARE, marks={Mark.INHERITED, Mark.NOT_WITH_PACK},
+            help="share of each class's training images held out; given, --val_source is heldout"),
         Argument("workers", int, DATA, 0, allowed=within(0, MOST_WORKERS),
             marks={Mark.NOT_WITH_PACK, Mark.RUNNING},
             help="loader processes of images on disk, for each process"),
