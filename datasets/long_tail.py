@@ -78,7 +78,7 @@ def held_out_mask(labels: np.ndarray, fraction: float, seed: int = 0) -> np.ndar
     return held_out
 
 
-def test_mask(labels: np.ndarray, fraction: float) -> np.ndarray:
+def mask_of_test(labels: np.ndarray, fraction: float) -> np.ndarray:
     """`held_out_mask` of the images that test, where a set has no test part: the same for every run.
 
     Its seed is another than that of the images which then validate: those would be of the same places.

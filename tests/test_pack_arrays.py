@@ -10,6 +10,7 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
+from datasets.long_tail import mask_of_test
 from tests.helpers import call
 from utils.features.__main__ import main as features_main
 from utils.packs.pack import read_pack
@@ -25,9 +26,9 @@ class Arrays:
         train, test = rank < 90 - 8 * y, (rank >= 100) & (rank < 130)
         self.out, self.arrays = root / "out.pack", {"train_x": x[train], "train_y": y[train]}
         self.arrays |= {"test_x": x[test], "test_y": y[test]} | changed
+        self.arrays = {name: array for name, array in self.arrays.items() if array is not None}
         for name, array in self.arrays.items():
-            if array is not None:
-                np.save(root / f"{name}.npy", array, allow_pickle=True)
+            np.save(root / f"{name}.npy", array, allow_pickle=True)
         self.words = ["pack", "--out", self.out]
         for name in self.arrays:
             self.words += [f"--{name}", root / f"{name}.npy"]
@@ -61,6 +62,22 @@ def test_the_command_packs_arrays_and_fits_a_classifier(tmp_path):
         f"pack {given.out}: 540 training (1 view(s)), 300 test, 0 validation features, 64 wide, 10 classes, "
         f"{size}, sha256 {pack.digest[:12]}"
     )
+
+
+def test_labels_may_be_text_and_fractions_part_one_array_as_they_part_images(tmp_path):
+    text = np.array(["bee", "ant", "cat", "bee", "ant", "cat"] * 5)
+    x = np.random.default_rng(0).normal(size=(30, 4)).astype(np.float32)
+    given = Arrays(tmp_path, train_x=x, train_y=text, test_x=None, test_y=None)
+    given.pack("--test_fraction", "0.2", "--val_fraction", "0.1")
+    pack = read_pack(given.out)
+    assert pack.facts["class_names"] == ["ant", "bee", "cat"] and pack.facts["class_counts"] == [8, 8, 8]
+    counts = [np.bincount(labels) for labels in (pack.train_labels, pack.val_labels, pack.test_labels)]
+    assert np.array_equal(counts, [[7] * 3, [1] * 3, [2] * 3]) and pack.facts["val_source"] == "heldout"
+    rows = {row.tobytes(): "abc".index(name[0]) for row, name in zip(x, text, strict=True)}
+    for features, labels in ((pack.train, pack.train_labels), (pack.test, pack.test_labels)):
+        assert [rows.pop(row.tobytes()) for row in features[0].numpy()] == labels.tolist()
+    chosen = mask_of_test(np.unique(text, return_inverse=True)[1], 0.2)
+    assert np.array_equal(pack.test[0], x[chosen])
 
 
 def test_the_command_keeps_views_validation_names_and_a_given_classifier(tmp_path):

@@ -3,14 +3,14 @@
     python -m utils.features pack --train_x X.npy --train_y Y.npy --test_x X.npy --test_y Y.npy --out FILE
     python -m utils.features encode --network NAME --weights FILE --dataset folder --data_dir DIR --out FILE
 
-Features are float [N, D] or, of several views, [V, N, D]; labels are integers [N] from 0.
+Features are float [N, D] or, of several views, [V, N, D]; labels are integers [N] from 0, or text [N].
 """
 
 import re
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from datasets.long_tail import held_out_mask
+from datasets.long_tail import held_out_mask, mask_of_test
 from models import build_head
 from models.heads.means import MOST, logistic_rows
 from utils.base.errors import UserError, exit_cleanly, reason, say
@@ -31,7 +31,7 @@ from utils.features.scale import Scale
 from utils.packs.pack import Pack, check, narrowed, write_pack
 from utils.run.facts import OWN
 from utils.run.folder import check_writable
-from utils.settings.checks import OUTPUTS, PACK_NAME
+from utils.settings.checks import OUTPUTS, PACK_NAME, check_ranges
 from utils.settings.commands import command
 from utils.settings.parse import Parser
 
@@ -78,13 +78,20 @@ def _finish(out: Path, pack: Pack, fit: bool = True) -> None:
 def _parse(argv: Sequence[str]) -> Namespace:
     parser = Parser("python -m utils.features pack", description=__doc__.splitlines()[0], allow_abbrev=False)
     for name, text in _ARRAYS.items():
-        parser.add_argument(f"--{name}", type=Path, help=text, required=name.startswith(("train", "test")))
+        parser.add_argument(f"--{name}", type=Path, help=text, required=name.startswith("train"))
+    for part, of in (("test", ""), ("val", ", of what is then left")):
+        text = f"share of each class of the training rows in place of --{part}_x{of}"
+        parser.add_argument(f"--{part}_fraction", type=float, help=text)
     parser.add_argument("--name", default="my_data", help="of the data set (default %(default)s)")
     parser.add_argument("--class_names", type=Path, help="text file, one name a line (default: numbers)")
     parser.add_argument("--dtype", choices=_TYPES, default="fp32", help="stored type (default %(default)s)")
     parser.add_argument("--out", type=Path, required=True, help="the pack to write")
     asked = parser.parse_args(argv)
-    for first, second in (("val_x", "val_y"), ("fc_weight", "fc_bias")):
+    check_ranges({f"{part}_fraction": getattr(asked, f"{part}_fraction") for part in ("test", "val")})
+    if (asked.test_x is None) == (asked.test_fraction is None) or (asked.val_x and asked.val_fraction):
+        which = "--val_x or --val_fraction, not both" if asked.val_fraction else "--test_x or --test_fraction"
+        raise UserError(f"give {which}")
+    for first, second in (("test_x", "test_y"), ("val_x", "val_y"), ("fc_weight", "fc_bias")):
         if (getattr(asked, first) is None) != (getattr(asked, second) is None):
             raise UserError(f"--{first} and --{second} go together: give both or neither")
     if not re.fullmatch(PACK_NAME, asked.name):  # it becomes part of folder names
@@ -97,15 +104,29 @@ def _parse(argv: Sequence[str]) -> Namespace:
 def _pack_of(asked: Namespace) -> Pack:
     """The pack of the arrays named; its classifier is zeros where none is."""
     arrays = {"val": None, "val_labels": None}
-    for part in ("train", "test", *(("val",) if asked.val_x else ())):
+    parts = [part for part in ("train", "test", "val") if getattr(asked, f"{part}_x")]
+    for part in parts:
         features = _floats(getattr(asked, f"{part}_x"), asked.dtype, "[N, D] or [V, N, D]")
         arrays[part] = features if features.ndim == 3 else features.unsqueeze(0)
-        arrays[f"{part}_labels"] = _labels(getattr(asked, f"{part}_y"))
-    images = len(arrays["train_labels"])
-    num_class = 1 + int(max(arrays["train_labels"].max(), arrays["test_labels"].max()))
-    if num_class > images:
-        found = f"labels reach {num_class - 1}, there are {images} training images"
-        raise UserError(f"{found}: labels must count from 0, and every class needs a training image")
+    labels, names = _labels({part: getattr(asked, f"{part}_y") for part in parts})
+    for part, found in labels.items():
+        if len(found) != arrays[part].shape[1]:
+            rows = f"{getattr(asked, f'{part}_x')} has {arrays[part].shape[1]} rows"
+            raise UserError(f"{rows}, {getattr(asked, f'{part}_y')} {len(found)} labels: one a row is needed")
+        arrays[f"{part}_labels"] = found
+    if names and asked.class_names:
+        raise UserError("the labels are text, which names the classes: leave --class_names out")
+    num_class = 1 + int(max(found.max() for found in labels.values()))
+    present = labels["train"].unique()
+    if len(present) < num_class:
+        absent = next((k for k, label in enumerate(present.tolist()) if k != label), len(present))
+        way_out = (
+            "give them as text, numpy.save(FILE, labels.astype(str)), and the classes are those there are"
+        )
+        raise UserError(f"labels reach {num_class - 1}, and class {absent} has no training image: {way_out}")
+    _set_apart(arrays, "test", asked.test_fraction, mask_of_test)
+    counts = torch.bincount(arrays["train_labels"], minlength=num_class).tolist()
+    _set_apart(arrays, "val", asked.val_fraction, held_out_mask)
     arrays["fc_weight"] = torch.zeros(num_class, arrays["train"].shape[-1])
     arrays["fc_bias"] = torch.zeros(num_class)
     if asked.fc_weight:
@@ -118,11 +139,12 @@ def _pack_of(asked: Namespace) -> Pack:
         "preset": OWN,
         "subset_seed": None,
         "num_class": num_class,
-        "class_counts": torch.bincount(arrays["train_labels"], minlength=num_class).tolist(),
-        "class_names": _class_names(asked.class_names, num_class),
-        "val_source": "own" if asked.val_x else "none",
-        "val_fraction": None,
-        "val_clean": asked.val_x is not None,  # the user's word
+        "class_counts": counts,
+        "class_names": names or _class_names(asked.class_names, num_class),
+        "test_fraction": asked.test_fraction,
+        "val_source": "own" if asked.val_x else "heldout" if asked.val_fraction else "none",
+        "val_fraction": asked.val_fraction,
+        "val_clean": arrays["val"] is not None,  # the user's word
         "train_views": "plain" if len(arrays["train"]) == 1 else "augmented",
         "stage1_digest": None,
         "seed": None,
@@ -161,11 +183,33 @@ def _floats(path: Path, dtype: str, axes: str) -> Tensor:
     return torch.from_numpy(narrowed(array, _TYPES[dtype], str(path), advice))
 
 
-def _labels(path: Path) -> Tensor:
-    labels = torch.from_numpy(_load(path, "iu", (1,), "integers [N]").astype(np.int64))
-    if len(labels) == 0 or labels.min() < 0:
-        raise UserError(f"{path} holds {'no' if len(labels) == 0 else 'negative'} labels")
-    return labels
+def _set_apart(arrays: dict, part: str, share: float | None, mask_of: Callable) -> None:
+    """Take `part` out of the training rows as a data set of images does; of several views the first."""
+    if share is not None:
+        labels = arrays["train_labels"]
+        chosen = torch.from_numpy(mask_of(labels.numpy(), share))
+        arrays |= {part: arrays["train"][:1, chosen], f"{part}_labels": labels[chosen]}
+        arrays |= {"train": arrays["train"][:, ~chosen], "train_labels": labels[~chosen]}
+
+
+def _labels(paths: dict[str, Path]) -> tuple[dict[str, Tensor], list[str]]:
+    """The labels of each part, int64 [N]; where they are text also the names, sorted, of which they count."""
+    found = {part: _load(path, "iuU", (1,), "integers [N] or text [N]") for part, path in paths.items()}
+    names = np.unique(found["train"]) if found["train"].dtype.kind == "U" else None
+    for part, labels in found.items():
+        problem = "no labels" if len(labels) == 0 else ""
+        if (labels.dtype.kind == "U") != (names is not None):
+            kinds = ("numbers", "text") if names is not None else ("text", "numbers")
+            problem = problem or f"{kinds[0]}, {paths['train']} {kinds[1]}: save both as text"
+        elif names is not None and not np.isin(labels, names).all():
+            unknown = labels[~np.isin(labels, names)][0]
+            problem = problem or f"the label {unknown!s:.60}, which no training image has"
+        if not problem:
+            found[part] = (labels if names is None else np.searchsorted(names, labels)).astype(np.int64)
+        if problem or found[part].min() < 0:
+            raise UserError(f"{paths[part]} holds {problem or 'negative labels'}")
+    tensors = {part: torch.from_numpy(labels) for part, labels in found.items()}
+    return tensors, [] if names is None else names.tolist()
 
 
 def _fit(pack: Pack) -> tuple[Tensor, Tensor]:
