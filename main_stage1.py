@@ -36,7 +36,7 @@ from utils.report import summary
 from utils.report.resume import AUTO_FOUND_NONE, read_resume, words_to_resume
 from utils.run import checkpoint
 from utils.run.folder import Run
-from utils.run.network import build_network, start_pretrained, try_network
+from utils.run.network import build_network, check_memory, start_pretrained, try_network
 from utils.run.saver import Saver
 from utils.settings.data import load_data, mirror_at_test, open_parts, scored_parts
 
@@ -77,6 +77,7 @@ def train(argv: Sequence[str] | None, held: ExitStack) -> None:
     started_from = start_pretrained(model, config, data, start) if start else None
     model.to(device, memory_format=LAYOUT)
     try_network(model, config, data, min(2, steps.part_size))
+    check_memory(model, config, data, steps.part_size)
     speed_up(model, config, device, steps.part_size)
     learner = distributed.parallel(model, world, device)
 

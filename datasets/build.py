@@ -10,6 +10,7 @@ from pathlib import Path
 from datasets import CHANNELS, DATASETS, FILE_DATASETS, OWN_DATASETS, PUBLISHED_DATASETS
 from datasets.listed.own import find_list
 from datasets.listed.parts import as_seen
+from datasets.long_tail import suited_shots
 from datasets.types import FileViews, LongTailedData
 from utils.base.errors import UserError
 from utils.base.files import open_regular
@@ -35,7 +36,8 @@ def build_data(
     shots: tuple[int, int] | None = None,
     **options: object,
 ) -> LongTailedData:
-    """Build the data set `name`; `shots` are the limits of its shot groups (None: the usual ones).
+    """Build the data set `name`; `shots` are the limits of its shot groups (None: the usual ones, or such as
+    suit a user's own images).
 
     `options` are those of `datasets.split.split_long_tailed`, and for data sets of files those of their
     builders: `views` (None: as ImageNet's), `report`, `split_dir` and `allow_partial`, or the three lists and
@@ -62,10 +64,13 @@ def build_data(
         if classes < 2:
             found = f"--val_source {data.val_source} gives validation images of {classes} class(es)"
             raise UserError(f"{found}, 2 or more are needed: take another one, or --select last")
-    low, high = data.shots if shots is None else shots
+    notes, suited = data.notes, suited_shots(data.class_counts) if name in OWN_DATASETS else (data.shots, "")
+    if shots is None:
+        shots, notes = suited[0], [*notes, *filter(None, suited[1:])]
+    low, high = shots
     if not 0 <= low <= high:
         raise UserError(f"--shots must be two counts, the smaller first, got {low} and {high}")
-    return replace(data, name=data_name(name, data_dir), shots=(low, high))
+    return replace(data, name=data_name(name, data_dir), shots=(low, high), notes=notes)
 
 
 def data_name(dataset: str, data_dir: str | Path) -> str:

@@ -96,3 +96,25 @@ def shot_groups(
     counts = np.asarray(class_counts)
     low, high = shots
     return {"many": counts > high, "medium": (counts >= low) & (counts <= high), "few": counts < low}
+
+
+def suited_shots(class_counts: list[int] | np.ndarray) -> tuple[tuple[int, int], str]:
+    """Limits of the shot groups of a user's own set, and a note where they are not the usual ones.
+
+    Where those leave a group less than half of a third of the classes, the classes are cut into thirds by
+    their counts [K], if that serves the smallest group better. Classes of one size stay together.
+    """
+    counts = np.sort(class_counts)
+    third = len(counts) // 3
+    shots = int(counts[third - 1]) + 1, int(counts[-third]) - 1
+
+    def sizes(limits: tuple[int, int]) -> dict[str, int]:
+        return {name: int(mask.sum()) for name, mask in shot_groups(counts, limits).items()}
+
+    usual = sizes(SHOTS)
+    least = min(usual, key=usual.get)
+    if 6 * usual[least] >= len(counts) or shots[1] < shots[0] or min(sizes(shots).values()) <= usual[least]:
+        return SHOTS, ""
+    low, high = SHOTS
+    left = f"--shots {low},{high} would leave {usual[least]} of {len(counts)} classes to {least}"
+    return shots, f"shot groups: thirds of the classes by their images, --shots {shots[0]},{shots[1]}; {left}"

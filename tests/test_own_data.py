@@ -11,7 +11,7 @@ from torchvision.datasets import ImageFolder
 from datasets import build_data, long_tail_counts, to_folder
 from datasets.images.decode import read_image
 from datasets.listed.lists import read_list
-from datasets.long_tail import keep_indices, unused_indices
+from datasets.long_tail import SHOTS, keep_indices, shot_groups, suited_shots, unused_indices
 from datasets.split import fitting_counts
 from tests.file_trees import entries, folder_tree, list_tree, problems_of, refused, write_list
 from tests.helpers import call
@@ -46,7 +46,7 @@ def as_torchvision(root, part) -> list[tuple[str, int]]:
 
 
 def test_class_folders_are_read_as_torchvision_reads_them(folder):
-    data = build_data("folder", folder)
+    data = build_data("folder", folder, shots=(20, 100))
     for part, images in (("train", data.train), ("val", data.val), ("test", data.test)):
         assert entries(images) == as_torchvision(folder, part)
     assert data.class_names == ["ant", "bee", "cat"] == ImageFolder(folder / "train").classes
@@ -85,7 +85,7 @@ def test_names_that_are_no_utf8_are_read_and_shown_escaped(copied):
 
 def test_val_alone_is_the_test_part_and_the_notes_say_so(copied):
     shutil.rmtree(copied / "test")
-    data = build_data("folder", copied)
+    data = build_data("folder", copied, shots=(20, 100))
     assert entries(data.test) == as_torchvision(copied, "val")
     assert data.val is None and data.val_source == "none"
     assert data.notes == ["val/ is taken as the test part, since there is no test/"]
@@ -94,7 +94,7 @@ def test_val_alone_is_the_test_part_and_the_notes_say_so(copied):
 
 def test_a_class_without_test_images_is_noted(copied):
     shutil.rmtree(copied / "test" / "bee")
-    notes = build_data("folder", copied).notes
+    notes = build_data("folder", copied, shots=(20, 100)).notes
     assert notes == ["1 class(es) have no test image and are left out of the test means"]
 
 
@@ -184,6 +184,36 @@ def test_a_link_inside_the_folder_may_lead_out_of_it_where_a_path_may_not(listed
     assert read_image(str(train.root / train.paths[0])).shape[0] == 3
 
 
+# ---- shot groups ----
+
+
+@pytest.mark.parametrize(
+    ("counts", "shots"),
+    [
+        ([110, 90, 70, 50, 40, 30, 25, 22, 21, 20, 20, 10], (22, 49)),  # one class of twelve had been many
+        ([500] * 100, SHOTS),  # no limits could part equal counts
+        (long_tail_counts(100, 500, 100), SHOTS),
+        ([9, 9, 5, 5, 2], (3, 8)),
+        ([3, 2], SHOTS),
+    ],
+)
+def test_classes_are_cut_into_thirds_where_the_usual_limits_leave_a_group_next_to_none(counts, shots):
+    found, note = suited_shots(counts)
+    assert found == shots and bool(note) == (shots != SHOTS)
+    sizes = [mask.sum() for mask in shot_groups(counts, found).values()]
+    assert sum(sizes) == len(counts) and (shots == SHOTS or min(sizes) > 0)
+
+
+def test_the_limits_of_own_images_are_noted_and_those_given_win(folder):
+    data = build_data("folder", folder)
+    [note] = data.notes
+    assert data.shots == (4, 11) and data.groups == ["many", "medium", "few"]
+    assert note.startswith(
+        "shot groups: thirds of the classes by their images, --shots 4,11; --shots 20,100 "
+    )
+    assert build_data("folder", folder, shots=(20, 100)).notes == []
+
+
 # ---- made long-tailed ----
 
 
@@ -204,7 +234,8 @@ def balanced(tmp_path_factory):
 @pytest.mark.parametrize("subset_seed", [None, 3])
 def test_a_ratio_keeps_the_images_that_the_sets_in_memory_keep_in_the_same_order(balanced, subset_seed):
     whole = build_data("list", balanced, **LISTS)
-    data = build_data("list", balanced, 20, **LISTS, subset_seed=subset_seed, val_source="unused")
+    options = {"subset_seed": subset_seed, "val_source": "unused", "shots": (20, 100)}
+    data = build_data("list", balanced, 20, **LISTS, **options)
     labels, counts = whole.train.labels.numpy(), long_tail_counts(10, 60, 20)
     kept = keep_indices(labels, counts, subset_seed)
     every = entries(whole.train)

@@ -2,7 +2,9 @@
 
 import os
 import platform
+from contextlib import suppress
 from importlib.metadata import version
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -52,6 +54,19 @@ def pick_device(
     elif device.type not in ("cpu", "mps"):
         raise UserError(f"--device {name} is not supported: {known}")
     return device
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that a process can still have there, within the limit of its container; None: not known."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    found = []
+    with suppress(OSError, ValueError, IndexError):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        found += [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
+    with suppress(OSError, ValueError):  # "max" is no number
+        found.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return min(found, default=None)
 
 
 def environment(device: torch.device) -> dict:

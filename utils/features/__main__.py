@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from datasets.long_tail import held_out_mask, mask_of_test
+from datasets.long_tail import held_out_mask, mask_of_test, suited_shots
 from models import build_head
 from models.heads.means import MOST, logistic_rows
 from utils.base.errors import UserError, exit_cleanly, reason, say
@@ -126,6 +126,8 @@ def _pack_of(asked: Namespace) -> Pack:
         raise UserError(f"labels reach {num_class - 1}, and class {absent} has no training image: {way_out}")
     _set_apart(arrays, "test", asked.test_fraction, mask_of_test)
     counts = torch.bincount(arrays["train_labels"], minlength=num_class).tolist()
+    shots, note = suited_shots(counts)
+    say(*filter(None, [note]))
     _set_apart(arrays, "val", asked.val_fraction, held_out_mask)
     arrays["fc_weight"] = torch.zeros(num_class, arrays["train"].shape[-1])
     arrays["fc_bias"] = torch.zeros(num_class)
@@ -140,6 +142,7 @@ def _pack_of(asked: Namespace) -> Pack:
         "subset_seed": None,
         "num_class": num_class,
         "class_counts": counts,
+        "shots": list(shots),
         "class_names": names or _class_names(asked.class_names, num_class),
         "test_fraction": asked.test_fraction,
         "val_source": "own" if asked.val_x else "heldout" if asked.val_fraction else "none",

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from datasets import OWN_DATASETS
 from datasets.long_tail import SHOTS
 from datasets.types import ImageSet, LongTailedData
 from models.heads.los_path import path_strength
@@ -158,5 +159,6 @@ def make_pack(frozen: Representation, config: Config, facts: dict, clean: bool) 
         facts={name: facts[name] for name in taken}
         | {"dataset": config.place_name, "preset": config.dataset}
         | {"val_clean": clean and "val" in parts, "train_views": "augmented" if count else "plain"}
-        | {"selected_on": facts["stage1_selected_on"] or "unknown"},
+        | {"selected_on": facts["stage1_selected_on"] or "unknown"}
+        | ({"batch_size": config.batch_size} if config.dataset in OWN_DATASETS else {}),
     )

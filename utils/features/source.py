@@ -43,6 +43,7 @@ from utils.settings.checks import check_known
 from utils.settings.config import DEFAULT_DATASET, Config, resolve
 from utils.settings.data import load_data, mirror_at_test, open_parts
 from utils.settings.presets import preset_for
+from utils.settings.sizes import by_size
 from utils.settings.table import CHECK, arguments_of
 
 
@@ -321,7 +322,7 @@ def _read(given: dict, path: Path | None) -> Checkpoint | None:
 def _left_behind(given: dict, stage: str) -> Path | None:
     """What `stage` left for the data that the user names, before anything else is known of them."""
     dataset = given.get("dataset", DEFAULT_DATASET)
-    wanted = Config(preset_for(dataset, given.get("network")) | given, {})
+    wanted = Config(preset_for(dataset, given.get("network")) | by_size(given)[1] | given, {})
     found = checkpoint.find_published(wanted, stage, wanted.network)
     # models of a user's own images once lay in a folder without the digest of where these are
     root, usual = Path(wanted.ckpt_dir), published_path(wanted, stage, wanted.network)

@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch import Tensor
 
+from datasets import OWN_DATASETS
 from utils.base.digest import content_digest
 from utils.base.errors import NoMemoryError, UserError, is_out_of_memory, reason
 from utils.base.files import json_text, require_file, write_atomically
@@ -83,7 +84,9 @@ class Pack:
         if self.identity is not None:  # stage 2 made those that know of a stage 1, with these facts
             on_disk = "folder" if self.facts.get("image_size") else OWN
             preset = self.facts["dataset"] if self.facts["dataset"] in PRESETS else on_disk
-        return facts | {"preset": self.facts.get("preset", preset)}
+        preset = self.facts.get("preset", preset)
+        step = {"batch_size": self.facts.get("batch_size")} if preset in OWN_DATASETS else {}
+        return facts | step | {"preset": preset}
 
     def check_unchanged(self) -> None:
         """Raise a UserError where the file, which is mapped, is not what it was when it was read."""

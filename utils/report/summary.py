@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from datasets import LongTailedData, shot_groups
+from datasets import OWN_DATASETS, LongTailedData, shot_groups
 from datasets.long_tail import SHOTS
 from datasets.types import FileSet
 from utils.base.distributed import ALONE, World
@@ -60,6 +60,10 @@ def announce(
     run.log(f"data {data.name}: {sizes} of {data.num_classes} classes")
     run.log("  " + histogram(data.class_counts, data.shots))
     of_the_set = NOTES.get(config.dataset) if data.views else None  # a pack has its own
+    if config.dataset in OWN_DATASETS and not data.val and "epochs" in config:  # stage 1, the place to ask
+        of_the_set = (
+            "no validation images: --val_fraction 0.1 holds some out, for --select val in both stages"
+        )
     notes = [*data.notes, of_the_set, slow_bf16(config, device)]
     if config.workers and not isinstance(data.train, FileSet):
         notes.append(f"--workers {config.workers} has no use here, {data.name} lives on the device")

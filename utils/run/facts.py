@@ -208,6 +208,7 @@ class PackFacts(Facts, total=False):
     train_views: Required[Literal["plain", "augmented"]]
     preset: Annotated[str, {OWN, *PRESETS}.__contains__]
     seed: Count | None
+    batch_size: AboveZero  # of stage 2, where it went with the number of images
 
 
 # ---- checks

@@ -1,15 +1,18 @@
 """The network of a run: built, started from a file of weights, and tried on an empty image."""
 
+import math
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 
 from datasets import CHANNELS, FILE_DATASETS, LongTailedData
 from datasets.types import FileSet, FileViews, ViewSpec, evenly
 from models import build_model, load_pretrained
 from models.adapt import untouched
 from utils.base.errors import UserError, about, is_out_of_memory, reason
+from utils.engine.device import LAYOUT, free_memory
 from utils.run import checkpoint
 from utils.run.checkpoint import Checkpoint, read
 from utils.settings.config import Config
@@ -112,6 +115,36 @@ def try_forward(
             problem = "cannot train on one image at a time"
             way_out = "another --batch_size, or a smaller --accum"
         raise UserError(f"--network {config.network} {problem} ({reason(error)}): take {way_out}") from error
+
+
+def check_memory(model: nn.Module, config: Config, data: LongTailedData, rows: int) -> None:
+    """Refuse a training step on `rows` images that cannot fit: a system would end the run after minutes.
+
+    What a step on two images keeps for its gradients is counted; of copies and of work space nothing is.
+    """
+    kept: dict[int, int] = {}
+    own = {value.untyped_storage().data_ptr() for value in (*model.parameters(), *model.buffers())}
+
+    def note(value: Tensor) -> Tensor:
+        storage = value.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return value
+
+    device = next(model.parameters()).device
+    size = data.views.size if isinstance(data.views, FileViews) else data.train.images.shape[-1]
+    images = torch.zeros(2, data.in_channels, size, size, device=device).contiguous(memory_format=LAYOUT)
+    with untouched(model, training=True), torch.enable_grad(), saved_tensors_hooks(note, lambda value: value):
+        out = model(images)  # held, so that no storage is given to another tensor meanwhile
+    del out
+    weights = 3 * sum(value.nbytes for value in model.parameters())  # gradients and momentum too
+    needed = sum(kept.values()) // 2 * rows // (1 if config.amp == "off" else 2) + weights
+    free = free_memory(device)
+    if free is not None and needed > free:
+        what = f"a step of {rows} images of {size} x {size} pixels needs {needed / 1e9:.1f} GB or more"
+        accum = config.accum * 2 ** math.ceil(math.log2(needed / free))
+        ways = f"--accum {accum} takes it in parts; or a smaller --batch_size, --image_size or --network"
+        raise UserError(f"{what}, {free / 1e9:.1f} GB are free: {ways}")
 
 
 def network_for_files(config: Config, source: Checkpoint) -> tuple[nn.Module, FileViews, list[str]]:

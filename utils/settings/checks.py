@@ -14,6 +14,7 @@ from utils.base.errors import UserError
 from utils.base.files import check_output
 from utils.settings.chosen import chosen_methods
 from utils.settings.methods import METHODS, OPTIONS, TRAINING
+from utils.settings.sizes import PHOTOGRAPHS
 from utils.settings.table import (
     ARGUMENTS,
     EVALUATE,
@@ -39,7 +40,6 @@ _AT_ODDS = {
     ("tta", "no_tta"): "contradict each other",
     ("tta", "no_flip"): "contradict each other",
 }
-_PHOTOGRAPHS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif")
 
 
 def check_given(script: str, given: dict) -> None:
@@ -186,7 +186,7 @@ def _ask_for_folder(given: dict, dataset: str) -> None:
     if place is None or "dataset" in given or not dataset.startswith("cifar") or any(place.glob("cifar-*")):
         return
     names = (path.name.lower() for depth in ("*", "*/*") for path in place.glob(depth))
-    if (place / "train").is_dir() or any(name.endswith(_PHOTOGRAPHS) for name in names):
+    if (place / "train").is_dir() or any(name.endswith(PHOTOGRAPHS) for name in names):
         hint = f"was --dataset folder meant? (else say --dataset {dataset} as well)"
         raise UserError(f"--data_dir {place} holds images, no CIFAR: {hint}")
 

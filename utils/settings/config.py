@@ -21,6 +21,7 @@ from utils.settings.chosen import listing
 from utils.settings.help import asked_help, help_text
 from utils.settings.parse import parse
 from utils.settings.presets import PUBLISHED, preset_for
+from utils.settings.sizes import by_size
 from utils.settings.table import EVALUATE, STAGE1, STAGE2, arguments_of
 
 DEFAULT_DATASET = "cifar100_lt"
@@ -82,6 +83,8 @@ def resolve(script: str, given: dict, known: dict | None = None) -> Config:
     said = known | given
     dataset = said.get("dataset", DEFAULT_DATASET)
     preset = preset_for(dataset, said.get("network"), known.get("preset"), said.get("imb_ratio"))
+    of_size, sized = by_size(said)
+    preset |= sized
     published = PUBLISHED.get(known.get("preset", dataset), {})
     preset["budget"] = _usual_budget(said.get("method", preset["method"]))
     if said.get("budget", preset["budget"]) != "preset":
@@ -96,7 +99,7 @@ def resolve(script: str, given: dict, known: dict | None = None) -> Config:
     if script == STAGE1:
         preset["label_smooth"] = None  # the data set's is stage 2's
     names = [argument.name for argument in arguments_of(script)]
-    origins = {"given": given, "protocol": protocol, "checkpoint": known, "preset": preset}
+    origins = {"given": given, "protocol": protocol, "checkpoint": known, of_size: sized, "preset": preset}
     sources = {name: next(label for label, origin in origins.items() if name in origin) for name in names}
     values = {name: origins[label][name] for name, label in sources.items()}
     _scale_rates(values, sources, preset)
@@ -129,9 +132,9 @@ def _scale_rates(values: dict, sources: dict, preset: dict) -> None:
     if values.get("batch_size", usual) == usual:
         return
     for name in ("lr", "finetune_lr"):
-        if sources.get(name) == "preset" and values[name] is not None:
+        if sources.get(name) not in (None, "given", "checkpoint") and values[name] is not None:
             values[name] *= values["batch_size"] / usual
-            sources[name] = f"preset, times batch size / {usual}"
+            sources[name] += f", times batch size / {usual}"
 
 
 def _usual_budget(method: str) -> str:

@@ -25,7 +25,7 @@ def load_data(config: Config, report: Callable[[str], None] = raise_problem) -> 
     if config.dataset in FILE_DATASETS:
         options |= {name: getattr(config, name) for name in _OF_OWN_FORM}
         options |= {"views": file_views(config) if "augment" in config else None, "report": report}
-    if "shots" in config:
+    if "shots" in config and config.shots:
         options["shots"] = tuple(config.shots)
     data = build_data(config.dataset, config.data_dir, config.imb_ratio, **options)
     if "data_digest" in config and config.data_digest == "full":

@@ -13,6 +13,7 @@ from utils.settings.table import ARGUMENTS
 #               the field shares; of places_lt ours, after the usual ResNet-152 that starts from ImageNet's
 #               weights; of a user's own images (folder) ours. Stage 2 is ours, for any number of classes and
 #               any size of the features: by the logit gap, and the path, a length in logits.
+_USUAL = [20, 100]  # shot limits
 # fmt: off
 _SETS = ("cifar100_lt", "cifar10_lt", "digits_lt", "imagenet_lt", "places_lt", "inaturalist18", "folder")
 _TABLE = {
@@ -20,6 +21,7 @@ _TABLE = {
     "imb_ratio":      (100.0, 100.0, 50.0, None, None, None, None),
     "network":        ("resnet34", "resnet34", "resnet8", "resnet50", "resnet152", "resnet50", "resnet50"),
     "stem":           ("small", "small", "small", "imagenet", "imagenet", "imagenet", "imagenet"),
+    "shots":          (_USUAL, _USUAL, _USUAL, _USUAL, _USUAL, _USUAL, None),  # None: by the counts
     "val_source":     ("unused", "unused", "unused", "own", "own", "none", "own"),
     "data_digest":    (None, None, None, "sample", "sample", "sample", "sample"),
     "image_size":     (None, None, None, 224, 224, 224, 224),

@@ -87,8 +87,9 @@ _GROUPS = {
         Argument("subset_seed", int, DATA, allowed=NOT_NEGATIVE, most=LARGEST_SEED,
             marks={Mark.FIXED, Mark.NOT_WITH_PACK},
             help="draw the kept images with this seed instead of the first of each class"),
-        Argument("shots", int, ALL, [20, 100], allowed=ONE_OR_MORE, sweep=True, marks={Mark.INHERITED},
-            help="limits LOW,HIGH of the shot groups: few below LOW training images, many above HIGH"),
+        Argument("shots", int, ALL, allowed=ONE_OR_MORE, sweep=True, marks={Mark.INHERITED},
+            help="limits LOW,HIGH of the shot groups: few below LOW training images, many above HIGH; of "
+                 "own images thirds of the classes, where the usual 20,100 leave a group next to none"),
         Argument("test_fraction", float, DATA, allowed=_SHARE, marks={Mark.FIXED, Mark.FILES},
             help="share of each class that tests, where own images have no test part; the same in all runs"),
         Argument("val_source", str, (*TRAIN, CHECK), choices=VAL_SOURCES,
