@@ -31,6 +31,7 @@ from utils.features.source import Source, find_source
 from utils.metrics.balance import target_priors
 from utils.report import summary
 from utils.report.predictions import write_scored, write_unlabelled
+from utils.report.table import report_classes
 from utils.run import checkpoint
 from utils.run.folder import Run
 from utils.run.network import network_for_files, try_forward
@@ -66,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     source.check_unchanged()
     figures = scores.figures(data.class_counts, data.shots)
     facts = {"checkpoint": str(judged.path), "digest": judged.digest, "mirror": mirror}
-    run.write_per_class(figures, data)
+    report_classes(run, data, figures, scores)
     if config.predictions:
         write_scored(run, Path(config.predictions), data, scores)
     summary.finish(run, figures, judged.facts.get("selected_on", "unknown"), facts)

@@ -34,6 +34,7 @@ from utils.engine.step import DivergedError, Steps, TrainStep, training_loss
 from utils.metrics.accuracy import epoch_columns, epoch_figures
 from utils.report import summary
 from utils.report.resume import AUTO_FOUND_NONE, read_resume, words_to_resume
+from utils.report.table import report_classes
 from utils.run import checkpoint
 from utils.run.folder import Run
 from utils.run.network import build_network, check_memory, start_pretrained, try_network
@@ -154,7 +155,7 @@ def train(argv: Sequence[str] | None, held: ExitStack) -> None:
     figures = scores.figures(data.class_counts, data.shots)
     content = facts | {"model": model.state_dict()}
     where = summary.publish(run, published, content, figures, config.select)
-    run.write_per_class(figures, data)
+    report_classes(run, data, figures, scores)
     summary.finish(run, figures, config.select, where)
     distributed.leave()
 

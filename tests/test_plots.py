@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation, Text
 from PIL import Image
@@ -103,20 +104,22 @@ def test_every_picture_appears_as_a_png_and_twice_with_equal_bytes(tmp_path):
 # ---- what they show
 
 
-def test_lines_over_classes_are_means_over_seeds_in_rank_order(tmp_path):
+def test_bars_of_classes_are_means_over_seeds_in_rank_order_with_names_and_counts(tmp_path):
     files = tables()
     figure = picture(write(tmp_path, files), "accuracy", ["ce", "ncm"])
     of_ce = files["per_class"][files["per_class"]["method"] == "ce"]
     expected = of_ce.groupby("class")["accuracy"].mean()[np.argsort(COUNTS)[::-1]]
-    np.testing.assert_allclose(figure.axes[0].get_lines()[0].get_ydata(), 100 * expected)
-    assert [line.get_xdata()[0] for line in figure.axes[0].get_lines()[2:]] == [3.5, 6.5]
+    bars = figure.axes[0].containers
+    np.testing.assert_allclose([bar.get_height() for bar in bars[0]], 100 * expected)
+    assert len(bars) == 2 and figure.axes[0].get_xticklabels()[0].get_text() == "1 (500)"
+    assert [line.get_xdata()[0] for line in figure.axes[0].get_lines()] == [3.5, 6.5]
     assert "many (> 100 images) | medium (20 to 100) | few (< 20)" in texts(figure)
     assert "selected on: val  ·  seeds: 2" in texts(figure)
     assert "neighbours" not in texts(figure)
 
 
 def test_many_classes_are_smoothed_and_the_axis_says_so(tmp_path):
-    files = tables({"ce": [""]}, list(range(131, 100, -1)), seeds=1)
+    files = tables({"ce": [""]}, list(range(141, 100, -1)), seeds=1)
     axes = picture(write(tmp_path, files), "rsd").axes[0]
     assert axes.get_ylabel() == "RSD, mean of 5 neighbours"
     values = files["per_class"]["rsd_per_sample"]
@@ -185,8 +188,8 @@ def test_the_trade_off_is_a_curve_for_each_swept_method_and_a_dot_for_the_others
     np.testing.assert_allclose(lines[1].get_xdata(), 100 * los["many"])
     np.testing.assert_allclose(lines[1].get_ydata(), 100 * los["few"])
     assert "many: test accuracy (%)" in texts(figure) and "curves: los label_smooth" in texts(figure)
-    over_classes = picture(tmp_path, "accuracy").axes[0].get_lines()
-    colours = {line.get_label(): line.get_color() for line in over_classes}
+    over_classes = picture(tmp_path, "accuracy").axes[0].containers
+    colours = {bars.get_label(): to_hex(bars[0].get_facecolor()).upper() for bars in over_classes}
     assert [lines[3].get_color(), lines[2].get_color()] == [colours["ce"], colours["stage1"]]
     assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == len(lines)
 

@@ -18,6 +18,7 @@ import torch
 
 from models import build_model
 from tests.helpers import (
+    call,
     last_line,
     read_metrics,
     read_summary,
@@ -26,6 +27,7 @@ from tests.helpers import (
     run_stage1,
     run_stage2,
 )
+from utils.plots import drawing
 from utils.run import checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -75,12 +77,13 @@ def test_a_run_announces_its_configuration_data_parameters_steps_and_device(digi
     assert "eta 0:00:0" in text
 
 
-ALWAYS = {"config.json", "log.txt", "metrics.csv", "per_class.csv", "summary.json", "last.pth", "best.pth"}
+ALWAYS = {"config.json", "log.txt", "metrics.csv", "per_class.csv", "confusion.csv", "summary.json"}
+ALWAYS |= {"last.pth", "best.pth"}
 
 
 @pytest.mark.parametrize(
     ("stage", "epochs", "more"),
-    [("stage1", 6, set()), ("stage2", 4, {"table.csv", "table.md", "confusion.csv"})],
+    [("stage1", 6, set()), ("stage2", 4, {"table.csv", "table.md"})],
 )
 def test_a_run_folder_holds_config_log_metrics_per_class_and_summary(digits, stage, epochs, more):
     folder = run_folder(digits.root, stage)
@@ -101,6 +104,28 @@ def test_a_run_folder_holds_config_log_metrics_per_class_and_summary(digits, sta
     assert per_class["accuracy"].mean() == pytest.approx(summary["test"]["balanced"])
     assert summary["selected_on"] == "last" and summary["epoch"] == epochs
     assert last_line((folder / "log.txt").read_text()) in (digits.stage1_text + digits.stage2_text)
+
+
+def test_few_classes_are_reported_by_name_and_drawn_for_a_single_network_too(digits):
+    text = run_evaluate(digits.root, "--cur_stage", "stage1")
+    folder = run_folder(digits.root, "evaluate_stage1")
+    lines = text.splitlines()
+    start = next(place for place, line in enumerate(lines) if line.startswith("class  training images"))
+    rows = [re.split(" {2,}", line.strip()) for line in lines[start + 1 : start + 11]]
+    classes = pd.read_csv(folder / "per_class.csv")
+    confusion = pd.read_csv(folder / "confusion.csv")
+    assert confusion["images"].sum() == 500 == classes["test_images"].sum()
+    for (name, train, test, accuracy, taken), own in zip(rows, classes.itertuples(), strict=True):
+        wrong = confusion[(confusion["class"] == own[1]) & (confusion["predicted"] != own[1])]
+        most = wrong.loc[wrong["images"].idxmax()] if len(wrong) else None
+        assert (name, int(train), int(test)) == (str(own.name), own.train_images, own.test_images)
+        assert float(accuracy) == round(100 * own.accuracy, 2)
+        shown = "-" if most is None else f"{most['predicted_name']} ({100 * most['images'] / int(test):.2f})"
+        assert taken == shown
+    assert text.count("class  training images") == 1 == digits.stage1_text.count("class  training images")
+    assert "class  training images" in digits.stage2_text
+    drawn = call(drawing.main, folder).splitlines()
+    assert [Path(path).stem for path in drawn] == ["accuracy", "loma", "rsd", "confusion"]
 
 
 def test_quiet_prints_the_result_line_only_and_logs_the_rest_with_the_seed_that_was_drawn(tmp_path):

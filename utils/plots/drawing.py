@@ -1,4 +1,4 @@
-"""Pictures of a stage-2 run folder, drawn from its csv files alone into RUN_FOLDER/plots/.
+"""Pictures of a run folder, of either stage or of evaluate, drawn from its csv files into RUN_FOLDER/plots/.
 
     python -m utils.plots RUN_FOLDER [--methods los,ce,crt]
 
@@ -33,7 +33,7 @@ from utils.settings.parse import Parser
 
 DPI, SMALL, GREY = 150, 8.5, "#666666"
 MAX_PANELS = 4
-SMOOTHED_ABOVE = 30  # classes
+NAMED = 40  # classes: up to so many have a bar and a name each, more a line
 CONFUSED = 20  # pairs
 # Okabe-Ito colours; the dashes and markers are for readers in grey
 LINES = [
@@ -101,7 +101,7 @@ def _over_classes(column: str, title: str, unit: str, run: RunTables) -> Figure 
     """A figure of each class, most frequent class first, mean over seeds."""
     classes = run.classes.drop_duplicates("class").set_index("class").sort_index()
     counts = classes["train_images"].sort_values(ascending=False, kind="stable")
-    window = max(5, len(counts) // 10 | 1) if len(counts) > SMOOTHED_ABOVE else 1
+    window = max(5, len(counts) // 10 | 1) if len(counts) > NAMED else 1
     shown = run.classes[run.classes["method"].isin(run.lines["method"])]
     values = shown.groupby(["class", "method", "setting"])[column].mean().unstack([1, 2])
     values = values.loc[counts.index].rolling(window, center=True, min_periods=1).mean()
@@ -110,15 +110,28 @@ def _over_classes(column: str, title: str, unit: str, run: RunTables) -> Figure 
     if not lines:
         return None
     figure, [axes] = _figure(run.lines)
-    stride = max(1, len(counts) // 10)
+    ranks, stride, width = np.arange(1, len(counts) + 1), max(1, len(counts) // 10), 0.8 / len(lines)
     for i, line in enumerate(lines):
-        spaced = {"label": line.label, "markevery": (i * stride // len(lines), stride)}
-        style = _styles(run)[line.label] | spaced
-        axes.plot(range(1, len(counts) + 1), values[line.method, line.setting], **style)
-    _legend(figure, f"{title} of each class", axes.get_lines())
+        style, own = _styles(run)[line.label] | {"label": line.label}, values[line.method, line.setting]
+        if len(counts) > NAMED:
+            axes.plot(ranks, own, **style, markevery=(i * stride // len(lines), stride))
+        else:
+            places = ranks + (i - (len(lines) - 1) / 2) * width
+            axes.bar(places, own, width, color=style["color"], label=line.label)
+    _legend(figure, f"{title} of each class", axes.get_legend_handles_labels()[0])
     _mark_groups(axes, counts.to_numpy(), classes.loc[counts.index].get("group"))
     smoothed = f", mean of {window} neighbours" if window > 1 else ""
     axes.set(xlabel="class, by rank in training images", ylabel=unit + smoothed)
+    if len(counts) <= NAMED:
+        names = classes.get("name", {k: f"{k:.0f}" for k in counts.index})
+        texts = [f"{names[k][:16]} ({count:.0f})" for k, count in counts.items()]
+        turned = (
+            {"rotation": 90, "ha": "right", "va": "center"}
+            if len(counts) > 12
+            else {"rotation": 35, "ha": "right"}
+        )
+        axes.set_xticks(ranks, texts, fontsize=SMALL - 2.5, rotation_mode="anchor", **turned)
+        axes.set_xlabel("class (training images)")
     return figure
 
 
@@ -285,7 +298,7 @@ def _confusion(run: RunTables) -> Figure | None:
     right.barh(range(len(wrong)), wrong["share"], color=LINES[2]["color"])
     texts = wrong["name"].str[:20] + " > " + wrong["predicted_name"].str[:20]
     right.set_yticks(range(len(wrong)), texts, fontsize=SMALL - 2.5)
-    right.set(xlabel=f"the {len(wrong)} most confused pairs: share of the class (%)")
+    right.set(xlabel=f"the {len(wrong)} most confused pairs (% of class)")
     return figure
 
 

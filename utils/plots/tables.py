@@ -1,14 +1,15 @@
-"""The csv files of a stage-2 run folder, ready to be drawn: accuracies in percent, a label for every head."""
+"""The csv files of a run folder, ready to be drawn: accuracies in percent, a label for every head."""
 
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from utils.base.errors import UserError, printable, reason
-from utils.base.files import open_regular
+from utils.base.files import open_regular, read_json
 from utils.metrics.accuracy import GROUPS
 
 MAX_LINES = 6
@@ -57,6 +58,8 @@ def read_table(path: Path, columns: Sequence[str] = (), **options: object) -> pd
 
 def read_run(folder: Path, methods: Sequence[str] | None = None) -> RunTables:
     """The tables of a run folder; `methods` are those with a line over the classes, None: see CONTROLS."""
+    if (folder / "per_class.csv").exists() and not (folder / "table.csv").exists():
+        return _single(folder)
     heads = _read(folder / "table.csv", [*TEXT, *TABLE]).dropna(subset="overall")
     classes = _read(folder / "per_class.csv", ["method", "setting", *PER_CLASS])
     if "test_images" in classes and (classes.groupby("class")["test_images"].nunique() > 1).any():
@@ -72,6 +75,23 @@ def read_run(folder: Path, methods: Sequence[str] | None = None) -> RunTables:
     heads["label"] = _labels(heads)
     tried = _scored(folder / "search.csv", epochs, heads["selected_on"].iloc[0])
     return RunTables(heads, _choose(heads, methods, folder), classes, epochs, tried, pairs)
+
+
+def _single(folder: Path) -> RunTables:
+    """The tables of stage 1 or evaluate: one head, by the name of its stage's folder."""
+    summary = folder / "summary.json"
+    try:
+        found = read_json(summary)
+        figures, selected_on = found["test"], str(found["selected_on"])
+        scores = {name: [figures[name]] for name in SCORES}
+    except (OSError, ValueError, RecursionError, KeyError, TypeError) as error:
+        raise UserError(f"{summary} cannot be read: {reason(error)}") from error
+    own = {"method": folder.resolve().parent.name, "setting": ""}
+    fixed = own | {"selected_on": selected_on, "n": 1, "loma_spread": np.nan, "label": own["method"]}
+    heads = pd.DataFrame(scores, dtype=float).mul(100).assign(**fixed)
+    classes = _read(folder / "per_class.csv", PER_CLASS).assign(**own)
+    pairs = _if_there(folder / "confusion.csv", _PAIRS).assign(**own)
+    return RunTables(heads, heads, classes, pd.DataFrame(), pd.DataFrame(), pairs)
 
 
 def _if_there(path: Path, columns: list[str]) -> pd.DataFrame:

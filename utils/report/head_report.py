@@ -22,7 +22,6 @@ from utils.run import checkpoint
 from utils.run.folder import Run
 from utils.run.saver import Saver
 from utils.settings.chosen import lead_method
-from utils.settings.commands import command
 from utils.settings.config import Config
 
 # heads whose state is that of an nn.Linear
@@ -224,7 +223,8 @@ def _write_tables(
     cells, caption = table.cells(rows), table.caption(rows, outcomes)
     run.write_text("table.md", f"{table.markdown_lines(cells)}\n\n{caption}\n")
     run.write_rows("per_class.csv", table.per_class_rows(outcomes, data))
-    run.write_rows("confusion.csv", table.confusion_rows(lead, data, targets))
+    confused = table.confusion_rows(lead.head.plan.key, lead.predicted, data, targets)
+    run.write_rows("confusion.csv", confused)
     if config.select != "last":
         run.write_rows("search.csv", table.search_rows(heads, [one.head for one in outcomes]))
     run.log("", *table.aligned(rows), *table.brief_caption(rows), "")
@@ -236,4 +236,4 @@ def _write_tables(
         run.write_text("report.html", page(title, cells, caption, pictures, settings))
         run.log(f"table and {len(pictures)} pictures in {run.folder}, all on one page: report.html")
     else:
-        run.log(f"pictures: {command('utils.plots', run.folder)}")
+        table.log_classes(run, data, lead.figures, confused)

@@ -19,12 +19,15 @@ from utils.base.errors import UserError, printable
 from utils.heads.head import HeadRun
 from utils.heads.outcome import Outcome, mean_score
 from utils.heads.plan import HeadPlan
-from utils.metrics.accuracy import GROUPS, percent
+from utils.metrics.accuracy import GROUPS, Scores, percent
 from utils.metrics.paired import INTERVAL, bootstrap, holm, mcnemar
+from utils.run.folder import Run
+from utils.settings.commands import command
 
 _SHARES = ("overall", *GROUPS, "balanced", "calibration_error")
 REFERENCES = ("ce", "los")
 TOLD_APART = 0.05
+NAMED = 40  # classes whose figures a run prints by name
 # how a table says what chose
 SELECTIONS = {
     "last": "the last epoch of every head; this run selected nothing",
@@ -185,16 +188,44 @@ def per_class_rows(outcomes: Sequence[Outcome], data: LongTailedData) -> list[di
     return rows
 
 
-def confusion_rows(one: Outcome, data: LongTailedData, targets: Tensor) -> list[dict]:
-    """A row a class and what a head took its test images for, with their number; predicted -1: nothing."""
-    pairs, images = torch.stack([targets, one.predicted]).unique(dim=1, return_counts=True)
+def confusion_rows(key: dict, predicted: Tensor, data: LongTailedData, targets: Tensor) -> list[dict]:
+    """A row a class and what a head took its test images for, with their number; predicted -1: nothing.
+
+    predicted and targets int64 [N]; `key` says whose row it is.
+    """
+    pairs, images = torch.stack([targets, predicted]).unique(dim=1, return_counts=True)
     names, groups = [*data.class_names, ""], [*data.groups, ""]  # the last ones, for nothing
     return [
-        one.head.plan.key
+        key
         | {"class": k, "name": names[k], "group": groups[k], "predicted": predicted}
         | {"predicted_name": names[predicted], "predicted_group": groups[predicted], "images": count}
         for (k, predicted), count in zip(pairs.T.tolist(), images.tolist(), strict=True)
     ]
+
+
+def report_classes(run: Run, data: LongTailedData, figures: dict, scores: Scores) -> None:
+    """per_class.csv, confusion.csv and, of few classes, a table of stage 1 or evaluate."""
+    columns = {"class": range(data.num_classes), "name": data.class_names}
+    columns |= {"train_images": data.class_counts, "group": data.groups}
+    run.write_rows("per_class.csv", columns | figures["classes"])
+    rows = confusion_rows({}, scores.predicted.cpu(), data, scores.targets.cpu())
+    run.write_rows("confusion.csv", rows)
+    log_classes(run, data, figures, rows)
+
+
+def log_classes(run: Run, data: LongTailedData, figures: dict, confused: Sequence[dict]) -> None:
+    """Up to NAMED classes by name, the most frequent first: images, accuracy, and what each is taken for."""
+    if data.num_classes <= NAMED:
+        lines = [("class", "training images", "test images", "accuracy", "most confused with")]
+        for k in sorted(range(data.num_classes), key=lambda k: -data.class_counts[k]):
+            images, share = (figures["classes"][name][k] for name in ("test_images", "accuracy"))
+            wrong = [row for row in confused if row["class"] == k != row["predicted"]]
+            most = max(wrong, key=lambda row: row["images"], default=None)
+            taken = "-" if most is None else f"{most['predicted_name']} ({percent(most['images'] / images)})"
+            name = data.class_names[k]
+            lines.append((name, str(data.class_counts[k]), str(images), percent(share), taken))
+        run.log("", *aligned_lines(lines, words=(0, 4)), "")
+    run.log(f"pictures: {command('utils.plots', run.folder)}")
 
 
 def head_rows(runs: Sequence[HeadRun]) -> list[dict]:

@@ -13,7 +13,6 @@ from typing import Self
 import pandas as pd
 from progress.bar import Bar
 
-from datasets import LongTailedData
 from utils.base.distributed import ALONE, World
 from utils.base.errors import UserError, complain, printable, show
 from utils.base.files import json_text, open_regular, sweep, write_atomically
@@ -116,12 +115,6 @@ class Run:
         text = csv_text(rows)
         with self._going_on(self.place(name)) if name == "metrics.csv" else nullcontext():
             self.write_text(name, text)
-
-    def write_per_class(self, figures: dict, data: LongTailedData) -> None:
-        """per_class.csv: class, name, images in the long-tailed set, shot group, every per-class figure."""
-        columns = {"class": range(data.num_classes), "name": data.class_names}
-        columns |= {"train_images": data.class_counts, "group": data.groups}
-        self.write_rows("per_class.csv", columns | figures["classes"])
 
     def bar(self, steps: Iterable, total: int, title: str) -> Iterator:
         """Pass `steps` through, drawing a bar with its ETA on standard error where that is a terminal."""
