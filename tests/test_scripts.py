@@ -106,6 +106,7 @@ def test_a_run_folder_holds_config_log_metrics_per_class_and_summary(digits, sta
     assert last_line((folder / "log.txt").read_text()) in (digits.stage1_text + digits.stage2_text)
 
 
+@pytest.mark.usefixtures("every_picture")
 def test_few_classes_are_reported_by_name_and_drawn_for_a_single_network_too(digits):
     text = run_evaluate(digits.root, "--cur_stage", "stage1")
     folder = run_folder(digits.root, "evaluate_stage1")

@@ -58,7 +58,7 @@ def read_table(path: Path, columns: Sequence[str] = (), **options: object) -> pd
 
 def read_run(folder: Path, methods: Sequence[str] | None = None) -> RunTables:
     """The tables of a run folder; `methods` are those with a line over the classes, None: see CONTROLS."""
-    if (folder / "per_class.csv").exists() and not (folder / "table.csv").exists():
+    if (folder / "summary.json").exists() and not (folder / "table.csv").exists():
         return _single(folder)
     heads = _read(folder / "table.csv", [*TEXT, *TABLE]).dropna(subset="overall")
     classes = _read(folder / "per_class.csv", ["method", "setting", *PER_CLASS])
