@@ -139,6 +139,11 @@ CONTRADICTIONS = [
     (STAGE1, FILES + "--split_dir {root}", "--split_dir goes with --dataset .*, not with folder"),
     (STAGE1, FILES + "--allow_partial", "--allow_partial goes with --dataset .*, not with folder"),
     (STAGE1, FILES + "--test_fraction 0.2", "pets has a test/ of its own: leave --test_fraction out"),
+    (
+        STAGE1,
+        FILES + "--network resnet8 --batch_size 16777216",
+        r"a step of 16777216 images of 64 x 64 pixels needs [\d.]+ GB or more, .* free: --accum \d+ takes",
+    ),
     (STAGE1, FILES + "--test_fraction 1", "--test_fraction must be between 0 and 1, got 1"),
     (
         STAGE1,
