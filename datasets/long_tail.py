@@ -10,7 +10,7 @@ from utils.base.errors import UserError
 # few: fewer training images than the first; many: more than the second
 SHOTS = (20, 100)
 UNUSED_PER_CLASS = 20
-_TEST_SEED = 2025
+TEST_SEED = 2025  # of images that are held out to test: not that of those which then validate
 
 
 def long_tail_counts(num_classes: int, max_count: int, imb_ratio: float) -> list[int]:
@@ -76,14 +76,6 @@ def held_out_mask(labels: np.ndarray, fraction: float, seed: int = 0) -> np.ndar
         chosen = np.random.default_rng([seed, label]).permutation(of_class)[:take]
         held_out[chosen] = True
     return held_out
-
-
-def mask_of_test(labels: np.ndarray, fraction: float) -> np.ndarray:
-    """`held_out_mask` of the images that test, where a set has no test part: the same for every run.
-
-    Its seed is another than that of the images which then validate: those would be of the same places.
-    """
-    return held_out_mask(labels, fraction, _TEST_SEED)
 
 
 def shot_groups(

@@ -22,8 +22,6 @@ from utils.base.errors import UserError, exit_cleanly, say
 from utils.settings.parse import Parser
 from utils.settings.presets import preset_for
 
-SHARES = {"test": 0.2, "val": 0.1}  # of the photographs of a class
-
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Write the tree."""
@@ -33,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--dataset", choices=in_memory)
     source.add_argument("--from", dest="photographs", type=Path, help="a folder with one for each class")
-    for part, share in SHARES.items():
+    for part, share in (("test", 0.2), ("val", 0.1)):
         parser.add_argument(f"--{part}_fraction", type=float, default=share, help="with --from [%(default)s]")
     parser.add_argument("--data_dir", type=Path, default=Path("data"), help="folder with the CIFAR files")
     parser.add_argument("--imb_ratio", type=float, help="1: the balanced set (default: the data set's usual)")
@@ -45,8 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         shares = {"test_fraction": given.test_fraction, "val_fraction": given.val_fraction}
         data = build_data("folder", given.photographs, val_source="heldout", **shares)
     else:
-        usual = preset_for(given.dataset)["imb_ratio"]
-        ratio = usual if given.imb_ratio is None else given.imb_ratio
+        ratio = preset_for(given.dataset)["imb_ratio"] if given.imb_ratio is None else given.imb_ratio
         data = build_data(given.dataset, given.data_dir, ratio, val_source="none")
     try:
         with scratch_folder(given.to.parent) as scratch:
@@ -62,19 +59,19 @@ def write_tree(data: LongTailedData, target: Path) -> None:
     """The images of every part as class folders below `target`. Raises: OSError."""
     digits = len(str(data.num_classes - 1))
     for part, images in data.parts.items():
+        on_disk = isinstance(images, FileSet)
         for number, label in enumerate(images.labels.tolist()):
-            if isinstance(images, FileSet):
-                place = target / part / images.paths[number].removeprefix("train/")
-            else:
-                name = data.class_names[label]
-                ranked = name if name == str(label) else f"{label:0{digits}}_{name}"
-                place = target / part / ranked / f"{number:05}.png"
+            name = data.class_names[label]
+            ranked = name if name == str(label) else f"{label:0{digits}}_{name}"
+            made = f"{ranked}/{number:05}.png"
+            place = target / part / (images.paths[number].removeprefix("train/") if on_disk else made)
             place.parent.mkdir(parents=True, exist_ok=True)
-            if isinstance(images, FileSet):
+            if on_disk:
                 shutil.copy2(images.path(number), place)
-            else:
-                image = images.images[number]
-                Image.fromarray((image[0] if len(image) == 1 else image.permute(1, 2, 0)).numpy()).save(place)
+                continue
+            pixels = images.images[number]
+            pixels = pixels[0] if len(pixels) == 1 else pixels.permute(1, 2, 0)
+            Image.fromarray(pixels.numpy()).save(place)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from datasets.long_tail import mask_of_test
+from datasets.long_tail import TEST_SEED, held_out_mask
 from tests.helpers import call
 from utils.features.__main__ import main as features_main
 from utils.packs.pack import read_pack
@@ -76,7 +76,7 @@ def test_labels_may_be_text_and_fractions_part_one_array_as_they_part_images(tmp
     rows = {row.tobytes(): "abc".index(name[0]) for row, name in zip(x, text, strict=True)}
     for features, labels in ((pack.train, pack.train_labels), (pack.test, pack.test_labels)):
         assert [rows.pop(row.tobytes()) for row in features[0].numpy()] == labels.tolist()
-    chosen = mask_of_test(np.unique(text, return_inverse=True)[1], 0.2)
+    chosen = held_out_mask(np.unique(text, return_inverse=True)[1], 0.2, TEST_SEED)
     assert np.array_equal(pack.test[0], x[chosen])
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from datasets.listed.lists import Report, shown
-from datasets.long_tail import mask_of_test
+from datasets.long_tail import TEST_SEED, held_out_mask
 from datasets.split import cut, fitting_counts
 from datasets.types import FileSet, FileViews, LongTailedData
 
@@ -82,13 +82,13 @@ def assemble(
 ) -> LongTailedData:
     """The data set of these parts, checked, and made long-tailed by `imb_ratio`, or as it is (None).
 
-    With a `test_fraction` that share of the training images, see `mask_of_test`, is the test part.
+    With a `test_fraction` that share of the training images, see `held_out_mask`, is the test part.
     `split_options` are those of `split_long_tailed`.
     """
     parts, counts = check_parts(parts, report), None
     if test_fraction is not None:
         train = parts["train"]
-        chosen = mask_of_test(train.labels.numpy(), test_fraction)
+        chosen = held_out_mask(train.labels.numpy(), test_fraction, TEST_SEED)
         parts |= {"train": train.take(np.flatnonzero(~chosen)), "test": train.take(np.flatnonzero(chosen))}
     if imb_ratio is not None:
         available = np.bincount(parts["train"].labels.numpy(), minlength=len(class_names)).tolist()

@@ -232,7 +232,7 @@ ARRAYS = [  # words, what the line says, the arrays that are changed
     ("", "train_x.npy has 4 rows, .*train_y.npy 3 labels: one a row", {"train_y": Y[:3]}),
     ("", "labels reach 1099511627777, and class 2 has no training image", {"test_y": Y + 2**40}),
     ("", "class 1 has no training image: give them as text, numpy.save", {"train_y": Y * 2, "test_y": Y * 2}),
-    ("", "test_y.npy holds numbers, .*train_y.npy text: save both as text", {"train_y": Y.astype(str)}),
+    ("", "test_y.npy holds text, .*train_y.npy numbers: save both as text", {"test_y": Y.astype(str)}),
     (
         "",
         "test_y.npy holds the label 3, which no training image has",

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -60,12 +61,10 @@ def free_memory(device: torch.device) -> int | None:
     """Bytes that a process can still have there, within the limit of its container; None: not known."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    found = []
-    with suppress(OSError, ValueError, IndexError):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        found += [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
-    with suppress(OSError, ValueError):  # "max" is no number
-        found.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    found, group = [], (r"^(\d+)", "/sys/fs/cgroup/memory.max", 1)
+    for pattern, path, unit in (r"MemAvailable: +(\d+)", "/proc/meminfo", 1024), group:
+        with suppress(OSError):
+            found += (unit * int(number) for number in re.findall(pattern, Path(path).read_text()))
     return min(found, default=None)
 
 

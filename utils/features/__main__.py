@@ -10,7 +10,7 @@ import re
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from datasets.long_tail import held_out_mask, mask_of_test, suited_shots
+from datasets.long_tail import TEST_SEED, held_out_mask, suited_shots
 from models import build_head
 from models.heads.means import MOST, logistic_rows
 from utils.base.errors import UserError, exit_cleanly, reason, say
@@ -124,11 +124,9 @@ def _pack_of(asked: Namespace) -> Pack:
             "give them as text, numpy.save(FILE, labels.astype(str)), and the classes are those there are"
         )
         raise UserError(f"labels reach {num_class - 1}, and class {absent} has no training image: {way_out}")
-    _set_apart(arrays, "test", asked.test_fraction, mask_of_test)
+    _set_apart(arrays, "test", asked.test_fraction, TEST_SEED)
     counts = torch.bincount(arrays["train_labels"], minlength=num_class).tolist()
-    shots, note = suited_shots(counts)
-    say(*filter(None, [note]))
-    _set_apart(arrays, "val", asked.val_fraction, held_out_mask)
+    _set_apart(arrays, "val", asked.val_fraction, 0)
     arrays["fc_weight"] = torch.zeros(num_class, arrays["train"].shape[-1])
     arrays["fc_bias"] = torch.zeros(num_class)
     if asked.fc_weight:
@@ -142,7 +140,7 @@ def _pack_of(asked: Namespace) -> Pack:
         "subset_seed": None,
         "num_class": num_class,
         "class_counts": counts,
-        "shots": list(shots),
+        "shots": list(suited_shots(counts)[0]),
         "class_names": names or _class_names(asked.class_names, num_class),
         "test_fraction": asked.test_fraction,
         "val_source": "own" if asked.val_x else "heldout" if asked.val_fraction else "none",
@@ -186,11 +184,11 @@ def _floats(path: Path, dtype: str, axes: str) -> Tensor:
     return torch.from_numpy(narrowed(array, _TYPES[dtype], str(path), advice))
 
 
-def _set_apart(arrays: dict, part: str, share: float | None, mask_of: Callable) -> None:
+def _set_apart(arrays: dict, part: str, share: float | None, seed: int) -> None:
     """Take `part` out of the training rows as a data set of images does; of several views the first."""
     if share is not None:
         labels = arrays["train_labels"]
-        chosen = torch.from_numpy(mask_of(labels.numpy(), share))
+        chosen = torch.from_numpy(held_out_mask(labels.numpy(), share, seed))
         arrays |= {part: arrays["train"][:1, chosen], f"{part}_labels": labels[chosen]}
         arrays |= {"train": arrays["train"][:, ~chosen], "train_labels": labels[~chosen]}
 
@@ -199,20 +197,20 @@ def _labels(paths: dict[str, Path]) -> tuple[dict[str, Tensor], list[str]]:
     """The labels of each part, int64 [N]; where they are text also the names, sorted, of which they count."""
     found = {part: _load(path, "iuU", (1,), "integers [N] or text [N]") for part, path in paths.items()}
     names = np.unique(found["train"]) if found["train"].dtype.kind == "U" else None
-    for part, labels in found.items():
+    for part, path in paths.items():
+        labels = found[part]
         problem = "no labels" if len(labels) == 0 else ""
-        if (labels.dtype.kind == "U") != (names is not None):
-            kinds = ("numbers", "text") if names is not None else ("text", "numbers")
-            problem = problem or f"{kinds[0]}, {paths['train']} {kinds[1]}: save both as text"
-        elif names is not None and not np.isin(labels, names).all():
-            unknown = labels[~np.isin(labels, names)][0]
-            problem = problem or f"the label {unknown!s:.60}, which no training image has"
-        if not problem:
-            found[part] = (labels if names is None else np.searchsorted(names, labels)).astype(np.int64)
+        if names is not None:
+            labels = labels.astype(str)
+            if len(unknown := labels[~np.isin(labels, names)]):
+                problem = f"the label {unknown[0]!s:.60}, which no training image has"
+            labels = np.searchsorted(names, labels)
+        elif labels.dtype.kind == "U":
+            labels, problem = labels[:0], f"text, {paths['train']} numbers: save both as text"
+        found[part] = torch.from_numpy(labels.astype(np.int64))
         if problem or found[part].min() < 0:
-            raise UserError(f"{paths[part]} holds {problem or 'negative labels'}")
-    tensors = {part: torch.from_numpy(labels) for part, labels in found.items()}
-    return tensors, [] if names is None else names.tolist()
+            raise UserError(f"{path} holds {problem or 'negative labels'}")
+    return found, [] if names is None else names.tolist()
 
 
 def _fit(pack: Pack) -> tuple[Tensor, Tensor]:

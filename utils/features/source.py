@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from datasets import OWN_DATASETS, LongTailedData
 from datasets.listed.parts import as_seen
+from datasets.long_tail import suited_shots
 from datasets.types import FileSet
 from models.pretrained import with_own_names
 from utils.base.distributed import ALONE, World
@@ -231,7 +232,9 @@ class PackSource(Source):
     """A feature pack: its "images" are features, its "network" is a classifier."""
 
     def _load(self) -> tuple[LongTailedData, nn.Module]:
-        data = replace(pack_data(self.file), shots=tuple(self.config.shots))
+        data, shots = pack_data(self.file), tuple(self.config.shots)
+        suited, note = suited_shots(data.class_counts)
+        data = replace(data, shots=shots, notes=data.notes + [note] * (note != "" and suited == shots))
         return data, nn.ModuleDict({"fc": pack_classifier(self.file)})
 
     def saw(self, data: LongTailedData, select: str) -> str | None:

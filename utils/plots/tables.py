@@ -79,16 +79,14 @@ def read_run(folder: Path, methods: Sequence[str] | None = None) -> RunTables:
 
 def _single(folder: Path) -> RunTables:
     """The tables of stage 1 or evaluate: one head, by the name of its stage's folder."""
-    summary = folder / "summary.json"
     try:
-        found = read_json(summary)
-        figures, selected_on = found["test"], str(found["selected_on"])
-        scores = {name: [figures[name]] for name in SCORES}
+        found = read_json(folder / "summary.json")
+        heads = pd.DataFrame({name: [found["test"][name]] for name in SCORES}, dtype=float).mul(100)
+        own = {"method": folder.resolve().parent.name, "setting": ""}
+        heads = heads.assign(**own, label=own["method"], selected_on=str(found["selected_on"]), n=1)
     except (OSError, ValueError, RecursionError, KeyError, TypeError) as error:
-        raise UserError(f"{summary} cannot be read: {reason(error)}") from error
-    own = {"method": folder.resolve().parent.name, "setting": ""}
-    fixed = own | {"selected_on": selected_on, "n": 1, "loma_spread": np.nan, "label": own["method"]}
-    heads = pd.DataFrame(scores, dtype=float).mul(100).assign(**fixed)
+        raise UserError(f"{folder}/summary.json cannot be read: {reason(error)}") from error
+    heads["loma_spread"] = np.nan  # one dot needs no picture
     classes = _read(folder / "per_class.csv", PER_CLASS).assign(**own)
     pairs = _if_there(folder / "confusion.csv", _PAIRS).assign(**own)
     return RunTables(heads, heads, classes, pd.DataFrame(), pd.DataFrame(), pairs)

@@ -137,9 +137,7 @@ def check_memory(model: nn.Module, config: Config, data: LongTailedData, rows: i
     with untouched(model, training=True), torch.enable_grad(), saved_tensors_hooks(note, lambda value: value):
         out = model(images)  # held, so that no storage is given to another tensor meanwhile
     del out
-    weights = 3 * sum(value.nbytes for value in model.parameters())  # gradients and momentum too
-    needed = sum(kept.values()) // 2 * rows // (1 if config.amp == "off" else 2) + weights
-    free = free_memory(device)
+    needed, free = sum(kept.values()) / (2 if config.amp == "off" else 4) * rows, free_memory(device)
     if free is not None and needed > free:
         what = f"a step of {rows} images of {size} x {size} pixels needs {needed / 1e9:.1f} GB or more"
         accum = config.accum * 2 ** math.ceil(math.log2(needed / free))
