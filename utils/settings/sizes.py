@@ -41,7 +41,7 @@ def by_size(said: dict) -> tuple[str, dict]:
         "image_size": size,
         "augment": "pad_crop" if small else "resized_crop",
         "batch_size": batch,
-        "epochs": min(max(round(_TOTAL_STEPS * batch / max(trained, 1)), 60), 200),
+        "epochs": min(max(10 * round(_TOTAL_STEPS * batch / max(trained, 1) / 10), 60), 200),
         "lr": min(0.1, batch / 320),
         "wd": 1e-3,
     }
