@@ -112,7 +112,7 @@ def resolve(script: str, given: dict, known: dict | None = None) -> Config:
         _settle_label_smooth(given, values, sources, settled)
     if values.get("workers", 0) is None:
         values["workers"], sources["workers"] = default_workers(), "from the cores"
-    if sources.get("warmup_epochs") == "preset":
+    if sources.get("warmup_epochs") in ("preset", of_size):
         values["warmup_epochs"] = min(values["warmup_epochs"], values["epochs"] - 1)
     if "seed" in values and values["seed"] is None and not values.get("seeds"):
         values["seed"], sources["seed"] = secrets.randbelow(2**31), "drawn"

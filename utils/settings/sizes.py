@@ -43,6 +43,7 @@ def by_size(said: dict) -> tuple[str, dict]:
         "batch_size": batch,
         "epochs": min(max(10 * round(_TOTAL_STEPS * batch / max(trained, 1) / 10), 60), 200),
         "lr": min(0.1, batch / (320 if small else 800)),
+        "warmup_epochs": 0 if small else 2,
         "wd": 1e-3,
     }
     return f"for {images:,} images with sides of {side:.0f} pixels, unless you say otherwise", chosen
