@@ -329,5 +329,5 @@ def test_the_stem_is_the_users_choice_and_the_checkpoints_memory(own, tmp_path):
 def test_a_presets_learning_rate_goes_with_the_batch_size_and_a_given_one_does_not(own, tmp_path):
     words = of_own(own, *places(tmp_path), "--epochs", "1", "--seed", "0")
     text = call(main_stage1.main, *words, "--batch_size", "32")
-    assert "unless you say otherwise, times batch size / 8: lr 0.1" in text
+    assert "unless you say otherwise, times batch size / 8: lr 0.04" in text
     assert "times batch size" not in call(main_stage1.main, *words, "--batch_size", "32", "--lr", "0.05")
