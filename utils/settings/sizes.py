@@ -26,7 +26,8 @@ def by_size(said: dict) -> tuple[str, dict]:
     """Where the values come from, in words, and the defaults for the images that settings name, if small."""
     if said.get("dataset") not in OWN_DATASETS or said.get("features") or said.get("imb_ratio"):
         return "", {}
-    found = _survey(Path(said.get("data_dir", "data")), said.get("train_list"))
+    listed = said.get("train_list")
+    found = _survey(Path(said.get("data_dir", "data")), Path(listed) if listed else None)
     if found is None:
         return "", {}
     images, side = found
