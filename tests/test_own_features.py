@@ -103,7 +103,9 @@ def test_the_end_of_a_run_names_the_methods_that_make_things_worse(tmp_path):
     for rate, names in (("1e-4", []), ("3", ["los"])):
         call(main_stage2.main, *run, "--finetune_lr", rate, "--out", tmp_path / rate)
         log = next((tmp_path / rate).rglob("log.txt")).read_text()
-        told = re.findall(r"warning: below stage1 \([\d.]+\) and ncm \([\d.]+\) on test: (.*)", log)
+        told = re.findall(
+            r"warning: below stage1 \([\d.]+\) and ncm \([\d.]+\) in balanced accuracy on test: (.*)", log
+        )
         assert [re.sub(r" \([\d.]+\)", "", line) for line in told] == names
 
 
