@@ -43,7 +43,8 @@ def page() -> str:
     lines += [
         "## Defaults by data set",
         "",
-        "`list` has those of `folder`. An empty field is not set, but for ",
+        "`list` has those of `folder`; sets of fewer than 20,000 own images have others, see "
+        "[own data](own_data.md). An empty field is not set, but for ",
     ]
     lines[-1] += "`--workers`: then a process takes its share of the cores, less one."
     rows = [(f"`--{name}`", *(_shown(own[name]) for own in _DEFAULTS.values())) for name in _BY_DATA]

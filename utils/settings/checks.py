@@ -198,10 +198,10 @@ def _check_targets(given: dict, values: dict) -> None:
             check_output(name, given[name], *mark)
     if values["dataset"] != "folder":
         return
-    root, places = Path(values["data_dir"]), given
-    images = {os.path.realpath(root / part) for part in ("train", "val", "test")}
+    root, places, parts = Path(values["data_dir"]), given, ("train", "val", "test")
     if values.get("test_fraction") and not (root / "train").is_dir():  # every folder in it is a class
-        images, places = {os.path.realpath(root)}, {n: v for n, v in values.items() if v is not None}
+        places, parts = {name: value for name, value in values.items() if value is not None}, ("",)
+    images = {os.path.realpath(root / part) for part in parts}
     for name in ("out", "ckpt_dir", *OUTPUTS):
         place = Path(os.path.realpath(places.get(name, "")))
         if name in places and images & {str(place), *map(str, place.parents)}:
