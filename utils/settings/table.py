@@ -126,6 +126,8 @@ _GROUPS = {
             help="start stage 1 from the weights of this file, all but the classifier"),
         Argument("pretrained_pth", Path, (STAGE2, EVALUATE), marks={Mark.PUBLIC, Mark.PLACE, Mark.CELL},
             help="checkpoint to start from or to evaluate; default: that which the stage before has left"),
+        Argument("head", str, (EVALUATE,),
+            help="method whose head is taken, where --pretrained_pth is the last.pth of a run of several"),
     ),
     "optimisation": (
         Argument("epochs", int, _ONE, allowed=ONE_OR_MORE, marks={Mark.PUBLIC}, help="stage-1 epochs"),
