@@ -143,7 +143,7 @@ def load_classifier(path: str | Path, device: str = "cpu", **words: object) -> C
         views, names, mirror = None, file.facts["class_names"], False
     else:
         check_known(file.path, file.known, given)
-        config = resolve(EVALUATE, given | {"predict": None}, file.known)
+        config = resolve(EVALUATE, given | {"predict": Path()}, file.known)
         network, views, names = network_for_files(config, file)
         mirror = views.mirror_test and not config.no_tta
     checkpoint.load_head(network, file)

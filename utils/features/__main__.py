@@ -17,11 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from utils.base.errors import UserError, exit_cleanly, reason, say
+from utils.base.errors import UserError, exit_cleanly, say
 from utils.base.files import check_output, require_file
+from utils.features.arrays import load_array, load_floats
 from utils.features.encode import encode
 from utils.features.fit import fit_classifier
-from utils.packs.pack import Pack, check, narrowed, write_pack
+from utils.packs.pack import Pack, check, write_pack
 from utils.run.facts import OWN
 from utils.run.folder import check_writable
 from utils.settings.checks import OUTPUTS, PACK_NAME
@@ -91,7 +92,7 @@ def _pack_of(asked: Namespace) -> Pack:
     """The pack of the arrays named; its classifier is zeros where none is."""
     arrays = {"val": None, "val_labels": None}
     for part in ("train", "test", *(("val",) if asked.val_x else ())):
-        features = _floats(getattr(asked, f"{part}_x"), asked.dtype, "[N, D] or [V, N, D]")
+        features = load_floats(getattr(asked, f"{part}_x"), _TYPES[asked.dtype], "[N, D] or [V, N, D]")
         arrays[part] = features if features.ndim == 3 else features.unsqueeze(0)
         arrays[f"{part}_labels"] = _labels(getattr(asked, f"{part}_y"))
     images = len(arrays["train_labels"])
@@ -102,8 +103,8 @@ def _pack_of(asked: Namespace) -> Pack:
     arrays["fc_weight"] = torch.zeros(num_class, arrays["train"].shape[-1])
     arrays["fc_bias"] = torch.zeros(num_class)
     if asked.fc_weight:
-        arrays["fc_weight"] = _floats(asked.fc_weight, "fp32", "[K, D]")
-        arrays["fc_bias"] = _floats(asked.fc_bias, "fp32", "[K]")
+        arrays["fc_weight"] = load_floats(asked.fc_weight, np.float32, "[K, D]")
+        arrays["fc_bias"] = load_floats(asked.fc_bias, np.float32, "[K]")
     facts = {
         "dataset": asked.name,
         "imb_ratio": None,
@@ -134,28 +135,8 @@ def _class_names(path: Path | None, num_class: int) -> list[str]:
         raise UserError(f"--class_names {path} cannot be read: {error}") from error
 
 
-def _load(path: Path, kinds: str, dimensions: Sequence[int], expected: str) -> np.ndarray:
-    """The mapped array of a .npy file, of a NumPy kind (f: float, i and u: integer) and dimension allowed."""
-    require_file(path)
-    try:
-        array = np.lib.format.open_memmap(path, mode="c")  # never unpickles; "c": PyTorch wants it writable
-    except Exception as error:  # a broken file can raise nearly anything
-        why = f"is no .npy file of numbers ({reason(error):.200})"
-        raise UserError(f"{path} {why}: write one with numpy.save") from error
-    if array.dtype.kind not in kinds or array.ndim not in dimensions:
-        raise UserError(f"{path} holds {array.dtype} {list(array.shape)}, expected {expected}")
-    return array
-
-
-def _floats(path: Path, dtype: str, axes: str) -> Tensor:
-    dimensions = [option.count(",") + 1 for option in axes.split(" or ")]
-    array = _load(path, "f", dimensions, f"floats {axes}")
-    advice = "take --dtype fp32, or scale them" if dtype == "fp16" else "scale them"
-    return torch.from_numpy(narrowed(array, _TYPES[dtype], str(path), advice))
-
-
 def _labels(path: Path) -> Tensor:
-    labels = torch.from_numpy(_load(path, "iu", (1,), "integers [N]").astype(np.int64))
+    labels = torch.from_numpy(load_array(path, "iu", (1,), "integers [N]").astype(np.int64))
     if len(labels) == 0 or labels.min() < 0:
         raise UserError(f"{path} holds {'no' if len(labels) == 0 else 'negative'} labels")
     return labels
