@@ -30,7 +30,7 @@ from utils.base.errors import UserError, exit_cleanly
 from utils.engine import scoring
 from utils.engine.device import LAYOUT, pick_device
 from utils.engine.precision import speed_up
-from utils.features.arrays import load_floats
+from utils.features.brought import load_floats
 from utils.features.logits import logit_batches
 from utils.features.source import Source, find_source
 from utils.metrics.balance import target_priors

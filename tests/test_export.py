@@ -1,6 +1,8 @@
 """Classifiers outside of the scripts: from Python, as files for a service, any head of a run of several."""
 
 import json
+import re
+import runpy
 from pathlib import Path
 
 import numpy as np
@@ -95,10 +97,44 @@ def test_a_head_of_a_run_on_a_pack_takes_the_features_as_they_come(tmp_path):
     assert "is of a pack and holds no backbone for a .pt2" in refused
 
 
+def test_logits_and_the_three_first_classes_of_a_test_set_are_left_for_ones_own_plots(pets, tmp_path):
+    out, data = (tmp_path / "p.csv", tmp_path / "l.npz"), ("--dataset", "folder", "--data_dir", pets)
+    argv = ("--pretrained_pth", last_of(pets), "--head", "la", "--predictions", out[0], "--logits", out[1])
+    line = last_line(call(evaluate.main, *places(tmp_path), *data, *argv, "--workers", "0"))
+    rows, kept, model = pd.read_csv(out[0]), np.load(out[1]), load_classifier(last_of(pets), head="la")
+    wanted = model.predict_proba([pets / image for image in rows["image"]]).numpy()
+    order = np.argsort(-wanted, axis=1, kind="stable")
+    for rank, word in enumerate(("predicted", "second", "third")):
+        assert rows[f"{word}_name"].tolist() == [CLASSES[k] for k in order[:, rank]]
+        shares = rows[f"{word}_confidence" if rank else "confidence"]
+        assert shares.to_numpy() == pytest.approx(np.take_along_axis(wanted, order, 1)[:, rank], abs=1e-6)
+    assert kept["labels"].tolist() == rows["label"].tolist() and kept["class_names"].tolist() == CLASSES
+    assert f"overall={100 * (kept['logits'].argmax(1) == kept['labels']).mean():.2f}" in line
+    weight, bias = model.network.fc.folded()
+    again = kept["features"] @ weight.numpy().T + bias.numpy()
+    np.testing.assert_allclose(again, kept["logits"], rtol=1e-4, atol=1e-5)
+
+
+def test_one_image_and_rows_of_further_features_are_predicted(pets, tmp_path):
+    [image], out = list((pets / "test" / "cat").glob("000*")), tmp_path / "p.csv"
+    argv = ("--pretrained_pth", last_of(pets), "--predict", image, "--predictions", out, "--workers", "0")
+    assert last_line(call(evaluate.main, *places(tmp_path), *argv)) == f"predicted images=1 file={out}"
+    rows = pd.read_csv(out)
+    assert rows["image"].tolist() == [image.name]
+    assert rows["predicted_name"].tolist() == load_classifier(last_of(pets)).predict(image)
+    run = (*places(tmp_path), "--features", digits_pack(tmp_path))
+    call(main_stage2.main, *run, "--method", "ncm")
+    argv = (*run, "--cur_stage", "stage2", "--predict", tmp_path / "test_x.npy", "--predictions", out)
+    call(evaluate.main, *argv)
+    line = last_line(call(evaluate.main, *run, "--cur_stage", "stage2"))
+    hits = pd.read_csv(out)["predicted"].to_numpy() == np.load(tmp_path / "test_y.npy")
+    assert f"overall={100 * hits.mean():.2f}" in line
+
+
 @pytest.mark.parametrize("name", ["stage1", "la", "lws"])
 def test_plain_arrays_give_a_numpy_service_the_logits_of_the_network(pets, tmp_path, name):
     argv = ("--stage2", last_of(pets), "--head", name, "--out", tmp_path / "a.npz")
-    assert last_line(call(export_main, *argv)).endswith("of the network's largest logit")
+    assert re.search("within .e-.. of the network's largest logit", last_line(call(export_main, *argv)))
     model, kept = load_classifier(last_of(pets), head=name), np.load(tmp_path / "a.npz")
     images = torch.randint(256, (5, 3, 32, 32), dtype=torch.uint8)
     features = model.seen(images, model.network.forward_features).mean(dim=0).numpy()
@@ -123,3 +159,10 @@ def test_a_whole_network_is_a_program_that_needs_no_file_of_this_repository(pets
     wanted = load_classifier(last_of(pets), head="disalign")(images)
     torch.testing.assert_close(torch.as_tensor(found), wanted, rtol=1e-4, atol=1e-5)
     assert json.loads(names["class_names.json"]) == CLASSES
+
+
+def test_there_is_nothing_to_install_and_the_one_file_to_copy_is_named():
+    root = Path(__file__).parents[1]
+    with pytest.raises(SystemExit, match="this is a repository of scripts") as caught:
+        runpy.run_path(str(root / "setup.py"))
+    assert (root / re.search(r"[\w/]+label_over_smooth.py", str(caught.value))[0]).is_file()

@@ -67,7 +67,7 @@ class Classifier(nn.Module):
 
     @torch.inference_mode()
     def logits(self, images: Input) -> Tensor:
-        """Logits [N, K] of paths, PIL images or uint8 [N, 3, H, W] of any size; of features float [N, D].
+        """Logits [N, K] of paths, PIL images or uint8 [N, 3, H, W] of any size; of features [N, D].
 
         Raises UserError: they are something else, or a file is no image.
         """
@@ -84,38 +84,24 @@ class Classifier(nn.Module):
 
     def _parts(self, images: Input) -> Iterator[Tensor]:
         """What `forward` takes, as many at a time as in evaluate: the number may decide the last bits."""
-        rows = CPU_ROWS // (1 + self.mirror) if self.device.type == "cpu" else EVAL_BATCH
         if self.views is None:
-            features = torch.as_tensor(images)
-            if features.ndim != 2 or not features.is_floating_point():
-                raise SettingError(f"features must be floats [N, D], got {_told(features)}")
-            yield from features.float().split(SCORE_ROWS) if len(features) else ()
+            yield from torch.as_tensor(images, dtype=torch.float32).split(SCORE_ROWS)
             return
         images = [images] if isinstance(images, str | Path | Image.Image) else images
-        if isinstance(images, Tensor | np.ndarray):
-            images = torch.as_tensor(images)
-            if images.ndim != 4 or images.shape[1] != 3 or images.dtype != torch.uint8:
-                raise SettingError(f"images must be uint8 [N, 3, H, W], got {_told(images)}")
+        rows = CPU_ROWS // (1 + self.mirror) if self.device.type == "cpu" else EVAL_BATCH
         for start in range(0, len(images), rows):
-            views = [
-                plain_view(_pixels(image), self.views, str(image)) for image in images[start : start + rows]
-            ]
-            yield torch.stack(views)
+            yield torch.stack([self._view(image) for image in images[start : start + rows]])
 
-
-def _told(values: Tensor) -> str:
-    return f"{values.dtype} {list(values.shape)}".removeprefix("torch.")
-
-
-def _pixels(image: str | Path | Image.Image | Tensor) -> Tensor:
-    """RGB uint8 [3, H, W]."""
-    if isinstance(image, Image.Image):
-        return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
-    if isinstance(image, str | Path):
-        return read_image(str(image))
-    if isinstance(image, Tensor):
-        return image
-    raise SettingError(f"an image must be a path, a PIL image or a tensor, got a {type(image).__name__}")
+    def _view(self, image: str | Path | Image.Image | Tensor | np.ndarray) -> Tensor:
+        name = str(image) if isinstance(image, str | Path) else "an image"
+        if isinstance(image, Image.Image):
+            pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+        else:
+            pixels = read_image(name) if isinstance(image, str | Path) else torch.as_tensor(image)
+        if pixels.ndim != 3 or len(pixels) != 3 or pixels.dtype != torch.uint8:
+            found = f"{pixels.dtype} {list(pixels.shape)}"
+            raise SettingError(f"an image must be a path, a PIL image or uint8 [3, H, W], got {found}")
+        return plain_view(pixels, self.views, name)
 
 
 def load_classifier(path: str | Path, device: str = "cpu", **words: object) -> Classifier:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from datasets.long_tail import held_out_mask
 from utils.base.errors import SettingError, UserError
-from utils.features.fit import fit_classifier
+from utils.features.brought import fit_classifier
 from utils.features.frozen import pack_representation
 from utils.features.logits import head_logits
 from utils.heads.epochs import all_epochs, start_heads, train_epoch
@@ -37,7 +37,6 @@ from utils.settings.table import ARGUMENTS, STAGE2
 _GROUPS = ("optimisation", "label over-smoothing", "options of methods (commas make a sweep)")
 # arguments of stage 2 that are arguments here
 OPTIONS = ("budget", *(one.name for one in ARGUMENTS if one.group in _GROUPS and STAGE2 in one.scripts))
-_NAME = "estimator"
 
 
 class LongTailClassifier(ClassifierMixin, BaseEstimator):
@@ -61,9 +60,8 @@ class LongTailClassifier(ClassifierMixin, BaseEstimator):
         self.random_state = random_state
         for name in OPTIONS:
             setattr(self, name, options.pop(name, None))
-        if options:
-            known = f"an option of no method, known: {', '.join(OPTIONS)}"
-            raise TypeError(f"LongTailClassifier got {next(iter(options))}, {known}")
+        for name in options:
+            raise TypeError(f"LongTailClassifier got {name}, an option of no method: {', '.join(OPTIONS)}")
 
     def fit(
         self, X: ArrayLike, y: ArrayLike, X_val: ArrayLike | None = None, y_val: ArrayLike | None = None
@@ -95,19 +93,17 @@ class LongTailClassifier(ClassifierMixin, BaseEstimator):
                 raise UserError("no class has a row to spare for validation: give X_val and y_val")
             val, x, labels = (x[mask], labels[mask]), x[~mask], labels[~mask]
         fc_weight, fc_bias, _ = fit_classifier(x, labels, len(self.classes_), val)
-        facts = {"dataset": _NAME, "imb_ratio": None, "network": "features", "preset": OWN}
+        facts = {"dataset": "estimator", "imb_ratio": None, "network": "features", "preset": OWN}
         facts |= {"num_class": len(self.classes_), "class_counts": labels.bincount().tolist()}
         facts |= {"class_names": [str(name) for name in self.classes_], "train_views": "plain"}
         facts |= {"val_source": "own" if val else "none", "val_clean": bool(val), "stage1_digest": None}
-        held, held_labels = (val[0][None], val[1]) if val else (None, None)
+        held = (val[0][None], val[1]) if val else (None, None)
         # a pack has to have a test part, on which nothing is done here
-        parts = (x[None], labels, x[None, :1], labels[:1], held, held_labels)
-        pack = Pack(*parts, fc_weight, fc_bias, facts)
+        pack = Pack(x[None], labels, x[None, :1], labels[:1], *held, fc_weight, fc_bias, facts)
         check(pack)
-        options = {name: getattr(self, name) for name in OPTIONS if getattr(self, name) is not None}
-        given = {"method": self.method, "select": self.select, "seed": self.random_state} | options
-        config = resolve(STAGE2, given, pack.known)
-        frozen = pack_representation(pack, torch.device("cpu"))
+        given = {"method": self.method, "select": self.select, "seed": self.random_state}
+        given |= {name: getattr(self, name) for name in OPTIONS if getattr(self, name) is not None}
+        config, frozen = resolve(STAGE2, given, pack.known), pack_representation(pack, torch.device("cpu"))
         scored = scored_parts(frozen.labels, config.select)
         heads = start_heads(plan_heads(config)[0], frozen, scored, config)
         for epoch in all_epochs(heads):

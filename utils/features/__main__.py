@@ -19,9 +19,8 @@ from torch import Tensor
 
 from utils.base.errors import UserError, exit_cleanly, say
 from utils.base.files import check_output, require_file
-from utils.features.arrays import load_array, load_floats
+from utils.features.brought import fit_classifier, load_array, load_floats
 from utils.features.encode import encode
-from utils.features.fit import fit_classifier
 from utils.packs.pack import Pack, check, write_pack
 from utils.run.facts import OWN
 from utils.run.folder import check_writable

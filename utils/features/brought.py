@@ -1,11 +1,14 @@
-"""The stage-1 classifier of features that come without one: a logistic regression that validation has chosen.
+"""What a user brings: arrays in .npy files, and features without a classifier, to which one is fitted.
 
-Shapes: N images, D feature, K classes.
+Shapes: N images, D feature, K classes, V views.
 """
 
 import time
+from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,7 +16,10 @@ from torch import Tensor, nn
 from datasets.long_tail import held_out_mask
 from models import build_head
 from models.heads.means import MOST, logistic_rows
+from utils.base.errors import UserError, reason
+from utils.base.files import require_file
 from utils.features.scale import Scale
+from utils.packs.pack import narrowed
 
 PENALTIES = (0.01, 0.1, 1.0, 10.0)
 _SPLITS = 3  # of the training features, where there are no validation features
@@ -66,3 +72,24 @@ def fit_classifier(
     told += f"; training accuracy {fits:.2f}%; {time.perf_counter() - start:.1f} s"
     weight, bias = scale.folded(fc.weight, fc.bias)
     return weight.float(), bias.float(), told
+
+
+def load_array(path: Path, kinds: str, dimensions: Sequence[int], expected: str) -> np.ndarray:
+    """The mapped array of a .npy file, of a NumPy kind (f: float, i and u: integer) and dimension allowed."""
+    require_file(path)
+    try:
+        array = np.lib.format.open_memmap(path, mode="c")  # never unpickles; "c": PyTorch wants it writable
+    except Exception as error:  # a broken file can raise nearly anything
+        why = f"is no .npy file of numbers ({reason(error):.200})"
+        raise UserError(f"{path} {why}: write one with numpy.save") from error
+    if array.dtype.kind not in kinds or array.ndim not in dimensions:
+        raise UserError(f"{path} holds {array.dtype} {list(array.shape)}, expected {expected}")
+    return array
+
+
+def load_floats(path: Path, dtype: type, axes: str) -> Tensor:
+    """Floats of a .npy file as `dtype`, with the dimensions of `axes`, "[N, D] or [V, N, D]"."""
+    dimensions = [option.count(",") + 1 for option in axes.split(" or ")]
+    array = load_array(path, "f", dimensions, f"floats {axes}")
+    advice = "take --dtype fp32, or scale them" if dtype is np.float16 else "scale them"
+    return torch.from_numpy(narrowed(array, dtype, str(path), advice))
