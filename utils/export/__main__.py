@@ -46,16 +46,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     if views is None and kind != ".npz":
         way_out = "export it as .npz, for features of the encoder that made the pack"
         raise UserError(f"{asked.stage2} is of a pack and holds no backbone for a {kind}: {way_out}")
-    if views is None:
-        takes, inputs = (
-            "features",
-            torch.randn(_PROBES, classifier.network.fc.weight.shape[1], generator=draw),
-        )
-    else:
-        shape = (_PROBES, 3, views.size, views.size)
-        inputs = torch.randint(256, shape, dtype=torch.uint8, generator=draw)
-        centre = f"the centre of images resized to {views.resize} on the shorter side"
-        takes = f"uint8 [N, 3, {views.size}, {views.size}], {'' if views.augment == 'pad_crop' else centre}"
+    width = classifier.network.fc.weight.shape[1]
+    takes, inputs = f"features [N, {width}]", torch.randn(_PROBES, width, generator=draw)
+    if views is not None:
+        size, seen = views.size, f"resized to {views.resize} on the shorter side, cropped in the centre"
+        inputs = torch.randint(256, (_PROBES, 3, size, size), dtype=torch.uint8, generator=draw)
+        seen = f"resized to {size} x {size}" if views.augment == "pad_crop" else seen
+        takes = takes if kind == ".npz" else f"uint8 images [N, 3, {size}, {size}] {seen}"
     inputs = inputs.to(classifier.device)
 
     def check(written: Path) -> None:
