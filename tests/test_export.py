@@ -166,3 +166,11 @@ def test_there_is_nothing_to_install_and_the_one_file_to_copy_is_named():
     with pytest.raises(SystemExit, match="this is a repository of scripts") as caught:
         runpy.run_path(str(root / "setup.py"))
     assert (root / re.search(r"[\w/]+label_over_smooth.py", str(caught.value))[0]).is_file()
+
+
+def test_words_that_say_nothing_of_a_classifier_and_pixels_of_another_form_are_refused(pets):
+    with pytest.raises(UserError, match="predictions is no word of a classifier, known: augment, "):
+        load_classifier(last_of(pets), predictions="p.csv")
+    for images in (torch.zeros(2, 3, 8, 8), torch.zeros(3, 8, 8, dtype=torch.uint8), [1, 2]):
+        with pytest.raises(UserError, match="an image must be a path, a PIL image or uint8"):
+            load_classifier(last_of(pets)).predict(images)

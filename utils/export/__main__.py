@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from utils.base.errors import UserError, exit_cleanly, reason, say
 from utils.base.files import check_output, write_atomically
-from utils.export.classifier import Classifier, load_classifier
+from utils.export.classifier import WORDS, Classifier, load_classifier
 from utils.settings.parse import Parser, parse
 from utils.settings.table import EVALUATE
 
@@ -31,8 +31,9 @@ Made = tuple[Callable[[BinaryIO], object], Callable[[Path], np.ndarray | Tensor]
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Write the file, if its logits are those of the network; the last line says how near they are."""
-    others = "What evaluate.py takes has its meaning here: --head, --network, --device, --no_tta and others."
-    parser = Parser("python -m utils.export", description=__doc__.splitlines()[0], epilog=others)
+    others = f"As in evaluate.py: --{', --'.join(sorted(WORDS))}, --device."
+    title = __doc__.splitlines()[0]
+    parser = Parser("python -m utils.export", description=title, epilog=others, allow_abbrev=False)
     parser.add_argument("--stage2", type=Path, required=True, help="a checkpoint, or the last.pth of a run")
     parser.add_argument("--out", type=Path, required=True, help="what to write: .npz, .pt2 or .onnx")
     asked, rest = parser.parse_known_args(argv)

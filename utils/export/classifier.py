@@ -23,7 +23,6 @@ from datasets.images.on_disk import plain_view
 from datasets.types import FileViews
 from utils.base.errors import SettingError, UserError
 from utils.engine.device import LAYOUT, pick_device
-from utils.engine.precision import speed_up
 from utils.engine.scoring import CPU_ROWS, EVAL_BATCH
 from utils.features.logits import SCORE_ROWS
 from utils.features.source import read_asked
@@ -33,8 +32,10 @@ from utils.run import checkpoint
 from utils.run.network import network_for_files
 from utils.settings.checks import check_known
 from utils.settings.config import resolve
-from utils.settings.table import EVALUATE
+from utils.settings.table import EVALUATE, FIXED_BY_CHECKPOINT, ON_DISK
 
+# arguments of evaluate that say how a file is read
+WORDS = {*FIXED_BY_CHECKPOINT, *ON_DISK, "no_tta", "head", "features"}
 Input = str | Path | Image.Image | Sequence[str | Path | Image.Image] | Tensor | np.ndarray
 
 
@@ -107,22 +108,22 @@ class Classifier(nn.Module):
 def load_classifier(path: str | Path, device: str = "cpu", **words: object) -> Classifier:
     """The classifier in a checkpoint of either stage, in eval mode on `device`, with the head that it holds.
 
-    `words` are arguments of evaluate: network="my_nets:build" for a network of your own, head="la" for a head
+    `words` are those of WORDS: network="my_nets:build" for a network of your own, head="la" for a head
     of a run's last.pth (beside features="pack.safetensors" where the run had a pack), num_class=100 for
     foreign weights, no_tta=True for images without their mirror images. A file that stage 2 left on a pack
     has no backbone: its classifier takes features.
 
     Raises UserError: the file is missing, damaged or of another network, or a word has no meaning.
     """
-    given = {name: Path(word) if name == "features" else word for name, word in words.items()}
-    given |= {"pretrained_pth": Path(path), "device": device}
+    for name in words.keys() - WORDS:
+        raise UserError(f"{name} is no word of a classifier, known: {', '.join(sorted(WORDS))}")
+    given = {"pretrained_pth": Path(path), "device": device} | words
     pack = read_pack(given.pop("features")) if "features" in given else None
     file = read_asked(given, given["pretrained_pth"], pack)
     needed = file.facts.get("features_digest") if "head" in given else None
     if needed != (pack and pack.digest):
         raise UserError(f"{file.path}: beside head, and only there, features names the pack of its run")
-    place, of_pack = pick_device(device), "features_digest" in file.facts
-    if of_pack:
+    if "features_digest" in file.facts:
         weight = file.facts.get("head_state", {}).get("weight", file.state.get("fc.weight"))
         network = nn.ModuleDict({"fc": nn.Linear(weight.shape[1], len(weight))})
         checkpoint.load_weights(network, file, "classifier of features")
@@ -133,7 +134,5 @@ def load_classifier(path: str | Path, device: str = "cpu", **words: object) -> C
         network, views, names = network_for_files(config, file)
         mirror = views.mirror_test and not config.no_tta
     checkpoint.load_head(network, file)
-    network.to(place, memory_format=LAYOUT).requires_grad_(False)
-    if not of_pack:
-        speed_up(network, config, place)
+    network.to(pick_device(device), memory_format=LAYOUT).requires_grad_(False)
     return Classifier(network, names, views, mirror).eval()

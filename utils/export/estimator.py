@@ -45,7 +45,8 @@ class LongTailClassifier(ClassifierMixin, BaseEstimator):
     `method` and each of `options` are what stage 2 calls so (docs/arguments.md), None: its default. A list of
     values is a sweep. `select="val"` chooses epoch and settings on the rows X_val of `fit`, or else on the
     share `val_fraction` of each class, which then does not train. Of several methods the one that does best
-    there is taken, with "last" the first named. `random_state` is the seed. Features become float32.
+    there is taken, with "last" the first named. `random_state` is the seed, None one that is drawn. Features
+    become float32.
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class LongTailClassifier(ClassifierMixin, BaseEstimator):
         method: str = "los",
         select: str = "last",
         val_fraction: float = 0.2,
-        random_state: int = 0,
+        random_state: int | None = 0,
         **options: object,
     ) -> None:
         self.method, self.select, self.val_fraction = method, select, val_fraction
@@ -87,23 +88,25 @@ class LongTailClassifier(ClassifierMixin, BaseEstimator):
     def _train(self, x: Tensor, labels: Tensor, val: tuple[Tensor, Tensor] | None) -> None:
         if self.select not in ("last", "val"):
             raise UserError(f"select must be last or val, got {self.select!r}")
+        facts = {"dataset": "estimator", "imb_ratio": None, "network": "features", "preset": OWN}
+        facts |= {"num_class": len(self.classes_), "class_names": [str(name) for name in self.classes_]}
+        facts["val_source"] = "own" if val or self.select == "val" else "none"
+        given = {"method": self.method, "select": self.select, "seed": self.random_state}
+        given |= {name: getattr(self, name) for name in OPTIONS if getattr(self, name) is not None}
+        config = resolve(STAGE2, given, facts)
         if self.select == "val" and val is None:
-            mask = torch.from_numpy(held_out_mask(labels.numpy(), self.val_fraction, self.random_state))
+            mask = torch.from_numpy(held_out_mask(labels.numpy(), self.val_fraction, config.seed))
             if not mask.any():
                 raise UserError("no class has a row to spare for validation: give X_val and y_val")
             val, x, labels = (x[mask], labels[mask]), x[~mask], labels[~mask]
         fc_weight, fc_bias, _ = fit_classifier(x, labels, len(self.classes_), val)
-        facts = {"dataset": "estimator", "imb_ratio": None, "network": "features", "preset": OWN}
-        facts |= {"num_class": len(self.classes_), "class_counts": labels.bincount().tolist()}
-        facts |= {"class_names": [str(name) for name in self.classes_], "train_views": "plain"}
-        facts |= {"val_source": "own" if val else "none", "val_clean": bool(val), "stage1_digest": None}
+        facts |= {"class_counts": labels.bincount().tolist(), "val_clean": bool(val)}
+        facts |= {"train_views": "plain", "stage1_digest": None}
         held = (val[0][None], val[1]) if val else (None, None)
         # a pack has to have a test part, on which nothing is done here
         pack = Pack(x[None], labels, x[None, :1], labels[:1], *held, fc_weight, fc_bias, facts)
         check(pack)
-        given = {"method": self.method, "select": self.select, "seed": self.random_state}
-        given |= {name: getattr(self, name) for name in OPTIONS if getattr(self, name) is not None}
-        config, frozen = resolve(STAGE2, given, pack.known), pack_representation(pack, torch.device("cpu"))
+        frozen = pack_representation(pack, torch.device("cpu"))
         scored = scored_parts(frozen.labels, config.select)
         heads = start_heads(plan_heads(config)[0], frozen, scored, config)
         for epoch in all_epochs(heads):
