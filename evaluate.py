@@ -9,7 +9,7 @@
 Without a file it takes what the stage left behind, else a released checkpoint, and says which.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from utils.settings.config import Config, answer_early, asked_for, resolve
 from utils.settings.table import EVALUATE
@@ -19,11 +19,10 @@ if __name__ == "__main__":  # what needs no run is answered before torch is load
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from datasets.images.on_disk import FileImages
-from datasets.listed.own import images_below, passed_over
-from datasets.types import FileSet, ImageSet
+from datasets.listed.own import images_below
+from datasets.types import ImageSet
 from utils.base import distributed
 from utils.base.distributed import World
 from utils.base.errors import UserError, exit_cleanly
@@ -35,7 +34,7 @@ from utils.features.logits import logit_batches
 from utils.features.source import Source, find_source
 from utils.metrics.balance import target_priors
 from utils.report import summary
-from utils.report.predictions import Passing, write_unlabelled
+from utils.report.predictions import Passing, folders_of, write_unlabelled
 from utils.run import checkpoint
 from utils.run.folder import Run
 from utils.run.network import network_for_files, try_forward
@@ -64,8 +63,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     priors = target_priors(config.target_prior, data.class_counts)
 
     # ---- report
-    folders = [path.parent for path in (config.predictions, config.logits) if path]
-    run = Run(config, f"evaluate_{judged.facts.get('stage', stage)}", also_writable=folders, world=world)
+    stage = judged.facts.get("stage", stage)
+    run = Run(config, f"evaluate_{stage}", also_writable=folders_of(config), world=world)
     summary.announce(run, config, data, model, device, world)
     run.log(judged.told())
     run.log(f"mirror averaging: {'on' if mirror else 'off'}")
@@ -91,7 +90,7 @@ def predict_folder(
     found = images_below(config.predict)
     images = FileImages(found, views, device, config.workers)
     logits = scoring.logit_batches(model, images, views.mirror_test and not config.no_tta, world=world)
-    _write_unlabelled(config, source, stage, found, logits, class_names, world)
+    write_unlabelled(config, source.told(), stage, found, logits, class_names, world)
 
 
 def predict_rows(
@@ -106,28 +105,7 @@ def predict_rows(
     start, stop = world.block(len(features))
     logits = logit_batches(model.fc, features[None, start:stop].to(device))
     found = ImageSet(features, torch.zeros(len(features), dtype=torch.int64))
-    _write_unlabelled(config, judged, stage, found, logits, data.class_names, world)
-
-
-def _write_unlabelled(
-    config: Config,
-    judged: Source,
-    stage: str,
-    found: FileSet | ImageSet,
-    logits: Iterable[Tensor],
-    class_names: list[str],
-    world: World,
-) -> None:
-    folders = [config.predictions.parent] if config.predictions else []
-    run = Run(config, f"predict_{stage}", also_writable=folders, world=world)
-    run.log(judged.told())
-    run.log(f"{len(found):,} images below {config.predict}, {len(class_names)} classes")
-    for note in passed_over(str(config.predict), getattr(found, "passed_over", ())):
-        run.log(f"note: {note}")
-    path = config.predictions or run.folder / "predictions.csv"
-    write_unlabelled(run, path, found, logits, class_names, world)
-    run.result(f"predicted images={len(found)} file={path}")
-    distributed.leave()
+    write_unlabelled(config, judged.told(), stage, found, logits, data.class_names, world)
 
 
 if __name__ == "__main__":

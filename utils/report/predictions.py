@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from datasets import LongTailedData
 from datasets.images.decode import NOT_READ
+from datasets.listed.own import passed_over
 from datasets.types import FileSet, ImageSet
+from utils.base import distributed
 from utils.base.distributed import World
 from utils.base.files import write_atomically
 from utils.features.logits import watched_features
@@ -60,26 +62,40 @@ class Passing:
 
 
 def write_unlabelled(
-    run: Run,
-    path: Path,
+    config: Config,
+    told: str,
+    stage: str,
     images: FileSet | ImageSet,
     batches: Iterable[Tensor],
     class_names: list[str],
     world: World,
 ) -> None:
-    """image and the columns of `_first` of images whose logits [n, K] are this process's block.
+    """A run that predicts images without labels, or features, whose logits [n, K] are this process's block.
 
-    A file beside them that is no image has a row as well, with nothing but its name and a `reason`.
+    It writes image and the columns of `_first`. A file beside them that is no image has a row as well, with
+    nothing but its name and a `reason`. `told`: what the classifier is.
     """
+    run = Run(config, f"predict_{stage}", also_writable=folders_of(config), world=world)
+    run.log(told, f"{len(images):,} images below {config.predict}, {len(class_names)} classes")
+    others = getattr(images, "passed_over", ())
+    for note in passed_over(str(config.predict), others):
+        run.log(f"note: {note}")
     none = torch.zeros(0, len(class_names))  # a process may have no image
     own = [[values.cpu() for values in first_classes(logits)] for logits in chain([none], batches)]
-    first = _gathered(own, world)
-    others = [os.fsdecode(name) for name in getattr(images, "passed_over", ())]
-    columns = {"image": [*_names(images), *others]} | _first(class_names, *first, len(others))
+    first, path = _gathered(own, world), config.predictions or run.folder / "predictions.csv"
+    columns = {"image": [*_names(images), *map(os.fsdecode, others)]}
+    columns |= _first(class_names, *first, len(others))
     columns["reason"] = [""] * len(images) + [f"not read: {NOT_READ}"] * len(others)
     _write(run, path, columns)
     if lost := int((first[0][:, 0] < 0).sum()):
         run.warn(lost_images(lost))
+    run.result(f"predicted images={len(images)} file={path}")
+    distributed.leave()
+
+
+def folders_of(config: Config) -> list[Path]:
+    """Where a run of evaluate writes beside its own folder."""
+    return [path.parent for path in (config.predictions, config.logits) if path]
 
 
 def _gathered(batches: Iterable[Sequence[Tensor]], world: World) -> list[Tensor]:
