@@ -285,6 +285,14 @@ def not_affine(root: Path, kitchen: Kitchen) -> None:
     checkpoint.save(root / "bad", checkpoint_content({}, **facts, **head))
 
 
+def odd_head(root: Path, kitchen: Kitchen) -> None:
+    """A last.pth with a head whose setting is no setting."""
+    progress = {"epoch": 1, "rows": [], "best_epoch": None, "best_score": None}
+    head = {"method": "la", "setting": "tau=x", "seed": 0, "progress": progress, "seconds": 0.0}
+    head["weights"] = {"weight": torch.ones(3, 5), "bias": torch.ones(3)}
+    checkpoint.save(root / "bad", checkpoint_content({"a": torch.ones(1)}, stage="stage2", heads=[head]))
+
+
 def rows_of_three(root: Path, kitchen: Kitchen) -> None:
     np.save(root / "x.npy", np.ones((4, 3), np.float32))
 
@@ -336,6 +344,12 @@ RUNS = {
         "--features {pack} --cur_stage stage1 --predict {root}/x.npy",
         r"x.npy has 3 features a row, .*\d+$",
         rows_of_three,
+    ),
+    "a head of a setting that cannot be": (
+        EVALUATE,
+        "--pretrained_pth {bad} --head la",
+        "bad: its head la cannot be read: could not convert string to float: 'x'",
+        odd_head,
     ),
     "a head of a file that keeps one alone": (
         EVALUATE,

@@ -6,7 +6,7 @@ from statistics import fmean
 from torch import Tensor
 
 from models import head_from_state
-from utils.base.errors import UserError
+from utils.base.errors import UserError, reason
 from utils.features.scale import Scale
 from utils.run.checkpoint import Checkpoint
 from utils.settings.methods import METHODS, Method
@@ -49,35 +49,38 @@ def kept_head(file: Checkpoint, name: str, scale: Scale | None) -> Checkpoint:
 
     Of several settings it is the one that was selected, else the first. Raises UserError: there is none.
     """
-    every = [state for state in file.facts.get("heads", []) if "weights" in state]
+    every, failed = [], set()  # a setting with a failed seed is out
+    for state in file.facts.get("heads", []):
+        every += [state] if "weights" in state else []
+        failed |= {(state["method"], state["setting"])} if "failure" in state else set()
     own = [state for state in every if state["method"] == name]
     if not own or name not in METHODS:
         names = ", ".join(dict.fromkeys(state["method"] for state in every if state["method"] in METHODS))
         holds = f"it has {names}" if names else "the last.pth of a run of stage 2 has all of its run"
         raise UserError(f"--head {name}: {file.path} has no such head, {holds}")
-    select, chosen = file.facts["args"]["select"], own[0]
-    if select != "last":
+    select, chosen = file.facts.get("args", {}).get("select"), own[0]
+    if best := select in ("val", "test"):
         groups: dict[str, list[dict]] = {}
         for state in own:
-            groups.setdefault(state["setting"], []).append(state)
-        chosen = max(groups.values(), key=lambda seeds: fmean(_score(state) for state in seeds))[0]
-    best = select != "last" and "best_state" in chosen
-    words = dict(word.split("=") for word in chosen["setting"].split())
-    moved = chosen.get("best_backbone" if best else "statistics", {})
-    content = published(
-        METHODS[name],
-        {option: float(value) for option, value in words.items()},
-        chosen["best_state" if best else "weights"],
-        file.state | moved,
-        scale,
-    )
+            if (name, state["setting"]) not in failed and state["progress"]["best_score"] is not None:
+                groups.setdefault(state["setting"], []).append(state)
+        chosen = max(groups.values(), key=_mean_score, default=own)[0]
+        best = "best_state" in chosen
+    try:
+        words = dict(word.split("=") for word in chosen["setting"].split())
+        options = {option: float(value) for option, value in words.items()}
+        state, moved = ("best_state", "best_backbone") if best else ("weights", "statistics")
+        backbone = file.state | chosen.get(moved, {})
+        content = published(METHODS[name], options, chosen[state], backbone, scale)
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{file.path}: its head {name} cannot be read: {reason(error)}") from error
     facts = {key: value for key, value in file.facts.items() if key not in ("heads", "head", "head_state")}
-    facts |= {"selected_on": select, "epoch": chosen["progress"]["best_epoch" if best else "epoch"]}
+    facts |= {"selected_on": select if best else "last"}
+    facts |= {"epoch": chosen["progress"]["best_epoch" if best else "epoch"]}
     facts |= {key: chosen[key] for key in ("method", "setting", "seed")} | content
     note = f"head {name} {chosen['setting']} (seed {chosen['seed']})"
     return replace(file, state=facts.pop("model"), facts=facts, notes=[*file.notes, note])
 
 
-def _score(state: dict) -> float:
-    score = state["progress"]["best_score"]
-    return float("-inf") if score is None else score
+def _mean_score(seeds: list[dict]) -> float:
+    return fmean(state["progress"]["best_score"] for state in seeds)

@@ -76,7 +76,7 @@ def write_unlabelled(
     nothing but its name and a `reason`. `told`: what the classifier is.
     """
     run = Run(config, f"predict_{stage}", also_writable=folders_of(config), world=world)
-    run.log(told, f"{len(images):,} images below {config.predict}, {len(class_names)} classes")
+    run.log(told, f"{len(images):,} to be predicted from {config.predict}, {len(class_names)} classes")
     others = getattr(images, "passed_over", ())
     for note in passed_over(str(config.predict), others):
         run.log(f"note: {note}")
