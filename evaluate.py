@@ -4,12 +4,12 @@
     python evaluate.py --imb_ratio 100 --cur_stage stage1 --pretrained_pth FILE
     python evaluate.py --features PACK --cur_stage stage2
     python evaluate.py --pretrained_pth FILE --predict FOLDER
+    python evaluate.py --features PACK --cur_stage stage2 --predict X.npy
 
 Without a file it takes what the stage left behind, else a released checkpoint, and says which.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from utils.settings.config import Config, answer_early, asked_for, resolve
 from utils.settings.table import EVALUATE
@@ -17,20 +17,24 @@ from utils.settings.table import EVALUATE
 if __name__ == "__main__":  # what needs no run is answered before torch is loaded, which takes seconds
     answer_early(EVALUATE, __doc__)
 
+import numpy as np
 import torch
 
 from datasets.images.on_disk import FileImages
-from datasets.listed.own import images_below, passed_over
+from datasets.listed.own import images_below
+from datasets.types import ImageSet
 from utils.base import distributed
 from utils.base.distributed import World
-from utils.base.errors import exit_cleanly
+from utils.base.errors import UserError, exit_cleanly
 from utils.engine import scoring
 from utils.engine.device import LAYOUT, pick_device
 from utils.engine.precision import speed_up
+from utils.features.brought import load_floats
+from utils.features.logits import logit_batches
 from utils.features.source import Source, find_source
 from utils.metrics.balance import target_priors
 from utils.report import summary
-from utils.report.predictions import write_scored, write_unlabelled
+from utils.report.predictions import Passing, folders_of, write_unlabelled
 from utils.report.table import report_classes
 from utils.run import checkpoint
 from utils.run.folder import Run
@@ -45,8 +49,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     world = distributed.join()
     config = resolve(EVALUATE, given, source.known)
     device = pick_device(config.device, config.gpu, world, config.deterministic)
+    stage = source.facts.get("stage", stage or "foreign")
     if config.predict:
-        predict_folder(config, source, device, source.facts.get("stage", stage or "foreign"), world)
+        predict = predict_rows if config.predict.suffix == ".npy" else predict_folder
+        predict(config, given, source, device, stage, world)
         return
 
     # ---- data and model: images and a network, or the features of a pack and a classifier
@@ -54,46 +60,53 @@ def main(argv: Sequence[str] | None = None) -> None:
     model.requires_grad_(False)
     judged = source.with_head(given)
     logits, labels, mirror = source.test_logits()
+    passing = Passing(config, model.fc, 2 if mirror else 1, world)
     priors = target_priors(config.target_prior, data.class_counts)
 
     # ---- report
-    folders = [Path(config.predictions).parent] if config.predictions else []
-    stage = judged.facts.get("stage", stage or "foreign")
-    run = Run(config, f"evaluate_{stage}", also_writable=folders, world=world)
+    stage = judged.facts.get("stage", stage)
+    run = Run(config, f"evaluate_{stage}", also_writable=folders_of(config), world=world)
     summary.announce(run, config, data, model, device, world)
     run.log(judged.told())
     run.log(f"mirror averaging: {'on' if mirror else 'off'}")
-    scores = scoring.score(logits, labels, data.num_classes, world, priors=priors)
+    scores = scoring.score(passing.of(logits), labels, data.num_classes, world, priors=priors)
     source.check_unchanged()
     figures = scores.figures(data.class_counts, data.shots)
     facts = {"checkpoint": str(judged.path), "digest": judged.digest, "mirror": mirror}
     report_classes(run, data, figures, scores)
-    if config.predictions:
-        write_scored(run, Path(config.predictions), data, scores)
+    passing.write(run, data, labels)
     summary.finish(run, figures, judged.facts.get("selected_on", "unknown"), facts)
     distributed.leave()
 
 
-def predict_folder(config: Config, source: Source, device: torch.device, stage: str, world: World) -> None:
+def predict_folder(
+    config: Config, given: dict, source: Source, device: torch.device, stage: str, world: World
+) -> None:
     """Predict every image below a folder; their labels are not known, so nothing is scored."""
     model, views, class_names = network_for_files(config, source.file)
     checkpoint.load_head(model, source.file)
     model.to(device, memory_format=LAYOUT)
     try_forward(model, config, channels=3, size=views.size, sized=True)
     speed_up(model, config, device)
-    found = images_below(Path(config.predict))
-    folders = [Path(config.predictions).parent] if config.predictions else []
-    run = Run(config, f"predict_{stage}", also_writable=folders, world=world)
-    run.log(source.told())
-    run.log(f"{len(found):,} images below {config.predict}, {len(class_names)} classes")
-    for note in passed_over(str(config.predict), found.passed_over):
-        run.log(f"note: {note}")
+    found = images_below(config.predict)
     images = FileImages(found, views, device, config.workers)
     logits = scoring.logit_batches(model, images, views.mirror_test and not config.no_tta, world=world)
-    path = Path(config.predictions) if config.predictions else run.folder / "predictions.csv"
-    write_unlabelled(run, path, found, logits, class_names, world)
-    run.result(f"predicted images={len(found)} file={path}")
-    distributed.leave()
+    write_unlabelled(config, source.told(), stage, found, logits, class_names, world)
+
+
+def predict_rows(
+    config: Config, given: dict, source: Source, device: torch.device, stage: str, world: World
+) -> None:
+    """Predict further features [N, D] of the encoder of a pack."""
+    data, model = source.load(config, device, world)
+    judged, width = source.with_head(given), data.test.images.shape[-1]
+    features = load_floats(config.predict, np.float32, "[N, D]")
+    if features.shape[1] != width:
+        raise UserError(f"{config.predict} has {features.shape[1]} features a row, {source.path} {width}")
+    start, stop = world.block(len(features))
+    logits = logit_batches(model.fc, features[None, start:stop].to(device))
+    found = ImageSet(features, torch.zeros(len(features), dtype=torch.int64))
+    write_unlabelled(config, judged.told(), stage, found, logits, data.class_names, world)
 
 
 if __name__ == "__main__":

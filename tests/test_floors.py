@@ -11,7 +11,15 @@ ROOT = Path(__file__).resolve().parent.parent
 FLOORS = (
     *("utils.base", "losses", "models", "datasets"),
     *("utils.settings", "utils.metrics", "utils.engine", "utils.run"),
-    *("utils.packs", "utils.features", "utils.heads", "utils.plots", "utils.report", "utils.reproduce"),
+    *(
+        "utils.packs",
+        "utils.features",
+        "utils.heads",
+        "utils.export",
+        "utils.plots",
+        "utils.report",
+        "utils.reproduce",
+    ),
 )
 # programs of their own in the rooms of what they are about
 DOORS = ("datasets/check.py", "datasets/to_folder.py")

@@ -98,23 +98,34 @@ class ViewedFiles(Dataset):
         """uint8 [3, H, W] -> uint8 [3, S, S]: the training view of a row of draws, or the test view."""
         from torchvision.transforms.v2 import functional as F
 
+        if row is None:
+            return plain_view(image, self.views, path)
         size = self.views.size
         if self.views.augment == "pad_crop":
-            image = squared(image, size)
-            if row is not None:
-                image = F.crop(F.pad(image, self.views.padding), int(row[0]), int(row[1]), size, size)
-        elif row is None:
-            short, long = sorted(image.shape[1:])
-            if self.views.resize**2 * long / short > MAX_PIXELS:  # enlarged it would take all memory
-                shape = f"{long} x {short} pixels: with {self.views.resize} on the shorter side"
-                raise UserError(f"{path} is {shape} more than {MAX_PIXELS:,}; leave it out of the data set")
-            image = F.center_crop(F.resize(image, [self.views.resize], antialias=True), [size, size])
+            image = F.pad(squared(image, size), self.views.padding)
+            image = F.crop(image, int(row[0]), int(row[1]), size, size)
         else:
             top, left, height, width = crop_box(row, *image.shape[1:])
             part = image.permute(1, 2, 0)[top : top + height, left : left + width]
             # where the three values of a pixel lie together, resizing and collecting take half the time
             image = squared(part.contiguous().permute(2, 0, 1), size)
-        return image.flip(-1) if row is not None and row[-1] else image
+        return image.flip(-1) if row[-1] else image
+
+
+def plain_view(image: Tensor, views: FileViews, path: str) -> Tensor:
+    """The view of an image without labels, uint8 [3, H, W] -> uint8 [3, S, S].
+
+    Raises UserError, of `path`: enlarged it would take all memory.
+    """
+    from torchvision.transforms.v2 import functional as F  # here, since it takes seconds
+
+    if views.augment == "pad_crop":
+        return squared(image, views.size)
+    short, long = sorted(image.shape[1:])
+    if views.resize**2 * long / short > MAX_PIXELS:
+        shape = f"{long} x {short} pixels: with {views.resize} on the shorter side"
+        raise UserError(f"{path} is {shape} more than {MAX_PIXELS:,}; leave it out of the data set")
+    return F.center_crop(F.resize(image, [views.resize], antialias=True), [views.size, views.size])
 
 
 # what the loops take: `labels`, len(), `augmented(order, batch_size, seed, view)`, `batches(batch_size, ...)`

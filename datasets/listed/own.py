@@ -81,9 +81,12 @@ def find_list(path: Path, data_dir: Path) -> Path:
 
 
 def images_below(folder: Path) -> FileSet:
-    """Every image file below `folder`, by name; nothing is known of their labels, which are 0."""
+    """Every image file below `folder`, by name, or the file itself; their labels, unknown, are 0."""
+    if folder.is_file() and is_image(str(folder)):
+        return FileSet(folder.parent, PathTable([os.fsencode(folder.name)]), torch.tensor([0]))
     if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder" if folder.exists() else f"{folder} does not exist")
+        problem = f"is not a folder, and {NOT_READ}" if folder.exists() else "does not exist"
+        raise UserError(f"{folder} {problem}")
     paths, others = _found_below(folder, b"", raise_problem)
     return FileSet(folder, PathTable(paths), torch.zeros(len(paths), dtype=torch.int64), tuple(others))
 

@@ -15,11 +15,13 @@ import evaluate
 import main_stage1
 import main_stage2
 from datasets import check, to_folder
+from utils.export.__main__ import main as export_main
 from utils.features.__main__ import main as features_main
 from utils.plots import drawing
 from utils.settings.parse import CHECK, EVALUATE, STAGE1, STAGE2
 
 FOLDER, PACK, PLOTS = "datasets.to_folder", "utils.features", "utils.plots"
+EXPORT = "utils.export"
 MAINS = {
     STAGE1: main_stage1.main,
     STAGE2: main_stage2.main,
@@ -28,6 +30,7 @@ MAINS = {
     FOLDER: to_folder.main,
     PACK: features_main,
     PLOTS: drawing.main,
+    EXPORT: export_main,
 }
 _HASHED = 1 << 22  # bytes; of larger files, which are holes, size and time tell
 

@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tests.bad_inputs import PACK, Kitchen, Make, Row
+from tests.bad_inputs import EXPORT, PACK, Kitchen, Make, Row
 from tests.bad_inputs.checkpoints import NO_FILE, Call, damaged, flipped, huge, not_permitted
+from tests.helpers import checkpoint_content
 from tests.test_packs import tiny, with_val, write_raw
 from utils.packs.pack import write_pack
+from utils.run import checkpoint
 from utils.run.facts import PACK_FORMAT
 from utils.settings.table import ARGUMENTS, EVALUATE, NOT_WITH_PACK, STAGE2
 
@@ -289,8 +291,84 @@ def one_class(root: Path, kitchen: Kitchen) -> None:
     write_pack(root / "bad", replace(with_val(tiny(val_clean=True)), val_labels=torch.zeros(2).long()))
 
 
+def not_affine(root: Path, kitchen: Kitchen) -> None:
+    """A stage 2 on a pack whose head is no linear map."""
+    facts = {"stage": "stage2", "features_digest": "0" * 64, "num_class": 3, "class_names": ["a", "b", "c"]}
+    head = {"head": {"kind": "etf", "options": {"scale": 30.0}}, "head_state": {"weight": torch.ones(3, 5)}}
+    checkpoint.save(root / "bad", checkpoint_content({}, **facts, **head))
+
+
+def odd_head(root: Path, kitchen: Kitchen) -> None:
+    """A last.pth with a head whose setting is no setting."""
+    progress = {"epoch": 1, "rows": [], "best_epoch": None, "best_score": None}
+    head = {"method": "la", "setting": "tau=x", "seed": 0, "progress": progress, "seconds": 0.0}
+    head["weights"] = {"weight": torch.ones(3, 5), "bias": torch.ones(3)}
+    checkpoint.save(root / "bad", checkpoint_content({"a": torch.ones(1)}, stage="stage2", heads=[head]))
+
+
+def rows_of_three(root: Path, kitchen: Kitchen) -> None:
+    np.save(root / "x.npy", np.ones((4, 3), np.float32))
+
+
+def export_taken(root: Path, kitchen: Kitchen) -> None:
+    not_affine(root, kitchen)
+    (root / "bad").rename(root / "bad.npz")
+
+
 # kind -> script, words, what the line says, how the file is made
 RUNS = {
+    "export to an unknown ending": (
+        EXPORT,
+        "--stage2 {stage2} --out {root}/a.txt",
+        "a.txt: its ending says what is written, take .npz, .pt2, .onnx",
+    ),
+    "export of a head that is not affine": (
+        EXPORT,
+        "--stage2 {bad} --out {root}/a.npz",
+        "its head, EtfHead, is not affine in the features: load it from Python",
+        not_affine,
+    ),
+    "export of a network without its backbone": (
+        EXPORT,
+        "--stage2 {bad} --out {root}/a.pt2",
+        "bad is of a pack and holds no backbone for a .pt2: export it as .npz",
+        not_affine,
+    ),
+    "export over the checkpoint": (
+        EXPORT,
+        "--stage2 {bad}.npz --out {bad}.npz",
+        "bad.npz is there and holds something else",
+        export_taken,
+    ),
+    "logits over the pack": (
+        EVALUATE,
+        "--features {bad} --cur_stage stage1 --logits {bad}",
+        "--logits .*bad is there and holds something else",
+        damaged(bytes, "pack"),
+    ),
+    "rows of features without a pack": (
+        EVALUATE,
+        "--pretrained_pth {pets1} --predict {root}/x.npy",
+        "--predict X.npy continues a pack, .*: give --features",
+        rows_of_three,
+    ),
+    "rows of another width than the pack's": (
+        EVALUATE,
+        "--features {pack} --cur_stage stage1 --predict {root}/x.npy",
+        r"x.npy has 3 features a row, .*\d+$",
+        rows_of_three,
+    ),
+    "a head of a setting that cannot be": (
+        EVALUATE,
+        "--pretrained_pth {bad} --head la",
+        "bad: its head la cannot be read: could not convert string to float: 'x'",
+        odd_head,
+    ),
+    "a head of a file that keeps one alone": (
+        EVALUATE,
+        "--pretrained_pth {stage2} --head la",
+        "--head la: .*stage2.pth has no such head, the last.pth of a run of stage 2 has all of its run",
+    ),
     "pack with --pretrained_pth": (
         STAGE2,
         "--features {pack} --pretrained_pth {stage1}",
@@ -341,5 +419,5 @@ ROWS = [
         "bad is not a file",
         names_from_a_pipe,
     ),
-    *(Row(kind, *row) for kind, row in RUNS.items()),
+    *(Row(kind, *row, program=row[0] == EXPORT and len(row) == 3) for kind, row in RUNS.items()),
 ]

@@ -8,35 +8,27 @@ Features are float [N, D] or, of several views, [V, N, D]; labels are integers [
 
 import re
 import sys
-import time
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from datasets.long_tail import TEST_SEED, held_out_mask, suited_shots
-from models import build_head
-from models.heads.means import MOST, logistic_rows
-from utils.base.errors import UserError, exit_cleanly, reason, say
+from utils.base.errors import UserError, exit_cleanly, say
 from utils.base.files import check_output, require_file
+from utils.features.brought import fit_classifier, load_array, load_floats
 from utils.features.encode import encode
-from utils.features.frozen import pack_classifier
-from utils.features.scale import Scale
-from utils.packs.pack import Pack, check, narrowed, write_pack
+from utils.packs.pack import Pack, check, write_pack
 from utils.run.facts import OWN
 from utils.run.folder import check_writable
 from utils.settings.checks import OUTPUTS, PACK_NAME, check_ranges
 from utils.settings.commands import command
 from utils.settings.parse import Parser
 
-PENALTIES = (0.01, 0.1, 1.0, 10.0)
-_SPLITS = 3  # of the training features, where there are no validation features
 _TYPES = {"fp16": np.float16, "fp32": np.float32}
 _ARRAYS = {
     "train_x": "training features",
@@ -66,7 +58,9 @@ def _finish(out: Path, pack: Pack, fit: bool = True) -> None:
     """Write a pack, with a classifier fitted to its features where it has none, and say what it holds."""
     if fit:
         check(pack)
-        weight, bias = _fit(pack)
+        val = None if pack.val is None else (pack.val[0], pack.val_labels)
+        weight, bias, told = fit_classifier(pack.train[0], pack.train_labels, len(pack.fc_bias), val)
+        say(f"no --fc_weight: {told}")
         pack = replace(pack, fc_weight=weight, fc_bias=bias)
     digest = write_pack(out, pack)
     views, images, width = pack.train.shape
@@ -106,7 +100,7 @@ def _pack_of(asked: Namespace) -> Pack:
     arrays = {"val": None, "val_labels": None}
     parts = [part for part in ("train", "test", "val") if getattr(asked, f"{part}_x")]
     for part in parts:
-        features = _floats(getattr(asked, f"{part}_x"), asked.dtype, "[N, D] or [V, N, D]")
+        features = load_floats(getattr(asked, f"{part}_x"), _TYPES[asked.dtype], "[N, D] or [V, N, D]")
         arrays[part] = features if features.ndim == 3 else features.unsqueeze(0)
     labels, names = _labels({part: getattr(asked, f"{part}_y") for part in parts})
     for part, found in labels.items():
@@ -130,8 +124,8 @@ def _pack_of(asked: Namespace) -> Pack:
     arrays["fc_weight"] = torch.zeros(num_class, arrays["train"].shape[-1])
     arrays["fc_bias"] = torch.zeros(num_class)
     if asked.fc_weight:
-        arrays["fc_weight"] = _floats(asked.fc_weight, "fp32", "[K, D]")
-        arrays["fc_bias"] = _floats(asked.fc_bias, "fp32", "[K]")
+        arrays["fc_weight"] = load_floats(asked.fc_weight, np.float32, "[K, D]")
+        arrays["fc_bias"] = load_floats(asked.fc_bias, np.float32, "[K]")
     facts = {
         "dataset": asked.name,
         "imb_ratio": None,
@@ -164,26 +158,6 @@ def _class_names(path: Path | None, num_class: int) -> list[str]:
         raise UserError(f"--class_names {path} cannot be read: {error}") from error
 
 
-def _load(path: Path, kinds: str, dimensions: Sequence[int], expected: str) -> np.ndarray:
-    """The mapped array of a .npy file, of a NumPy kind (f: float, i and u: integer) and dimension allowed."""
-    require_file(path)
-    try:
-        array = np.lib.format.open_memmap(path, mode="c")  # never unpickles; "c": PyTorch wants it writable
-    except Exception as error:  # a broken file can raise nearly anything
-        why = f"is no .npy file of numbers ({reason(error):.200})"
-        raise UserError(f"{path} {why}: write one with numpy.save") from error
-    if array.dtype.kind not in kinds or array.ndim not in dimensions:
-        raise UserError(f"{path} holds {array.dtype} {list(array.shape)}, expected {expected}")
-    return array
-
-
-def _floats(path: Path, dtype: str, axes: str) -> Tensor:
-    dimensions = [option.count(",") + 1 for option in axes.split(" or ")]
-    array = _load(path, "f", dimensions, f"floats {axes}")
-    advice = "take --dtype fp32, or scale them" if dtype == "fp16" else "scale them"
-    return torch.from_numpy(narrowed(array, _TYPES[dtype], str(path), advice))
-
-
 def _set_apart(arrays: dict, part: str, share: float | None, seed: int) -> None:
     """Take `part` out of the training rows as a data set of images does; of several views the first."""
     if share is not None:
@@ -195,7 +169,7 @@ def _set_apart(arrays: dict, part: str, share: float | None, seed: int) -> None:
 
 def _labels(paths: dict[str, Path]) -> tuple[dict[str, Tensor], list[str]]:
     """The labels of each part, int64 [N]; where they are text also the names, sorted, of which they count."""
-    found = {part: _load(path, "iuU", (1,), "integers [N] or text [N]") for part, path in paths.items()}
+    found = {part: load_array(path, "iuU", (1,), "integers [N] or text [N]") for part, path in paths.items()}
     names = np.unique(found["train"]) if found["train"].dtype.kind == "U" else None
     for part, path in paths.items():
         labels = found[part]
@@ -211,53 +185,6 @@ def _labels(paths: dict[str, Path]) -> tuple[dict[str, Tensor], list[str]]:
         if problem or found[part].min() < 0:
             raise UserError(f"{path} holds {problem or 'negative labels'}")
     return found, [] if names is None else names.tolist()
-
-
-def _fit(pack: Pack) -> tuple[Tensor, Tensor]:
-    """A logistic regression on the first training view: weights [K, D], biases [K]. Says how good it is.
-
-    Its penalty is the one with the least loss, classes alike, on validation or held-out training features: by
-    accuracy a sharper one may win, from which methods that correct probabilities gain less.
-    """
-    start = time.perf_counter()
-    scale, y, num_class = Scale.of(pack.train[0]), pack.train_labels, len(pack.fc_bias)
-    x, where = scale.apply(pack.train[0]), "validation"
-    if pack.val is not None:
-        splits = [(x, y, scale.apply(pack.val[0]), pack.val_labels)]
-    else:
-        where = f"{_SPLITS} held-out fifths of them"
-        masks = [torch.from_numpy(held_out_mask(y.numpy(), 0.2, seed)) for seed in range(_SPLITS)]
-        splits = [(x[~mask], y[~mask], x[mask], y[mask]) for mask in masks if mask.any()]
-    tried = PENALTIES if x.numel() * num_class <= MOST and splits else (1.0,)
-
-    @cache  # what was scored on validation images was fitted to all training features
-    def made(penalty: float | None, x: Tensor, y: Tensor) -> nn.Module:
-        """A logistic regression; None: nearest class mean."""
-        fc = pack_classifier(pack)
-        if penalty is None:
-            return build_head("ncm", fc, features=x, labels=y)
-        rows, bias = logistic_rows(x, y, penalty)
-        fc.load_state_dict({"weight": rows, "bias": bias})
-        return fc
-
-    @torch.no_grad()
-    def score(penalty: float | None) -> tuple[float, float]:
-        """Negative loss, classes alike, and accuracy in percent where it was not fitted."""
-        logits = torch.cat([made(penalty, x, y)(held) for x, y, held, _ in splits])
-        labels = torch.cat([labels for *_, labels in splits])
-        loss = F.cross_entropy(logits, labels, 1 / labels.bincount(minlength=num_class).clamp(min=1))
-        return -float(loss), 100 * float((logits.argmax(dim=1) == labels).double().mean())
-
-    scores = {penalty: score(penalty) for penalty in tried} if len(tried) > 1 else {1.0: (0.0,)}
-    best = max(scores, key=scores.get)
-    fc = made(best, x, y)
-    say(f"no --fc_weight: logistic regression on {len(y)} training features, C = {best:g}", end="")
-    if len(tried) > 1:
-        say(f" of {', '.join(f'{penalty:g}' for penalty in tried)}", end="")
-        say(f", {scores[best][1]:.2f}% on {where}, nearest class mean {score(None)[1]:.2f}%", end="")
-    fits = (fc(x).argmax(dim=1) == y).double().mean()
-    say(f"; training accuracy {100 * fits:.2f}%; {time.perf_counter() - start:.1f} s")
-    return tuple(value.float() for value in scale.folded(fc.weight, fc.bias))
 
 
 if __name__ == "__main__":

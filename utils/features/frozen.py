@@ -74,6 +74,12 @@ def pack_classifier(pack: Pack) -> nn.Linear:
     return fc
 
 
+def pack_scale(pack: Pack) -> Scale | None:
+    """How the features of a pack are standardised before heads are trained; None: they are not."""
+    own = pack.known["preset"] == OWN
+    return Scale.of(pack.train[0] if pack.plain is None else pack.plain) if own else None
+
+
 def pack_representation(
     pack: Pack, device: torch.device, data: LongTailedData | None = None
 ) -> Representation:
@@ -81,9 +87,8 @@ def pack_representation(
     labels = {"test": pack.test_labels.to(device)}
     if pack.val is not None:
         labels["val"] = pack.val_labels.to(device)
-    fc, data, scale = pack_classifier(pack), data or pack_data(pack), None
-    if pack.known["preset"] == OWN:
-        scale = Scale.of(pack.train[0] if pack.plain is None else pack.plain)
+    fc, data, scale = pack_classifier(pack), data or pack_data(pack), pack_scale(pack)
+    if scale is not None:
         fc = scale.unfolded(fc)
 
     def compute(name: str) -> Tensor:

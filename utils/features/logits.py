@@ -23,3 +23,14 @@ def logit_batches(head: nn.Module, features: Tensor) -> Iterator[Tensor]:
     rows = max(1, min(SCORE_ROWS, SCORE_LOGITS // len(head.weight)))
     for start in range(0, features.shape[1], rows):
         yield head_logits(head, features[:, start : start + rows])
+
+
+def watched_features(head: nn.Module, views: int) -> list[Tensor]:
+    """A list that fills with the features that `head` is given: [n, D], the mean over the views."""
+    seen: list[Tensor] = []
+
+    def keep(head: nn.Module, given: tuple[Tensor]) -> None:
+        seen.append(given[0].unflatten(0, (views, -1)).mean(dim=0).cpu())
+
+    head.register_forward_pre_hook(keep, prepend=True)
+    return seen

@@ -22,7 +22,14 @@ from utils.base.errors import UserError, about
 from utils.engine import scoring
 from utils.engine.device import LAYOUT
 from utils.engine.precision import speed_up
-from utils.features.frozen import Representation, pack_classifier, pack_data, pack_representation
+from utils.features.frozen import (
+    Representation,
+    pack_classifier,
+    pack_data,
+    pack_representation,
+    pack_scale,
+)
+from utils.features.kept import kept_head
 from utils.features.logits import logit_batches
 from utils.features.store import FeatureStore, Views
 from utils.features.views import (
@@ -256,7 +263,7 @@ class PackSource(Source):
         if path is None and given["cur_stage"] == "stage1":
             return self
         network = self.label(self.config.network)
-        file = _read(given, path or checkpoint.find_published(self.config, "stage2", network))
+        file = read_asked(given, path or checkpoint.find_published(self.config, "stage2", network), self.file)
         if file is None:
             raise checkpoint.nothing_published(self.config, "stage2", network)
         if "cur_stage" in given:
@@ -303,7 +310,7 @@ def find_source(script: str, given: dict, stage: str | None) -> Source:
             pack = read_pack(given["features"])
         check_known(pack.path, pack.known, given, is_pack=True)
         return PackSource(pack)
-    file = _read(given, given.get("pretrained_pth") or _left_behind(given, stage))
+    file = read_asked(given, given.get("pretrained_pth") or _left_behind(given, stage))
     if file is None:
         config = resolve(script, given)  # a wrong argument is said before a missing file
         raise checkpoint.nothing_published(config, stage, config.network)
@@ -316,10 +323,16 @@ def find_source(script: str, given: dict, stage: str | None) -> Source:
     return CheckpointSource(file)
 
 
-def _read(given: dict, path: Path | None) -> Checkpoint | None:
-    """A checkpoint, of which a complaint says whether the user has named it."""
+def read_asked(given: dict, path: Path | None, pack: Pack | None = None) -> Checkpoint | None:
+    """A checkpoint, of which a complaint says whether the user has named it, with the head of `--head`.
+
+    `pack`: of whose features that is.
+    """
+    if path is None:
+        return None
     with about("--pretrained_pth") if "pretrained_pth" in given else nullcontext():
-        return None if path is None else read(path)
+        file = read(path)
+    return kept_head(file, given["head"], pack and pack_scale(pack)) if "head" in given else file
 
 
 def _left_behind(given: dict, stage: str) -> Path | None:

@@ -57,6 +57,20 @@ def confidences(logits: Tensor, predicted: Tensor) -> Tensor:
     return logits.double().softmax(dim=1).amax(dim=1).masked_fill(predicted < 0, torch.nan)
 
 
+def first_classes(logits: Tensor, count: int = 3) -> tuple[Tensor, Tensor]:
+    """logits [N, K] -> the `count` classes that come first, in the order of `predictions`: int64 [N, count].
+
+    And their softmax probabilities float64 [N, count]. -1 and not a number where there is no prediction.
+    """
+    left, found, lost = logits.clone(), [], predictions(logits)[:, None] < 0
+    for _ in range(min(count, logits.shape[1])):
+        found.append(left.max(dim=1).indices)
+        left.scatter_(1, found[-1][:, None], -torch.inf)
+    classes = torch.stack(found, dim=1)
+    shares = logits.double().softmax(dim=1).gather(1, classes)
+    return classes.masked_fill(lost, -1), shares.masked_fill(lost, torch.nan)
+
+
 def shot_accuracy(
     logits: Tensor, targets: Tensor, class_counts: list[int], shots: tuple[int, int] = SHOTS
 ) -> ShotAccuracy:

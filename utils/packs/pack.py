@@ -136,11 +136,12 @@ def write_pack(path: Path, pack: Pack) -> str:
     return digest
 
 
-def read_pack(path: Path) -> Pack:
+def read_pack(path: Path | str) -> Pack:
     """Read a pack; its features stay on disk and are mapped into memory (see `Pack.check_unchanged`).
 
     Raises UserError: missing, truncated, altered, of a later version, not a pack, or see `check`.
     """
+    path = Path(path)
     require_file(path)
     status = _status(path)
     try:

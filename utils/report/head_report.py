@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Sequence
-from copy import deepcopy
 from pathlib import Path
 
 from torch import nn
@@ -11,6 +10,7 @@ from datasets import LongTailedData
 from losses import logit_gap
 from utils.base.digest import file_digest
 from utils.base.files import read_json
+from utils.features.kept import published
 from utils.features.source import Source
 from utils.heads.head import HeadRun, copied
 from utils.heads.outcome import Outcome, best_so_far, lead_of
@@ -24,9 +24,6 @@ from utils.run.saver import Saver
 from utils.settings.chosen import lead_method
 from utils.settings.config import Config
 
-# heads whose state is that of an nn.Linear
-_LINEAR = ("linear", "los_step", "samn", "logreg")
-_LAST = ("fc.weight", "fc.bias")
 _BELOW = 0.005  # of the test images: how far below stage 1 a method is worth a warning
 
 
@@ -51,34 +48,12 @@ def not_begun(model: nn.Module) -> dict:
 
 
 def head_content(model: nn.Module, trained: HeadRun, best: bool = False) -> dict:
-    """A head as a checkpoint holds it: a linear one as the network's own last layer, others beside it.
-
-    One that is affine in the features is folded into the last layer too. Of the rest the network's last layer
-    is left out, so that who loads the network alone is refused and does not get the stage-1 classifier.
-    Features that were standardised for training are taken as they came: the scale is folded in, or kept with
-    the head. `best`: as it was after its best epoch.
-    """
+    """A head as a checkpoint holds it (`kept.published`); `best`: as it was after its best epoch."""
     state = trained.best_state if best else copied(trained.head.state_dict())
     backbone = model.state_dict() | ((trained.best_backbone if best else trained.statistics) or {})
-    method, scale, last = trained.plan.method, trained.frozen.scale, {}
-    if method.head in _LINEAR:
-        last = state["weight"], state["bias"]
-    elif hasattr(trained.head, "folded"):
-        head = deepcopy(trained.head)
-        head.load_state_dict(state)
-        last = tuple(value.detach() for value in head.folded())
-    if scale is not None:
-        last, state = last and scale.folded(*last), dict(state) | scale.state()
-    # no reader has the code of a head from outside: it is kept as the nn.Linear that it comes to
-    if method.head in _LINEAR or callable(method.head) or (last and scale is not None):
-        content = {"head": {"kind": "linear"}}
-    else:
-        options = method.head_options(trained.plan.options)
-        content = {"head": {"kind": method.head, "options": options}, "head_state": dict(state)}
-    rest = {name: value for name, value in backbone.items() if name not in _LAST}
-    content["model"] = rest | (dict(zip(_LAST, last, strict=True)) if last else {})
-    progress = trained.progress
-    content |= trained.plan.key | {"lr": trained.lr, "progress": progress.as_dict()}
+    plan, progress = trained.plan, trained.progress
+    content = published(plan.method, plan.options, state, backbone, trained.frozen.scale)
+    content |= plan.key | {"lr": trained.lr, "progress": progress.as_dict()}
     return content | {"epoch": progress.best_epoch if best else progress.epoch}
 
 

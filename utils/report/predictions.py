@@ -1,72 +1,124 @@
 """What a network says of single images: a csv row each, of the test set or of images without labels."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from datasets import LongTailedData
 from datasets.images.decode import NOT_READ
+from datasets.listed.own import passed_over
 from datasets.types import FileSet, ImageSet
+from utils.base import distributed
 from utils.base.distributed import World
 from utils.base.files import write_atomically
-from utils.metrics.accuracy import Scores, confidences, lost_images, predictions
+from utils.features.logits import watched_features
+from utils.metrics.accuracy import first_classes, lost_images
 from utils.run.folder import Run, csv_text
+from utils.settings.config import Config
 
 
-def write_scored(run: Run, path: Path, data: LongTailedData, scores: Scores) -> None:
-    """image, label, label_name, predicted, predicted_name, confidence of each test image, in file order.
+class Passing:
+    """Logits [n, K] of a test set on their way to be scored, and what `--predictions` and `--logits` keep."""
 
-    `image` is the path below the data folder (see `csv_text`), or the number of an image that has no file.
-    """
-    labels = scores.targets.tolist()
-    columns = {
-        "image": _names(data.test),
-        "label": labels,
-        "label_name": [data.class_names[k] for k in labels],
-        "predicted": scores.predicted.tolist(),
-        "predicted_name": _class_names(data.class_names, scores.predicted),
-        "confidence": scores.confidence.cpu().numpy(),
-    }
-    _write(run, path, columns)
+    def __init__(self, config: Config, head: nn.Module, views: int, world: World) -> None:
+        self.config, self.world, self._first, self._logits = config, world, [], []
+        self._features = watched_features(head, views) if config.logits else []
+
+    def of(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:
+        for logits in batches:
+            if self.config.predictions:
+                self._first.append([values.cpu() for values in first_classes(logits)])
+            if self.config.logits:
+                self._logits.append(logits.cpu())
+            yield logits
+
+    def write(self, run: Run, data: LongTailedData, labels: Tensor) -> None:
+        """What was asked for of all images, whose labels [N] are these; a collective act.
+
+        `--predictions`: image, label, label_name and the columns of `_first`, in file order. `image` is the
+        path below the data folder (see `csv_text`), or the number of an image that has no file. `--logits`:
+        features [N, D] (the mean over the views), logits [N, K], labels [N], class_names [K].
+        """
+        names, path = data.class_names, self.config.logits
+        if self.config.predictions:
+            columns = {"image": _names(data.test), "label": labels.tolist()}
+            columns["label_name"] = [names[k] for k in columns["label"]]
+            columns |= _first(names, *_gathered(self._first, self.world))
+            _write(run, self.config.predictions, columns)
+        if path:
+            parts = (torch.cat(own) for own in (self._logits, self._features))
+            logits, features = map(self.world.gather, parts)
+            arrays = {"features": features, "logits": logits, "labels": labels.cpu()}
+            arrays = {name: value.numpy() for name, value in arrays.items()}
+            if run.main:
+                write_atomically(path, lambda file: np.savez(file, **arrays, class_names=np.array(names)))
+            run.log(f"features, logits, labels and class names left at {path}")
 
 
 def write_unlabelled(
-    run: Run, path: Path, images: FileSet, batches: Iterable[Tensor], class_names: list[str], world: World
+    config: Config,
+    told: str,
+    stage: str,
+    images: FileSet | ImageSet,
+    batches: Iterable[Tensor],
+    class_names: list[str],
+    world: World,
 ) -> None:
-    """image, predicted, predicted_name, confidence of images whose logits [n, K] are this process's block.
+    """A run that predicts images without labels, or features, whose logits [n, K] are this process's block.
 
-    A file beside them that is no image has a row as well, with nothing but its name and a `reason`.
+    It writes image and the columns of `_first`. A file beside them that is no image has a row as well, with
+    nothing but its name and a `reason`. `told`: what the classifier is.
     """
-    own = [images.labels[:0]], [torch.zeros(0, dtype=torch.float64)]
-    for logits in batches:
-        own[0].append(predictions(logits).cpu())
-        own[1].append(confidences(logits, own[0][-1].to(logits.device)).cpu())
-    predicted, confidence = (world.gather(torch.cat(values)) for values in own)
-    others = [os.fsdecode(name) for name in images.passed_over]
-    gap = [None] * len(others)
-    columns = {
-        "image": [*_names(images), *others],
-        "predicted": pd.array([*predicted.tolist(), *gap], dtype="Int64"),
-        "predicted_name": [*_class_names(class_names, predicted), *gap],
-        "confidence": [*confidence.tolist(), *gap],
-        "reason": [""] * len(images) + [f"not read: {NOT_READ}"] * len(others),
-    }
+    run = Run(config, f"predict_{stage}", also_writable=folders_of(config), world=world)
+    run.log(told, f"{len(images):,} to be predicted from {config.predict}, {len(class_names)} classes")
+    others = getattr(images, "passed_over", ())
+    for note in passed_over(str(config.predict), others):
+        run.log(f"note: {note}")
+    none = torch.zeros(0, len(class_names))  # a process may have no image
+    own = [[values.cpu() for values in first_classes(logits)] for logits in chain([none], batches)]
+    first, path = _gathered(own, world), config.predictions or run.folder / "predictions.csv"
+    columns = {"image": [*_names(images), *map(os.fsdecode, others)]}
+    columns |= _first(class_names, *first, len(others))
+    columns["reason"] = [""] * len(images) + [f"not read: {NOT_READ}"] * len(others)
     _write(run, path, columns)
-    if lost := int((predicted < 0).sum()):
+    if lost := int((first[0][:, 0] < 0).sum()):
         run.warn(lost_images(lost))
+    run.result(f"predicted images={len(images)} file={path}")
+    distributed.leave()
+
+
+def folders_of(config: Config) -> list[Path]:
+    """Where a run of evaluate writes beside its own folder."""
+    return [path.parent for path in (config.predictions, config.logits) if path]
+
+
+def _gathered(batches: Iterable[Sequence[Tensor]], world: World) -> list[Tensor]:
+    """Tensors [n, ...] by batch -> each of all batches and processes [N, ...]."""
+    return [world.gather(torch.cat(parts)) for parts in zip(*batches, strict=True)]
+
+
+def _first(names: list[str], classes: Tensor, shares: Tensor, gap: int = 0) -> dict:
+    """predicted, predicted_name, confidence, and of the second and third class name and confidence.
+
+    Of classes and probabilities [N, 3], before `gap` rows without any.
+    """
+    columns = {"predicted": pd.array([*classes[:, 0].tolist(), *[None] * gap], dtype="Int64")}
+    for rank, word in zip(range(classes.shape[1]), ("predicted", "second", "third"), strict=False):
+        own = [names[k] if k >= 0 else "" for k in classes[:, rank].tolist()]
+        columns[f"{word}_name"] = [*own, *[None] * gap]
+        confidence = f"{word}_confidence" if rank else "confidence"
+        columns[confidence] = [*shares[:, rank].tolist(), *[None] * gap]
+    return columns
 
 
 def _names(part: ImageSet | FileSet) -> Iterable:
     return [part.paths[i] for i in range(len(part))] if isinstance(part, FileSet) else range(len(part))
-
-
-def _class_names(names: list[str], predicted: Tensor) -> list[str]:
-    """The names of predicted classes [N]; an image without a prediction, -1, has none."""
-    return [names[k] if k >= 0 else "" for k in predicted.tolist()]
 
 
 def _write(run: Run, path: Path, columns: dict) -> None:

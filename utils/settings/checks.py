@@ -30,6 +30,7 @@ from utils.settings.table import (
 PACK_NAME = r"\w[\w.-]*"
 # output -> what an earlier one holds, and within how many bytes from its beginning
 OUTPUTS = {"save_features": (b"label-over-smoothing feature pack", 1 << 22), "predictions": (b"image,", 6)}
+OUTPUTS["logits"] = (b"features.npy", 64)
 _STAGES = {STAGE1: "stage1", STAGE2: "stage2"}
 _KINDS = {int: (int,), float: (int, float), str: (str,), bool: (bool,), Path: (str,)}
 _ARGUMENTS = {argument.name: argument for argument in ARGUMENTS}
@@ -65,7 +66,10 @@ def check_given(script: str, given: dict) -> None:
     gpu, device = given.get("gpu"), given.get("device", "auto")
     if gpu is not None and device not in ("auto", "cuda", f"cuda:{gpu}"):
         raise UserError(f"--gpu {gpu} contradicts --device {device}: give one of them")
-    for name in (name for name in NOT_WITH_PACK if {name, "features"} <= given.keys()):
+    rows = {"predict"} if given.get("predict", Path()).suffix == ".npy" else set()
+    if rows and "features" not in given:
+        raise UserError("--predict X.npy continues a pack, --predict FOLDER looks at images: give --features")
+    for name in (name for name in NOT_WITH_PACK if "features" in given and name in given.keys() - rows):
         raise UserError(f"--features holds the features already: --{name} has no use beside it")
     if {"pretrained_pth", "features"} <= given.keys() and script == STAGE2:
         raise UserError("--features holds its stage-1 classifier: leave --pretrained_pth out")

@@ -129,6 +129,8 @@ _GROUPS = {
             help="start stage 1 from the weights of this file, all but the classifier"),
         Argument("pretrained_pth", Path, (STAGE2, EVALUATE), marks={Mark.PUBLIC, Mark.PLACE, Mark.CELL},
             help="checkpoint to start from or to evaluate; default: that which the stage before has left"),
+        Argument("head", str, (EVALUATE,),
+            help="method whose head is taken, where --pretrained_pth is the last.pth of a run of several"),
     ),
     "optimisation": (
         Argument("epochs", int, _ONE, allowed=ONE_OR_MORE, marks={Mark.PUBLIC}, help="stage-1 epochs"),
@@ -217,10 +219,13 @@ _GROUPS = {
         Argument("tta", bool, ALL, False, marks={Mark.VIEW},
             help="average in the mirror image at test where the data set's protocol does not"),
         Argument("predictions", Path, (EVALUATE,),
-            help="write a csv file with a row a test image: label, predicted class, confidence"),
+            help="write a csv file with a row a test image: label, the three first classes, confidences"),
+        Argument("logits", Path, (EVALUATE,),
+            help="write features, logits, labels and class names of the test set to this .npz file"),
         Argument("predict", Path, (EVALUATE,), marks={Mark.NOT_WITH_PACK},
-            help="in place of the test set: predict every image below this folder, labels unknown, into "
-                 "--predictions (default: predictions.csv in the run folder)"),
+            help="in place of the test set: predict every image below this folder, this image, or with "
+                 "--features the rows of this .npy file, labels unknown, into --predictions (default: "
+                 "predictions.csv in the run folder)"),
     ),
     "run": (
         Argument("cur_stage", str, ALL, choices=("stage1", "stage2"), marks={Mark.RUNNER},
