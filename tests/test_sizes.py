@@ -72,6 +72,6 @@ def test_folders_of_photographs_go_through_both_stages_and_evaluate_on_one_split
     folders = [path.parent for path in tmp_path.rglob("config.json")]
     shots = {str(json.loads((path / "config.json").read_text())["config"]["shots"]) for path in folders}
     assert shots == {"None", "[9, 23]"}  # stage 1 finds them, the others inherit them
-    way_out = "--val_fraction 0.1 holds some out, for --select val in both stages"
+    way_out = "--val_fraction 0.1 holds some out, for both stages"
     whole = [*words, "--test_fraction", "0.2", *small[:-1], "1", "--overwrite"]
     assert way_out in call(main_stage1.main, *whole)

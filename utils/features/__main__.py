@@ -114,9 +114,7 @@ def _pack_of(asked: Namespace) -> Pack:
     present = labels["train"].unique()
     if len(present) < num_class:
         absent = next((k for k, label in enumerate(present.tolist()) if k != label), len(present))
-        way_out = (
-            "give them as text, numpy.save(FILE, labels.astype(str)), and the classes are those there are"
-        )
+        way_out = "give them as text, numpy.save(FILE, labels.astype(str)), which needs no numbers"
         raise UserError(f"labels reach {num_class - 1}, and class {absent} has no training image: {way_out}")
     _set_apart(arrays, "test", asked.test_fraction, TEST_SEED)
     counts = torch.bincount(arrays["train_labels"], minlength=num_class).tolist()

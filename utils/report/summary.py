@@ -61,9 +61,7 @@ def announce(
     run.log("  " + histogram(data.class_counts, data.shots))
     of_the_set = NOTES.get(config.dataset) if data.views else None  # a pack has its own
     if config.dataset in OWN_DATASETS and not data.val and "epochs" in config:  # stage 1, the place to ask
-        of_the_set = (
-            "no validation images: --val_fraction 0.1 holds some out, for --select val in both stages"
-        )
+        of_the_set = "no validation images: --val_fraction 0.1 holds some out, for both stages"
     notes = [*data.notes, of_the_set, slow_bf16(config, device)]
     if config.workers and not isinstance(data.train, FileSet):
         notes.append(f"--workers {config.workers} has no use here, {data.name} lives on the device")

@@ -209,9 +209,7 @@ def _check_targets(given: dict, values: dict) -> None:
     for name in ("out", "ckpt_dir", *OUTPUTS):
         place = Path(os.path.realpath(places.get(name, "")))
         if name in places and images & {str(place), *map(str, place.parents)}:
-            raise UserError(
-                f"--{name} {places[name]} lies among the images of --data_dir: name another place"
-            )
+            raise UserError(f"--{name} {place} lies among the images of --data_dir: name another place")
 
 
 def _check_files(given: dict, values: dict) -> None:
