@@ -76,6 +76,11 @@ class Pack:
         return self.facts["stage1_digest"]
 
     @property
+    def state(self) -> dict[str, Tensor]:
+        """The stage-1 classifier, as a checkpoint has it."""
+        return {"fc.weight": self.fc_weight, "fc.bias": self.fc_bias}
+
+    @property
     def known(self) -> dict:
         """What a later step must not contradict, or takes over; `preset`: whose defaults are for it."""
         facts = {name: self.facts[name] for name in FIXED_BY_CHECKPOINT + INHERITED if name in self.facts}
