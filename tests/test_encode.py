@@ -21,6 +21,7 @@ from datasets.images.decode import read_image
 from models import build_model, torchvision_names
 from tests.file_trees import folder_tree
 from tests.helpers import call, places, refusal
+from tests.kills import TORCHRUN, finished
 from tests.stage2 import result_lines
 from utils.features.__main__ import main as features_main
 from utils.features.encode import published_views
@@ -313,6 +314,18 @@ def test_an_encoding_that_was_cut_off_goes_on_with_what_it_lacks(folder):
     calls.clear()
     again, _ = encoded(folder, "own_encoders:Stops")
     assert calls == [1, 2, 21] and again.digest == whole.digest
+
+
+def test_two_processes_make_the_pack_that_one_makes(folder, tmp_path):
+    torch.save(build_model("resnet8", 3).state_dict(), tmp_path / "weights.pth")
+    line = words(folder, "resnet8", "--weights", tmp_path / "weights.pth", "--device", "cpu", "--out")
+    call(features_main, *line, tmp_path / "one")
+    code, out, err = finished([*TORCHRUN, "-m", "utils.features", *line, tmp_path / "two"])
+    assert code == 0 and out.count("started from") == 1, err
+    one, two = (read_pack(tmp_path / name) for name in ("one", "two"))
+    for name in ("train", "val", "test", "train_labels"):
+        assert torch.equal(getattr(one, name), getattr(two, name)), name
+    assert not list(tmp_path.glob("*.parts"))
 
 
 def test_features_that_are_not_finite_are_refused_before_a_pack_is_made(folder):
