@@ -33,6 +33,7 @@ _LARGEST, _SMALLEST = 1e15, 1e-10
 _KEPT = 2**-10  # of an image's largest feature; in its normal range fp16 rounds by half of it at most
 _FEATURES, _LABELS = (torch.float16, torch.float32), (torch.int64,)
 _OF_AN_IMAGE = "features an image"
+_LEAST_PATH = 0.1  # of LOS, where all classes have as many images
 # tensor -> its axes, which have one size in all tensors but for views; the types that it may have
 _LAYOUT = {
     "train": (("views", "training images", _OF_AN_IMAGE), _FEATURES),
@@ -82,13 +83,21 @@ class Pack:
 
     @property
     def known(self) -> dict:
-        """What a later step must not contradict, or takes over; `preset`: whose defaults are for it."""
+        """What a later step must not contradict, or takes over; `preset`: whose defaults are for it.
+
+        `path` is the default for features of a user's own: the logit by which the logarithms of the class
+        counts would lower the most frequent class beside the rarest. Chosen on validation (docs/features.md).
+        """
         facts = {name: self.facts[name] for name in FIXED_BY_CHECKPOINT + INHERITED if name in self.facts}
         preset = OWN
         if self.identity is not None:  # stage 2 made those that know of a stage 1, with these facts
             on_disk = "folder" if self.facts.get("image_size") else OWN
             preset = self.facts["dataset"] if self.facts["dataset"] in PRESETS else on_disk
-        return facts | {"preset": self.facts.get("preset", preset)}
+        facts["preset"] = self.facts.get("preset", preset)
+        if facts["preset"] == OWN:
+            counts = self.facts["class_counts"]
+            facts["path"] = max(_LEAST_PATH, float(f"{math.log(max(counts) / min(counts)):.2g}"))
+        return facts
 
     def check_unchanged(self) -> None:
         """Raise a UserError where the file, which is mapped, is not what it was when it was read."""
