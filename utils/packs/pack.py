@@ -33,7 +33,7 @@ _LARGEST, _SMALLEST = 1e15, 1e-10
 _KEPT = 2**-10  # of an image's largest feature; in its normal range fp16 rounds by half of it at most
 _FEATURES, _LABELS = (torch.float16, torch.float32), (torch.int64,)
 _OF_AN_IMAGE = "features an image"
-_LEAST_PATH = 0.1  # of LOS, where all classes have as many images
+_LEAST_PATH = 0.01  # of LOS, where all classes have as many images
 # tensor -> its axes, which have one size in all tensors but for views; the types that it may have
 _LAYOUT = {
     "train": (("views", "training images", _OF_AN_IMAGE), _FEATURES),
@@ -85,8 +85,8 @@ class Pack:
     def known(self) -> dict:
         """What a later step must not contradict, or takes over; `preset`: whose defaults are for it.
 
-        `path` is the default for features of a user's own: the logit by which the logarithms of the class
-        counts would lower the most frequent class beside the rarest. Chosen on validation (docs/features.md).
+        `path` is the default for features of one's own: (1 - π)² log r, of the share π of the most frequent
+        class and its ratio r to the rarest. Chosen on validation (docs/features.md).
         """
         facts = {name: self.facts[name] for name in FIXED_BY_CHECKPOINT + INHERITED if name in self.facts}
         preset = OWN
@@ -96,7 +96,8 @@ class Pack:
         facts["preset"] = self.facts.get("preset", preset)
         if facts["preset"] == OWN:
             counts = self.facts["class_counts"]
-            facts["path"] = max(_LEAST_PATH, float(f"{math.log(max(counts) / min(counts)):.2g}"))
+            path = (1 - max(counts) / sum(counts)) ** 2 * math.log(max(counts) / min(counts))
+            facts["path"] = max(_LEAST_PATH, float(f"{path:.2g}"))
         return facts
 
     def check_unchanged(self) -> None:
