@@ -83,11 +83,7 @@ class Pack:
 
     @property
     def known(self) -> dict:
-        """What a later step must not contradict, or takes over; `preset`: whose defaults are for it.
-
-        `path` is the default for features of one's own: (1 - π)² log r, of the share π of the most frequent
-        class and its ratio r to the rarest. Chosen on validation (docs/features.md).
-        """
+        """What a later step must not contradict, or takes over; `preset`: whose defaults are for it."""
         facts = {name: self.facts[name] for name in FIXED_BY_CHECKPOINT + INHERITED if name in self.facts}
         preset = OWN
         if self.identity is not None:  # stage 2 made those that know of a stage 1, with these facts
@@ -95,9 +91,7 @@ class Pack:
             preset = self.facts["dataset"] if self.facts["dataset"] in PRESETS else on_disk
         facts["preset"] = self.facts.get("preset", preset)
         if facts["preset"] == OWN:
-            counts = self.facts["class_counts"]
-            path = (1 - max(counts) / sum(counts)) ** 2 * math.log(max(counts) / min(counts))
-            facts["path"] = max(_LEAST_PATH, float(f"{path:.2g}"))
+            facts["path"] = usual_path(self.facts["class_counts"])
         return facts
 
     def check_unchanged(self) -> None:
@@ -108,6 +102,16 @@ class Pack:
             if read_pack(self.path).digest == self.digest:  # touched, or replaced by itself
                 return
         raise UserError(f"{self.path} was changed while it was in use: nothing more is written, run it again")
+
+
+def usual_path(class_counts: list[int]) -> float:
+    """The default path of LOS on features of one's own, to two digits: (1 - π)² log r.
+
+    π is the share of the most frequent class, r its ratio to the rarest. Ours, chosen on validation
+    (docs/features.md).
+    """
+    share, ratio = max(class_counts) / sum(class_counts), max(class_counts) / min(class_counts)
+    return max(_LEAST_PATH, float(f"{(1 - share) ** 2 * math.log(ratio):.2g}"))
 
 
 def _status(path: Path) -> tuple:
