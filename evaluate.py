@@ -3,7 +3,7 @@
     python evaluate.py --imb_ratio 100 --cur_stage stage2
     python evaluate.py --imb_ratio 100 --cur_stage stage1 --pretrained_pth FILE
     python evaluate.py --features PACK --cur_stage stage2
-    python evaluate.py --pretrained_pth FILE --predict FOLDER
+    python evaluate.py --pretrained_pth FILE --predict FOLDER [--encoder FILE|module:function]
     python evaluate.py --features PACK --cur_stage stage2 --predict X.npy
 
 Without a file it takes what the stage left behind, else a released checkpoint, and says which.
@@ -30,6 +30,7 @@ from utils.engine import scoring
 from utils.engine.device import LAYOUT, pick_device
 from utils.engine.precision import speed_up
 from utils.features.brought import load_floats
+from utils.features.encode import encoder_for_files
 from utils.features.logits import logit_batches
 from utils.features.source import Source, find_source
 from utils.metrics.balance import target_priors
@@ -83,7 +84,11 @@ def predict_folder(
     config: Config, given: dict, source: Source, device: torch.device, stage: str, world: World
 ) -> None:
     """Predict every image below a folder; their labels are not known, so nothing is scored."""
-    model, views, class_names = network_for_files(config, source.file)
+    if config.features:
+        source.load(config, device, world)
+        source = source.with_head(given)
+    build = encoder_for_files if config.encoder else network_for_files
+    model, views, class_names = build(config, source.file)
     checkpoint.load_head(model, source.file)
     model.to(device, memory_format=LAYOUT)
     try_forward(model, config, channels=3, size=views.size, sized=True)

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import pandas as pd
 import torch
 
-from benchmarks import commands, common, stage1, stage2
+from benchmarks import commands, common, encode, stage1, stage2
 from benchmarks.common import COLUMNS, Bench, DiffersError, Findings
 from utils.base.errors import UserError, complain, exit_cleanly
 from utils.report.table import aligned_lines, markdown_lines
@@ -35,6 +35,7 @@ class Part(NamedTuple):
 PARTS = (
     Part("stage1", stage1.run, 5, "resnet32"),
     Part("stage2", stage2.run, 5, "resnet32"),
+    Part("encode", encode.run, 3, "resnet50"),
     Part("commands", commands.run, 3),
     Part("stage2", stage2.run, 3, "resnet34"),
     Part("stage1", stage1.run, 3, "resnet34"),

@@ -1,4 +1,4 @@
-"""Peak resident memory of main_stage1.py and main_stage2.py, run as a user runs them. Target: under 2.5 GB.
+"""Peak resident memory of both stages and of encode, run as a user runs them. Target: under 2.5 GB.
 
     python -m benchmarks.memory [--network resnet34] [--seconds 60]
 
@@ -6,7 +6,7 @@ About two and a half minutes: each script runs in a process of its own, on the C
 `--seconds`, whichever ends first. A wide network is asked to end within its first epoch, before it evaluates:
 to cover that give more `--seconds` or take a thin network. Stage 2 starts from random weights; everything is
 written to a temporary folder. The peak is the system's own record; 1 GB is 10^9 bytes. Needs the CIFAR-100
-files.
+files. A ResNet-18 encodes photographs and eight times as many, at 64 pixels: its peak should not follow.
 """
 
 import os
@@ -20,10 +20,12 @@ from pathlib import Path
 import torch
 
 from benchmarks import common
-from models import NETWORKS
+from benchmarks.encode import write_photographs
+from models import NETWORKS, build_model
 from utils.report.table import markdown_lines
 
 TARGET_GB = 2.5
+PHOTOGRAPHS = (400, 3200)
 
 
 def watch(command: list[str], seconds: float, log: Path) -> tuple[float, str]:
@@ -63,9 +65,16 @@ def main(argv: Sequence[str] | None = None) -> None:
             "main_stage1.py": ["--epochs", "1"],
             "main_stage2.py": ["--finetune_epoch", "1", "--pretrained_pth", str(folder / "stage1.pth")],
         }
-        for script, words in own.items():
-            command = [sys.executable, script, *shared, *words]
-            peak, ending = watch(command, args.seconds, folder / f"{script}.log")
+        commands = {script: [script, *shared, *words] for script, words in own.items()}
+        torch.save(build_model("resnet18", 2, stem="imagenet").state_dict(), folder / "encoder.pth")
+        for count in PHOTOGRAPHS:
+            write_photographs(folder / str(count), count)
+            words = ["-m", "utils.features", "encode", "--network", "resnet18", "--image_size", "64"]
+            words += ["--weights", str(folder / "encoder.pth"), "--out", f"{folder}/{count}.pack"]
+            words += ["--dataset", "folder", "--data_dir", f"{folder}/{count}", "--device", "cpu"]
+            commands[f"encode, {count} photographs"] = words
+        for script, words in commands.items():
+            peak, ending = watch([sys.executable, *words], args.seconds, folder / f"{script}.log")
             verdict = "under" if peak < TARGET_GB else "NOT under"
             lines.append([script, f"{peak:.2f}", f"{ending}; {verdict} {TARGET_GB} GB"])
     title = f"## Memory, {args.network}, {what}, batches of 64"

@@ -189,6 +189,7 @@ class FileViews(ViewSpec):
     In training by `augment`: torchvision's RandomResizedCrop; `pad_crop` resizes to size x size, pads with
     `padding` zeros, crops; `plain` is the test view. That resizes the shorter side to `resize` and crops the
     centre (`pad_crop`: resizes to size x size). `jitter`: strength of torchvision's ColorJitter, without hue.
+    `interpolation`: torchvision's word for how images are resized.
     """
 
     size: int = 224
@@ -196,6 +197,7 @@ class FileViews(ViewSpec):
     augment: str = "resized_crop"
     jitter: float = 0.0
     mirror_test: bool = False
+    interpolation: str = "bilinear"
 
 
 @dataclass(frozen=True)

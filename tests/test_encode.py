@@ -1,24 +1,34 @@
 """From images to a pack by a frozen encoder, and on to stage 2."""
 
+import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 import torchvision
 from safetensors.torch import save_file
 from torch import nn
+from torchvision.models import get_model_weights
 from torchvision.transforms import v2
 
+import evaluate
 import main_stage2
 from datasets import CHANNELS, build_data
 from datasets.images.decode import read_image
+from models import build_model, torchvision_names
 from tests.file_trees import folder_tree
 from tests.helpers import call, places, refusal
+from tests.kills import TORCHRUN, finished
 from tests.stage2 import result_lines
 from utils.features.__main__ import main as features_main
+from utils.features.encode import published_views
 from utils.features.scale import Scale
-from utils.packs.pack import Pack, read_pack
+from utils.packs.pack import Pack, read_pack, write_pack
+from utils.settings.checks import check_given
+from utils.settings.table import STAGE2
 
 ENCODERS = '''
 import os
@@ -129,11 +139,11 @@ def views(folder: Path, part: str, mean: str = "imagenet", mirror: bool = False)
     return images.flip(-1) if mirror else images
 
 
-def random_resnet18(classes: int = 1000) -> nn.Module:
+def random_network(name: str = "resnet18") -> nn.Module:
     """With statistics that matter."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = torchvision.models.resnet18(num_classes=classes)
+        model = torchvision.models.get_model(name)
         for layer in model.modules():
             if isinstance(layer, nn.BatchNorm2d):
                 layer.running_mean.normal_(std=0.1)
@@ -143,7 +153,7 @@ def random_resnet18(classes: int = 1000) -> nn.Module:
 @pytest.mark.parametrize("kind", ["pth", "safetensors"])
 @torch.no_grad()
 def test_the_features_of_a_torchvision_network_are_what_its_classifier_was_given(folder, kind):
-    model = random_resnet18()
+    model = random_network()
     save = torch.save if kind == "pth" else save_file
     save(model.state_dict(), f"weights.{kind}")
     pack, text = encoded(folder, "resnet18", "--weights", f"weights.{kind}", "--tta")
@@ -184,7 +194,7 @@ def test_a_module_is_asked_for_its_forward_features_where_it_has_them(folder):
 
 @torch.no_grad()
 def test_images_in_memory_are_enlarged_as_they_go_and_grey_ones_get_three_channels(folder):
-    model, digits = random_resnet18(), build_data("digits_lt", imb_ratio=50, val_source="unused")
+    model, digits = random_network(), build_data("digits_lt", imb_ratio=50, val_source="unused")
     torch.save(model.state_dict(), "weights.pth")
     argv = ("--network", "resnet18", "--weights", "weights.pth", "--dataset", "digits_lt", "--imb_ratio", 50)
     call(
@@ -198,6 +208,93 @@ def test_images_in_memory_are_enlarged_as_they_go_and_grey_ones_get_three_channe
     assert pack.test.shape == (1, 500, 512) and pack.test.dtype == torch.float16
     assert pack.facts["dataset"] == "digits_lt" and pack.facts["imb_ratio"] == 50
     assert len(pack.val_labels) == len(digits.val) and Scale.of(pack.train[0]).factor.any()
+
+
+def test_images_without_labels_are_predicted_behind_the_encoder_that_made_the_features(folder, tmp_path):
+    torch.save(build_model("resnet8", 3).state_dict(), "weights.pth")
+    encoded(folder, "resnet8", "--weights", "weights.pth", "--tta", "--interpolation", "bicubic")
+    run, images = places(tmp_path), ("--predict", folder / "test", "--workers", 0)
+    call(main_stage2.main, *run, "--features", "pack", "--seed", 0, "--method", "ncm")  # not affine
+    classifier = next((tmp_path / "ckpt").glob("**/*_stage2.pth"))
+    one, two = ((*run, "--features", "pack", "--cur_stage", stage) for stage in ("stage1", "stage2"))
+    seen = []
+    for words in (
+        one,
+        (*one, *images),
+        two,
+        (*two, *images),
+        (*run, "--pretrained_pth", classifier, *images),
+    ):
+        encoder = ("--encoder", "weights.pth") if "--predict" in words else ()
+        call(evaluate.main, *words, *encoder, "--predictions", "p.csv")
+        seen.append(pd.read_csv("p.csv")[["predicted", "predicted_name", "confidence"]])
+    for known, found in ((0, 1), (2, 3), (2, 4)):
+        pd.testing.assert_frame_equal(seen[known], seen[found], atol=1e-5)
+    assert not seen[0].equals(seen[2])
+
+
+@pytest.mark.parametrize(
+    ("words", "encoder", "message"),
+    [
+        (("--features", "pack"), "other.pth", "--encoder other.pth has other weights (.*) than made the fea"),
+        (("--features", "pack"), "missing.pth", "--encoder: missing.pth does not exist"),
+        (("--features", "arrays"), "weights.pth", "arrays does not say which encoder made its features"),
+        (
+            ("--features", "own"),
+            "weights.pth",
+            "own is of own_encoders:Clip, say --encoder own_encoders:Clip",
+        ),
+        (("--features", "pack"), None, "has no use beside it: name what made them by --encoder"),
+        (("--pretrained_pth", "weights.pth"), "weights.pth", "is no classifier of features, it has its netw"),
+    ],
+)
+def test_predicting_behind_another_encoder_is_refused_in_a_line(folder, tmp_path, words, encoder, message):
+    for name in ("weights.pth", "other.pth"):
+        torch.save(build_model("resnet8", 3).state_dict(), name)
+    name = words[1]
+    network = "own_encoders:Clip" if name == "own" else "resnet8"
+    pack, _ = encoded(folder, network, *(() if name == "own" else ("--weights", "weights.pth")))
+    facts = {key: value for key, value in pack.facts.items() if key != "encoder_digest" or name != "arrays"}
+    write_pack(Path(name), replace(pack, facts=facts)) if name != "pack" and "pth" not in name else None
+    argv = (*places(tmp_path), *words, "--cur_stage", "stage1", "--predict", folder / "test")
+    assert re.search(message, refusal(evaluate.main, *argv, *(("--encoder", encoder) if encoder else ())))
+
+
+@torch.no_grad()
+def test_a_torchvision_network_sees_images_as_its_published_weights_want_them(folder):
+    folder_tree(folder.with_name("few"), counts=(2, 2, 2), test_per_class=1)
+    weights, model = torchvision.models.MobileNet_V2_Weights, random_network("mobilenet_v2")
+    torch.save(model.state_dict(), "mine.pth")
+    argv = ("encode", "--network", "mobilenet_v2", "--dataset", "folder", "--data_dir", "few", *SIZE[2:])
+    text = call(features_main, *argv, "--weights", "mine.pth", "--out", "pack")
+    assert "images: shorter side to 232, centre of 224 pixels, bilinear, channels of mean 0.485" in text
+    assert "torchvision's MobileNet_V2_Weights.IMAGENET1K_V2" in text
+    see, images, pack = (
+        weights.DEFAULT.transforms(),
+        build_data("folder", "few").test,
+        read_pack(Path("pack")),
+    )
+    model.classifier = nn.Identity()
+    expected = model(torch.stack([see(read_image(images.path(i))) for i in range(len(images))]))
+    torch.testing.assert_close(pack.test[0], expected, rtol=1e-4, atol=1e-5)
+    assert pack.facts["resize"] == 232 and pack.facts["normalise"] == "imagenet"
+
+
+def test_all_published_weights_of_torchvision_are_looked_at_in_ways_that_arguments_can_say():
+    """SWAG's vision transformers want 384 pixels, EfficientNetV2-L other channels, many bicubic resizing."""
+    for name in torchvision_names():
+        views, whose = published_views(name, Path("weights.pth"), "imagenet")
+        check_given(STAGE2, {"dataset": "folder"} | views)
+        assert not whose or f"torchvision's {get_model_weights(name).DEFAULT}" in whose
+    assert published_views("vit_b_16", Path("vit_b_16_swag-9ac1b537.pth"), "imagenet")[0]["image_size"] == 384
+    old, new = (published_views("resnet50", Path(f"resnet50-{h}.pth"), "imagenet") for h in ("0676ba61", "1"))
+    assert old[0]["resize"] == 256 and new[0]["resize"] == 232
+    assert published_views("efficientnet_v2_l", Path("w"), "imagenet")[0]["normalise"] == "half"
+    assert (
+        published_views("resnet50", Path("w"), "small")
+        == published_views("my:own", None, "imagenet")
+        == ({}, "")
+    )
 
 
 def test_half_precision_gives_nearly_the_same_features(folder):
@@ -217,6 +314,18 @@ def test_an_encoding_that_was_cut_off_goes_on_with_what_it_lacks(folder):
     calls.clear()
     again, _ = encoded(folder, "own_encoders:Stops")
     assert calls == [1, 2, 21] and again.digest == whole.digest
+
+
+def test_two_processes_make_the_pack_that_one_makes(folder, tmp_path):
+    torch.save(build_model("resnet8", 3).state_dict(), tmp_path / "weights.pth")
+    line = words(folder, "resnet8", "--weights", tmp_path / "weights.pth", "--device", "cpu", "--out")
+    call(features_main, *line, tmp_path / "one")
+    code, out, err = finished([*TORCHRUN, "-m", "utils.features", *line, tmp_path / "two"])
+    assert code == 0 and out.count("started from") == 1, err
+    one, two = (read_pack(tmp_path / name) for name in ("one", "two"))
+    for name in ("train", "val", "test", "train_labels"):
+        assert torch.equal(getattr(one, name), getattr(two, name)), name
+    assert not list(tmp_path.glob("*.parts"))
 
 
 def test_features_that_are_not_finite_are_refused_before_a_pack_is_made(folder):

@@ -19,6 +19,7 @@ from tests.test_pack_arrays import Arrays
 from utils.features.frozen import pack_data, pack_representation
 from utils.features.scale import LENGTH, Scale
 from utils.features.source import find_source
+from utils.heads.plan import plan_heads
 from utils.packs.pack import Pack, read_pack, write_pack
 from utils.report.head_report import head_content
 from utils.settings.config import resolve
@@ -147,3 +148,17 @@ def test_an_older_pack_of_arrays_is_the_users_own_and_one_of_a_network_of_ours_i
     assert pack_representation(ours, CPU).scale is None
     assert torch.equal(pack_representation(ours, CPU).train.plain(), ours.train[0])
     assert "at their own scale" in pack_data(ours).notes[1]
+
+
+@pytest.mark.parametrize(("counts", "path"), [((6, 2), 0.069), ((4, 4), 0.01)])
+def test_the_usual_path_of_los_goes_with_the_imbalance_and_a_path_given_wins(tmp_path, counts, path):
+    """(1 - 6/8)² log 3, and as good as nothing where classes are balanced."""
+    pack = read_pack_of(torch.randn(1, 8, 3))
+    labels = torch.tensor([0, 1]).repeat_interleave(torch.tensor(counts))
+    facts = pack.facts | {"class_counts": list(counts)}
+    write_pack(tmp_path / "pack", replace(pack, train_labels=labels, facts=facts))
+    for words, expected in (((), path), (("--path", "3"), 3.0)):
+        given = parse(STAGE2, ["--features", str(tmp_path / "pack"), "--method", "los,ce,los_step", *words])
+        config = resolve(STAGE2, given, find_source(STAGE2, given, "stage1").known)
+        paths = {plan.method.name: plan.options.get("path") for plan in plan_heads(config)[0]}
+        assert paths == {"stage1": None, "los": expected, "ce": expected, "los_step": expected}

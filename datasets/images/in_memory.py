@@ -48,11 +48,12 @@ def batch_indices(indices: Tensor, batch_size: int) -> tuple[Tensor, ...]:
     return indices.split(batch_size) if len(indices) else ()
 
 
-def squared(images: Tensor, size: int) -> Tensor:
-    """uint8 [..., C, H, W] -> uint8 [..., C, size, size]."""
-    from torchvision.transforms.v2 import functional as F  # here, since it takes seconds
+def resized(images: Tensor, size: list[int], interpolation: str) -> Tensor:
+    """uint8 [..., C, H, W] -> uint8 [..., C, *size]; of one number that is the shorter side."""
+    from torchvision.transforms.v2 import InterpolationMode  # here, since it takes seconds
+    from torchvision.transforms.v2 import functional as F
 
-    return F.resize(images, [size, size], antialias=True)
+    return F.resize(images, size, InterpolationMode(interpolation), antialias=True)
 
 
 class DeviceImages:
@@ -65,6 +66,7 @@ class DeviceImages:
         self._images = data.images.permute(0, 2, 3, 1).contiguous().to(device)  # [N, H, W, C]
         self.size, width, _ = self._images.shape[1:]
         self._side = views.size if isinstance(views, FileViews) else None
+        self._how = views.interpolation if self._side else ""
         self._normalise = Normalise(views.mean, views.std, self._side or width, device)
 
     def __len__(self) -> int:
@@ -95,7 +97,8 @@ class DeviceImages:
         """Images `index` [N] as they are, normalised; views of files are of their size, in three channels."""
         images = self._images[index]
         if self._side:
-            images = squared(images.permute(0, 3, 1, 2), self._side).expand(-1, 3, -1, -1).permute(0, 2, 3, 1)
+            images = resized(images.permute(0, 3, 1, 2), [self._side] * 2, self._how)
+            images = images.expand(-1, 3, -1, -1).permute(0, 2, 3, 1)
         return self._normalise(images)
 
     def draws(self, seed: int, view: int) -> tuple[Tensor, Tensor, Tensor | None]:

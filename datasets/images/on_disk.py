@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from datasets.images.decode import MAX_PIXELS, read_image
 from datasets.images.draws import crop_box, crop_rows, jitter_rows
-from datasets.images.in_memory import Batches, DeviceImages, Normalise, batch_indices, squared
+from datasets.images.in_memory import Batches, DeviceImages, Normalise, batch_indices, resized
 from datasets.images.processes import Processes
 from datasets.types import FileSet, FileViews, ImageSet, ViewSpec
 from utils.base.errors import UserError
@@ -100,15 +100,15 @@ class ViewedFiles(Dataset):
 
         if row is None:
             return plain_view(image, self.views, path)
-        size = self.views.size
+        size, how = self.views.size, self.views.interpolation
         if self.views.augment == "pad_crop":
-            image = F.pad(squared(image, size), self.views.padding)
+            image = F.pad(resized(image, [size, size], how), self.views.padding)
             image = F.crop(image, int(row[0]), int(row[1]), size, size)
         else:
             top, left, height, width = crop_box(row, *image.shape[1:])
             part = image.permute(1, 2, 0)[top : top + height, left : left + width]
             # where the three values of a pixel lie together, resizing and collecting take half the time
-            image = squared(part.contiguous().permute(2, 0, 1), size)
+            image = resized(part.contiguous().permute(2, 0, 1), [size, size], how)
         return image.flip(-1) if row[-1] else image
 
 
@@ -120,12 +120,12 @@ def plain_view(image: Tensor, views: FileViews, path: str) -> Tensor:
     from torchvision.transforms.v2 import functional as F  # here, since it takes seconds
 
     if views.augment == "pad_crop":
-        return squared(image, views.size)
+        return resized(image, [views.size, views.size], views.interpolation)
     short, long = sorted(image.shape[1:])
     if views.resize**2 * long / short > MAX_PIXELS:
         shape = f"{long} x {short} pixels: with {views.resize} on the shorter side"
         raise UserError(f"{path} is {shape} more than {MAX_PIXELS:,}; leave it out of the data set")
-    return F.center_crop(F.resize(image, [views.resize], antialias=True), [views.size, views.size])
+    return F.center_crop(resized(image, [views.resize], views.interpolation), [views.size, views.size])
 
 
 # what the loops take: `labels`, len(), `augmented(order, batch_size, seed, view)`, `batches(batch_size, ...)`

@@ -27,7 +27,7 @@ from utils.heads.epochs import all_epochs, start_heads, train_epoch
 from utils.heads.head import copied
 from utils.heads.outcome import choose, lead_of
 from utils.heads.plan import plan_heads
-from utils.packs.pack import Pack, check
+from utils.packs.pack import Pack, check, usual_path
 from utils.run.facts import OWN
 from utils.settings.chosen import lead_method
 from utils.settings.config import resolve
@@ -93,7 +93,7 @@ class LongTailClassifier(ClassifierMixin, BaseEstimator):
         facts["val_source"] = "own" if val or self.select == "val" else "none"
         given = {"method": self.method, "select": self.select, "seed": self.random_state}
         given |= {name: getattr(self, name) for name in OPTIONS if getattr(self, name) is not None}
-        config = resolve(STAGE2, given, facts)
+        config = resolve(STAGE2, given, facts | {"path": usual_path(labels.bincount().tolist())})
         if self.select == "val" and val is None:
             mask = torch.from_numpy(held_out_mask(labels.numpy(), self.val_fraction, config.seed))
             if not mask.any():

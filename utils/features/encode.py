@@ -11,7 +11,7 @@ from pathlib import Path
 from progress.bar import Bar
 from torch import Tensor, nn
 
-from datasets import LongTailedData
+from datasets import CHANNELS, FileSet, FileViews, LongTailedData
 from utils.base import distributed
 from utils.base.digest import content_digest
 from utils.base.errors import UserError, say
@@ -22,10 +22,11 @@ from utils.features.source import CheckpointSource
 from utils.features.views import unwatched
 from utils.packs.pack import Pack
 from utils.run import checkpoint
+from utils.run.checkpoint import Checkpoint
 from utils.run.facts import OWN
 from utils.run.network import build_network, start_pretrained, try_forward
 from utils.settings.checks import check_given
-from utils.settings.config import resolve
+from utils.settings.config import Config, resolve
 from utils.settings.data import file_views, load_data
 from utils.settings.parse import Parser, parse
 from utils.settings.presets import PRESETS
@@ -59,14 +60,18 @@ def encode(argv: Sequence[str], finish: Callable[[Path, Pack], None]) -> None:
     )
     check_given(STAGE2, given)
     views = {name: given.pop(name) for name in ON_DISK if name in given}  # of images in memory too
-    known = {name: PRESETS["folder"].get(name) for name in ON_DISK} | views
+    known = {name: PRESETS["folder"].get(name) for name in ON_DISK}
+    published, whose = published_views(asked.network, asked.weights, given["stem"])
+    if "image_size" in views:
+        published.pop("resize", None)
+    known |= published | views
     config = resolve(STAGE2, given, known | {"views": 0, "seed": 0, "label_smooth": 0.0})
     world = distributed.join()
     device = pick_device(config.device, config.gpu, world, config.deterministic)
     source = EncoderSource(asked.weights)
     data, _ = source.load(config, device, world)
     log = say if world.main else (lambda line: None)
-    for line in (source.started, *data.notes):
+    for line in (source.started, f"{_told(data)}{whose}", *data.notes):
         log(line)
     frozen = source.on_disk(None, 1, _bar if world.main else unwatched, log)
     distributed.leave()
@@ -74,8 +79,39 @@ def encode(argv: Sequence[str], finish: Callable[[Path, Pack], None]) -> None:
         facts = checkpoint.model_facts(config, data, device)
         facts |= {"stage1_digest": None, "stage1_selected_on": None}
         pack = make_pack(frozen, config, facts, clean=True)
-        finish(asked.out, replace(pack, facts=pack.facts | {"preset": OWN}))
+        facts = pack.facts | {"preset": OWN, "encoder_digest": source.identity}
+        finish(asked.out, replace(pack, facts=facts))
         frozen.discard()
+
+
+def published_views(network: str, weights: Path | None, stem: str) -> tuple[dict, str]:
+    """How torchvision prepares images for its weights of a network, by argument; whose that is, in words.
+
+    Its newest weights are meant, where the file has not the name of others. Nothing where it knows none.
+    """
+    from torchvision.models import get_model_weights
+
+    try:
+        found = get_model_weights(network) if weights and stem == "imagenet" else None
+    except ValueError:
+        found = None
+    if not found:
+        return {}, ""
+    which = next((one for one in found if one.url.endswith(f"/{weights.name}")), found.DEFAULT)
+    how = which.transforms()
+    channels = (tuple(how.mean), tuple(how.std))
+    views = {"image_size": how.crop_size[0], "resize": how.resize_size[0]}
+    views |= {"interpolation": how.interpolation.value}
+    views |= {"normalise": next(name for name, values in CHANNELS.items() if values == channels)}
+    return views, f" (what is not given is as for torchvision's {which})"
+
+
+def _told(data: LongTailedData) -> str:
+    """How images are looked at, in words."""
+    views, files = data.views, isinstance(data.train, FileSet)
+    mean, std = (" ".join(f"{value:g}" for value in values) for values in (views.mean, views.std))
+    side = f"shorter side to {views.resize}, centre of " if files else "resized to "
+    return f"images: {side}{views.size} pixels, {views.interpolation}, channels of mean {mean}, std {std}"
 
 
 def _bar(batches: Iterable, total: int, title: str) -> Iterable:
@@ -90,21 +126,58 @@ class EncoderSource(CheckpointSource):
         self.facts, self.weights = {}, weights
 
     def _load(self) -> tuple[LongTailedData, nn.Module]:
-        config, name, views = self.config, self.config.network, file_views(self.config)
+        config, views = self.config, file_views(self.config)
         data = self.world.in_turn(lambda: load_data(config))
         mirror = views.mirror_test or data.views.mirror_test
         data = replace(data, views=replace(views, mirror_test=mirror))
-        model, self.started = build_network(config, self.weights and data.num_classes), f"encoder {name}"
-        if self.weights:
-            self.started = start_pretrained(model, config, data, self.weights, "--weights")
-        model.fc = nn.Identity()
-        found = try_forward(model, config, 3, views.size, sized=True)
-        shape = list(found.shape) if isinstance(found, Tensor) else []
-        if len(shape) != 2 or shape[0] != 1 or not found.is_floating_point():
-            kind = f"{found.dtype} {shape}".removeprefix("torch.") if shape else f"a {type(found).__name__}"
-            way_out = "pool or pick them; of torch.nn.Sequential(network) the forward is asked"
-            raise UserError(f"--network {name} gives {kind} for an image, not float [1, D]: {way_out}")
-        self.identity = content_digest({name: model.state_dict()})
-        model.fc = nn.Linear(shape[1], data.num_classes)  # one that is fitted takes its place
+        model, self.identity, self.started = open_encoder(
+            config, data.num_classes, self.weights, "--weights", data
+        )
         speed_up(model, config, self.device)
         return data, model
+
+
+def open_encoder(
+    config: Config,
+    num_classes: int,
+    weights: Path | None,
+    argument: str,
+    data: LongTailedData | None = None,
+) -> tuple[nn.Module, str, str]:
+    """The encoder `config.network` with an unused classifier, the digest of its weights, a line for the log.
+
+    `weights`: the file that `argument` names; None: the network is a user's own, and has them. Raises
+    UserError where it gives no features [N, D], or trained on images of `data`'s test set.
+    """
+    name = config.network
+    model, told = build_network(config, weights and num_classes), f"encoder {name}"
+    if weights:
+        told = start_pretrained(model, config, data, weights, argument)
+    model.fc = nn.Identity()
+    found = try_forward(model, config, 3, config.image_size, sized=True)
+    shape = list(found.shape) if isinstance(found, Tensor) else []
+    if len(shape) != 2 or shape[0] != 1 or not found.is_floating_point():
+        kind = f"{found.dtype} {shape}".removeprefix("torch.") if shape else f"a {type(found).__name__}"
+        way_out = "pool or pick them; of torch.nn.Sequential(network) the forward is asked"
+        raise UserError(f"--network {name} gives {kind} for an image, not float [1, D]: {way_out}")
+    digest = content_digest({name: model.state_dict()})
+    model.fc = nn.Linear(shape[1], num_classes)
+    return model, digest, told
+
+
+def encoder_for_files(config: Config, source: Checkpoint | Pack) -> tuple[nn.Module, FileViews, list[str]]:
+    """`network_for_files` of a classifier of features: `--encoder` made them, and goes before it."""
+    made, name = source.facts.get("encoder_digest"), config.network
+    if made is None:
+        way_out = "name a pack of `python -m utils.features encode`, or a classifier trained on one"
+        raise UserError(f"{source.path} does not say which encoder made its features: {way_out}")
+    own = ":" in name
+    if own and config.encoder != name:
+        raise UserError(f"--encoder {config.encoder}: {source.path} is of {name}, say --encoder {name}")
+    weights = None if own else Path(config.encoder)
+    model, digest, _ = open_encoder(config, config.num_class, weights, "--encoder")
+    if digest != made:
+        other = f"has other weights ({digest[:12]}) than made the features of {source.path} ({made[:12]})"
+        raise UserError(f"--encoder {config.encoder} {other}: name those")
+    checkpoint.load_weights(nn.ModuleDict({"fc": model.fc}), source, f"classifier of a {name}")
+    return model, file_views(config), source.facts["class_names"]

@@ -284,7 +284,8 @@ class PackSource(Source):
         return logit_batches(self.model.fc, features[:, start:stop]), labels, len(features) == 2
 
     def origins(self) -> dict:
-        return {"stage1_digest": self.identity, "features_digest": self.digest}
+        known = {name: self.facts[name] for name in ("encoder_digest",) if name in self.facts}
+        return known | {"stage1_digest": self.identity, "features_digest": self.digest}
 
     def told(self) -> str:
         return f"feature pack {self.path} (sha256 {self.digest[:12]})"
@@ -314,12 +315,15 @@ def find_source(script: str, given: dict, stage: str | None) -> Source:
     if file is None:
         config = resolve(script, given)  # a wrong argument is said before a missing file
         raise checkpoint.nothing_published(config, stage, config.network)
-    check_known(file.path, file.known, given)
+    of_features = "features_digest" in file.facts
+    check_known(file.path, file.known, given, is_pack=of_features and "encoder" in given)
     if stage is not None:
         checkpoint.require_stage(file, stage)
-    if "features_digest" in file.facts:
-        what = "a classifier without a backbone"
-        raise UserError(f"{file.path} holds {what}: give the pack that it is for by --features")
+    if of_features and "encoder" not in given:
+        ways = "give the pack that it is for by --features, or to --predict images its --encoder"
+        raise UserError(f"{file.path} holds a classifier without a backbone: {ways}")
+    if "encoder" in given and not of_features:
+        raise UserError(f"{file.path} is no classifier of features, it has its network: leave --encoder out")
     return CheckpointSource(file)
 
 

@@ -129,6 +129,8 @@ def _choices(
     choices = {}
     for name, usual in method.options.items():
         value = method.at_ratio(config.imb_ratio).get(name, usual)
+        if name == "path" and value is not None:  # of los_step: that of the data, where they have one
+            value = config.path or value
         asked = said.get(name) or _several(getattr(config, name, value))
         choices[name] = open_.get(name) or (asked if name in users or value is None else [value])
     if not method.trained:

@@ -34,6 +34,7 @@ _LARGEST, _SMALLEST = 1e15, 1e-10
 _KEPT = 2**-10  # of an image's largest feature; in its normal range fp16 rounds by half of it at most
 _FEATURES, _LABELS = (torch.float16, torch.float32), (torch.int64,)
 _OF_AN_IMAGE = "features an image"
+_LEAST_PATH = 0.01  # of LOS, where all classes have as many images
 # tensor -> its axes, which have one size in all tensors but for views; the types that it may have
 _LAYOUT = {
     "train": (("views", "training images", _OF_AN_IMAGE), _FEATURES),
@@ -77,6 +78,11 @@ class Pack:
         return self.facts["stage1_digest"]
 
     @property
+    def state(self) -> dict[str, Tensor]:
+        """The stage-1 classifier, as a checkpoint has it."""
+        return {"fc.weight": self.fc_weight, "fc.bias": self.fc_bias}
+
+    @property
     def known(self) -> dict:
         """What a later step must not contradict, or takes over; `preset`: whose defaults are for it."""
         facts = {name: self.facts[name] for name in FIXED_BY_CHECKPOINT + INHERITED if name in self.facts}
@@ -85,8 +91,9 @@ class Pack:
             on_disk = "folder" if self.facts.get("image_size") else OWN
             preset = self.facts["dataset"] if self.facts["dataset"] in PRESETS else on_disk
         preset = self.facts.get("preset", preset)
-        step = {"batch_size": self.facts.get("batch_size")} if preset in OWN_DATASETS else {}
-        return facts | step | {"preset": preset}
+        own = {"batch_size": self.facts.get("batch_size")} if preset in OWN_DATASETS else {}
+        own |= {"path": usual_path(self.facts["class_counts"])} if preset == OWN else {}
+        return facts | own | {"preset": preset}
 
     def check_unchanged(self) -> None:
         """Raise a UserError where the file, which is mapped, is not what it was when it was read."""
@@ -96,6 +103,16 @@ class Pack:
             if read_pack(self.path).digest == self.digest:  # touched, or replaced by itself
                 return
         raise UserError(f"{self.path} was changed while it was in use: nothing more is written, run it again")
+
+
+def usual_path(class_counts: list[int]) -> float:
+    """The default path of LOS on features of one's own, to two digits: (1 - π)² log r.
+
+    π is the share of the most frequent class, r its ratio to the rarest. Ours, chosen on validation
+    (docs/features.md).
+    """
+    share, ratio = max(class_counts) / sum(class_counts), max(class_counts) / min(class_counts)
+    return max(_LEAST_PATH, float(f"{(1 - share) ** 2 * math.log(ratio):.2g}"))
 
 
 def _status(path: Path) -> tuple:

@@ -154,6 +154,8 @@ class Facts(TypedDict, total=False):
     val_fraction: float | None
     # how images are looked at
     image_size: AboveZero | None
+    resize: AboveZero | None
+    interpolation: Text | None
     augment: Text | None
     jitter: float | None
     normalise: Text | None
@@ -165,6 +167,7 @@ class Facts(TypedDict, total=False):
     selected_on: Selection
     train_digest: Text
     stage1_digest: Text | None
+    encoder_digest: Text
     environment: Settings
 
 

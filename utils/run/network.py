@@ -31,17 +31,23 @@ def build_network(config: Config, num_classes: int | None, in_channels: int = 3)
 
 
 def start_pretrained(
-    model: nn.Module, config: Config, data: LongTailedData, path: Path | str, argument: str = "--pretrained"
+    model: nn.Module,
+    config: Config,
+    data: LongTailedData | None,
+    path: Path | str,
+    argument: str = "--pretrained",
 ) -> str:
     """Put the weights of a file into all of `model` but its classifier; returns a line for the log."""
     with about(argument):
         source = read(Path(path))
-    check_apart(source, data)
+    if data is not None:
+        check_apart(source, data)
     try:
         load_pretrained(model, source.state, config.network)
     except ValueError as error:
         raise UserError(f"{argument} {source.path}: {error}") from error
-    note_channels(source, data.views)
+    if data is not None:
+        note_channels(source, data.views)
     line = f"started from {source.path} (sha256 {source.digest[:12]}), all but the classifier"
     return "; ".join([line, *source.notes])
 

@@ -69,8 +69,12 @@ def check_given(script: str, given: dict) -> None:
     rows = {"predict"} if given.get("predict", Path()).suffix == ".npy" else set()
     if rows and "features" not in given:
         raise UserError("--predict X.npy continues a pack, --predict FOLDER looks at images: give --features")
-    for name in (name for name in NOT_WITH_PACK if "features" in given and name in given.keys() - rows):
-        raise UserError(f"--features holds the features already: --{name} has no use beside it")
+    if "encoder" in given and (rows or "predict" not in given):
+        raise UserError("--encoder is for images without labels: name their folder by --predict")
+    for name in NOT_WITH_PACK if {"features", "encoder"} & given.keys() == {"features"} else ():
+        if name in given.keys() - rows:
+            way_out = ": name what made them by --encoder" if name == "predict" else ""
+            raise UserError(f"--features holds the features already: --{name} has no use beside it{way_out}")
     if {"pretrained_pth", "features"} <= given.keys() and script == STAGE2:
         raise UserError("--features holds its stage-1 classifier: leave --pretrained_pth out")
     if "resume" not in given:  # the method may be the run's
@@ -160,6 +164,9 @@ def check_settled(given: dict, values: dict, num_class: int | None) -> None:
     stored = saves or dataset in FILE_DATASETS or os.environ.get("WORLD_SIZE", "1") != "1"
     problems = {
         f"--warmup_epochs {warm} must be below --epochs {epochs}": warm >= epochs,
+        f"--resize {given.get('resize')} is below --image_size {values.get('image_size')}": (
+            given.get("resize", math.inf) < (values.get("image_size") or 0)
+        ),
         "--nesterov needs a --momentum above 0": values.get("nesterov") and values["momentum"] == 0,
         "--val_fraction has a meaning with --val_source heldout only": (
             "val_fraction" in given and values.get("val_source") != "heldout"

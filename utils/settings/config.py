@@ -85,6 +85,8 @@ def resolve(script: str, given: dict, known: dict | None = None) -> Config:
     preset = preset_for(dataset, said.get("network"), known.get("preset"), said.get("imb_ratio"))
     of_size, sized = by_size(said)
     preset |= sized
+    if "path" in known:  # a default that the pack knows
+        preset["path"] = known.pop("path")
     published = PUBLISHED.get(known.get("preset", dataset), {})
     preset["budget"] = _usual_budget(said.get("method", preset["method"]))
     if said.get("budget", preset["budget"]) != "preset":

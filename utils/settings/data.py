@@ -45,12 +45,13 @@ def file_views(config: Config) -> FileViews:
         mean,
         std,
         size=config.image_size,
-        resize=round(config.image_size * 256 / 224),
+        resize=config.resize or round(config.image_size * 256 / 224),
         augment=config.augment,
         padding=config.image_size // 8 if config.augment == "pad_crop" else 0,
         jitter=config.jitter,
         mirror=not config.no_flip,
         mirror_test=config.tta,
+        interpolation=config.interpolation or "bilinear",
     )
 
 

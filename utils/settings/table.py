@@ -109,6 +109,11 @@ _GROUPS = {
                  "(names, sizes, times, bytes of 1,024 files), or full (all bytes)"),
         Argument("image_size", int, ALL, allowed=within(8, LARGEST_SIDE), marks={Mark.VIEW},
             help="pixels of a side that the network sees"),
+        Argument("resize", int, ALL, allowed=within(8, 2 * LARGEST_SIDE), marks={Mark.VIEW},
+            help="pixels of the shorter side at test, before the centre is cropped; default: 256/224 of "
+                 "--image_size"),
+        Argument("interpolation", str, ALL, choices=("bilinear", "bicubic"), marks={Mark.VIEW},
+            help="how images are resized (default bilinear)"),
         Argument("augment", str, ALL, choices=AUGMENTS, marks={Mark.VIEW},
             help="training view: resized_crop (of 8 to 100 % of the area), pad_crop (resize, pad, crop: "
                  "for small images), plain"),
@@ -226,6 +231,9 @@ _GROUPS = {
             help="in place of the test set: predict every image below this folder, this image, or with "
                  "--features the rows of this .npy file, labels unknown, into --predictions (default: "
                  "predictions.csv in the run folder)"),
+        Argument("encoder", str, (EVALUATE,), marks={Mark.PLACE},
+            help="with --predict and a classifier of features: the encoder that made them, its file of "
+                 "weights or its module:function"),
     ),
     "run": (
         Argument("cur_stage", str, ALL, choices=("stage1", "stage2"), marks={Mark.RUNNER},
