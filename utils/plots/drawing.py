@@ -254,7 +254,10 @@ def _balance(run: RunTables) -> Figure | None:
 
 
 def _trade(run: RunTables) -> Figure | None:
-    """Accuracy of frequent classes against that of rare ones: a curve for a swept strength, else a dot."""
+    """Accuracy of frequent classes against that of rare ones: a curve for a swept strength, else a dot.
+
+    Settings that cost a method half of its many-shot accuracy are left out: they would fill the picture.
+    """
     heads, part = (run.heads, "test") if run.tried.empty else (run.tried, run.heads["selected_on"].iloc[0])
     heads = heads.dropna(subset=["many", "few"])
     curves = {method: (None, rows.head(1)) for method, rows in heads.groupby("method", sort=False)}
@@ -269,7 +272,9 @@ def _trade(run: RunTables) -> Figure | None:
     others = cycle(product(("-", "--", ":", "-."), OTHERS))
     for method, (_, rows) in curves.items():
         style = colours.get(method) or dict(zip(("linestyle", "color"), next(others), strict=True))
-        axes.plot(rows["many"], rows["few"], **{"marker": "."} | style | {"markersize": 4, "linewidth": 1})
+        style = {"marker": "."} | style | {"markersize": 4, "linewidth": 1}
+        shown = rows[rows["many"] >= rows["many"].max() / 2]
+        axes.plot(shown["many"], shown["few"], **style)
     axes.set(xlabel=f"many: {PARTS[part]} accuracy (%)", ylabel=f"few: {PARTS[part]} accuracy (%)")
     _name_dots(axes, "Many-shot against few-shot accuracy", curves)
     return figure
@@ -296,9 +301,10 @@ def _confusion(run: RunTables) -> Figure | None:
     wrong = pairs[(pairs["predicted"] >= 0) & (pairs["predicted"] != pairs["class"])]
     wrong = wrong.sort_values("share", ascending=False, kind="stable").head(CONFUSED)[::-1]
     right.barh(range(len(wrong)), wrong["share"], color=LINES[2]["color"])
-    texts = wrong["name"].str[:20] + " > " + wrong["predicted_name"].str[:20]
-    right.set_yticks(range(len(wrong)), texts, fontsize=SMALL - 2.5)
-    right.set(xlabel=f"the {len(wrong)} most confused pairs (% of class)")
+    texts = wrong["name"].str[:16] + " > " + wrong["predicted_name"].str[:16]
+    right.set_yticks(range(len(wrong)), texts, fontsize=SMALL - 0.5)
+    right.set(xlabel="% of the class", title=f"the {len(wrong)} most confused pairs")
+    right.title.set_fontsize(10)
     return figure
 
 
