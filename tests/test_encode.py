@@ -210,9 +210,13 @@ def test_images_in_memory_are_enlarged_as_they_go_and_grey_ones_get_three_channe
     assert len(pack.val_labels) == len(digits.val) and Scale.of(pack.train[0]).factor.any()
 
 
-def test_images_without_labels_are_predicted_behind_the_encoder_that_made_the_features(folder, tmp_path):
+@pytest.mark.parametrize(("network", "named"), [("resnet8", "weights.pth"), ("own_encoders:Clip",) * 2])
+def test_images_without_labels_are_predicted_behind_the_encoder_that_made_them(
+    folder, tmp_path, network, named
+):
     torch.save(build_model("resnet8", 3).state_dict(), "weights.pth")
-    encoded(folder, "resnet8", "--weights", "weights.pth", "--tta", "--interpolation", "bicubic")
+    weights = ("--weights", named) if named == "weights.pth" else ()
+    encoded(folder, network, *weights, "--tta", "--interpolation", "bicubic")
     run, images = places(tmp_path), ("--predict", folder / "test", "--workers", 0)
     call(main_stage2.main, *run, "--features", "pack", "--seed", 0, "--method", "ncm")  # not affine
     classifier = next((tmp_path / "ckpt").glob("**/*_stage2.pth"))
@@ -225,7 +229,7 @@ def test_images_without_labels_are_predicted_behind_the_encoder_that_made_the_fe
         (*two, *images),
         (*run, "--pretrained_pth", classifier, *images),
     ):
-        encoder = ("--encoder", "weights.pth") if "--predict" in words else ()
+        encoder = ("--encoder", named) if "--predict" in words else ()
         call(evaluate.main, *words, *encoder, "--predictions", "p.csv")
         seen.append(pd.read_csv("p.csv")[["predicted", "predicted_name", "confidence"]])
     for known, found in ((0, 1), (2, 3), (2, 4)):
@@ -350,6 +354,7 @@ def test_features_that_are_not_finite_are_refused_before_a_pack_is_made(folder):
         ("own_encoders:Clip", ("--weights", "other.pth"), "leave --weights out"),
         ("own_encoders:Clip", ("--method", "los"), "encode has no use for --method"),
         ("own_encoders:Clip", ("--augment", "plain"), "encode has no use for --augment"),
+        ("own_encoders:Clip", ("--resize", 16), "--resize 16 is below --image_size 32"),
         ("own_encoders:Clip", ("--amp", "fp16"), "--amp fp16 needs a CUDA device"),
         ("own_encoders:Clip", ("--data_dir", "images/train"), "images/train has no train/"),
         ("own_encoders:Clip", ("--out", "images/train/pack"), "--save_features images/train/pack lies among"),

@@ -164,8 +164,8 @@ def check_settled(given: dict, values: dict, num_class: int | None) -> None:
     stored = saves or dataset in FILE_DATASETS or os.environ.get("WORLD_SIZE", "1") != "1"
     problems = {
         f"--warmup_epochs {warm} must be below --epochs {epochs}": warm >= epochs,
-        f"--resize {given.get('resize')} is below --image_size {values.get('image_size')}": (
-            given.get("resize", math.inf) < (values.get("image_size") or 0)
+        f"--resize {values.get('resize')} is below --image_size {values.get('image_size')}": (
+            (values.get("resize") or math.inf) < (values.get("image_size") or 0)
         ),
         "--nesterov needs a --momentum above 0": values.get("nesterov") and values["momentum"] == 0,
         "--val_fraction has a meaning with --val_source heldout only": (
