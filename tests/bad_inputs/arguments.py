@@ -24,9 +24,10 @@ BOUNDS = {
     "must be 2 or more, got": ("1 0 -5", "num_class"),
     "must be 0 to 1024": ("-1 1000000", "workers"),
     "must be 8 to 4096": ("0 7 -224 1000000000", "image_size"),
+    "must be 8 to 8192": ("7 1000000000", "resize"),
 }
 # what else has to be said before an argument means something
-FILED = dict.fromkeys(("image_size", "jitter", "workers", "test_fraction"), FILES)
+FILED = dict.fromkeys(("image_size", "resize", "jitter", "workers", "test_fraction"), FILES)
 BEFORE = FILED | {"val_fraction": "--val_source heldout "}
 # script, argument, values that are of no use, what the line says
 RANGES = [
@@ -238,7 +239,7 @@ def _generated() -> list[Row]:
             says = f"argument --{name}: invalid {argument.kind.__name__} value: '{bad}'"
             rows.append(Row(f"{name} of another type, {bad!r}", script, (f"--{name}={bad}",), says))
         if argument.kind is int:
-            start = FILES if name in ("image_size", "workers") else ""
+            start = FILES if name in ("image_size", "resize", "workers") else ""
             says = rf"--{name} must be .*, got {WHOLE}"
             rows.append(Row(f"{name} beyond all", script, f"{start}--{name} {WHOLE}", says))
     return rows
