@@ -218,7 +218,9 @@ def test_the_name_of_a_users_pack_chooses_no_setting(tmp_path):
     for name in ("list_of_words", "folder_x", "list", "cifar100_lt", "cifar_mine", "imagenet_lt"):
         for facts in (made.facts, older):
             write_pack(tmp_path / "named", replace(made, facts=facts | {"dataset": name}))
-            assert settings_of(tmp_path / "named") == wanted and wanted["path"] != preset_for("folder")["path"]
+            assert (
+                settings_of(tmp_path / "named") == wanted and wanted["path"] != preset_for("folder")["path"]
+            )
 
 
 def test_a_pack_keeps_the_settings_of_the_data_set_that_it_was_made_from(tmp_path, pack):

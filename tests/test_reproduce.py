@@ -320,21 +320,6 @@ def test_the_first_figures_of_several_stage_1_are_paired_and_tested_over_them(fi
     assert to_los.tolist() == (-to_ce).tolist()
 
 
-def test_a_csv_file_of_before_there_were_intervals_still_makes_a_page(root):
-    [path] = (root / "results").glob("*_val.csv")
-    table = pd.read_csv(path, dtype=str)
-    new = [
-        name
-        for name in table
-        if re.search("_low|_high|_holm|macro_f1|worst_|val_score|at_edge|relative", name)
-    ]
-    assert len(new) > 10
-    table.drop(columns=new).to_csv(path, index=False)
-    page = render([path])[f"results/{path.stem}.md"]
-    assert "(p " in page and " [" not in page.partition("Stage 2:")[2]
-    assert "worst tenth" not in page and "validation |" not in page
-
-
 def test_a_csv_file_that_is_none_or_of_two_protocols_is_one_line(root):
     path = root / "results" / f"{NAME}_val.csv"
     whole = path.read_text()

@@ -39,7 +39,6 @@ BUDGETS = {
     "source": "as in each method's source",
     "preset": "as in each method's source, but of los and ce this repository's for data set and network",
     "equal": "as in each method's source, but 20 epochs for all",
-    "earlier": "of before, some chosen on validation (ResNet-32, ratio 100); epochs of the first seed",
 }
 CHOSEN_EPOCH = "epoch=7/20: the seventh of 20 epochs was chosen, by the mean over the seeds"
 EDGE = "!"  # behind a value
@@ -157,7 +156,7 @@ def _compare(rows: list[dict], groups: list[list[Outcome]], targets: Tensor) -> 
 
 
 def complete(rows: Sequence[dict]) -> None:
-    """Give the rows of a table what follows from their figures, of older files too.
+    """Give the rows of a table what follows from their figures.
 
     `p_ce_holm` and its like are corrected for the number of rows. `relative_accuracy` is the overall accuracy
     divided by that of the best row on the same features. `loma_unevenness` is the spread of LoMa divided by
@@ -256,9 +255,8 @@ def difference(row: Mapping, name: str) -> str:
     """The difference of a row to `name`, in points, with its interval and corrected p; "-": there is none."""
     if row.get(f"minus_{name}") is None:
         return "-"
-    low = row.get(f"minus_{name}_low")  # older files have no interval
-    interval = "" if low is None else f" [{100 * low:+.2f}, {100 * row[f'minus_{name}_high']:+.2f}]"
-    return f"{100 * row[f'minus_{name}']:+.2f}{interval} (p {row[f'p_{name}_holm']:.2g})"
+    points, low, high = (100 * row[f"minus_{name}{end}"] for end in ("", "_low", "_high"))
+    return f"{points:+.2f} [{low:+.2f}, {high:+.2f}] (p {row[f'p_{name}_holm']:.2g})"
 
 
 def _setting(row: dict) -> str:

@@ -52,8 +52,7 @@ The csv files come from run folders and hold every digit and digest. Nothing on 
 
 All accuracies are percent of the test images. On one stage-1 model ± is the deviation over the seeds
 of stage 2, which is the noise of batch order alone. With several stage-1 models it is that over these."""
-_PLACE = """The place of LOS is that among all methods but `stage1` and `ce`. In tables of earlier settings
-LOS has this repository's learning rate; they are left out of the claims below."""
+_PLACE = "The place of LOS is that among all methods but `stage1` and `ce`."
 _CLAIMED = f"""Two methods are told apart where the 95 % interval of their difference excludes zero and the p
 of McNemar's test, corrected by Holm, is below {TOLD_APART}. With several stage-1 models a paired t test over
 these decides, with the same correction. docs/methods.md says how all of this is computed."""
@@ -151,7 +150,7 @@ def _overview(path: Path, rows: list[dict], brief: bool) -> list[str]:
     others = [name for name in order if name != "los"]
     return [
         f"[{_name(first, brief)}](results/{path.stem}.md)",
-        first["selected_on"] + " (earlier settings)" * (first["budget"] == "earlier"),
+        first["selected_on"],
         f"{done['stage1_seed'].nunique()} of {seeds}",
         *(_spread(whole[base]) if base in whole else NOT_RUN for base in _BASES),
         f"{len(ahead) + 1} of {len(order)}" if "los" in order else "-",
@@ -162,7 +161,7 @@ def _overview(path: Path, rows: list[dict], brief: bool) -> list[str]:
 def _against(rows: list[dict], reference: str) -> dict[str, tuple[float, str, bool]]:
     """Method -> its difference to another one: a number, in words, and whether the two are told apart."""
     done = _done(rows).drop(index=[reference, "stage1"], errors="ignore")
-    if f"minus_{reference}_low" not in done:  # a file of before there were intervals
+    if f"minus_{reference}" not in done:  # it was not run
         return {}
     if done["stage1_seed"].nunique() == 1:
         found = {}
