@@ -29,7 +29,7 @@ from utils.reproduce import __main__ as reproduce
 from utils.reproduce import cell
 from utils.reproduce.cell import Cell, read_rows
 from utils.reproduce.grid import read_grid
-from utils.reproduce.pages import methods_table, render
+from utils.reproduce.pages import methods_table, ratios_table, render
 from utils.reproduce.published import published_table
 from utils.run import checkpoint
 from utils.run.lock import FolderLock
@@ -165,6 +165,7 @@ def test_the_committed_pages_come_from_the_committed_csv_files():
         [table] = re.findall("<!-- methods: .*\n([^!]*)<!-- end", (ROOT / page).read_text(encoding="utf-8"))
         names = re.findall(r"^\| `(\w+)`", table, re.M)
         assert table == methods_table(ROOT / "results", names) and "los" in names
+    assert ratios_table(sorted((ROOT / "results").glob("*.csv"))) in (ROOT / "docs/methods.md").read_text()
     assert published_table(ROOT / "results", brief=True) in (ROOT / "README.md").read_text(encoding="utf-8")
 
 

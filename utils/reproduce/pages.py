@@ -100,7 +100,22 @@ def write_pages(paths: Sequence[Path], folder: Path) -> Path:
     for page, methods in (("README.md", _SIX), ("docs/methods.md", None)):
         if shown and (folder / page).exists():
             put(folder / page, "methods", COMMAND, methods_table(results, methods))
+    if shown and (folder / "docs" / "methods.md").exists():
+        put(folder / "docs" / "methods.md", "ratios", COMMAND, ratios_table(paths))
     return folder / "RESULTS.md"
+
+
+def ratios_table(paths: Sequence[Path]) -> str:
+    """LOS minus its control over fresh views, published and by validation, a line a recipe and ratio."""
+    lines: dict[str, dict[str, str]] = {}
+    tables = sorted((read_results(path) for path in paths), key=lambda rows: _place(rows[0]))
+    for rows in (rows for rows in tables if rows[0]["views"] == "fresh"):
+        line = lines.setdefault(_name(rows[0], brief=True).removesuffix(", fresh views"), {})
+        line["stage1"] = _spread(_done(rows).loc[["stage1"], "overall"].tolist())
+        line[rows[0]["selected_on"]] = (_claim(rows, brief=True) or {"control": ("", NOT_RUN)})["control"][1]
+    columns = ("stage1", "last", "val")
+    table = [[name, *(line.get(column, NOT_RUN) for column in columns)] for name, line in lines.items()]
+    return markdown_lines([["stage 1", "`stage1`", "published settings", "by validation"], *table]) + "\n"
 
 
 def methods_table(results: Path, methods: Sequence[str] | None = None) -> str:
