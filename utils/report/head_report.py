@@ -24,6 +24,7 @@ from utils.run.saver import Saver
 from utils.settings.chosen import lead_method
 from utils.settings.config import Config
 
+EACH = 20  # of several heads: so many epochs are told one by one, then every tenth
 _BELOW = 0.005  # of the test images: how far below stage 1 a method is worth a warning
 
 
@@ -126,10 +127,10 @@ class Watcher:
                 self.run.log(f"warning: {head.plan.method.name} ({head.plan.setting}) ended: {head.failure}")
         seconds_left = (time.monotonic() - self.started) / max(1, epoch - self.first) * (self.epochs - epoch)
         trained = [head for head in self.heads if head.plan.epochs >= epoch and not head.failed]
-        if len(trained) == 1:
+        if sum(head.plan.method.trained for head in self.heads) == len(trained) == 1:
             self.run.log(summary.epoch_line(trained[0].progress.rows[-1], self.epochs, seconds_left))
-        elif trained:
-            heads = f"{len(trained)} heads training"
+        elif trained and (epoch <= EACH or epoch % 10 == 0 or epoch == self.epochs):
+            heads = f"{len(trained)} head(s) training"
             self.run.log(f"epoch {epoch}/{self.epochs}, {heads}, {summary.eta(seconds_left)}")
         self.keeper.after_epoch(self.saved)
 
