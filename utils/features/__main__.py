@@ -45,6 +45,8 @@ _ARRAYS = {
 def main(argv: Sequence[str] | None = None) -> None:
     """Run a subcommand, `pack` or `encode`."""
     kind, *words = (sys.argv[1:] if argv is None else list(argv)) or [""]
+    if kind in ("-h", "--help"):
+        return say(__doc__)
     if kind == "encode":
         return encode(words, _finish)
     if kind != "pack":
@@ -112,6 +114,8 @@ def _pack_of(asked: Namespace) -> Pack:
         raise UserError("the labels are text, which names the classes: leave --class_names out")
     num_class = 1 + int(max(found.max() for found in labels.values()))
     present = labels["train"].unique()
+    if num_class < 2:
+        raise UserError(f"{asked.train_y} holds one class only: at least 2 are needed")
     if len(present) < num_class:
         absent = next((k for k, label in enumerate(present.tolist()) if k != label), len(present))
         way_out = "give them as text, numpy.save(FILE, labels.astype(str)), which needs no numbers"

@@ -80,8 +80,10 @@ def load_array(path: Path, kinds: str, dimensions: Sequence[int], expected: str)
     try:
         array = np.lib.format.open_memmap(path, mode="c")  # never unpickles; "c": PyTorch wants it writable
     except Exception as error:  # a broken file can raise nearly anything
-        why = f"is no .npy file of numbers ({reason(error):.200})"
-        raise UserError(f"{path} {why}: write one with numpy.save") from error
+        why, way_out = f"is no .npy file of numbers ({reason(error):.200})", "write one with numpy.save"
+        if "Python objects" in str(error):  # as pandas gives text
+            why, way_out = "holds Python objects", "save ARRAY.astype(str) if it is text"
+        raise UserError(f"{path} {why}: {way_out}") from error
     if array.dtype.kind not in kinds or array.ndim not in dimensions:
         raise UserError(f"{path} holds {array.dtype} {list(array.shape)}, expected {expected}")
     return array

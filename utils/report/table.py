@@ -397,7 +397,7 @@ def brief_caption(rows: Sequence[dict]) -> list[str]:
     """What a reader of the terminal needs of the caption."""
     return [
         f"Selection: {SELECTIONS[rows[0]['selected_on']]}.",
-        f"Settings: {BUDGETS[rows[0]['budget']]}.",
+        *([f"Settings: {BUDGETS[rows[0]['budget']]}."] if rows[0]["selected_on"] == "last" else []),
         "LoMa: per_sample; to los: points [95 % interval]; * best. table.md explains these and has more.",
         *([] if rows[0]["selected_on"] == "last" else [_CHOICE]),
         *_advice(rows),
