@@ -78,7 +78,7 @@ def _parse(argv: Sequence[str]) -> Namespace:
     for part, of in (("test", ""), ("val", ", of what is then left")):
         text = f"share of each class of the training rows in place of --{part}_x{of}"
         parser.add_argument(f"--{part}_fraction", type=float, help=text)
-    parser.add_argument("--name", default="my_data", help="of the data set (default %(default)s)")
+    parser.add_argument("--name", help="of the data set (default: the name of --out without its ending)")
     parser.add_argument("--class_names", type=Path, help="text file, one name a line (default: numbers)")
     parser.add_argument("--dtype", choices=_TYPES, default="fp32", help="stored type (default %(default)s)")
     parser.add_argument("--out", type=Path, required=True, help="the pack to write")
@@ -90,6 +90,7 @@ def _parse(argv: Sequence[str]) -> Namespace:
     for first, second in (("test_x", "test_y"), ("val_x", "val_y"), ("fc_weight", "fc_bias")):
         if (getattr(asked, first) is None) != (getattr(asked, second) is None):
             raise UserError(f"--{first} and --{second} go together: give both or neither")
+    asked.name = asked.out.stem if asked.name is None else asked.name
     if not re.fullmatch(PACK_NAME, asked.name):  # it becomes part of folder names
         raise UserError(f"--name {asked.name!r}: take letters, digits, dot, dash and underscore")
     check_output("out", asked.out, *OUTPUTS["save_features"])
