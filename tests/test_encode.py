@@ -369,3 +369,10 @@ def test_what_cannot_be_encoded_is_refused_in_a_line_and_nothing_is_left(folder,
     found = refusal(features_main, *words(folder, network, "--out", "pack", *more))
     assert message in found
     assert not list(Path().glob("**/pack*"))
+
+
+def test_weights_whose_images_cannot_be_prepared_here_leave_the_usual_preparation():
+    file = Path("vgg16_features-amdegroot-88682ab5.pth")  # for pixels up to 255
+    assert published_views("vgg16", file, "imagenet") == ({}, "")
+    views, whose = published_views("vgg16", Path("vgg16-397923af.pth"), "imagenet")
+    assert views["normalise"] == "imagenet" and "IMAGENET1K_V1" in whose

@@ -6,6 +6,8 @@ mean feature μ_1 by s δ (π_1 (‖μ_1‖² + 1) - (μ·μ_1 + 1)/K), with s =
 Shapes: N training images, D feature, K classes.
 """
 
+import math
+
 from torch import Tensor
 
 from losses.label_over_smooth import check_label_smooth
@@ -14,6 +16,7 @@ from utils.base.errors import SettingError
 from utils.base.numbers import check_above_zero, check_below_one
 
 _ROUNDING = 1e-12
+_LEAST_PATH = 0.01  # of LOS, where all classes have as many images
 
 
 def logit_drop(strength: float, features: Tensor, labels: Tensor, num_classes: int) -> float:
@@ -45,3 +48,13 @@ def los_path_lr(strength: float, label_smooth: float, schedule_sum: float, momen
         raise SettingError("--path has no meaning at δ = 0, plain cross-entropy: give --finetune_lr")
     steps = check_above_zero("schedule_sum", schedule_sum) / (1 - check_below_one("momentum", momentum))
     return strength / (label_smooth * steps)
+
+
+def usual_path(class_counts: list[int]) -> float:
+    """The default path of LOS on features of one's own, to two digits: (1 - π)² log r.
+
+    π is the share of the most frequent class, r its ratio to the rarest. Ours, chosen on validation
+    (docs/features.md).
+    """
+    share, ratio = max(class_counts) / sum(class_counts), max(class_counts) / min(class_counts)
+    return max(_LEAST_PATH, float(f"{(1 - share) ** 2 * math.log(ratio):.2g}"))

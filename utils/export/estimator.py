@@ -19,6 +19,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
 from datasets.long_tail import held_out_mask
+from models.heads.los_path import usual_path
 from utils.base.errors import SettingError, UserError
 from utils.features.brought import fit_classifier
 from utils.features.frozen import pack_representation
@@ -27,7 +28,7 @@ from utils.heads.epochs import all_epochs, start_heads, train_epoch
 from utils.heads.head import copied
 from utils.heads.outcome import choose, lead_of
 from utils.heads.plan import plan_heads
-from utils.packs.pack import Pack, check, usual_path
+from utils.packs.pack import Pack, check
 from utils.run.facts import OWN
 from utils.settings.chosen import lead_method
 from utils.settings.config import resolve

@@ -100,9 +100,11 @@ def published_views(network: str, weights: Path | None, stem: str) -> tuple[dict
     which = next((one for one in found if one.url.endswith(f"/{weights.name}")), found.DEFAULT)
     how = which.transforms()
     channels = (tuple(how.mean), tuple(how.std))
+    normalise = next((name for name, values in CHANNELS.items() if values == channels), None)
+    if normalise is None:  # of one of all, VGG's without a classifier: it counts pixels to 255
+        return {}, ""
     views = {"image_size": how.crop_size[0], "resize": how.resize_size[0]}
-    views |= {"interpolation": how.interpolation.value}
-    views |= {"normalise": next(name for name, values in CHANNELS.items() if values == channels)}
+    views |= {"interpolation": how.interpolation.value, "normalise": normalise}
     return views, f" (what is not given is as for torchvision's {which})"
 
 

@@ -19,6 +19,7 @@ from safetensors.numpy import save_file
 from torch import Tensor
 
 from datasets import OWN_DATASETS
+from models.heads.los_path import usual_path
 from utils.base.digest import content_digest
 from utils.base.errors import NoMemoryError, UserError, is_out_of_memory, reason
 from utils.base.files import json_text, require_file, write_atomically
@@ -34,7 +35,6 @@ _LARGEST, _SMALLEST = 1e15, 1e-10
 _KEPT = 2**-10  # of an image's largest feature; in its normal range fp16 rounds by half of it at most
 _FEATURES, _LABELS = (torch.float16, torch.float32), (torch.int64,)
 _OF_AN_IMAGE = "features an image"
-_LEAST_PATH = 0.01  # of LOS, where all classes have as many images
 # tensor -> its axes, which have one size in all tensors but for views; the types that it may have
 _LAYOUT = {
     "train": (("views", "training images", _OF_AN_IMAGE), _FEATURES),
@@ -103,16 +103,6 @@ class Pack:
             if read_pack(self.path).digest == self.digest:  # touched, or replaced by itself
                 return
         raise UserError(f"{self.path} was changed while it was in use: nothing more is written, run it again")
-
-
-def usual_path(class_counts: list[int]) -> float:
-    """The default path of LOS on features of one's own, to two digits: (1 - π)² log r.
-
-    π is the share of the most frequent class, r its ratio to the rarest. Ours, chosen on validation
-    (docs/features.md).
-    """
-    share, ratio = max(class_counts) / sum(class_counts), max(class_counts) / min(class_counts)
-    return max(_LEAST_PATH, float(f"{(1 - share) ** 2 * math.log(ratio):.2g}"))
 
 
 def _status(path: Path) -> tuple:

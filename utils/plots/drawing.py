@@ -130,7 +130,7 @@ def _over_classes(column: str, title: str, unit: str, run: RunTables) -> Figure 
             if len(counts) > 12
             else {"rotation": 35, "ha": "right"}
         )
-        axes.set_xticks(ranks, texts, fontsize=SMALL - 2.5, rotation_mode="anchor", **turned)
+        axes.set_xticks(ranks, texts, fontsize=SMALL - 0.5, rotation_mode="anchor", **turned)
         axes.set_xlabel("class (training images)")
     return figure
 
