@@ -26,7 +26,7 @@ from datasets.long_tail import SHOTS, shot_groups
 from losses import logit_gap
 from utils.base.errors import say
 from utils.metrics.accuracy import GROUPS
-from utils.plots.tables import PARTS, SCORES, RunTables, read_run
+from utils.plots.tables import CONTROLS, PARTS, SCORES, RunTables, read_run
 from utils.run.checkpoint import write_atomically
 from utils.run.folder import check_writable
 from utils.settings.parse import Parser
@@ -67,8 +67,14 @@ def draw(folder: Path, methods: Sequence[str] | None = None) -> list[Path]:
 
 
 def _styles(run: RunTables) -> dict[str, dict]:
-    """Label -> the style of a head's line over the classes, the same in every picture."""
-    return dict(zip(run.lines["label"], LINES, strict=False))
+    """Label -> the style of a head's line over the classes, the same in every picture.
+
+    The controls have theirs in every run as well.
+    """
+    own = dict(zip(CONTROLS, LINES, strict=False))
+    there = {*run.lines["method"]}
+    others = LINES[len(own) :] + [style for name, style in own.items() if name not in there]
+    return {line.label: own.pop(line.method, None) or others.pop(0) for line in run.lines.itertuples()}
 
 
 def _figure(
