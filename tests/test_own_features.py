@@ -162,3 +162,34 @@ def test_the_usual_path_of_los_goes_with_the_imbalance_and_a_path_given_wins(tmp
         config = resolve(STAGE2, given, find_source(STAGE2, given, "stage1").known)
         paths = {plan.method.name: plan.options.get("path") for plan in plan_heads(config)[0]}
         assert paths == {"stage1": None, "los": expected, "ce": expected, "los_step": expected}
+
+
+def test_settings_for_the_networks_of_a_source_are_replaced_on_features_of_ones_own(tmp_path):
+    pack = read_pack_of(torch.randn(1, 8, 3))
+    write_pack(tmp_path / "pack", pack)
+    settings = {}
+    for words in ((), ("--finetune_wd", "0.3", "--batch_size", "128")):
+        _, config = own_and_plan(tmp_path / "pack", "--method", "wb,bsce", *words)
+        settings[words] = {plan.method.name: plan for plan in plan_heads(config)[0]}
+    ours, given = settings.values()
+    assert (ours["wb"].wd, ours["wb"].kinds["wd"], ours["wb"].kinds["lr"]) == (0.01, "ours", "second-hand")
+    assert (ours["bsce"].lr, ours["bsce"].kinds["lr"]) == (0.4 * 64 / 512, "ours")
+    assert (given["wb"].wd, given["wb"].kinds["wd"], given["bsce"].lr) == (0.3, "given", 0.4 * 128 / 512)
+
+
+def test_no_method_ruins_features_whose_variance_lies_in_few_directions(tmp_path):
+    """`wb` with the weight decay of its source has 79 % here, and stage 1 has 97."""
+    draw, classes, spread = np.random.default_rng(0), 30, 1 / np.arange(1, 65)
+    centres, arrays = draw.normal(size=(classes, 64)) * spread, {}
+    parts = {"train": [int(1000 * 50 ** (-k / 29)) for k in range(classes)], "test": [20] * classes}
+    for part, counts in parts.items():
+        labels = np.repeat(np.arange(classes), counts)
+        x = 3 + centres[labels] + 1.6 * draw.normal(size=(len(labels), 64)) * spread
+        x /= np.linalg.norm(x, axis=1, keepdims=True)
+        arrays |= {f"{part}_x": x.astype(np.float32), f"{part}_y": labels}
+    given = Arrays(tmp_path, **arrays)
+    given.pack("--name", "mine")
+    methods = ("--method", "stage1,la,bsce,wb,los", "--seed", "0")
+    text = call(main_stage2.main, *places(tmp_path), "--features", given.out, *methods)
+    found = {line["method"]: float(line["overall"]) for line in result_lines(text)}
+    assert min(found.values()) > found["stage1"] - 0.5 > 90, found

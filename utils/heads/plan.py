@@ -2,10 +2,12 @@
 
 import math
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from itertools import product
 
 from utils.base.errors import UserError
+from utils.run.facts import OWN
 from utils.settings.chosen import chosen_methods
 from utils.settings.config import Config
 from utils.settings.methods import (
@@ -128,7 +130,7 @@ def _choices(
     open_ = {name: list(own) for name, own in method.candidates.items() if searching and name not in users}
     choices = {}
     for name, usual in method.options.items():
-        value = method.at_ratio(config.imb_ratio).get(name, usual)
+        value = _suited(method, config).get(name, usual)
         if name == "path" and value is not None:  # of los_step: that of the data, where they have one
             value = config.path or value
         asked = said.get(name) or _several(getattr(config, name, value))
@@ -158,26 +160,34 @@ def _budget(method: Method, config: Config, given: list[str]) -> tuple[list, lis
     epochs, lr, wd = (
         _several(getattr(config, name)) for name in ("finetune_epoch", "finetune_lr", "finetune_wd")
     )
+    own = {"finetune_epoch": method.epochs, "finetune_lr": method.lr, "finetune_wd": method.wd}
+    own |= _suited(method, config)
     if "finetune_epoch" not in given:
-        own = method.at_ratio(config.imb_ratio).get("finetune_epoch", method.epochs)
-        own = epochs if own is None else [own]
-        epochs = [EQUAL_EPOCHS] if config.budget == "equal" else own
-    if "finetune_lr" not in given and method.lr is not None:
-        lr = [method.lr * config.batch_size / method.per_batch]
-    if "finetune_wd" not in given and method.wd is not None:
-        wd = [method.wd]
+        usual = epochs if own["finetune_epoch"] is None else [own["finetune_epoch"]]
+        epochs = [EQUAL_EPOCHS] if config.budget == "equal" else usual
+    if "finetune_lr" not in given and own["finetune_lr"] is not None:
+        lr = [own["finetune_lr"] * config.batch_size / method.per_batch]
+    if "finetune_wd" not in given and own["finetune_wd"] is not None:
+        wd = [own["finetune_wd"]]
     return epochs, lr, wd
+
+
+def _suited(method: Method, config: Config) -> Mapping:
+    """The settings that the method has for this imbalance ratio, or for features of a user's own."""
+    return method.own if config.preset == OWN else method.at_ratio(config.imb_ratio)
 
 
 def _kinds(method: Method, config: Config, users: set[str], choices: dict[str, list]) -> dict[str, str]:
     """Setting -> published, second-hand, ours, given (by the user) or chosen (by validation)."""
-    kinds = {}
+    kinds, others = {}, list(method.by_ratio.values())
+    if config.preset == OWN:
+        others.append(method.own)
+    elif config.imb_ratio in method.by_ratio:
+        others = []
     for name in method.settings:
         option = ARGUMENTS.get(name, name)
         values = choices.get(option, [None])
-        ours = config.imb_ratio not in method.by_ratio and any(
-            option in at for at in method.by_ratio.values()
-        )
+        ours = any(option in settings for settings in others)
         ours |= option == "finetune_epoch" and config.budget == "equal"
         ours |= method.epochs is None and option in config and config.source(option).startswith("preset")
         if option in users:

@@ -75,6 +75,7 @@ def _setting(method: Method, name: str) -> str:
         return f"{name} {'/'.join(ratios.values())} at ratio {'/'.join(ratios)}, else {_shown(value)}"
     factors = {factor for factor in method.factors.values() if name == "lr"}
     times = "".join(f" ({', '.join(method.factors)}: times {factor:g})" for factor in factors)
+    times += f" ({_shown(method.own[option])} on features of your own)" if option in method.own else ""
     return "" if value is None else f"{name} {_shown(value)}{times}"
 
 

@@ -37,6 +37,7 @@ class Config:
     _values: dict
     _sources: dict
     unused: tuple[str, ...] = ()  # words of the public code that the script has no use for
+    preset: str = ""  # whose defaults they are: a data set's, or OWN for features of a user's own
 
     def __getattr__(self, name: str) -> object:
         try:
@@ -122,7 +123,8 @@ def resolve(script: str, given: dict, known: dict | None = None) -> Config:
         _settle_seeds(values, sources)
     if script in (STAGE1, STAGE2):
         values["cur_stage"] = "stage1" if script == STAGE1 else "stage2"
-    return Config(values, sources, tuple(name for name in given if name not in names))
+    unused = tuple(name for name in given if name not in names)
+    return Config(values, sources, unused, known.get("preset", dataset))
 
 
 def _scale_rates(values: dict, sources: dict, preset: dict) -> None:

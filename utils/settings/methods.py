@@ -52,7 +52,8 @@ class Method:
     `options` are those that a user may set, with the source's values (None: the run's own); each goes to the
     head, to the loss or to both, by the names of their parameters. Those that no method here has are declared
     by `ranges`, and set by `--option name=value`. `candidates` are tried under --select val. `by_ratio`: what
-    the source has for imbalance ratios. `factors` on the learning rate, by the names of what is learned.
+    the source has for imbalance ratios. `own`: what holds on features of a user's own in its place, which are
+    standardised (ours, docs/features.md). `factors` on the learning rate, by the names of what is learned.
     `fixed` are options of the head that make the method what it is. `published` and `second_hand` name the
     settings that are so, with spaces between; all others are ours. `shifted`: its source steps
     the cosine before the first epoch, so that of E epochs the last has a learning rate of 0. `differs` names
@@ -75,6 +76,7 @@ class Method:
     options: dict = field(default_factory=dict)
     candidates: dict = field(default_factory=dict)
     by_ratio: Mapping[float, dict] = field(default_factory=dict)
+    own: Mapping[str, float] = field(default_factory=dict)
     factors: Mapping[str, float] = field(default_factory=dict)
     fixed: dict = field(default_factory=dict)
     published: str = ""
@@ -160,7 +162,7 @@ _TABLE = (
            start="fresh", fixed={"fresh": True}, loss="bsce", epochs=20, lr=0.1, per_batch=512, wd=5e-4,
            options={"tau": 1.0}, candidates={"tau": (0.5, 1.0, 1.5)},
            by_ratio={ratio: {"finetune_epoch": n} for ratio, n in ((100, 94), (50, 81), (10, 52))},
-           published=f"{_RECIPE} tau"),
+           own={"finetune_lr": 0.4}, published=f"{_RECIPE} tau"),
     Method("la", "logit adjustment after training", "Menon et al. 2021",
            learns="nothing", head="la", options={"tau": 1.0}, candidates={"tau": TAUS}, published="tau"),
     Method("lade", "label distribution disentangling", "Hong et al. 2021",
@@ -175,7 +177,7 @@ _TABLE = (
            options={"rho": 1.2}, candidates={"rho": RHOS}, published="lr wd batch rho"),
     Method("wb", "weight balancing: decay, MaxNorm", "Alshammari et al. 2022",
            loss="wb", epochs=10, lr=0.01, wd=0.1, shifted=True, options={"beta": 0.9999, "max_norm": 0.1},
-           candidates={"finetune_wd": (0.00001, 0.001, 0.1)},
+           candidates={"finetune_wd": (0.00001, 0.001, 0.1)}, own={"finetune_wd": 0.01},
            published="schedule", second_hand=f"{_RECIPE} beta max_norm"),
     Method("label_aware", "smoothing by frequency, MiSLAS", "Zhong et al. 2021",
            learns="classifier, K scales", head="lws", fixed={"whole": True}, loss="label_aware",
