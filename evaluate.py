@@ -95,8 +95,9 @@ def predict_folder(
     speed_up(model, config, device)
     found = images_below(config.predict)
     images = FileImages(found, views, device, config.workers)
+    images.broken = {}
     logits = scoring.logit_batches(model, images, views.mirror_test and not config.no_tta, world=world)
-    write_unlabelled(config, source.told(), stage, found, logits, class_names, world)
+    write_unlabelled(config, source.told(), stage, found, logits, class_names, world, images.broken)
 
 
 def predict_rows(

@@ -1,6 +1,7 @@
 """From images to a pack by a frozen encoder, and on to stage 2."""
 
 import re
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -235,6 +236,11 @@ def test_images_without_labels_are_predicted_behind_the_encoder_that_made_them(
     for known, found in ((0, 1), (2, 3), (2, 4)):
         pd.testing.assert_frame_equal(seen[known], seen[found], atol=1e-5)
     assert not seen[0].equals(seen[2])
+    shutil.copytree(folder / "test", "new")
+    Path("new/ant/000.jpg").write_bytes(b"no image")
+    words = ("--predict", "new", "--encoder", named, "--workers", 0, "--predictions", "p.csv")
+    assert "predicted images=11 " in call(evaluate.main, *two, *words)
+    assert list(pd.read_csv("p.csv")["reason"].notna()) == [True] + [False] * 11
 
 
 @pytest.mark.parametrize(

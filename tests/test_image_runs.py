@@ -253,6 +253,27 @@ def test_files_that_are_no_images_are_counted_and_named_and_predicted_with_a_rea
     assert ",," in table.read_text().splitlines()[-1]
 
 
+def test_a_broken_image_is_a_row_with_its_reason_and_ends_no_prediction_of_others(own, tmp_path, capsys):
+    pets, table = shutil.copytree(own / "pets" / "test", tmp_path / "pets"), tmp_path / "p.csv"
+    words = ("--pretrained_pth", model_of(own), "--predictions", table, "--out", tmp_path, "--quiet")
+    call(evaluate.main, *words, "--predict", pets)
+    whole, spoilt = pd.read_csv(table), [0, 7]
+    for name in whole["image"][spoilt]:
+        (pets / name).write_bytes((pets / name).read_bytes()[:-40])
+    for workers in (0, 2):
+        text = call(evaluate.main, *words, "--predict", pets, "--workers", workers)
+        assert last_line(text) == f"predicted images=13 file={table}"
+        found = pd.read_csv(table, dtype={"predicted": "Int64"})
+        assert found["predicted_name"].isna().tolist() == [i in spoilt for i in range(15)]
+        left = found.drop(spoilt).drop(columns="reason").astype({"predicted": "int64"})
+        pd.testing.assert_frame_equal(left, whole.drop(spoilt).drop(columns="reason"), atol=1e-5)
+        assert found["reason"][7].startswith(f"not read: {pets / whole['image'][7]} is cut off")
+        [line] = capsys.readouterr().err.splitlines()
+        assert line.startswith("warning: 2 image(s) could not be read") and whole["image"][0] in line
+    single = pets / whole["image"][7]
+    assert refusal(evaluate.main, *words, "--predict", single).startswith(f"no image of {single} can be read")
+
+
 def test_the_trial_of_a_network_leaves_statistics_modes_and_random_state_as_they_were(own):
     data = load_data(
         resolve("main_stage1.py", {"dataset": "folder", "data_dir": own / "pets", "image_size": 64})

@@ -66,7 +66,7 @@ def read_bytes(path: str) -> bytearray:
     except (OSError, ValueError) as error:
         problem, remedy = f"cannot be read ({reason(error)})", "check its name and permissions"
         if isinstance(error, (FileNotFoundError, NotADirectoryError)):
-            problem, remedy = "does not exist", "check --data_dir and the list that names it"
+            problem, remedy = "does not exist", "check its name, and the folder or list that names it"
         elif getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE):
             remedy = "raise the limit (ulimit -n), or try --workers 0"
         raise UserError(f"{path} {problem}: {remedy}") from error

@@ -27,8 +27,11 @@ class FileImages:
     """A FileSet that yields normalised channels_last batches of float32 [n, 3, S, S] on `device`.
 
     `workers` loader processes start with the first batch and stay until `close`; 0 reads in this process. A
-    new pass ends the one before.
+    new pass ends the one before. An image that cannot be read ends it too, with a UserError, unless there is
+    a `broken`: that takes in why, by image, whose pixels are 0 then.
     """
+
+    broken: dict[int, str] | None = None
 
     def __init__(
         self, data: FileSet, views: FileViews, device: torch.device | str = "cpu", workers: int = 0
@@ -66,9 +69,11 @@ class FileImages:
         if not parts:
             return
         requests = ((index.numpy(), None if rows is None else rows[index].numpy()) for index in parts)
-        for index, pixels in zip(parts, self._processes.answers(requests), strict=True):
-            if isinstance(pixels, str):
-                raise UserError(pixels)
+        for index, (pixels, problems) in zip(parts, self._processes.answers(requests), strict=True):
+            for place, problem in problems.items():
+                if self.broken is None:
+                    raise UserError(problem)
+                self.broken[int(index[place])] = problem
             draws = None if jitter is None else jitter[index]
             inputs = self._normalise(pixels.to(self.device, non_blocking=True), draws)
             yield inputs, self.labels[index.to(self.device)]
@@ -80,19 +85,19 @@ class ViewedFiles(Dataset):
     def __init__(self, data: FileSet, views: FileViews) -> None:
         self.root, self.paths, self.views = str(data.root), data.paths, views
 
-    def __getitem__(self, request: Request) -> Tensor | str:
-        """Views uint8 [n, S, S, 3] of the images asked for, or what is wrong with one of them."""
+    def __getitem__(self, request: Request) -> tuple[Tensor, dict[int, str]]:
+        """Views uint8 [n, S, S, 3] of the images asked for; what is wrong with those that are 0, by place."""
         index, rows = request
-        size = self.views.size
+        size, problems = self.views.size, {}
         batch = torch.empty(len(index), size, size, 3, dtype=torch.uint8)
-        try:
-            for i, image in enumerate(index.tolist()):
-                path = f"{self.root}/{self.paths[image]}"
-                row = None if rows is None else rows[i].tolist()
+        for i, image in enumerate(index.tolist()):
+            path = f"{self.root}/{self.paths[image]}"
+            row = None if rows is None else rows[i].tolist()
+            try:
                 batch[i] = self._view(read_image(path), row, path).permute(1, 2, 0)
-        except UserError as error:
-            return str(error)
-        return batch
+            except UserError as error:
+                batch[i], problems[i] = 0, str(error)
+        return batch, problems
 
     def _view(self, image: Tensor, row: list[float] | None, path: str) -> Tensor:
         """uint8 [3, H, W] -> uint8 [3, S, S]: the training view of a row of draws, or the test view."""

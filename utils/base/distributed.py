@@ -49,11 +49,14 @@ class World:
 
     def gather(self, part: Tensor) -> Tensor:
         """The parts of all processes behind one another in the order of ranks: [n, ...] -> [N, ...]."""
-        if self.size == 1:
-            return part
-        parts: list[Any] = [None] * self.size
-        dist.all_gather_object(parts, part.cpu())
-        return torch.cat(parts).to(part.device)
+        return part if self.size == 1 else torch.cat(self.every(part.cpu())).to(part.device)
+
+    def every(self, value: Any) -> list:
+        """The `value` of each process, in the order of ranks."""
+        values = [value] * self.size
+        if self.size > 1:
+            dist.all_gather_object(values, value)
+        return values
 
     def total(self, values: Tensor) -> Tensor:
         """The sum of `values` over the processes."""

@@ -16,6 +16,7 @@ from datasets.listed.own import passed_over
 from datasets.types import FileSet, ImageSet
 from utils.base import distributed
 from utils.base.distributed import World
+from utils.base.errors import UserError
 from utils.base.files import write_atomically
 from utils.features.logits import watched_features
 from utils.metrics.accuracy import first_classes, lost_images
@@ -69,11 +70,13 @@ def write_unlabelled(
     batches: Iterable[Tensor],
     class_names: list[str],
     world: World,
+    broken: dict[int, str] | None = None,
 ) -> None:
     """A run that predicts images without labels, or features, whose logits [n, K] are this process's block.
 
-    It writes image and the columns of `_first`. A file beside them that is no image has a row as well, with
-    nothing but its name and a `reason`. `told`: what the classifier is.
+    It writes image, the columns of `_first`, and a `reason` where there is no prediction: of an image in
+    `broken`, which fills as batches come, and of a file beside them that is no image. `told`: what the
+    classifier is. Raises UserError: every image is broken.
     """
     run = Run(config, f"predict_{stage}", also_writable=folders_of(config), world=world)
     run.log(told, f"{len(images):,} to be predicted from {config.predict}, {len(class_names)} classes")
@@ -83,13 +86,20 @@ def write_unlabelled(
     none = torch.zeros(0, len(class_names))  # a process may have no image
     own = [[values.cpu() for values in first_classes(logits)] for logits in chain([none], batches)]
     first, path = _gathered(own, world), config.predictions or run.folder / "predictions.csv"
-    columns = {"image": [*_names(images), *map(os.fsdecode, others)]}
-    columns |= _first(class_names, *first, len(others))
-    columns["reason"] = [""] * len(images) + [f"not read: {NOT_READ}"] * len(others)
-    _write(run, path, columns)
-    if lost := int((first[0][:, 0] < 0).sum()):
+    unread = {image: problem for found in world.every(broken or {}) for image, problem in found.items()}
+    if unread and len(unread) == len(images):
+        raise UserError(f"no image of {config.predict} can be read: {unread[0]}")
+    reasons = [unread.get(image, "") for image in range(len(images))] + [NOT_READ] * len(others)
+    read = [image for image, problem in enumerate(reasons) if not problem]
+    table = pd.DataFrame(_first(class_names, *first)).loc[read].reindex(range(len(reasons)))
+    table.insert(0, "image", [*_names(images), *map(os.fsdecode, others)])
+    _write(run, path, table.assign(reason=[f"not read: {problem}" * bool(problem) for problem in reasons]))
+    if lost := int((table.predicted < 0).sum()):
         run.warn(lost_images(lost))
-    run.result(f"predicted images={len(images)} file={path}")
+    if unread:
+        which = f"{len(unread):,} image(s) could not be read and have a reason in place of a prediction"
+        run.warn(f"{which}, the first: {next(iter(unread.values()))}")
+    run.result(f"predicted images={len(images) - len(unread)} file={path}")
     distributed.leave()
 
 
@@ -103,17 +113,15 @@ def _gathered(batches: Iterable[Sequence[Tensor]], world: World) -> list[Tensor]
     return [world.gather(torch.cat(parts)) for parts in zip(*batches, strict=True)]
 
 
-def _first(names: list[str], classes: Tensor, shares: Tensor, gap: int = 0) -> dict:
+def _first(names: list[str], classes: Tensor, shares: Tensor) -> dict:
     """predicted, predicted_name, confidence, and of the second and third class name and confidence.
 
-    Of classes and probabilities [N, 3], before `gap` rows without any.
+    Of classes and probabilities [N, 3].
     """
-    columns = {"predicted": pd.array([*classes[:, 0].tolist(), *[None] * gap], dtype="Int64")}
+    columns = {"predicted": pd.array(classes[:, 0].tolist(), dtype="Int64")}
     for rank, word in zip(range(classes.shape[1]), ("predicted", "second", "third"), strict=False):
-        own = [names[k] if k >= 0 else "" for k in classes[:, rank].tolist()]
-        columns[f"{word}_name"] = [*own, *[None] * gap]
-        confidence = f"{word}_confidence" if rank else "confidence"
-        columns[confidence] = [*shares[:, rank].tolist(), *[None] * gap]
+        columns[f"{word}_name"] = [names[k] if k >= 0 else "" for k in classes[:, rank].tolist()]
+        columns[f"{word}_confidence" if rank else "confidence"] = shares[:, rank].tolist()
     return columns
 
 
@@ -121,7 +129,7 @@ def _names(part: ImageSet | FileSet) -> Iterable:
     return [part.paths[i] for i in range(len(part))] if isinstance(part, FileSet) else range(len(part))
 
 
-def _write(run: Run, path: Path, columns: dict) -> None:
+def _write(run: Run, path: Path, columns: dict | pd.DataFrame) -> None:
     if run.main:
         frame = pd.DataFrame(columns)
         text = csv_text(frame, float_format="%.6f")
