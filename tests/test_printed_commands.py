@@ -15,7 +15,7 @@ import evaluate
 import main_stage1
 import main_stage2
 from datasets import data_name
-from tests.file_trees import list_tree
+from tests.file_trees import folder_tree, list_tree
 from tests.helpers import HANG, PROGRAMS, call, refusal, stopped_at_step
 from utils.features.__main__ import main as features_main
 from utils.run import checkpoint
@@ -84,6 +84,37 @@ def test_so_does_one_on_images_of_ones_own_with_a_network_of_ones_own(elsewhere)
     call(main_stage2.main, *wanted)
     other = refusal(main_stage2.main, *asked, "--network", "resnet8")
     assert re.search("; beside it: .*_stage1.pth$", other)
+
+
+@pytest.mark.parametrize(
+    ("parts", "words", "shares"),
+    [
+        (("",), (), "--test_fraction 0.2 --val_fraction 0.1"),
+        (("",), ("--test_fraction", "0.4", "--val_source", "none"), "--test_fraction 0.4 --val_source none"),
+        (("",), ("--val_fraction", "0.3"), "--test_fraction 0.2 --val_fraction 0.3"),
+        (("train", "test"), (), ""),
+        (("train", "val"), ("--select", "val"), "--val_fraction 0.1"),
+        (("train", "val", "test"), ("--select", "val"), ""),
+    ],
+)
+def test_so_does_one_on_folders_that_lack_a_part_with_the_shares_that_take_it_out(
+    elsewhere, parts, words, shares
+):
+    for part in parts:
+        folder_tree(elsewhere / "made", counts=(5, 4, 3), test_per_class=0)
+        shutil.copytree(elsewhere / "made" / "train", elsewhere / "photos" / part)
+    asked = ("--dataset", "folder", "--data_dir", "photos", "--workers", "0", "--ckpt_dir", "m", "--out", "o")
+    message = refusal(main_stage2.main, *asked, *words)
+    said = words_of(printed(message))
+    found = {
+        name: said[said.index(f"--{name}") + 1]
+        for name in ("test_fraction", "val_fraction", "val_source")
+        if f"--{name}" in said
+    }
+    assert " ".join(f"--{name} {value}" for name, value in found.items()) == shares
+    if parts == ("",):
+        run(printed(message), *SMALL)
+        assert "selected_on" in call(main_stage2.main, *asked, *words, "--finetune_epoch", "1")
 
 
 def test_so_does_evaluate_on_a_pack(digits, elsewhere):

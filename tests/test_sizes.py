@@ -12,7 +12,7 @@ import evaluate
 import main_stage1
 import main_stage2
 from tests.file_trees import folder_tree
-from tests.helpers import call, last_line, places
+from tests.helpers import call, last_line, places, refusal
 from utils.settings.sizes import LARGE, STEPS, by_size
 
 
@@ -72,6 +72,10 @@ def test_folders_of_photographs_go_through_both_stages_and_evaluate_on_one_split
     folders = [path.parent for path in tmp_path.rglob("config.json")]
     shots = {str(json.loads((path / "config.json").read_text())["config"]["shots"]) for path in folders}
     assert shots == {"None", "[9, 23]"}  # stage 1 finds them, the others inherit them
+    (photos / "bee" / "005.jpg").unlink()  # of the training images
+    message = refusal(main_stage2.main, *words, "--network", "resnet8")
+    assert re.search(r"was trained on \d+ of the 12 test images of folder_own, figures on them", message)
+    assert "the set of images has changed since (60 images then, 59 now), which moves the split" in message
     way_out = "--val_fraction 0.1 holds some out, for both stages"
     whole = [*words, "--test_fraction", "0.2", *small[:-1], "1", "--overwrite"]
     assert way_out in call(main_stage1.main, *whole)

@@ -44,7 +44,7 @@ from utils.features.views import (
 from utils.packs.pack import Pack, read_pack
 from utils.run import checkpoint
 from utils.run.checkpoint import Checkpoint, published_path, read
-from utils.run.facts import compared
+from utils.run.facts import compared, counts_told
 from utils.run.folder import Run
 from utils.run.network import build_network, check_apart, note_channels, try_network
 from utils.settings.checks import check_known
@@ -126,10 +126,11 @@ class CheckpointSource(Source):
         if compared(self.facts, data.train)[0] is None:
             return None
         if select == "val":
-            seen = f"the backbone of {self.path} {self._of_other_images()}, the validation images perhaps"
+            changed = self._of_other_images() + counts_told(self.facts, data)
+            seen = f"the backbone of {self.path} {changed}, the validation images perhaps"
             remedy = "give both stages the same --val_source, or take --select last"
             raise UserError(f"--select val refused: {seen}; {remedy}")
-        return f"the backbone {self._of_other_images()}"
+        return f"the backbone {self._of_other_images()}{counts_told(self.facts, data)}"
 
     def compared_with(self, data: LongTailedData) -> list[str]:
         changed, looked = compared(self.facts, data.train)

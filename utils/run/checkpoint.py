@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from datasets import LongTailedData
+from datasets import OWN_DATASETS, LongTailedData
 from models import head_from_state, network_label
 from models.pretrained import (
     differences,
@@ -111,6 +111,7 @@ def model_facts(config: Config, data: LongTailedData, device: torch.device) -> d
         "val_fraction": config.val_fraction if data.val_source == "heldout" else None,
         "class_names": data.class_names,
         "class_counts": data.class_counts,
+        "test_images": len(data.test),
         "train_digest": data.train.digest(),
         **({"train_files": data.train.contents} if data.train.contents else {}),
         "args": config.as_dict(),
@@ -331,11 +332,23 @@ def nothing_published(config: Config, stage: str, network: str) -> UserError:
     beside = sorted(path.name for path in place.parent.glob(f"*_{stage}.pth"))
     hint = f"; beside it: {', '.join(beside)}" if beside else ""
     basic = {} if config.features else {name: getattr(config, name) for name in _BASIC}
+    basic |= _shares(config) if stage == "stage1" and config.dataset in OWN_DATASETS else {}
     words = [word for name, value in basic.items() if value is not None for word in option(name, value)]
     script = f"main_{stage}.py"
     line = command(script, *words, *said(config, script, set(SHARED) - basic.keys()))
     way_out = f"make it with `{line}`, or name one with --pretrained_pth"
     return UserError(f"no {stage} checkpoint at {place}: {way_out}{hint}")
+
+
+def _shares(config: Config) -> dict:
+    """The shares that stage 1 has to take out of a user's own images where nobody gave them a part."""
+    root, there = Path(config.data_dir), {"test"} if config.test_fraction else set()
+    there |= {part for part in ("val", "test") if getattr(config, f"{part}_list")}
+    there |= {part for part in ("val", "test") if config.dataset == "folder" and (root / part).is_dir()}
+    said = "val_source" in config and config.source("val_source") != "preset"
+    selects = "select" in config and config.select == "val" and len(there) < 2
+    shares = {} if there else {"test_fraction": 0.2}
+    return shares | ({"val_fraction": 0.1} if not said and (selects or not there) else {})
 
 
 def require_stage(checkpoint: Checkpoint, stage: str) -> None:

@@ -10,7 +10,7 @@ from typing import Annotated, Literal, Required, TypedDict, Union, get_args, get
 import torch
 from torch import Tensor
 
-from datasets.types import FileSet, ImageSet
+from datasets.types import FileSet, ImageSet, LongTailedData
 from utils.settings.presets import PRESETS
 
 PACK_FORMAT = "label-over-smoothing feature pack"
@@ -183,6 +183,7 @@ class CheckpointFacts(Facts, total=False):
     lr: float | None
     stage1_selected_on: Selection | None
     metrics: Settings
+    test_images: Count
     train_files: Files
     stage1_files: Files
     features_digest: Text
@@ -261,6 +262,13 @@ def _shown(value: object) -> str:
     """A value that repr takes: numbers may have more digits than Python prints."""
     short = type(value) in (str, float, bool, type(None)) or (type(value) is int and abs(value) <= LARGEST)
     return repr(value)[:60] if short else f"a {type(value).__name__} of this form"
+
+
+def counts_told(facts: dict, data: LongTailedData) -> str:
+    """Where that differs: how many images a model's data set had, own validation images aside, and has."""
+    then = sum(facts.get("class_counts", [])) + facts.get("test_images", 0)
+    now = sum(data.class_counts) + len(data.test)
+    return f" ({then:,} images then, {now:,} now)" if "test_images" in facts and then != now else ""
 
 
 def compared(facts: dict, images: ImageSet | FileSet) -> tuple[str | None, str]:

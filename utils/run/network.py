@@ -15,6 +15,7 @@ from utils.base.errors import UserError, about, is_out_of_memory, reason
 from utils.engine.device import LAYOUT, free_memory
 from utils.run import checkpoint
 from utils.run.checkpoint import Checkpoint, read
+from utils.run.facts import counts_told
 from utils.settings.config import Config
 from utils.settings.data import file_views
 
@@ -78,6 +79,9 @@ def check_apart(source: Checkpoint, data: LongTailedData) -> None:
     if met[0]:
         known = f"was trained on {met[0]:,}{met[1]} of the {len(test):,} test images of {data.name}"
         way_out = "name or train a model of this split"
+        if facts.get("test_fraction"):
+            moved = f"the set of images has changed since{counts_told(facts, data)}, which moves the split"
+            way_out = f"{moved}; undo that, or run stage 1 again with --overwrite"
         raise UserError(f"{source.path} {known}, figures on them tell nothing: {way_out}")
 
 
