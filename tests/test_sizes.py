@@ -12,7 +12,8 @@ import evaluate
 import main_stage1
 import main_stage2
 from tests.file_trees import folder_tree
-from tests.helpers import call, last_line, places, refusal
+from tests.helpers import call, last_line, places, refusal, run_folder
+from tests.stage2 import read_table
 from utils.settings.sizes import LARGE, STEPS, by_size
 
 
@@ -72,6 +73,14 @@ def test_folders_of_photographs_go_through_both_stages_and_evaluate_on_one_split
     folders = [path.parent for path in tmp_path.rglob("config.json")]
     shots = {str(json.loads((path / "config.json").read_text())["config"]["shots"]) for path in folders}
     assert shots == {"None", "[9, 23]"}  # stage 1 finds them, the others inherit them
+    judged = "Classes differ in test images: judge by the balanced accuracy, the mean over them"
+    for select, by in (("last", "balanced"), ("val", "val_score")):
+        several = ["--network", "resnet8", "--method", "stage1,ncm,la,crt,tau_norm", "--select", select]
+        told = call(main_stage2.main, *words, *several, "--finetune_epoch", "2")
+        table = read_table(run_folder(tmp_path, "stage2", "folder_own"))
+        assert list(table[by][1:]) == sorted(table[by][1:], reverse=True)
+        assert f"{judged}{', by which the rows are sorted' if select == 'last' else ''}.\n" in told
+        assert re.search(r"^method .*overall +many +medium +few +balanced +to los$", told, re.M)
     (photos / "bee" / "005.jpg").unlink()  # of the training images
     message = refusal(main_stage2.main, *words, "--network", "resnet8")
     assert re.search(r"was trained on \d+ of the 12 test images of folder_own, figures on them", message)

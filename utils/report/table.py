@@ -64,7 +64,7 @@ def label_of(plan: HeadPlan, plans: Sequence[HeadPlan]) -> str:
 def table_rows(
     outcomes: Sequence[Outcome], heads: Sequence[HeadRun], targets: Tensor, facts: dict
 ) -> list[dict]:
-    """A row a method and setting, means and deviations over seeds; stage 1 first, then by overall accuracy.
+    """A row a method and setting, means and deviations over seeds; stage 1 first, then by balanced accuracy.
 
     With `selected_on` val the score there comes first, and decides the order. `heads` are all of the run:
     those that failed come last, with the reason; their settings are the grid of which one is at an edge.
@@ -81,7 +81,8 @@ def table_rows(
             raise UserError(f"heads of one table need the same test images: {found}")
     rows = [_row(group, heads) | facts for group in groups.values()]
     _compare(rows, list(groups.values()), targets.cpu())
-    rows.sort(key=lambda row: (row["method"] != "stage1", -row.get("val_score", row["overall"])))
+    # of a balanced set the overall accuracy, whose ties no last bit shall break
+    rows.sort(key=lambda row: (row["method"] != "stage1", -row.get("val_score", round(row["balanced"], 9))))
     return rows + [
         {"method": run.plan.method.name, "setting": run.plan.setting, "n": 0, "failed": run.failure} | facts
         for run in heads
@@ -307,20 +308,26 @@ COLUMNS = (
 def cells(rows: Sequence[dict], brief: bool = False) -> list[list[str]]:
     """The table as text, a header first; the best of each column is marked with a star.
 
-    `brief`: the columns of the terminal, deviations of the overall accuracy alone, differences without p.
+    `brief`: the columns of the terminal, deviations of the overall accuracy alone, differences without p, and
+    the balanced accuracy in place of LoMa where the test set is not balanced.
     """
-    columns = []
+    columns, swapped = [], {"balanced", "loma_unevenness"} if brief and _uneven(rows) else set()
     for column in COLUMNS:
         text = column.text or partial(_share, name=column.key, brief=brief)
         known = [row[column.key] for row in rows if row.get(column.key) is not None]
         best = column.best(known) if len(known) > 1 else None
         starred = (best is not None and row.get(column.key) == best for row in rows)
-        if (known or not column.optional) and (column.brief or not brief):
+        if (known or not column.optional) and (not brief or column.brief != (column.key in swapped)):
             lines = (text(row) + "*" * star for row, star in zip(rows, starred, strict=True))
             columns.append([column.title, *lines])
     if brief:
         columns = [[cell.partition(" (p ")[0] for cell in column] for column in columns]
     return [list(line) for line in zip(*columns, strict=True)]
+
+
+def _uneven(rows: Sequence[dict]) -> bool:
+    """Have the classes of the test set different numbers of images, as far as the figures tell?"""
+    return any(row["n"] and abs(row["balanced"] - row["overall"]) > 1e-9 for row in rows)
 
 
 def markdown_lines(lines: Sequence[Sequence[str]]) -> str:
@@ -398,26 +405,33 @@ def brief_caption(rows: Sequence[dict]) -> list[str]:
     return [
         f"Selection: {SELECTIONS[rows[0]['selected_on']]}.",
         *([f"Settings: {BUDGETS[rows[0]['budget']]}."] if rows[0]["selected_on"] == "last" else []),
-        "LoMa: per_sample; to los: points [95 % interval]; * best. table.md explains these and has more.",
+        f"{'' if _uneven(rows) else 'LoMa: per_sample; '}to los: points of overall accuracy [95 % interval]; "
+        "* best. table.md explains these and has more.",
         *([] if rows[0]["selected_on"] == "last" else [_CHOICE]),
         *_advice(rows),
     ]
 
 
 def _advice(rows: Sequence[dict]) -> list[str]:
-    """Which method to take where validation has chosen, and whether the next one is told apart from it."""
+    """What to judge by where classes differ in test images; which method to take where validation has chosen,
+    and whether the next one is told apart from it.
+    """
+    order = "" if "val_score" in rows[0] else ", by which the rows are sorted"
+    uneven = f"Classes differ in test images: judge by the balanced accuracy, the mean over them{order}."
+    lines = [uneven] if _uneven(rows) else []
     known = [row for row in rows if row["n"] and "val_score" in row]
     best = next((row for row in known if "p_best" not in row), None)
     others = [row for row in known if row is not best]
     if not others:
-        return []
+        return lines
     row = max(others, key=lambda row: row["val_score"])
     low, high, p = (row[name] for name in ("minus_best_low", "minus_best_high", "p_best_holm"))
     apart = p < TOLD_APART and not low <= 0 <= high
     return [
+        *lines,
         f"Take {best['method']} ({percent(best['val_score'])} on validation); {row['method']} is next "
         f"({percent(row['val_score'])}) and is {'told' if apart else 'not told'} apart from it on test: "
-        f"{100 * row['minus_best']:+.2f} [{100 * low:+.2f}, {100 * high:+.2f}], p {p:.2g}."
+        f"{100 * row['minus_best']:+.2f} [{100 * low:+.2f}, {100 * high:+.2f}], p {p:.2g}.",
     ]
 
 
