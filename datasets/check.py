@@ -92,20 +92,22 @@ def _complaints() -> Iterator[Callable[[], str]]:
 def scan(parts: dict[str, FileSet], workers: int) -> Iterator[Finding]:
     """Decode every image in `workers` processes (0: in this one); the last finding is of whole parts.
 
-    Among its problems are images that hold the same bytes as a training image, though under another name.
+    Among its problems are images that hold the same bytes as a training image, though under another name; of
+    two training images it warns where their classes differ.
     """
     processes, last = Processes(Scanned(parts), workers), Finding()
-    known: dict[int, str] = {}  # digest of a training image -> its path
+    known: dict[int, tuple[str, int]] = {}  # digest of a training image -> its path and label
     requests = [(name, at) for name, part in parts.items() for at in range(0, len(part), CHUNK)]
     for (name, first), finding in zip(requests, processes.answers(requests), strict=True):
         last.deep += finding.deep
         for image, digest in enumerate(finding.digests, first):
-            path = parts[name].path(image)
-            if name == "train" and digest:
-                known.setdefault(digest, path)
-            elif known.get(digest, path) != path:
-                same = f"{path} ({name}) holds the same bytes as {known[digest]} (train)"
+            own = parts[name].path(image), int(parts[name].labels[image])
+            met = known.setdefault(digest, own) if name == "train" and digest else known.get(digest, own)
+            if name != "train" and met[0] != own[0]:
+                same = f"{own[0]} ({name}) holds the same bytes as {met[0]} (train)"
                 last.problems.append(f"{same}: leave one out")
+            elif met[1] != own[1]:
+                last.warnings.append(f"{own[0]} holds the same bytes as {met[0]}, of another class")
         yield finding
     processes.close()
     others = [f"{part.root}/{os.fsdecode(path)}" for part in parts.values() for path in part.passed_over]

@@ -1,5 +1,6 @@
 """`python -m datasets.check` lists everything wrong with a data set on disk, and only that."""
 
+import shutil
 import struct
 from pathlib import Path
 
@@ -30,6 +31,7 @@ def sound(folder: Path, first: int, count: int) -> FileSet:
 
 def test_a_sound_set_of_every_kind_of_file_has_no_problem(tmp_path):
     parts = {part: file_set(tmp_path / part, readable_files(i)) for i, part in enumerate(("train", "test"))}
+    parts["train"].labels.zero_()  # one file is there under two names
     problems, (line,) = found(parts)  # a warning of both parts together
     assert problems == [] and line.startswith(
         f"2 image(s) have more than 8 bits a channel, {tmp_path}/train/sixteen_bit.png first"
@@ -144,6 +146,14 @@ def test_files_that_are_no_images_are_warnings_by_their_names(pets):
         f"warning: {pets}/test/dog/readme",
     ]
     assert lines[2].startswith("folder_pets: 15 images, 0 problems, 2 warnings")
+
+
+def test_a_training_image_in_two_classes_is_a_warning_and_two_in_one_are_none(pets):
+    shutil.copy(pets / "train/cat/2.jpg", pets / "train/dog/again.jpg")
+    shutil.copy(pets / "train/cat/3.jpg", pets / "train/cat/twin.jpg")
+    same = f"{pets}/train/dog/again.jpg holds the same bytes as {pets}/train/cat/2.jpg, of another class"
+    first, last = call(check.main, *command(pets)).splitlines()
+    assert first == f"warning: {same}" and last.startswith("folder_pets: 17 images, 0 problems, 1 warning;")
 
 
 def test_problems_are_printed_and_end_the_command_with_status_2(pets, capsys):

@@ -26,7 +26,8 @@ def build_folder(
 
     Without test/, val/ is the test part. With a `test_fraction` that is taken from train/, or where there is
     neither train/ nor val/, from <class>/. Classes are the folders of train/, sorted; images may lie deeper;
-    other files are passed over with a note, hidden ones without, linked folders followed.
+    other files, and all beside the class folders, are passed over with a note, hidden ones without, linked
+    folders followed.
     """
     folders = {part: part for part in ("train", "val", "test") if (data_dir / part).is_dir()}
     notes = []
@@ -48,6 +49,9 @@ def build_folder(
     parts = {part: _scan(data_dir, folder, classes, report) for part, folder in folders.items()}
     for part in parts.values():
         notes += passed_over(part.source, part.passed_over)
+        if beside := _seen_in(Path(part.source))[1]:
+            first = f"{len(beside):,} file(s) beside the class folders are passed over, {beside[0]!r} first"
+            notes.append(f"{part.source}: {first}: an image counts within the folder of its class")
     names = [as_name(os.fsencode(name)) for name in classes]
     return assemble("folder", parts, names, views, report, imb_ratio, notes, test_fraction, **split_options)
 
@@ -124,15 +128,23 @@ def _scan(root: Path, part: str, classes: list[str], report: Report) -> FileSet:
 
 
 def _class_folders(folder: Path, report: Report) -> list[str]:
-    try:
-        with os.scandir(folder) as entries:
-            found = [entry.name for entry in entries if entry.is_dir()]
-    except OSError as error:
-        raise UserError(f"{folder} cannot be read: {error.strerror}") from error
-    names = sorted(name for name in found if not name.startswith("."))
+    names, _ = _seen_in(folder)
     if not names:
         report(f"{folder} has no class folders: images must lie in {folder}/<class>/")
     return names
+
+
+def _seen_in(folder: Path) -> tuple[list[str], list[str]]:
+    """The folders in a folder, and what else is in it; nothing that is hidden."""
+    names: tuple[list[str], list[str]] = [], []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                names[not entry.is_dir()].append(entry.name)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be read: {error.strerror}") from error
+    folders, others = (sorted(name for name in kind if not name.startswith(".")) for kind in names)
+    return folders, others
 
 
 def _found_below(root: Path, folder: bytes, report: Report) -> tuple[list[bytes], list[bytes]]:
