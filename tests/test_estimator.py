@@ -61,9 +61,16 @@ def test_it_stands_in_scikit_learns_cross_validation(arrays):
 
 ROWS = np.random.default_rng(0).normal(size=(20, 4))
 BAD = {
-    "an unknown method": ({"method": "lso"}, ROWS, "ab" * 10, "no 'lso', did you mean l[ow]s"),
+    "an unknown method": ({"method": "lso"}, ROWS, "ab" * 10, "no 'lso', did you mean lws or los"),
     "a selection by test": ({"select": "test"}, ROWS, "ab" * 10, "select must be last or val, got 'test'"),
     "an option out of range": ({"method": "la", "tau": -1.0}, ROWS, "ab" * 10, "tau must be 0 or more"),
+    "an option that is no number": (
+        {"method": "la", "tau": "x"},
+        ROWS,
+        "ab" * 10,
+        "tau must be a number, got",
+    ),
+    "half an epoch": ({"finetune_epoch": [1, 2.5]}, ROWS, "ab" * 10, "must be a whole number, got 2.5"),
     "an option of another method": ({"tau": 1.0}, ROWS, "ab" * 10, "tau: no method of this run has it"),
     "X and y of different length": ({}, ROWS, "ab" * 9, "inconsistent numbers of samples: .20, 18."),
     "one class only": ({}, ROWS, "a" * 20, "one class only, a"),
@@ -85,3 +92,5 @@ def test_validation_rows_of_other_classes_and_unknown_options_are_refused():
         LongTailClassifier().fit(ROWS, list("ab" * 10), ROWS[:2], ["a", "c"])
     with pytest.raises(TypeError, match="LongTailClassifier got smooth, an option of no method"):
         LongTailClassifier(smooth=0.5)
+    with pytest.raises(TypeError, match="LongTailClassifier got seed, say random_state"):
+        LongTailClassifier(seed=0)

@@ -71,7 +71,7 @@ def test_a_cell_says_what_it_differs_in_and_the_scripts_get_every_word(tmp_path)
         ("[[cells]", "cannot be read: .*line 1"),
         ("[[cells]]", "cell 1: it needs seeds"),
         (SMALL + "seed = 1", "cell 1: unknown key 'seed', known: dataset, "),
-        (SMALL + "methods = 'loss'", "--method has no 'loss', did you mean los?"),
+        (SMALL + "methods = 'loss'", "--method has no 'loss', did you mean los or los_step?"),
         (SMALL + "methods = []", "methods is empty"),
         (SMALL + "methods = ['ce', 'ce']", "methods names a value twice"),
         (SMALL + "methods = ['list']", "--method list stands alone|--method has no 'list'"),

@@ -168,7 +168,7 @@ def test_the_list_names_every_method_with_its_source_and_reads_nothing(tmp_path,
 
 
 def test_an_unknown_method_is_refused_with_the_nearest_name_or_all_names():
-    assert refusal(plan, "--method", "loss") == "--method has no 'loss', did you mean los?"
+    assert refusal(plan, "--method", "loss") == "--method has no 'loss', did you mean los or los_step?"
     assert refusal(plan, "--method", "ce,labelaware") == (
         "--method has no 'labelaware', did you mean label_aware?"
     )

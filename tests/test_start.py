@@ -27,7 +27,7 @@ REFUSED = [
     (STAGE1, "--epochs 0", "--epochs must be 1 or more"),
     (STAGE1, "--network resnet99", "unknown network 'resnet99'"),
     (STAGE1, "--dataset digits_lt --image_size 32", "--image_size is for images on disk"),
-    (STAGE2, f"{NO_FILE} --method lso", "did you mean lws?"),
+    (STAGE2, f"{NO_FILE} --method lso", "did you mean lws or los?"),
     (STAGE2, "--features no_such_file --views 2", "--views has no use beside it"),
     (EVALUATE, "", "say what to evaluate"),
 ]

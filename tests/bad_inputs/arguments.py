@@ -80,7 +80,7 @@ ODD = [
     (EVALUATE, DIGITS + "--cur_stage stage2", "no stage2 checkpoint at .*--pretrained_pth"),
     (STAGE2, DIGITS + "--imb_ratio 7", r"IR=7/resnet8_stage1.pth: make it with `python \S*main_stage1.py"),
     (STAGE2, DIGITS + "--ckpt_dir {stage1.parent.parent.parent} --network resnet20", "beside it: resnet8"),
-    (STAGE2, STAGE1_OF + "--method lso", r"--method has no 'lso', did you mean lws\?"),
+    (STAGE2, STAGE1_OF + "--method lso", r"--method has no 'lso', did you mean lws or los\?"),
     (STAGE2, STAGE1_OF + "--method LOS", r"--method has no 'LOS', did you mean los\?"),
     (STAGE2, STAGE1_OF + "--method=", "--method has no ''"),
     (STAGE2, STAGE1_OF + "--method all,los", "--method all stands alone"),

@@ -63,7 +63,8 @@ class LongTailClassifier(ClassifierMixin, BaseEstimator):
         for name in OPTIONS:
             setattr(self, name, options.pop(name, None))
         for name in options:
-            raise TypeError(f"LongTailClassifier got {name}, an option of no method: {', '.join(OPTIONS)}")
+            known = "say random_state" if name == "seed" else f"an option of no method: {', '.join(OPTIONS)}"
+            raise TypeError(f"LongTailClassifier got {name}, {known}")
 
     def fit(
         self, X: ArrayLike, y: ArrayLike, X_val: ArrayLike | None = None, y_val: ArrayLike | None = None

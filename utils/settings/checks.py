@@ -6,6 +6,7 @@ Every check raises a UserError at the first thing that is wrong.
 import math
 import os
 import re
+from numbers import Integral, Real
 from pathlib import Path
 
 from datasets import FILE_DATASETS
@@ -137,10 +138,13 @@ def check_against(known: dict, given: dict) -> None:
 
 
 def check_ranges(values: dict) -> None:
-    """Every value is finite, within the range of its argument, and no number that nothing could count."""
+    """Every value is of its kind, finite, within the range of its argument, and no number beyond counting."""
     for name, several in values.items():
-        allowed, most = _ARGUMENTS[name].allowed, _ARGUMENTS[name].most
+        allowed, most, kind = (getattr(_ARGUMENTS[name], word) for word in ("allowed", "most", "kind"))
+        number = {int: (Integral, "a whole number"), float: (Real, "a number")}.get(kind, (object, ""))
         for value in several if isinstance(several, list) else [several]:
+            if value is not None and not isinstance(value, number[0]):  # from Python it may be anything
+                raise UserError(f"--{name} must be {number[1]}, got {value!r:.60}")
             if isinstance(value, float) and not math.isfinite(value):
                 raise UserError(f"--{name} must be a finite number, got {value}")
             if allowed and value is not None and not allowed.holds(value):

@@ -15,8 +15,9 @@ def chosen_methods(text: str) -> list[Method]:
         if name in ("all", "list"):
             raise UserError(f"--method {name} stands alone, without other names")
         if name not in METHODS and ":" not in name:
-            near = difflib.get_close_matches(name.lower(), METHODS, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(METHODS)}, all, list"
+            lower = name.lower()
+            near = [lower] if lower in METHODS else difflib.get_close_matches(lower, METHODS)
+            hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(METHODS)}, all, list"
             raise UserError(f"--method has no {name!r}, {hint}")
     return [METHODS[name] if name in METHODS else _own_method(name) for name in names]
 
