@@ -274,9 +274,13 @@ def _images() -> list[Row]:
         make, says = kinds[kind]
         rows.append(Row(f"image, stage 1: {kind}", STAGE1, OWN + SEEN, says, make, started=True))
     hidden, says = victim(b"", part="test"), "test/bee/001.jpg is empty"
-    for script, option in ((EVALUATE, "data_dir"), (STAGE2, "data_dir"), (EVALUATE, "predict")):
-        words = f"--pretrained_pth {{pets1}} --{option} {{root}}/pets --workers 0"
-        rows.append(Row(f"image, {script} --{option}: empty.jpg", script, words, says, hidden, started=True))
+    for script, option in (
+        (EVALUATE, "--data_dir {root}/pets"),
+        (STAGE2, "--data_dir {root}/pets"),
+        (EVALUATE, "--predict {root}/pets/test/bee/001.jpg"),
+    ):
+        words = f"--pretrained_pth {{pets1}} {option} --workers 0"
+        rows.append(Row(f"image, {script} {option}: empty.jpg", script, words, says, hidden, started=True))
     words = "--pretrained_pth {pets1} --predict {root}"
     rows.append(Row("predict: no image", EVALUATE, words, "w.*holds no image"))
     says = r"test/bee/9.jpg \(test\) holds the same bytes as"
