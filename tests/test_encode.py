@@ -248,13 +248,21 @@ def test_images_without_labels_are_predicted_behind_the_encoder_that_made_them(
     [
         (("--features", "pack"), "other.pth", "--encoder other.pth has other weights (.*) than made the fea"),
         (("--features", "pack"), "missing.pth", "--encoder: missing.pth does not exist"),
-        (("--features", "arrays"), "weights.pth", "arrays does not say which encoder made its features"),
+        (
+            ("--features", "arrays"),
+            "weights.pth",
+            "arrays does not say which encoder .* --features PACK --predict X.npy",
+        ),
         (
             ("--features", "own"),
             "weights.pth",
             "own is of own_encoders:Clip, say --encoder own_encoders:Clip",
         ),
-        (("--features", "pack"), None, "has no use beside it: name what made them by --encoder"),
+        (
+            ("--features", "pack"),
+            None,
+            "has no use beside it: name what made them by --encoder, .* --predict X.npy",
+        ),
         (("--pretrained_pth", "weights.pth"), "weights.pth", "is no classifier of features, it has its netw"),
     ],
 )

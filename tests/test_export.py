@@ -143,6 +143,15 @@ def test_plain_arrays_give_a_numpy_service_the_logits_of_the_network(pets, tmp_p
     assert kept["class_names"].tolist() == CLASSES
 
 
+@pytest.mark.parametrize(("head", "says"), [(None, "head la tau=1 of the 4 in it"), ("lws", "head lws ")])
+def test_which_head_of_several_was_taken_is_said_by_export_and_by_evaluate(pets, tmp_path, head, says):
+    words = ("--head", head) if head else ()
+    text = call(export_main, "--stage2", last_of(pets), "--out", tmp_path / "a.npz", *words)
+    assert f"note: {says}" in text and ("--head NAME takes another" in text) == (head is None)
+    argv = ("--dataset", "folder", "--data_dir", pets, "--pretrained_pth", last_of(pets), "--workers", "0")
+    assert f"; {says}" in call(evaluate.main, *places(tmp_path), *argv, *words)
+
+
 @pytest.mark.parametrize("kind", ["pt2", "onnx"])
 def test_a_whole_network_is_a_program_that_needs_no_file_of_this_repository(pets, tmp_path, kind):
     out, names = tmp_path / f"a.{kind}", {"class_names.json": ""}
@@ -174,3 +183,5 @@ def test_words_that_say_nothing_of_a_classifier_and_pixels_of_another_form_are_r
     for images in (torch.zeros(2, 3, 8, 8), torch.zeros(3, 8, 8, dtype=torch.uint8), [1, 2]):
         with pytest.raises(UserError, match="an image must be a path, a PIL image or uint8"):
             load_classifier(last_of(pets)).predict(images)
+    with pytest.raises(UserError, match=r"^nope\.jpg does not exist: check its name, and the folder"):
+        load_classifier(last_of(pets)).predict(["nope.jpg"])

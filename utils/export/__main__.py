@@ -43,6 +43,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     make, mark = _KINDS[kind]
     check_output("out", out, mark, _BEGINNING)
     classifier = load_classifier(asked.stage2, **parse(EVALUATE, rest))
+    for note in classifier.notes:
+        say(f"note: {note}")
     views, draw, found = classifier.views, torch.Generator().manual_seed(0), []
     if views is None and kind != ".npz":
         way_out = "export it as .npz, for features of the encoder that made the pack"

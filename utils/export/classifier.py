@@ -43,13 +43,20 @@ class Classifier(nn.Module):
     """`network` with its head and `class_names` [K]; called with uint8 [N, 3, S, S] it gives logits [N, K].
 
     `views` say how an image becomes such pixels; None: the network is a classifier of features [N, D]. With
-    `mirror` the logits are the mean of those of the image and of its mirror image.
+    `mirror` the logits are the mean of those of the image and of its mirror image. `notes` say what of a file
+    was taken.
     """
 
     def __init__(
-        self, network: nn.Module, class_names: list[str], views: FileViews | None, mirror: bool
+        self,
+        network: nn.Module,
+        class_names: list[str],
+        views: FileViews | None,
+        mirror: bool,
+        notes: Sequence[str] = (),
     ) -> None:
         super().__init__()
+        self.notes = tuple(notes)
         self.network, self.class_names, self.views, self.mirror = network, class_names, views, mirror
         self.device = next(network.parameters(), torch.empty(0)).device
         if views is not None:
@@ -135,4 +142,4 @@ def load_classifier(path: str | Path, device: str = "cpu", **words: object) -> C
         mirror = views.mirror_test and not config.no_tta
     checkpoint.load_head(network, file)
     network.to(pick_device(device), memory_format=LAYOUT).requires_grad_(False)
-    return Classifier(network, names, views, mirror).eval()
+    return Classifier(network, names, views, mirror, file.notes).eval()

@@ -171,7 +171,8 @@ def encoder_for_files(config: Config, source: Checkpoint | Pack) -> tuple[nn.Mod
     """`network_for_files` of a classifier of features: `--encoder` made them, and goes before it."""
     made, name = source.facts.get("encoder_digest"), config.network
     if made is None:
-        way_out = "name a pack of `python -m utils.features encode`, or a classifier trained on one"
+        way_out = "encode the images as you did the others, and predict their features: --features PACK"
+        way_out += " --predict X.npy (a pack of `python -m utils.features encode` does it by itself)"
         raise UserError(f"{source.path} does not say which encoder made its features: {way_out}")
     own = ":" in name
     if own and config.encoder != name:

@@ -337,7 +337,12 @@ def read_asked(given: dict, path: Path | None, pack: Pack | None = None) -> Chec
         return None
     with about("--pretrained_pth") if "pretrained_pth" in given else nullcontext():
         file = read(path)
-    return kept_head(file, given["head"], pack and pack_scale(pack)) if "head" in given else file
+    if "head" in given:
+        return kept_head(file, given["head"], pack and pack_scale(pack))
+    if len(heads := file.facts.get("heads", [])) > 1:
+        own = " ".join(filter(None, (file.facts.get(name) for name in ("method", "setting"))))
+        file.notes.append(f"head {own} of the {len(heads)} in it: --head NAME takes another")
+    return file
 
 
 def _left_behind(given: dict, stage: str) -> Path | None:

@@ -74,7 +74,10 @@ def check_given(script: str, given: dict) -> None:
         raise UserError("--encoder is for images without labels: name their folder by --predict")
     for name in NOT_WITH_PACK if {"features", "encoder"} & given.keys() == {"features"} else ():
         if name in given.keys() - rows:
-            way_out = ": name what made them by --encoder" if name == "predict" else ""
+            ways = (
+                ": name what made them by --encoder, or of a pack of arrays new features by --predict X.npy"
+            )
+            way_out = ways if name == "predict" else ""
             raise UserError(f"--features holds the features already: --{name} has no use beside it{way_out}")
     if {"pretrained_pth", "features"} <= given.keys() and script == STAGE2:
         raise UserError("--features holds its stage-1 classifier: leave --pretrained_pth out")
