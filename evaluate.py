@@ -105,7 +105,7 @@ def predict_rows(
 ) -> None:
     """Predict further features [N, D] of the encoder of a pack."""
     data, model = source.load(config, device, world)
-    judged, width = source.with_head(given), data.test.images.shape[-1]
+    judged, width = source.with_head(given), data.train.images.shape[-1]
     features = load_floats(config.predict, np.float32, "[N, D]")
     if features.shape[1] != width:
         raise UserError(f"{config.predict} has {features.shape[1]} features a row, {source.path} {width}")

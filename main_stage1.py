@@ -150,13 +150,13 @@ def train(argv: Sequence[str] | None, held: ExitStack) -> None:
     # ---- report
     world.wait()
     facts["epoch"] = summary.load_chosen(run, config.select, progress, model, config.network)
-    logits = scoring.logit_batches(model, images["test"], mirror, world=world)
-    scores = scoring.score(logits, labels["test"], data.num_classes, world)
+    logits = scoring.logit_batches(model, images[data.judged], mirror, world=world)
+    scores = scoring.score(logits, labels[data.judged], data.num_classes, world)
     figures = scores.figures(data.class_counts, data.shots)
     content = facts | {"model": model.state_dict()}
     where = summary.publish(run, published, content, figures, config.select)
     report_classes(run, data, figures, scores)
-    summary.finish(run, figures, config.select, where)
+    summary.finish(run, figures, config.select, where, part=data.judged)
     distributed.leave()
 
 

@@ -68,7 +68,8 @@ def retrain(argv: Sequence[str] | None, held: ExitStack) -> None:
     seen = source.saw(data, config.select)
     notes += [*([seen] if seen else []), *source.compared_with(data)]
     priors = target_priors(config.target_prior, data.class_counts)
-    check_classes(data.test.labels)
+    check_classes(data.parts[data.judged].labels)
+    scored = scored_parts(data.parts, config.select)
     lead = lead_method(config.method, config.publish, config.select)
     epochs_of = [plan.epochs for plan in plans if lead in (None, plan.method.name)]
     summary.check_place(published, config, data, max(epochs_of), lead)
@@ -102,7 +103,6 @@ def retrain(argv: Sequence[str] | None, held: ExitStack) -> None:
     if config.save_features:
         digest = write_pack(config.save_features, make_pack(frozen, config, facts, clean=not seen))
         run.log(f"features left at {config.save_features} (sha256 {digest[:12]})")
-    scored = scored_parts(frozen.labels, config.select)
 
     # ---- heads: each starts from the stage-1 classifier, or as its method says, and goes on where it was
     heads = start_heads(plans, frozen, scored, config)

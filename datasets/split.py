@@ -77,7 +77,7 @@ def cut(
     notes: Sequence[str] = (),
     **split_options: object,
 ) -> LongTailedData:
-    """The data set of `parts`: train, test, and val where it has one of its own, labelled from 0 on.
+    """The data set of `parts`: train, and where they are its own test and val, labelled from 0 on.
 
     Of each class `counts` training images are kept, or all (None); `split_options` are those of
     `split_long_tailed`.
@@ -87,8 +87,11 @@ def cut(
     val = None if split.val is None else train.take(split.val)
     if split.val_source == "own":
         val = parts["val"]
-    notes = list(notes)
-    for word, images in (("test", parts["test"]), ("validation", val)):
+    notes, test = list(notes), parts.get("test")
+    if test is None and val is None:
+        ways = "--test_fraction 0.2 takes some from training, --val_fraction 0.1 validation images instead"
+        raise UserError(f"{name} has no test images with labels: {ways}, and --predict needs none")
+    for word, images in (("test", test), ("validation", val)):
         missing = 0 if images is None else len(class_names) - len(images.labels.unique())
         if missing:
             notes.append(f"{missing} class(es) have no {word} image and are left out of the {word} means")
@@ -99,7 +102,7 @@ def cut(
         train=train if counts is None and split.val is None else train.take(split.train),
         val=val,
         val_source=split.val_source,
-        test=parts["test"],
+        test=test,
         views=views,
         notes=notes,
     )

@@ -204,6 +204,7 @@ class FileViews(ViewSpec):
 class LongTailedData:
     """A long-tailed training set with its validation and test parts, in memory or on disk.
 
+    Without a `test` part, because its labels are missing, the validation part is what is reported.
     `class_counts`, of the long-tailed set itself, define the shot groups by the limits `shots`;
     `train_counts` are what is left for training after a hold-out.
     """
@@ -214,7 +215,7 @@ class LongTailedData:
     train: ImageSet | FileSet
     val: ImageSet | FileSet | None
     val_source: str
-    test: ImageSet | FileSet
+    test: ImageSet | FileSet | None
     views: ViewSpec
     notes: list[str] = field(default_factory=list)
     shots: tuple[int, int] = SHOTS
@@ -228,6 +229,11 @@ class LongTailedData:
         """The parts that exist, by name: train, val, test."""
         parts = {"train": self.train, "val": self.val, "test": self.test}
         return {name: part for name, part in parts.items() if part is not None}
+
+    @property
+    def judged(self) -> str:
+        """The part whose figures are reported."""
+        return "val" if self.test is None else "test"
 
     @property
     def groups(self) -> list[str]:

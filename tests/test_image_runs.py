@@ -274,6 +274,32 @@ def test_a_broken_image_is_a_row_with_its_reason_and_ends_no_prediction_of_other
     assert refusal(evaluate.main, *words, "--predict", single).startswith(f"no image of {single} can be read")
 
 
+@pytest.mark.parametrize("kind", ["photographs", "list", "list of validation images"])
+def test_own_images_without_labelled_test_images_are_selected_reported_and_predicted(tmp_path, kind):
+    data, held = tmp_path / "data", ["--val_fraction", "0.2"]
+    if kind == "photographs":
+        shutil.copytree(folder_tree(tmp_path / "tree", counts=COUNTS) / "train", data)
+        words = ["--dataset", "folder", "--data_dir", data]
+    else:
+        list_tree(data, counts=COUNTS, val_per_class=3)
+        words = ["--dataset", "list", "--data_dir", data, "--train_list", "train.txt"]
+        held = ["--val_list", "val.txt"] if "val" in kind else held
+        words += held if "val" in kind else []
+    pack = tmp_path / "my.pack"
+    texts = [stage1(tmp_path, *words, *held, *SMALL, "--select", "val")]
+    texts += [stage2(tmp_path, *words, *SMALL, "--select", "val", "--save_features", pack)]
+    for text in texts:
+        assert re.match(r"val overall=[\d.]+ .* selected_on=val$", last_line(text))
+        assert ", 0 test images of 3 classes" in text and " validation images  accuracy" in text
+        assert "note: no test images with labels: all figures are of the validation images" in text
+    made = read_pack(pack)
+    assert made.test is None and len(made.val_labels) == (9 if "val" in kind else 8)
+    scored = ["--cur_stage", "stage2", *words, *SMALL, *places(tmp_path)]
+    assert re.search("no test images with labels|has no train/: expected", refusal(evaluate.main, *scored))
+    new = folder_tree(tmp_path / "new", test_per_class=4) / "test"
+    assert "predicted images=12 " in last_line(call(evaluate.main, *scored, "--predict", new))
+
+
 def test_the_trial_of_a_network_leaves_statistics_modes_and_random_state_as_they_were(own):
     data = load_data(
         resolve("main_stage1.py", {"dataset": "folder", "data_dir": own / "pets", "image_size": 64})

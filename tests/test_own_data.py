@@ -104,6 +104,17 @@ def test_files_beside_the_class_folders_are_counted_in_a_note_with_the_first(fol
     assert all(note.startswith(re.sub(r"[][]", "", said)) for note in data.notes)
 
 
+@pytest.mark.parametrize("options", [{"test_fraction": 0.25}, {}])
+def test_a_test_folder_without_class_folders_is_no_test_part(copied, options):
+    for path in list((copied / "test").rglob("*.jpg")):
+        path.rename(copied / "test" / f"{path.parent.name}{path.name}")
+    for name in ("ant", "bee", "cat"):
+        (copied / "test" / name).rmdir()
+    data = build_data("folder", copied, shots=(20, 100), **options)
+    assert data.notes[0].startswith("test/ has no class folders, so its images have no labels: --predict")
+    assert (len(data.train), len(data.test)) == ((15, 6) if options else (21, 6))
+
+
 def test_a_class_without_test_images_is_noted(copied):
     shutil.rmtree(copied / "test" / "bee")
     notes = build_data("folder", copied, shots=(20, 100)).notes

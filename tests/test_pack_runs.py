@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -23,6 +24,7 @@ from tests.helpers import (
     files_below,
     last_line,
     places,
+    read_summary,
     refusal,
     run_evaluate,
     run_folder,
@@ -37,6 +39,7 @@ from utils.features.frozen import pack_representation
 from utils.features.source import find_source
 from utils.heads.outcome import outcome
 from utils.packs.pack import read_pack, write_pack
+from utils.plots.tables import read_run
 from utils.run import checkpoint
 from utils.settings.config import resolve
 from utils.settings.methods import METHODS
@@ -242,6 +245,30 @@ def test_own_validation_arrays_select(tmp_path):
     argv = ("--method", "la,los_step", "--select", "val", *BUDGET[2:])
     text = call(main_stage2.main, *places(tmp_path), "--features", given.out, *argv)
     assert [line["selected_on"] for line in result_lines(text)] == ["val", "val"]
+
+
+@pytest.mark.parametrize("select", ["val", "last"])
+def test_without_test_labels_heads_are_selected_reported_and_published_by_validation(tmp_path, select):
+    given = Arrays(tmp_path, test_y=None)
+    left_out = f"{tmp_path}/test_x.npy has no labels and is left out of the pack"
+    assert given.pack("--val_fraction", "0.2").startswith(left_out)
+    made, run = read_pack(given.out), (*places(tmp_path), "--features", given.out)
+    assert made.test is made.test_labels is None and made.val.shape == (1, 108, 64)
+    words = ("--method", "la,ncm", "--select", select, "--seed", "0")
+    text = call(main_stage2.main, *run, *words)
+    assert "0 test images" in text and "note: no test images with labels: all figures are of" in text
+    assert re.search(r"^validation balanced", text, re.M) and not re.search(r"^test |on test", text, re.M)
+    assert {line.split()[0] for line in text.splitlines() if "selected_on=" in line} == {"val"}
+    folder = run_folder(tmp_path, "stage2", "out")
+    assert read_run(folder).judged == "val" and "test" not in read_summary(folder)
+    found, rows = tmp_path / "p.csv", tmp_path / "val.npy"
+    np.save(rows, made.val[0])
+    call(evaluate.main, *run, "--cur_stage", "stage2", "--predict", rows, "--predictions", found)
+    hits = pd.read_csv(found)["predicted"].to_numpy() == made.val_labels.numpy()
+    assert f" overall={100 * hits.mean():.2f} " in last_line(text)
+    said = f"{given.out} has no test features with labels: --predict X.npy needs none"
+    assert refusal(evaluate.main, *run, "--cur_stage", "stage2") == said
+    assert "take --select val" in refusal(main_stage2.main, *run, "--select", "test")
 
 
 class LargestNewTensor(TorchDispatchMode):

@@ -110,6 +110,8 @@ def test_a_pack_can_be_written_over_the_one_it_is_read_from_and_its_mapping_is_p
         ({"facts": tiny(class_names=("a", "b", "c")).facts}, "the fact class_names cannot be a tuple"),
         ({"train_labels": tiny().train_labels.int()}, r"train_labels is int32 \[7\], expected int64"),
         ({"fc_bias": None}, "fc_bias is missing"),
+        ({"test_labels": None}, "test and test_labels are missing or one of them"),
+        ({"test": None, "test_labels": None}, "without both, val and val_labels are needed"),
     ],
 )
 def test_a_contradictory_pack_is_not_written(tmp_path, change, reason):

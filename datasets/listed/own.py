@@ -24,27 +24,32 @@ def build_folder(
 ) -> LongTailedData:
     """Images in train/<class>/ and test/<class>/ or val/<class>/; `split_options` are those of `assemble`.
 
-    Without test/, val/ is the test part. With a `test_fraction` that is taken from train/, or where there is
-    neither train/ nor val/, from <class>/. Classes are the folders of train/, sorted; images may lie deeper;
-    other files, and all beside the class folders, are passed over with a note, hidden ones without, linked
-    folders followed.
+    Without class folders in test/, val/ is the test part; where images are held out to validate, none is
+    needed. They, and with a `test_fraction` the test part, are taken from train/, or where there is neither
+    train/ nor val/, from <class>/. Classes are the folders of train/, sorted; images may lie deeper; other
+    files, and all beside the class folders, are passed over with a note, hidden ones without, linked folders
+    followed.
     """
     folders = {part: part for part in ("train", "val", "test") if (data_dir / part).is_dir()}
-    notes = []
-    if test_fraction is not None:
-        if "test" in folders:
-            raise UserError(f"{data_dir} has a test/ of its own: leave --test_fraction out")
+    notes, held_out = [], split_options.get("val_source") == "heldout"
+    if {"train", "test"} <= folders.keys() and not _seen_in(data_dir / "test")[0]:
+        del folders["test"]
+        notes.append("test/ has no class folders, so its images have no labels: --predict predicts them")
+    if test_fraction is not None and "test" in folders:
+        raise UserError(f"{data_dir} has a test/ of its own: leave --test_fraction out")
+    if test_fraction is not None or held_out:
         folders = folders or {"train": ""}
-    elif "val" in folders and "test" not in folders:
+    if test_fraction is None and "val" in folders and "test" not in folders:
         folders["test"] = folders.pop("val")
         notes.append("val/ is taken as the test part, since there is no test/")
-    needed = ("train", "test") if test_fraction is None else ("train",)
+    needed = ("train", "test") if test_fraction is None and not held_out else ("train",)
     missing = next((part for part in needed if part not in folders), None)
     if missing:
         expected = "train/<class>/<image> and test/<class>/<image>, val/ beside or instead"
         whole = "train/<class>/" if missing == "test" else "<class>/"
         other = f"or images in {whole} and --test_fraction 0.2, which takes the test images from them"
-        raise UserError(f"{data_dir} has no {missing}/: expected in it {expected}; {other}")
+        lacks = "train/" if missing == "train" else "test/<class>/"
+        raise UserError(f"{data_dir} has no {lacks}: expected in it {expected}; {other}")
     classes = _class_folders(data_dir / folders["train"], report)
     parts = {part: _scan(data_dir, folder, classes, report) for part, folder in folders.items()}
     for part in parts.values():
@@ -68,8 +73,8 @@ def build_list(
     **split_options: object,
 ) -> LongTailedData:
     """Images named by lists, their paths relative to `data_dir`; `split_options` are those of `assemble`."""
-    if train_list is None or (test_list is None) == (test_fraction is None):
-        raise UserError("--dataset list needs --train_list and either --test_list or --test_fraction")
+    if train_list is None or (test_list is not None and test_fraction is not None):
+        raise UserError("--dataset list needs --train_list, and not both --test_list and --test_fraction")
     given = {"train": train_list, "val": val_list, "test": test_list}
     files = {part: find_list(path, data_dir) for part, path in given.items() if path is not None}
     parts, names = read_parts(files, data_dir, report)

@@ -13,7 +13,7 @@ from datasets.long_tail import TEST_SEED, held_out_mask
 from datasets.split import cut, fitting_counts
 from datasets.types import FileSet, FileViews, LongTailedData
 
-Parts = dict[str, FileSet]  # by "train", "val", "test"; "val" may be absent
+Parts = dict[str, FileSet]  # by "train", "val", "test"; the last two may be absent
 
 
 def check_parts(parts: Parts, report: Report) -> Parts:

@@ -177,9 +177,12 @@ FOLDERS: dict[str, tuple[Make, str]] = {
         pets(new_file("test/wasp/0.jpg", jpeg())),
         "test/wasp: train/ has no class folder",
     ),
-    "no class folders": (pets(emptied("test")), "test has no class folders: images must lie in"),
+    "no class folders": (pets(emptied("test")), "pets has no test/<class>/: expected"),
     "no train": (gone("train"), "pets has no train/: expected .*; or images in <class>/ and --test"),
-    "no test": (gone("test"), "pets has no test/: expected .*; or images in train/<class>/ and --test_fr"),
+    "no test": (
+        gone("test"),
+        "pets has no test/<class>/: expected .*; or images in train/<class>/ and --tes",
+    ),
     "a file as train": (
         pets(lambda folder: (shutil.rmtree(folder / "train"), new_file("train")(folder))),
         "pets has no train/: expected",

@@ -369,6 +369,11 @@ RUNS = {
         "--pretrained_pth {stage2} --head la",
         "--head la: .*stage2.pth has no such head, the last.pth of a run of stage 2 has all of its run",
     ),
+    "features that nothing judges": (
+        PACK,
+        "pack --train_x x --train_y x --test_x x --out {root}/new",
+        "neither test nor validation features with labels: --test_fraction",
+    ),
     "pack with --pretrained_pth": (
         STAGE2,
         "--features {pack} --pretrained_pth {stage1}",

@@ -66,7 +66,8 @@ def _finish(out: Path, pack: Pack, fit: bool = True) -> None:
         pack = replace(pack, fc_weight=weight, fc_bias=bias)
     digest = write_pack(out, pack)
     views, images, width = pack.train.shape
-    held = f"{pack.test.shape[1]} test, {0 if pack.val is None else pack.val.shape[1]} validation features"
+    test, val = (0 if part is None else part.shape[1] for part in (pack.test, pack.val))
+    held = f"{test} test, {val} validation features"
     size = f"{width} wide, {len(pack.fc_bias)} classes, {out.stat().st_size / 2**20:.1f} MiB"
     say(f"pack {out}: {images} training ({views} view(s)), {held}, {size}, sha256 {digest[:12]}")
 
@@ -84,12 +85,18 @@ def _parse(argv: Sequence[str]) -> Namespace:
     parser.add_argument("--out", type=Path, required=True, help="the pack to write")
     asked = parser.parse_args(argv)
     check_ranges({f"{part}_fraction": getattr(asked, f"{part}_fraction") for part in ("test", "val")})
-    if (asked.test_x is None) == (asked.test_fraction is None) or (asked.val_x and asked.val_fraction):
-        which = "--val_x or --val_fraction, not both" if asked.val_fraction else "--test_x or --test_fraction"
-        raise UserError(f"give {which}")
+    unlabelled, asked.test_x = (None, asked.test_x) if asked.test_y else (asked.test_x, None)
+    for part in ("test", "val"):
+        if getattr(asked, f"{part}_x") and getattr(asked, f"{part}_fraction"):
+            raise UserError(f"give --{part}_x or --{part}_fraction, not both")
+    if not (asked.test_x or asked.test_fraction or asked.val_x or asked.val_fraction):
+        ways = "--test_fraction 0.2 takes some from training; without test labels --val_fraction 0.1 suffices"
+        raise UserError(f"neither test nor validation features with labels: {ways}")
     for first, second in (("test_x", "test_y"), ("val_x", "val_y"), ("fc_weight", "fc_bias")):
         if (getattr(asked, first) is None) != (getattr(asked, second) is None):
             raise UserError(f"--{first} and --{second} go together: give both or neither")
+    if unlabelled:
+        say(f"{unlabelled} has no labels and is left out of the pack: --predict of evaluate takes it")
     asked.name = asked.out.stem if asked.name is None else asked.name
     if not re.fullmatch(PACK_NAME, asked.name):  # it becomes part of folder names
         raise UserError(f"--name {asked.name!r}: take letters, digits, dot, dash and underscore")
@@ -100,7 +107,7 @@ def _parse(argv: Sequence[str]) -> Namespace:
 
 def _pack_of(asked: Namespace) -> Pack:
     """The pack of the arrays named; its classifier is zeros where none is."""
-    arrays = {"val": None, "val_labels": None}
+    arrays = dict.fromkeys(("test", "test_labels", "val", "val_labels"))
     parts = [part for part in ("train", "test", "val") if getattr(asked, f"{part}_x")]
     for part in parts:
         features = load_floats(getattr(asked, f"{part}_x"), _TYPES[asked.dtype], "[N, D] or [V, N, D]")

@@ -59,6 +59,11 @@ class Representation:
             self._known[name] = self.train.at, features
         return features
 
+    @property
+    def judged(self) -> str:
+        """The part whose figures are reported: see `LongTailedData`."""
+        return "test" if "test" in self.labels else "val"
+
     @cached_property
     def strength_of_path(self) -> float:
         """The strength of `los_step` whose logit drop is 1; it grows with the drop in proportion."""
@@ -84,9 +89,8 @@ def pack_representation(
     pack: Pack, device: torch.device, data: LongTailedData | None = None
 ) -> Representation:
     """The representation that a pack holds; `data` in place of its own counts and shot limits."""
-    labels = {"test": pack.test_labels.to(device)}
-    if pack.val is not None:
-        labels["val"] = pack.val_labels.to(device)
+    labels = {"test": pack.test_labels, "val": pack.val_labels}
+    labels = {name: own.to(device) for name, own in labels.items() if own is not None}
     fc, data, scale = pack_classifier(pack), data or pack_data(pack), pack_scale(pack)
     if scale is not None:
         fc = scale.unfolded(fc)
@@ -124,7 +128,7 @@ def pack_data(pack: Pack) -> LongTailedData:
         train=PackPart(pack.train[0], pack.train_labels, facts.get("train_digest") or f"pack {pack.digest}"),
         val=None if pack.val is None else PackPart(pack.val[0], pack.val_labels),
         val_source=facts["val_source"],
-        test=PackPart(pack.test[0], pack.test_labels),
+        test=None if pack.test is None else PackPart(pack.test[0], pack.test_labels),
         views=None,
         shots=tuple(facts.get("shots", SHOTS)),
         notes=notes + ([NOTES[preset]] if preset in NOTES else []),
@@ -155,8 +159,8 @@ def make_pack(frozen: Representation, config: Config, facts: dict, clean: bool) 
         train=kept(frozen.train.stacked(count), "train"),
         plain=kept(frozen.train.plain(), "plain") if count else None,
         train_labels=frozen.train.labels.cpu(),
-        test=parts["test"],
-        test_labels=labels["test"],
+        test=parts.get("test"),
+        test_labels=labels.get("test"),
         val=parts.get("val"),
         val_labels=labels.get("val"),
         fc_weight=frozen.fc.weight.detach().cpu().float(),

@@ -174,7 +174,7 @@ class CheckpointSource(Source):
         folder = pack.with_name(f"{pack.name}.parts") if pack else folder
         half = config.pack_dtype == "fp16" and (pack or isinstance(data.train, FileSet))
         dtype = torch.float16 if half else torch.float32
-        inputs, _ = next(iter(images["test"].batches(2, 0, 2)))
+        inputs, _ = next(iter(images["train"].batches(2, 0, 2)))
         with torch.no_grad():
             width = model.forward_features(inputs).shape[1]
         # array -> [V, N, D]; `plain` are the training images as they are, where `train` holds others
@@ -280,6 +280,8 @@ class PackSource(Source):
         return CheckpointSource(file)
 
     def test_logits(self) -> tuple[Iterator[Tensor], Tensor, bool]:
+        if self.file.test is None:
+            raise UserError(f"{self.path} has no test features with labels: --predict X.npy needs none")
         features, labels = self.file.test.to(self.device), self.file.test_labels.to(self.device)
         start, stop = self.world.block(len(labels))
         return logit_batches(self.model.fc, features[:, start:stop]), labels, len(features) == 2

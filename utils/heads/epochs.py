@@ -30,7 +30,7 @@ def start_heads(
     """A head for each plan, at its start. Features that all share are computed first, on no head's clock."""
     if not frozen.drifting:
         frozen.train.plain()
-        for name in ("test", *scored):
+        for name in (frozen.judged, *scored):
             frozen.part(name)
     with threads_for(frozen):  # rates that follow from the features are the same with any number of threads
         return [HeadRun(plan, frozen, config) for plan in plans]

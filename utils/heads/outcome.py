@@ -93,16 +93,16 @@ def outcome(head: HeadRun, priors: Mapping[str, np.ndarray] | None = None, unsee
     """Score the selected epoch on test, once, and take LoMa and RSD on the plain training images.
 
     `priors`: see `Scores`. `unseen`: the backbone was not trained on the validation images, if there are any:
-    then they give a temperature.
+    then they give a temperature, unless they stand in for test.
     """
     head.load_chosen()
     frozen, temperature = head.frozen, None
-    if unseen and "val" in frozen.labels:
+    if unseen and frozen.judged == "test" and "val" in frozen.labels:
         logits = torch.cat(list(logit_batches(head.head, frozen.part("val"))))
         temperature = fit_temperature(logits, frozen.labels["val"])
     scoring = {"priors": priors, "temperature": temperature}
-    batches = logit_batches(head.head, frozen.part("test"))
-    test = score(batches, frozen.labels["test"], frozen.num_classes, **scoring)
+    batches = logit_batches(head.head, frozen.part(frozen.judged))
+    test = score(batches, frozen.labels[frozen.judged], frozen.num_classes, **scoring)
     return Outcome(
         head,
         test.figures(frozen.class_counts, frozen.shots),

@@ -22,6 +22,7 @@ from utils.metrics.logits import READINGS, LogitStatistics
 
 CALIBRATION_BINS = 15
 GROUPS = ("many", "medium", "few")
+PARTS = {"val": "validation", "test": "test"}  # what can be scored -> in words
 EPOCH_FIGURES = ("overall", *GROUPS, "balanced")  # of a part, in metrics.csv
 
 
@@ -252,10 +253,10 @@ def lost_images(count: int, label: str = "") -> str:
     return f"{whose}{count} image(s) have no prediction, their logits are not finite: they count as wrong"
 
 
-def result_line(figures: dict, selected_on: str, label: str = "") -> str:
+def result_line(figures: dict, selected_on: str, label: str = "", part: str = "test") -> str:
     """The line that each script ends with, for people and programs alike; `label` tells heads apart."""
     shares = " ".join(f"{name}={percent(figures[name])}" for name in ("overall", *GROUPS))
-    return f"test {label}{' ' if label else ''}{shares} selected_on={selected_on}"
+    return f"{part} {label}{' ' if label else ''}{shares} selected_on={selected_on}"
 
 
 def epoch_columns(parts: Iterable[str]) -> list[str]:

@@ -47,7 +47,7 @@ _LAYOUT = {
     "fc_weight": (("classes", _OF_AN_IMAGE), (torch.float32,)),
     "fc_bias": (("classes",), (torch.float32,)),
 }
-_OPTIONAL = {"plain", "val", "val_labels"}
+_OPTIONAL = {"plain", "test", "test_labels", "val", "val_labels"}
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,8 @@ class Pack:
 
     train: Tensor  # [V, N, D]
     train_labels: Tensor
-    test: Tensor  # [V, N, D]
-    test_labels: Tensor
+    test: Tensor | None  # [V, N, D]
+    test_labels: Tensor | None
     val: Tensor | None  # [V, N, D]
     val_labels: Tensor | None
     fc_weight: Tensor  # [K, D]
@@ -239,6 +239,8 @@ def _problems_of_shapes(pack: Pack) -> Iterator[str]:
             other, known = sizes.setdefault(axis, (name, size))
             if size != known and axis != "views":
                 yield f"{name} has {size} {axis}, {known} are those of {other}"
+    if (pack.test is None) != (pack.test_labels is None) or (pack.test is None and pack.val is None):
+        yield "test and test_labels are missing or one of them: without both, val and val_labels are needed"
     source = pack.facts["val_source"]
     if (pack.val is None, pack.val_labels is None) != (source == "none",) * 2:
         yield f"val_source is {source!r}: val and val_labels go with every source but 'none'"

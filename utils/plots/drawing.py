@@ -25,8 +25,8 @@ from matplotlib.transforms import Bbox
 from datasets.long_tail import SHOTS, shot_groups
 from losses import logit_gap
 from utils.base.errors import say
-from utils.metrics.accuracy import GROUPS
-from utils.plots.tables import CONTROLS, PARTS, SCORES, RunTables, read_run
+from utils.metrics.accuracy import GROUPS, PARTS
+from utils.plots.tables import CONTROLS, SCORES, RunTables, read_run
 from utils.run.checkpoint import write_atomically
 from utils.run.folder import check_writable
 from utils.settings.parse import Parser
@@ -127,7 +127,7 @@ def _over_classes(column: str, title: str, unit: str, run: RunTables) -> Figure 
     _legend(figure, f"{title} of each class", axes.get_legend_handles_labels()[0])
     _mark_groups(axes, counts.to_numpy(), classes.loc[counts.index].get("group"))
     smoothed = f", mean of {window} neighbours" if window > 1 else ""
-    axes.set(xlabel="class, by rank in training images", ylabel=unit + smoothed)
+    axes.set(xlabel="class, by rank in training images", ylabel=unit.format(PARTS[run.judged]) + smoothed)
     if len(counts) <= NAMED:
         names = classes.get("name", {k: f"{k:.0f}" for k in counts.index})
         texts = [f"{names[k][:16]} ({count:.0f})" for k, count in counts.items()]
@@ -207,7 +207,7 @@ def _sweep(run: RunTables) -> Figure | None:
             handles[name] = each.errorbar(places, heads[name], heads[f"{name}_std"], **style)
     for each in axes[len(shown) :]:
         each.set_axis_off()
-    figure.supylabel("test accuracy (%)", fontsize=10)
+    figure.supylabel(f"{PARTS[run.judged]} accuracy (%)", fontsize=10)
     _legend(figure, "Accuracy against the swept settings", list(handles.values()))
     return figure
 
@@ -252,7 +252,9 @@ def _balance(run: RunTables) -> Figure | None:
     for head in heads.itertuples():
         style = _styles(run).get(head.label, {"color": GREY, "marker": "o"}) | {"markersize": 6}
         axes.plot(head.loma_spread, head.overall, **style)
-    axes.set(xlabel="LoMa: standard deviation over classes", ylabel="overall test accuracy (%)")
+    axes.set(
+        xlabel="LoMa: standard deviation over classes", ylabel=f"overall {PARTS[run.judged]} accuracy (%)"
+    )
     _name_dots(
         axes, "Balance of the logits and accuracy", heads["label"].str.replace(r"\S+=", "", regex=True)
     )
@@ -264,7 +266,9 @@ def _trade(run: RunTables) -> Figure | None:
 
     Settings that cost a method half of its many-shot accuracy are left out: they would fill the picture.
     """
-    heads, part = (run.heads, "test") if run.tried.empty else (run.tried, run.heads["selected_on"].iloc[0])
+    heads, part = (
+        (run.heads, run.judged) if run.tried.empty else (run.tried, run.heads["selected_on"].iloc[0])
+    )
     heads = heads.dropna(subset=["many", "few"])
     curves = {method: (None, rows.head(1)) for method, rows in heads.groupby("method", sort=False)}
     if len(curves) < 2:
@@ -292,7 +296,9 @@ def _confusion(run: RunTables) -> Figure | None:
         return None
     pairs, names = run.pairs, list(GROUPS)
     head = run.heads.merge(pairs[["method", "setting"]].head(1))
-    figure, (left, right) = _figure(head, ["shares of the test images of a row"], (1, 2), sharey=False)
+    figure, (left, right) = _figure(
+        head, [f"shares of the {PARTS[run.judged]} images of a row"], (1, 2), sharey=False
+    )
     figure.suptitle(f"Confusion of {pairs['method'].iloc[0]}", fontsize=11)
     blocks = pairs.pivot_table("images", "group", "predicted_group", "sum").reindex(names, columns=names)
     shares = 100 * blocks.div(pairs.groupby("group")["images"].sum().reindex(names), axis=0)
@@ -340,7 +346,7 @@ def _name_dots(axes: Axes, title: str, labels: Iterable[str]) -> None:
 
 
 PICTURES = {
-    "accuracy": partial(_over_classes, "accuracy", "Accuracy", "test accuracy (%)"),
+    "accuracy": partial(_over_classes, "accuracy", "Accuracy", "{} accuracy (%)"),
     "loma": partial(_over_classes, "loma_per_sample", "Logits magnitude", "LoMa"),
     "rsd": partial(_over_classes, "rsd_per_sample", "Regularised standard deviation", "RSD"),
     "path": _path,

@@ -10,14 +10,13 @@ import pandas as pd
 
 from utils.base.errors import UserError, printable, reason
 from utils.base.files import open_regular, read_json
-from utils.metrics.accuracy import GROUPS
+from utils.metrics.accuracy import GROUPS, PARTS
 
 MAX_LINES = 6
 LARGEST = 1e12  # of a figure that can be drawn
 CONTROLS = ["stage1", "ce", "los"]
 SCORES = ["overall", *GROUPS]
 STDS = [f"{name}_std" for name in SCORES]
-PARTS = {"val": "validation", "test": "test"}
 TEXT = ["method", "setting", "selected_on"]
 TABLE = ["n", "loma_spread", *SCORES, *STDS]
 PER_CLASS = ["class", "train_images", "accuracy", "loma_per_sample", "rsd_per_sample"]
@@ -27,7 +26,7 @@ _TYPES = dict.fromkeys(TEXT, str) | dict.fromkeys([*TABLE, *PER_CLASS, "step", *
 _HEAD = ["method", "setting", "seed"]
 _PAIRS = ["class", "name", "group", "predicted", "predicted_name", "predicted_group", "images"]
 _NAMES = [*TEXT, "name", "predicted_name"]
-_USED = {*_TYPES, *_PAIRS, "seed", "epoch", "test_images"}
+_USED = {*_TYPES, *_PAIRS, "seed", "epoch", "test_images", "judged"}
 
 
 @dataclass(frozen=True)
@@ -40,6 +39,7 @@ class RunTables:
     epochs: pd.DataFrame  # empty without metrics.csv
     tried: pd.DataFrame  # where something selects: all heads, with their scores there; else empty
     pairs: pd.DataFrame  # confusion.csv, empty without it
+    judged: str  # the part of the figures, test or val
 
 
 def read_table(path: Path, columns: Sequence[str] = (), **options: object) -> pd.DataFrame:
@@ -74,14 +74,16 @@ def read_run(folder: Path, methods: Sequence[str] | None = None) -> RunTables:
         raise UserError(f"{folder / 'table.csv'} has no head with figures, there is nothing to draw")
     heads["label"] = _labels(heads)
     tried = _scored(folder / "search.csv", epochs, heads["selected_on"].iloc[0])
-    return RunTables(heads, _choose(heads, methods, folder), classes, epochs, tried, pairs)
+    judged = "val" if "judged" in heads else "test"
+    return RunTables(heads, _choose(heads, methods, folder), classes, epochs, tried, pairs, judged)
 
 
 def _single(folder: Path) -> RunTables:
     """The tables of stage 1 or evaluate: one head, by the name of its stage's folder."""
     try:
         found = read_json(folder / "summary.json")
-        heads = pd.DataFrame({name: [found["test"][name]] for name in SCORES}, dtype=float).mul(100)
+        judged = "test" if "test" in found else "val"
+        heads = pd.DataFrame({name: [found[judged][name]] for name in SCORES}, dtype=float).mul(100)
         own = {"method": folder.resolve().parent.name, "setting": ""}
         heads = heads.assign(**own, label=own["method"], selected_on=str(found["selected_on"]), n=1)
     except (OSError, ValueError, RecursionError, KeyError, TypeError) as error:
@@ -89,7 +91,7 @@ def _single(folder: Path) -> RunTables:
     heads["loma_spread"] = np.nan  # one dot needs no picture
     classes = _read(folder / "per_class.csv", PER_CLASS).assign(**own)
     pairs = _if_there(folder / "confusion.csv", _PAIRS).assign(**own)
-    return RunTables(heads, heads, classes, pd.DataFrame(), pd.DataFrame(), pairs)
+    return RunTables(heads, heads, classes, pd.DataFrame(), pd.DataFrame(), pairs, judged)
 
 
 def _if_there(path: Path, columns: list[str]) -> pd.DataFrame:

@@ -15,7 +15,7 @@ from utils.features.source import Source
 from utils.heads.head import HeadRun, copied
 from utils.heads.outcome import Outcome, best_so_far, lead_of
 from utils.heads.plan import HeadPlan
-from utils.metrics.accuracy import percent, result_line
+from utils.metrics.accuracy import PARTS, percent, result_line
 from utils.report import summary, table
 from utils.report.page import page
 from utils.run import checkpoint
@@ -164,15 +164,15 @@ def publish(
     where |= {"table_digest": file_digest(run.folder / "table.csv")}
     plans = [one.head.plan for one in shown]
     labels = {id(one): table.label_of(one.head.plan, plans) if len(shown) > 1 else "" for one in shown}
-    _warn_of_low(run, outcomes)
+    _warn_of_low(run, outcomes, PARTS[data.judged])
     for one in shown:
         if one is not lead:
             summary.warn_of_lost(run, one.figures, labels[id(one)])
-            run.result(result_line(one.figures, config.select, labels[id(one)]))
-    summary.finish(run, lead.figures, config.select, where, labels[id(lead)])
+            run.result(result_line(one.figures, config.select, labels[id(one)], data.judged))
+    summary.finish(run, lead.figures, config.select, where, labels[id(lead)], data.judged)
 
 
-def _warn_of_low(run: Run, outcomes: Sequence[Outcome]) -> None:
+def _warn_of_low(run: Run, outcomes: Sequence[Outcome], part: str) -> None:
     """Name the methods that lie half a point below stage 1 and nearest class mean, if those are there.
 
     By the mean over classes: a test part that was taken out of a long-tailed set is long-tailed too.
@@ -184,7 +184,7 @@ def _warn_of_low(run: Run, outcomes: Sequence[Outcome]) -> None:
     least = min(floor.values(), default=0)
     if low := [f"{name} ({percent(value)})" for name, value in found.items() if value < least - _BELOW]:
         below = " and ".join(f"{name} ({percent(value)})" for name, value in floor.items())
-        run.warn(f"below {below} in balanced accuracy on test: {', '.join(low)}")
+        run.warn(f"below {below} in balanced accuracy on {part}: {', '.join(low)}")
 
 
 def _write_tables(
@@ -196,7 +196,8 @@ def _write_tables(
     lead: Outcome,
 ) -> None:
     facts = {"budget": config.budget, "selected_on": config.select}
-    targets = outcomes[0].head.frozen.labels["test"].cpu()
+    facts |= {"judged": data.judged} if data.test is None else {}
+    targets = outcomes[0].head.frozen.labels[data.judged].cpu()
     rows = table.table_rows(outcomes, heads, targets, facts)
     run.write_rows("table.csv", rows)
     cells, caption = table.cells(rows), table.caption(rows, outcomes)

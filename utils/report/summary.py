@@ -18,7 +18,7 @@ from utils.base.files import write_atomically
 from utils.engine.device import environment
 from utils.engine.loop import Progress
 from utils.engine.precision import slow_bf16
-from utils.metrics.accuracy import GROUPS, lost_images, percent, result_line
+from utils.metrics.accuracy import GROUPS, PARTS, lost_images, percent, result_line
 from utils.run import checkpoint
 from utils.run.facts import compared
 from utils.run.folder import Run
@@ -56,13 +56,16 @@ def announce(
         "settings" if config.verbose else "settings, without presets (see config.json)", *describe(config)
     )
     validation = f"{len(data.val) if data.val else 0} validation ({data.val_source})"
-    sizes = f"{len(data.train)} training, {validation}, {len(data.test)} test images"
+    sizes = f"{len(data.train)} training, {validation}, {len(data.test or ())} test images"
     run.log(f"data {data.name}: {sizes} of {data.num_classes} classes")
     run.log("  " + histogram(data.class_counts, data.shots))
     of_the_set = NOTES.get(config.dataset) if data.views else None  # a pack has its own
     if config.dataset in OWN_DATASETS and not data.val and "epochs" in config:  # stage 1, the place to ask
         of_the_set = "no validation images: --val_fraction 0.1 holds some out, for both stages"
-    notes = [*data.notes, of_the_set, slow_bf16(config, device)]
+    judged = (
+        "no test images with labels: all figures are of the validation images, optimistic where these choose"
+    )
+    notes = [*data.notes, judged if data.test is None else "", of_the_set, slow_bf16(config, device)]
     if config.workers and not isinstance(data.train, FileSet):
         notes.append(f"--workers {config.workers} has no use here, {data.name} lives on the device")
     if config.unused:
@@ -199,14 +202,16 @@ def _keep(path: Path, identity: str) -> Path | None:
         return kept
 
 
-def finish(run: Run, figures: dict, selected_on: str, facts: dict, label: str = "") -> None:
-    """Write summary.json, print the figures, and end with the result line."""
-    run.write_json("summary.json", {"test": _scores(figures), "selected_on": selected_on} | facts)
+def finish(
+    run: Run, figures: dict, selected_on: str, facts: dict, label: str = "", part: str = "test"
+) -> None:
+    """Write summary.json, print the figures, and end with the result line; `part`: of what they are."""
+    run.write_json("summary.json", {part: _scores(figures), "selected_on": selected_on} | facts)
     warn_of_lost(run, figures, label)
     shares = {"balanced": "balanced", "top-5": "top5", "macro F1": "macro_f1", "worst class": "worst_class"}
     shares = {title: percent(figures[name]) for title, name in shares.items()}
     shares["calibration error"] = percent(figures["calibration_error"])
-    run.log(f"test {', '.join(f'{title} {share}' for title, share in shares.items())}")
+    run.log(f"{PARTS[part]} {', '.join(f'{title} {share}' for title, share in shares.items())}")
     known = [name.removesuffix("_known") for name in figures if name.endswith("_known")]
     if known:
         shares = (f"{name} {percent(figures[name])} > {percent(figures[f'{name}_known'])}" for name in known)
@@ -220,7 +225,7 @@ def finish(run: Run, figures: dict, selected_on: str, facts: dict, label: str = 
     run.log(f"{', '.join(metrics)}: per_sample, all (many/medium/few)")
     if selected_on == "test":
         run.log("note: the epoch was chosen on the test set, as in the published protocol: optimistic")
-    run.result(result_line(figures, selected_on, label=label))
+    run.result(result_line(figures, selected_on, label, part))
 
 
 def _number(value: float | None) -> str:

@@ -19,7 +19,7 @@ from utils.base.errors import UserError, printable
 from utils.heads.head import HeadRun
 from utils.heads.outcome import Outcome, mean_score
 from utils.heads.plan import HeadPlan
-from utils.metrics.accuracy import GROUPS, Scores, percent
+from utils.metrics.accuracy import GROUPS, PARTS, Scores, percent
 from utils.metrics.paired import INTERVAL, bootstrap, holm, mcnemar
 from utils.run.folder import Run
 from utils.settings.commands import command
@@ -216,7 +216,8 @@ def report_classes(run: Run, data: LongTailedData, figures: dict, scores: Scores
 def log_classes(run: Run, data: LongTailedData, figures: dict, confused: Sequence[dict]) -> None:
     """Up to NAMED classes by name, the most frequent first: images, accuracy, and what each is taken for."""
     if data.num_classes <= NAMED:
-        lines = [("class", "training images", "test images", "accuracy", "most confused with")]
+        judged = f"{PARTS[data.judged]} images"
+        lines = [("class", "training images", judged, "accuracy", "most confused with")]
         for k in sorted(range(data.num_classes), key=lambda k: -data.class_counts[k]):
             images, share = (figures["classes"][name][k] for name in ("test_images", "accuracy"))
             wrong = [row for row in confused if row["class"] == k != row["predicted"]]
@@ -374,13 +375,14 @@ def aligned_lines(lines: Sequence[Sequence[str]], words: Collection[int]) -> lis
 
 def caption(rows: Sequence[dict], outcomes: Sequence[Outcome]) -> str:
     """How to read the table: what selected, which budget, what the deviations and the tests are over."""
-    facts, labels = rows[0], outcomes[0].head.frozen.labels
+    facts, labels, judged = rows[0], outcomes[0].head.frozen.labels, outcomes[0].head.frozen.judged
     seeds, plans = len({one.head.plan.seed for one in outcomes}), [one.head.plan for one in outcomes]
     lines = [
         f"Selection: {SELECTIONS[facts['selected_on']]}.",
         f"Settings: {BUDGETS[facts['budget']]}; published{_other_kinds(plans)}.",
-        f"In percent of {len(labels['test']):,} test images; F1, worst tenth: over classes; LoMa and RSD "
-        "per_sample, mean over classes (spread: their deviation). * best, of LoMa by spread divided by mean.",
+        f"In percent of {len(labels[judged]):,} {PARTS[judged]} images; F1, worst tenth: over classes; LoMa "
+        "and RSD per_sample, mean over classes (spread: their deviation). * best, of LoMa by spread divided "
+        "by mean.",
         COMPARED,
     ]
     if facts["selected_on"] != "last":
@@ -416,8 +418,9 @@ def _advice(rows: Sequence[dict]) -> list[str]:
     """What to judge by where classes differ in test images; which method to take where validation has chosen,
     and whether the next one is told apart from it.
     """
+    part = PARTS[rows[0].get("judged", "test")]
     order = "" if "val_score" in rows[0] else ", by which the rows are sorted"
-    uneven = f"Classes differ in test images: judge by the balanced accuracy, the mean over them{order}."
+    uneven = f"Classes differ in {part} images: judge by the balanced accuracy, the mean over them{order}."
     lines = [uneven] if _uneven(rows) else []
     known = [row for row in rows if row["n"] and "val_score" in row]
     best = next((row for row in known if "p_best" not in row), None)
@@ -430,7 +433,7 @@ def _advice(rows: Sequence[dict]) -> list[str]:
     return [
         *lines,
         f"Take {best['method']} ({percent(best['val_score'])} on validation); {row['method']} is next "
-        f"({percent(row['val_score'])}) and is {'told' if apart else 'not told'} apart from it on test: "
+        f"({percent(row['val_score'])}) and is {'told' if apart else 'not told'} apart from it on {part}: "
         f"{100 * row['minus_best']:+.2f} [{100 * low:+.2f}, {100 * high:+.2f}], p {p:.2g}.",
     ]
 

@@ -111,7 +111,7 @@ def model_facts(config: Config, data: LongTailedData, device: torch.device) -> d
         "val_fraction": config.val_fraction if data.val_source == "heldout" else None,
         "class_names": data.class_names,
         "class_counts": data.class_counts,
-        "test_images": len(data.test),
+        "test_images": len(data.test or ()),
         "train_digest": data.train.digest(),
         **({"train_files": data.train.contents} if data.train.contents else {}),
         "args": config.as_dict(),

@@ -267,7 +267,7 @@ def _shown(value: object) -> str:
 def counts_told(facts: dict, data: LongTailedData) -> str:
     """Where that differs: how many images a model's data set had, own validation images aside, and has."""
     then = sum(facts.get("class_counts", [])) + facts.get("test_images", 0)
-    now = sum(data.class_counts) + len(data.test)
+    now = sum(data.class_counts) + len(data.test or ())
     return f" ({then:,} images then, {now:,} now)" if "test_images" in facts and then != now else ""
 
 

@@ -61,6 +61,8 @@ def check_apart(source: Checkpoint, data: LongTailedData) -> None:
     here too: many data sets hold some image twice.
     """
     facts, test, met = source.facts, data.test, (0, "")
+    if test is None:
+        return
     trained_on = [facts[name] for name in ("train_files", "stage1_files") if name in facts]
     if not trained_on and facts.get("train_digest") == test.digest():
         met = (len(test), "")

@@ -217,7 +217,8 @@ def _check_targets(given: dict, values: dict) -> None:
     if values["dataset"] != "folder":
         return
     root, places, parts = Path(values["data_dir"]), given, ("train", "val", "test")
-    if values.get("test_fraction") and not (root / "train").is_dir():  # every folder in it is a class
+    taken = values.get("test_fraction") or values.get("val_source") == "heldout"
+    if taken and not (root / "train").is_dir():  # every folder in it is a class
         places, parts = {name: value for name, value in values.items() if value is not None}, ("",)
     images = {os.path.realpath(root / part) for part in parts}
     for name in ("out", "ckpt_dir", *OUTPUTS):
@@ -236,7 +237,6 @@ def _check_files(given: dict, values: dict) -> None:
         if name in LISTS and dataset != "list":
             raise UserError(f"--{name} goes with --dataset list, not with {dataset}")
     needed = not {"predict", "features"} & given.keys()
-    tested = "test_list" in given or values.get("test_fraction")
-    if dataset == "list" and needed and not ("train_list" in given and tested):
+    if dataset == "list" and needed and "train_list" not in given:
         lists = "--train_list FILE and --test_list FILE (lines `path label`)"
         raise UserError(f"--dataset list needs {lists}, or --test_fraction in place of the second")

@@ -1,6 +1,6 @@
 """The data of a run as its arguments say: which set, how its images are looked at, which parts score."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 
 import torch
@@ -65,6 +65,11 @@ def open_parts(data: LongTailedData, device: torch.device, workers: int = 0) -> 
     return {name: open_images(part, data.views, device, workers) for name, part in data.parts.items()}
 
 
-def scored_parts(parts: Iterable[str], select: str) -> list[str]:
-    """Of the parts that exist, those scored after every epoch: validation, and test only where it selects."""
+def scored_parts(parts: Collection[str], select: str) -> list[str]:
+    """Of the parts that exist, those scored after every epoch: validation, and test only where it selects.
+
+    Raises UserError: nothing is there to select on.
+    """
+    if select == "test" and "test" not in parts:
+        raise UserError("--select test needs test images with labels: take --select val")
     return [name for name in parts if name == "val" or (name == "test" and select == "test")]
