@@ -252,6 +252,7 @@ def with_table(folder: Path, old: str, new: str) -> None:
         (lambda f: (f / "table.csv").unlink(), "table.csv cannot be read: No such file"),
         (lambda f: ((f / "table.csv").unlink(), os.mkfifo(f / "table.csv")), "table.csv cannot be read"),
         (lambda f: edited(f / "summary.json", '"table_digest"', '"x"'), "summary.json has no table_digest"),
+        (lambda f: edited(f / "summary.json", '"test":', '"val":'), "tells of validation images: a grid"),
         (lambda f: (f / "summary.json").write_text("{"), "summary.json cannot be read"),
         (lambda f: with_table(f, "method", "x"), "table.csv has no column method"),
         (lambda f: (f / "config.json").write_bytes(b'{"c": "\xe1"}'), "config.json cannot be read: .*utf-8"),

@@ -173,6 +173,8 @@ class Cell:
         if folder is None:
             return None
         summary = _read_json(folder / "summary.json", _SUMMARY)
+        if "test" not in summary:
+            raise UserError(f"{folder} tells of validation images: a grid needs test images with labels")
         # features that a user brought know of no stage 1, the run names their pack in its place
         origin = summary.get("stage1_digest") or summary["train_digest"].removeprefix("pack ")
         if origin != stage1.digest:
