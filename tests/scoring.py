@@ -17,7 +17,7 @@ from utils.base.distributed import ALONE
 from utils.engine import scoring
 
 WORKERS, BATCH_SIZES, ORDERS = (0, 1, 3), (1, 7, 50, 10_000), 2
-CONFIDENCE = 1e-4
+CONFIDENCE = 1e-2  # of 100
 
 
 class Scored:

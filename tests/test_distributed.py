@@ -186,7 +186,7 @@ def test_the_published_sequence_runs_under_torchrun_and_equals_one_process(tree,
     one, other = (pd.read_csv(tmp_path / f"{name}.csv") for name in ("one", "two"))
     assert list(one["image"]) == list(other["image"]) and len(set(one["image"])) == len(one) == 4 * 80
     assert (one["predicted"] == other["predicted"]).all()
-    assert np.allclose(one["confidence"], other["confidence"], atol=1e-4)
+    assert np.allclose(one["confidence"], other["confidence"], atol=1e-2)
 
 
 def test_two_processes_save_the_features_that_one_saves(digits, together, tmp_path):

@@ -110,7 +110,7 @@ def test_predictions_are_a_row_an_image_the_same_for_the_test_set_and_a_folder_w
     assert list(rows["label_name"]) == [name for name in ("ant", "bee", "cat") for _ in range(5)]
     accuracy = 100 * (rows["label"] == rows["predicted"]).mean()
     assert f"overall={accuracy:.2f} " in last_line(text)
-    assert rows["confidence"].between(1 / 3, 1).all()
+    assert rows["confidence"].between(100 / 3, 100).all()
     words = ["--predict", own / "pets" / "test", "--predictions", tmp_path / "p.csv", "--workers", "0"]
     text = call(evaluate.main, "--pretrained_pth", model_of(own), *words, "--out", tmp_path / "out")
     assert last_line(text) == f"predicted images=15 file={tmp_path / 'p.csv'}"
@@ -198,7 +198,7 @@ def test_the_limits_of_the_shot_groups_can_be_set(own, tmp_path):
     rows = pd.read_csv(run_folder(tmp_path, "stage1", "folder_pets") / "per_class.csv")
     assert list(rows["group"]) == ["many", "medium", "few"]
     summary = json.loads((run_folder(tmp_path, "stage1", "folder_pets") / "summary.json").read_text())
-    assert [summary["test"][name] for name in ("many", "medium", "few")] == list(rows["accuracy"])
+    assert [100 * summary["test"][name] for name in ("many", "medium", "few")] == list(rows["accuracy"])
     text = stage2(tmp_path, *of_own(own, "--method", "ce,los"))
     assert "classes: many 1, medium 1, few 1" in text  # the checkpoint's
 

@@ -24,6 +24,7 @@ from utils.metrics.accuracy import (
 from utils.metrics.balance import RATIOS, balance_figures, rank_correlation, shifted_priors, target_priors
 from utils.metrics.logits import READINGS
 from utils.metrics.paired import bootstrap, holm, mcnemar
+from utils.metrics.percent import fraction, in_percent
 from utils.metrics.temperature import fit_temperature
 
 # one class a row: training count, hits, test images; class 3 has no test images
@@ -471,3 +472,10 @@ def test_a_report_gives_both_per_class_and_group_and_leaves_out_what_cannot_be(c
 def test_an_unknown_reading_is_refused(classes_of_all_kinds):
     with pytest.raises(ValueError, match="per_sample, per_class"):
         logits_magnitude(*classes_of_all_kinds, "both")
+
+
+def test_percent_has_the_digits_of_the_fraction_and_becomes_it_again():
+    accuracies = [hits / 10_000 for hits in range(10_001)]
+    rows = in_percent({"overall": accuracies, "lr": accuracies})
+    assert rows["overall"].tolist() == [hits / 100 for hits in range(10_001)]
+    assert [fraction(value) for value in rows["overall"]] == rows["lr"].tolist() == accuracies

@@ -16,6 +16,7 @@ from PIL import Image
 from datasets.long_tail import shot_groups
 from losses import logit_gap
 from tests.helpers import call, files_below, refusal
+from utils.metrics.percent import in_percent
 from utils.plots import drawing
 from utils.plots import tables as run_tables
 from utils.plots.tables import read_run
@@ -61,7 +62,7 @@ def tables(heads: dict = HEADS, counts: list[int] = COUNTS, seeds: int = 2) -> d
 
 def write(folder: Path, files: dict[str, pd.DataFrame]) -> Path:
     for name, frame in files.items():
-        frame.to_csv(folder / f"{name}.csv", index=False)
+        in_percent(frame).to_csv(folder / f"{name}.csv", index=False)
     return folder
 
 
@@ -268,7 +269,10 @@ def test_without_a_course_of_epochs_only_the_path_is_missing(tmp_path):
     rows = files.pop("metrics")
     names_of_others = [name for name in drawing.PICTURES if name != "path"]
     assert names(write(tmp_path, files)) == names_of_others
-    for few in (rows[["method", "setting", "seed", "epoch", "step"]], rows[rows["epoch"] == 1]):
+    for few in (
+        rows[["method", "setting", "seed", "epoch", "step"]].assign(train_accuracy=0),
+        rows[rows["epoch"] == 1],
+    ):
         assert names(write(tmp_path, {"metrics": few})) == names_of_others
     rows.loc[rows["epoch"] == 2, [f"val_{name}" for name in run_tables.SCORES]] = np.nan  # not scored
     path = picture(write(tmp_path, {"metrics": rows}), "path")

@@ -185,7 +185,7 @@ def test_the_figures_beside_the_published_ones_are_those_of_the_files_that_they_
                 rows = rows.query("chosen == 'test' and views == 'plain'")
                 figure, seeds = rows["overall"].mean(), len(rows)
             else:
-                [(figure, seeds)] = zip(100 * rows["overall"], rows["n"], strict=True)
+                [(figure, seeds)] = zip(rows["overall"], rows["n"], strict=True)
             assert cell_.startswith(f"{figure:.2f}") and count == str(seeds)
 
 
@@ -255,6 +255,7 @@ def with_table(folder: Path, old: str, new: str) -> None:
         (lambda f: edited(f / "summary.json", '"test":', '"val":'), "tells of validation images: a grid"),
         (lambda f: (f / "summary.json").write_text("{"), "summary.json cannot be read"),
         (lambda f: with_table(f, "method", "x"), "table.csv has no column method"),
+        (lambda f: with_table(f, ",accuracies", ",share"), "table.csv has no column accuracies: an older"),
         (lambda f: (f / "config.json").write_bytes(b'{"c": "\xe1"}'), "config.json cannot be read: .*utf-8"),
         (lambda f: (f / "config.json").unlink(), "config.json cannot be read: No such file"),
         (
@@ -317,7 +318,7 @@ def test_the_first_figures_of_several_stage_1_are_paired_and_tested_over_them(fi
     [los] = [line for line in page if line.startswith("| los | 2 of 2 |")]
     accuracies = [rows[rows["method"] == name]["overall"].to_numpy() for name in ("los", "ce")]
     test = ttest_rel(*accuracies)
-    spread = f"{100 * to_ce.mean():+.2f} ± {100 * to_ce.std():.2f}"
+    spread = f"{to_ce.mean():+.2f} ± {to_ce.std():.2f}"
     assert f"| {spread} (n 2, t {test.statistic:.3g}, p {test.pvalue:.2g}) | - |" in los
     assert to_los.tolist() == (-to_ce).tolist()
 
@@ -329,6 +330,8 @@ def test_a_csv_file_that_is_none_or_of_two_protocols_is_one_line(root):
         (whole.partition("\n")[0], "has no row"),
         (whole.replace("stage1_digest", "digest"), "has no column stage1_digest"),
         (whole.replace(",seconds", ",time"), "has no column seconds"),
+        (whole.replace(",accuracies", ",share"), "has no column accuracies: an older version wrote it"),
+        (whole.replace(",percent", ",share", 1), "different protocols: accuracies is 'share' and 'percent'"),
         (with_values(path, learned="1e999"), "has a figure that is none: .*infinity"),
         (re.sub(r",0\.\d+", ",much", whole, count=1), "has a figure that is none: .*much"),
         (whole + "digits_lt,50", "would mix different protocols: network is 'resnet8' and ''"),

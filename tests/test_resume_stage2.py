@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 
@@ -79,6 +80,17 @@ def test_heads_stopped_at_any_step_resume_to_the_same_bits_rows_and_tables(digit
 
 def published_yet(root: Path) -> bool:
     return any((root / "ckpt").rglob("*_stage2.pth"))
+
+
+def test_no_csv_file_of_fractions_is_left_where_a_run_of_an_older_version_is_resumed(digits, tmp_path):
+    words = (*ONE, "--method", "los,ncm", "--pretrained_pth", digits.stage1)
+    run_stage2(tmp_path, *words)
+    folder = run_folder(tmp_path, "stage2")
+    expected = left_behind(folder, tmp_path)
+    for name in ("metrics.csv", "table.csv", "per_class.csv"):
+        pd.read_csv(folder / name).drop(columns="accuracies").to_csv(folder / name, index=False)
+    run_stage2(tmp_path, "--resume", folder)
+    assert left_behind(folder, tmp_path) == expected
 
 
 def test_a_run_stopped_many_times_in_a_row_ends_at_the_same_bits(digits, tmp_path):

@@ -101,9 +101,23 @@ def test_a_run_folder_holds_config_log_metrics_per_class_and_summary(digits, sta
     assert metrics["epoch"].tolist() == list(range(1, epochs + 1))
     summary = read_summary(folder)
     assert per_class["train_images"].tolist() == [110, 71, 46, 29, 19, 12, 8, 5, 3, 2]
-    assert per_class["accuracy"].mean() == pytest.approx(summary["test"]["balanced"])
+    assert per_class["accuracy"].mean() == pytest.approx(100 * summary["test"]["balanced"])
     assert summary["selected_on"] == "last" and summary["epoch"] == epochs
     assert last_line((folder / "log.txt").read_text()) in (digits.stage1_text + digits.stage2_text)
+
+
+def test_what_is_a_fraction_in_the_summary_is_percent_in_the_table(digits):
+    folder = run_folder(digits.root, "stage2")
+    table = pd.read_csv(folder / "table.csv").set_index("method")
+    summary = read_summary(folder)["test"]
+    figures = {name: value for name, value in summary.items() if type(value) in (int, float)}
+    plain = {"temperature", "nll", "brier", "zero_classes", "rank_correlation"}
+    assert len(figures) == 38 and plain < figures.keys()
+    for name, value in figures.items():
+        assert table[name]["los"] == pytest.approx(value if name in plain else 100 * value), name
+    difference = table["overall"]["stage1"] - table["overall"]["los"]
+    assert table["minus_los"]["stage1"] == pytest.approx(difference)
+    assert table["relative_accuracy"].max() == 1 and set(table["accuracies"]) == {"percent"}
 
 
 @pytest.mark.usefixtures("every_picture")
@@ -120,7 +134,7 @@ def test_few_classes_are_reported_by_name_and_drawn_for_a_single_network_too(dig
         wrong = confusion[(confusion["class"] == own[1]) & (confusion["predicted"] != own[1])]
         most = wrong.loc[wrong["images"].idxmax()] if len(wrong) else None
         assert (name, int(train), int(test)) == (str(own.name), own.train_images, own.test_images)
-        assert float(accuracy) == round(100 * own.accuracy, 2)
+        assert float(accuracy) == round(own.accuracy, 2)
         shown = "-" if most is None else f"{most['predicted_name']} ({100 * most['images'] / int(test):.2f})"
         assert taken == shown
     assert text.count("class  training images") == 1 == digits.stage1_text.count("class  training images")

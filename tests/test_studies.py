@@ -47,14 +47,14 @@ def test_a_row_is_the_head_that_stage_2_trains(tmp_path, pack, made, words, want
     table = read_table(run_folder(tmp_path, "stage2"))
     method = words[1].split(",")[0]
     other = table[table["method"] == method].iloc[0]
-    rows, prefix, scale = made["heads"], "test_", 100
+    rows, prefix = made["heads"], "test_"
     if wanted is None:
-        rows, prefix, scale, wanted = made["methods"], "", 1, {"method": method}
+        rows, prefix, wanted = made["methods"], "", {"method": method}
     for name, value in wanted.items():
         rows = rows[rows[name] == value]
     assert len(rows) == 1
     for name in ("overall", "many", "medium", "few", "balanced"):
-        assert rows.iloc[0][f"{prefix}{name}"] == pytest.approx(scale * other[name], rel=1e-5), name
+        assert rows.iloc[0][f"{prefix}{name}"] == pytest.approx(other[name], rel=1e-5), name
     for metric in ("loma", "rsd"):
         column = f"test_{metric}_per_sample_all" if prefix else metric
         assert rows.iloc[0][column] == pytest.approx(other[metric], rel=1e-4)
@@ -137,7 +137,7 @@ def test_every_way_to_choose_the_epoch_is_what_a_run_of_its_own_reports(pack, tm
     for (method, way), own in made.groupby(["method", "chosen"]):
         if way != "val":
             assert len(own) == (1 if method == "la" else 2)
-            assert own["overall"].mean() == pytest.approx(100 * found[way]["overall"][method])
+            assert own["overall"].mean() == pytest.approx(found[way]["overall"][method])
     assert len(set(made.query("method == 'los'")["epoch"])) > 1
 
 

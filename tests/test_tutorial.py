@@ -121,7 +121,7 @@ def test_the_tables_of_methods_and_of_the_sweep_are_those_of_the_runs(walk):
     found = pd.read_csv(next(Path("output", "methods").rglob("table.csv"))).set_index("method")
     for method, row in page_table(PAGE, "| method |").iterrows():
         for name, allowed in POINTS.items():
-            assert float(row[name]) == pytest.approx(100 * found[name][method], abs=allowed), (method, name)
+            assert float(row[name]) == pytest.approx(found[name][method], abs=allowed), (method, name)
         for name, column in (("LoMa (spread)", "loma"), ("RSD (spread)", "rsd")):
             assert float(row[name].split()[0]) == pytest.approx(found[column][method], rel=0.3), method
     assert found["overall"]["los"] > found["overall"]["ce"]
@@ -131,7 +131,7 @@ def test_the_tables_of_methods_and_of_the_sweep_are_those_of_the_runs(walk):
         for path, score in row.items():
             wanted = f"label_smooth={delta} path={path.split()[-1]}"
             [found] = scores[scores["setting"].str.endswith(wanted, na=False)]["score"]
-            assert 100 * found == pytest.approx(float(score), abs=5)
+            assert found == pytest.approx(float(score), abs=5)
 
 
 @pytest.mark.long

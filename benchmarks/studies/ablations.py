@@ -33,6 +33,7 @@ from utils.heads.outcome import outcome
 from utils.heads.plan import plan_heads
 from utils.metrics.accuracy import GROUPS, Scores
 from utils.metrics.logits import READINGS
+from utils.metrics.percent import in_percent
 from utils.packs.pack import read_pack
 from utils.report.table import mcnemar, table_rows
 from utils.run.checkpoint import RELEASED
@@ -147,8 +148,8 @@ class Bench:
         """A row a method, settings of their sources: the columns of a run's table.csv without its seconds."""
         outcomes = [outcome(run) for run in self.trained({"method": "all"})]
         facts = {"budget": self.config.budget, "selected_on": "last"}
-        rows = table_rows(outcomes, [], self.frozen.labels["test"], facts)
-        return [self.facts() | {k: v for k, v in row.items() if k != "seconds"} for row in rows]
+        rows = in_percent(table_rows(outcomes, [], self.frozen.labels["test"], facts))
+        return [self.facts() | row for row in rows.drop(columns="seconds").to_dict("records")]
 
 
 def open_benches(paths: Sequence[Path]) -> list[Bench]:

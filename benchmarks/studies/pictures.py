@@ -151,7 +151,7 @@ def balance(tables: Tables) -> Figure:
         for name, column in zip(GROUPS, columns, strict=True):
             style = {"color": COLOURS[name], "marker": MARKS[name], "markersize": 4.5, "linestyle": ""}
             axes.plot(rows[column], places, label=name, **style)
-    names = [f"{row.method}  {100 * row.overall:.1f} %" for row in rows.itertuples()]
+    names = [f"{row.method}  {row.overall:.1f} %" for row in rows.itertuples()]
     panels[0].set_yticks(range(len(rows)), names)
     figure.suptitle(f"{rows['pack'].iloc[0]}, test images", fontsize=SMALL + 1)
     _legend(figure, panels[0], "lower", ncols=3)

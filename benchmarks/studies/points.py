@@ -20,6 +20,7 @@ from utils.base.errors import UserError, exit_cleanly
 from utils.base.files import write_atomically
 from utils.base.pages import put
 from utils.metrics.accuracy import GROUPS
+from utils.metrics.percent import SCALE
 from utils.plots.tables import read_table
 from utils.report.table import markdown_lines
 from utils.run.checkpoint import RELEASED
@@ -75,13 +76,13 @@ def rows(out: Path) -> pd.DataFrame:
     found = []
     for name, cell in CELLS.items():
         for path in runs(out / name, "summary.json"):
-            metrics = read_table(path.with_name("metrics.csv")).fillna({"setting": ""})
+            metrics = read_table(path.with_name("metrics.csv"), [SCALE]).fillna({"setting": ""})
             for key, heads in metrics.groupby(["method", "setting"], sort=False):
                 means = heads.groupby("epoch")[[*SCORES.values()]].mean()
                 epochs = {"last": means.index.max()} | {way: means[s].idxmax() for way, s in SCORES.items()}
                 for way, epoch in epochs.items():
                     for row in heads[heads["epoch"] == epoch].to_dict("records"):
-                        figures = [100 * row[f"test_{part}"] for part in ("overall", *GROUPS)]
+                        figures = [row[f"test_{part}"] for part in ("overall", *GROUPS)]
                         found.append((*cell, *key, row["seed"], way, epoch, *figures))
     return pd.DataFrame(found, columns=COLUMNS)
 

@@ -9,6 +9,7 @@ from utils.base.files import write_atomically
 from utils.base.pages import marked, put
 from utils.metrics.accuracy import GROUPS
 from utils.metrics.logits import READINGS
+from utils.metrics.percent import SCALE
 from utils.plots.tables import read_table
 from utils.report.table import markdown_lines
 
@@ -23,7 +24,8 @@ Tables = dict[str, pd.DataFrame]
 
 def read(folder: Path) -> Tables:
     """The csv files of a folder, by name; raises UserError where one is missing or is no csv file."""
-    return {name: read_table(folder / f"{name}.csv", dtype={"setting": str}) for name in FILES}
+    needed = {"methods": [SCALE]}
+    return {n: read_table(folder / f"{n}.csv", needed.get(n, ()), dtype={"setting": str}) for n in FILES}
 
 
 def write(tables: Tables, page: Path) -> Path:
@@ -49,8 +51,8 @@ def _number(value: float, digits: int = 2) -> str:
     return "–" if pd.isna(value) else f"{value:.{digits}f}"
 
 
-def _groups(row: pd.Series, prefix: str, digits: int = 1, scale: float = 1) -> str:
-    return " / ".join(_number(scale * row[f"{prefix}{name}"], digits) for name in GROUPS)
+def _groups(row: pd.Series, prefix: str, digits: int = 1) -> str:
+    return " / ".join(_number(row[f"{prefix}{name}"], digits) for name in GROUPS)
 
 
 def packs_table(tables: Tables) -> str:
@@ -115,7 +117,7 @@ def methods_table(tables: Tables) -> str:
     """Every method on the pack with the widest features: accuracy beside LoMa and RSD by group."""
     rows, lines = of_widest(tables), []
     for _, row in rows.iterrows():
-        line = [row["method"], _number(100 * row["overall"]), _groups(row, "", scale=100)]
+        line = [row["method"], _number(row["overall"]), _groups(row, "")]
         line += [_number(row["loma"]), _groups(row, "loma_"), _number(row["rsd"]), _groups(row, "rsd_", 2)]
         lines.append(line)
     groups = " / ".join(GROUPS)

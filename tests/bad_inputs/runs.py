@@ -113,6 +113,10 @@ def with_column(name: str, column: str, values: Callable[[pd.DataFrame], object]
     return copied(change, "tables")
 
 
+def without_column(path: Path, column: str) -> None:
+    pd.read_csv(path).drop(columns=column).to_csv(path, index=False)
+
+
 def drawn(name: str, content: bytes) -> Make:
     return copied(lambda folder: (folder / name).write_bytes(content), "tables")
 
@@ -382,6 +386,10 @@ TABLES: dict[str, tuple[Make, str]] = {
     "empty": (drawn("table.csv", b""), "table.csv cannot be read: No columns"),
     "ragged": (drawn("per_class.csv", b"a,b\n1,2\n1,2,3\n"), "per_class.csv cannot be read: "),
     "of something else": (drawn("table.csv", b"a,b\n1,2\n"), "table.csv has no column method"),
+    "of fractions": (
+        copied(lambda run: without_column(run / "metrics.csv", "accuracies"), "tables"),
+        "metrics.csv has no column accuracies: an older version wrote it, with fractions in place of percent",
+    ),
     "not UTF-8": (drawn("table.csv", b"method,setting\n\xff,\xfe\n"), "table.csv cannot be read: .*utf-8"),
     "a NUL byte": (drawn("metrics.csv", b"\0" * 99), "metrics.csv "),
     "heads with other test images": (

@@ -11,6 +11,7 @@ import pandas as pd
 from utils.base.errors import UserError, printable, reason
 from utils.base.files import open_regular, read_json
 from utils.metrics.accuracy import GROUPS, PARTS
+from utils.metrics.percent import SCALE
 
 MAX_LINES = 6
 LARGEST = 1e12  # of a figure that can be drawn
@@ -21,7 +22,6 @@ TEXT = ["method", "setting", "selected_on"]
 TABLE = ["n", "loma_spread", *SCORES, *STDS]
 PER_CLASS = ["class", "train_images", "accuracy", "loma_per_sample", "rsd_per_sample"]
 SCORED = [f"{part}_{name}" for part in PARTS for name in SCORES]
-PERCENT = ["accuracy", *SCORES, *STDS, *SCORED]
 _TYPES = dict.fromkeys(TEXT, str) | dict.fromkeys([*TABLE, *PER_CLASS, "step", *SCORED], float)
 _HEAD = ["method", "setting", "seed"]
 _PAIRS = ["class", "name", "group", "predicted", "predicted_name", "predicted_group", "images"]
@@ -52,7 +52,8 @@ def read_table(path: Path, columns: Sequence[str] = (), **options: object) -> pd
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {reason(error)}") from error
     if missing := [column for column in columns if column not in frame]:
-        raise UserError(f"{path} has no column {missing[0]}")
+        older = ": an older version wrote it, with fractions in place of percent" * (missing[0] == SCALE)
+        raise UserError(f"{path} has no column {missing[0]}{older}")
     return frame
 
 
@@ -60,13 +61,13 @@ def read_run(folder: Path, methods: Sequence[str] | None = None) -> RunTables:
     """The tables of a run folder; `methods` are those with a line over the classes, None: see CONTROLS."""
     if (folder / "summary.json").exists() and not (folder / "table.csv").exists():
         return _single(folder)
-    heads = _read(folder / "table.csv", [*TEXT, *TABLE]).dropna(subset="overall")
-    classes = _read(folder / "per_class.csv", ["method", "setting", *PER_CLASS])
+    heads = _read(folder / "table.csv", [*TEXT, *TABLE, SCALE]).dropna(subset="overall")
+    classes = _read(folder / "per_class.csv", ["method", "setting", *PER_CLASS, SCALE])
     if "test_images" in classes and (classes.groupby("class")["test_images"].nunique() > 1).any():
         raise UserError(
             f"{folder / 'per_class.csv'} has heads with other test images: no picture can hold both"
         )
-    epochs = _if_there(folder / "metrics.csv", ["method", "setting", "step"])
+    epochs = _if_there(folder / "metrics.csv", ["method", "setting", "step", SCALE])
     pairs = _if_there(folder / "confusion.csv", ["method", "setting", *_PAIRS])
     # in the run's order: table.csv is sorted by accuracy on test, which must not choose a setting
     heads = classes[["method", "setting"]].drop_duplicates().merge(heads)
@@ -89,7 +90,7 @@ def _single(folder: Path) -> RunTables:
     except (OSError, ValueError, RecursionError, KeyError, TypeError) as error:
         raise UserError(f"{folder}/summary.json cannot be read: {reason(error)}") from error
     heads["loma_spread"] = np.nan  # one dot needs no picture
-    classes = _read(folder / "per_class.csv", PER_CLASS).assign(**own)
+    classes = _read(folder / "per_class.csv", [*PER_CLASS, SCALE]).assign(**own)
     pairs = _if_there(folder / "confusion.csv", _PAIRS).assign(**own)
     return RunTables(heads, heads, classes, pd.DataFrame(), pd.DataFrame(), pairs, judged)
 
@@ -116,13 +117,13 @@ def _scored(path: Path, epochs: pd.DataFrame, part: str) -> pd.DataFrame:
 
 
 def _read(path: Path, columns: list[str]) -> pd.DataFrame:
-    """A csv file of a run; figures are finite or not a number, accuracies in percent."""
+    """A csv file of a run; figures are finite or not a number."""
     frame = read_table(path, columns, dtype=_TYPES)
     frame = frame[[name for name in frame if name in _USED]].fillna(dict.fromkeys(TEXT, ""))
     figures = frame.select_dtypes("number")
     frame[list(figures)] = figures.where(figures.abs() < LARGEST)
     words = {name: frame[name].astype(str).map(_as_drawn) for name in frame if name in _NAMES}
-    return frame.assign(**words, **{name: 100 * frame[name] for name in frame if name in PERCENT})
+    return frame.assign(**words)
 
 
 def _as_drawn(text: str) -> str:

@@ -135,7 +135,8 @@ class Watcher:
         self.keeper.after_epoch(self.saved)
 
     def end(self) -> None:
-        """The last epoch is in the files too."""
+        """The last epoch is in the files too, and an older version's metrics.csv is written anew."""
+        self.run.write_rows("metrics.csv", table.head_rows(self.heads))
         if not self.saved:
             self.save()
 

@@ -20,6 +20,7 @@ from utils.base.errors import UserError
 from utils.base.files import write_atomically
 from utils.features.logits import watched_features
 from utils.metrics.accuracy import first_classes, lost_images
+from utils.metrics.percent import SCALE, in_percent
 from utils.run.folder import Run, csv_text
 from utils.settings.config import Config
 
@@ -131,7 +132,7 @@ def _names(part: ImageSet | FileSet) -> Iterable:
 
 def _write(run: Run, path: Path, columns: dict | pd.DataFrame) -> None:
     if run.main:
-        frame = pd.DataFrame(columns)
-        text = csv_text(frame, float_format="%.6f")
+        frame = in_percent(columns).drop(columns=SCALE)
+        text = csv_text(frame, float_format="%.4f")
         write_atomically(path, lambda handle: handle.write(text.encode("utf-8", "surrogateescape")))
         run.log(f"{frame.predicted.count():,} predictions left at {path}")

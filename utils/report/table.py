@@ -1,6 +1,6 @@
 """The heads of a run side by side: one row a method and setting, paired tests, the rows of the csv files.
 
-Accuracies are fractions in the csv files and percent in what people read.
+Accuracies are fractions here, and percent in the csv files and in what people read.
 """
 
 import re

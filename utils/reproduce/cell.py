@@ -11,6 +11,7 @@ from models import network_label
 from utils.base.digest import file_digest
 from utils.base.errors import UserError, reason
 from utils.base.files import read_json, read_text
+from utils.metrics.percent import SCALE
 from utils.packs.pack import Pack
 from utils.plots.tables import read_table
 from utils.run.checkpoint import RELEASED, Checkpoint, published_path, read
@@ -27,7 +28,7 @@ from utils.settings.table import FREE, STAGE1, STAGE2
 _FREE = {*FREE, "cur_stage", "cuda_graphs", "eval_every"} - {"pretrained"}
 _DATA = ("dataset", "imb_ratio", "network")
 _SUMMARY = ("digest", "train_digest", "table_digest")
-_COLUMNS = ("method", "setting", "n", "failed", "overall")
+_COLUMNS = ("method", "setting", "n", "failed", "overall", SCALE)
 _AGAIN = "move it away, and the next run of the grid makes it again"
 SameData = Callable[[Checkpoint, Config], bool]
 

@@ -259,7 +259,7 @@ def _told(first: dict) -> str:
     """Of which stage 1 a table is, and at what cost."""
     if first["status"] == NOT_RUN and not first["stage1_digest"]:
         return f"Stage 1, seed {first['stage1_seed']}: {NOT_RUN}."
-    overall = f", overall {percent(float(first['stage1_overall']))}" if first["stage1_overall"] else ""
+    overall = f", overall {percent(first['stage1_overall'])}" if first["stage1_overall"] else ""
     made = "pack made on " if first["stage1_hardware"] else "a pack of its own"
     made = made if first["views"] == "pack" else _hours(first["stage1_hours"])
     where = f"Stage 1, seed {first['stage1_seed']}: sha256 {first['stage1_digest'][:12]}, {first['source']}"

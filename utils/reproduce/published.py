@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from utils.metrics.accuracy import GROUPS, percent
+from utils.metrics.accuracy import GROUPS
 from utils.plots.tables import read_table
 from utils.report.table import markdown_lines
 from utils.reproduce.results import NOT_RUN
@@ -40,7 +40,7 @@ def published_table(results: Path, brief: bool = False) -> str:
             cells = [NOT_RUN if row is None else _cell(row, brief) for row in found]
             n = "/".join("-" if row is None else str(int(row["n"])) for row in found)
             last = _los(results, RATIOS[0], stem, "last")
-            stage1 = NOT_RUN if last is None else percent(last["stage1_overall"])
+            stage1 = NOT_RUN if last is None else f"{last['stage1_overall']:.2f}"
             where = (
                 f"results/points/{stem.partition('_')[0]}.csv"
                 if chosen == "test"
@@ -63,11 +63,11 @@ def _los(results: Path, ratio: int, stem: str, chosen: str) -> pd.Series | None:
     if ratio != RATIOS[0] or not path.exists():
         return None
     made = read_table(path).query("method == 'los' and views == 'plain' and chosen == 'test'")
-    figures = made[["overall", *GROUPS]] / 100
+    figures = made[["overall", *GROUPS]]
     return pd.concat([figures.mean(), pd.Series({"overall_std": figures["overall"].std(), "n": len(made)})])
 
 
 def _cell(row: pd.Series, brief: bool) -> str:
-    spread = "" if brief or pd.isna(row["overall_std"]) else f" ± {percent(row['overall_std'])}"
-    groups = "/".join("-" if pd.isna(row[name]) else f"{100 * row[name]:.1f}" for name in GROUPS)
-    return f"{percent(row['overall'])}{spread} ({groups})"
+    spread = "" if brief or pd.isna(row["overall_std"]) else f" ± {row['overall_std']:.2f}"
+    groups = "/".join("-" if pd.isna(row[name]) else f"{row[name]:.1f}" for name in GROUPS)
+    return f"{row['overall']:.2f}{spread} ({groups})"

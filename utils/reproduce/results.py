@@ -11,6 +11,7 @@ import pandas as pd
 
 from utils.base.errors import UserError
 from utils.base.files import write_atomically
+from utils.metrics.percent import PERCENT, SCALE, fraction, is_percent
 from utils.plots.tables import SCORES
 from utils.report.table import cells, complete
 from utils.reproduce.cell import Cell, Stage1, Stage2, read_rows, slug
@@ -21,14 +22,14 @@ _RUN = (
     *("stage1_seed", "stage1_overall", "stage1_digest", "source", "stage1_hours", "stage1_hardware"),
     *("hours", "hardware", "torch", "commit", "stage2_seeds", "status"),
 )
-_NEEDED = (*PROTOCOL, *_RUN, "method", "setting", "n", *SCORES)
-_TEXT = {*PROTOCOL, *_RUN, "method", "setting", "failed", "at_edge"}
+_NEEDED = (*PROTOCOL, SCALE, *_RUN, "method", "setting", "n", *SCORES)
+_TEXT = {*PROTOCOL, SCALE, *_RUN, "method", "setting", "failed", "at_edge"} - {"stage1_overall"}
 NOT_RUN = "not run"
 
 
 def rows_of(cell: Cell, select: str, stage1: Stage1 | None, stage2: Stage2 | None) -> list[dict[str, str]]:
     """The rows of one stage 2; where there is none, one a method that says so."""
-    facts = cell.protocol | {"selected_on": select, "stage1_seed": str(cell.seed)}
+    facts = cell.protocol | {"selected_on": select, SCALE: PERCENT, "stage1_seed": str(cell.seed)}
     if stage1 is not None:
         hours = cell.hours("stage1") if stage1.source == "trained" else ""
         facts |= {"stage1_digest": stage1.digest, "source": stage1.source, "stage1_hours": hours}
@@ -72,7 +73,7 @@ def write_tables(rows: Sequence[dict[str, str]], folder: Path) -> list[Path]:
 
 
 def check_protocol(name: str, table: pd.DataFrame) -> None:
-    for column in PROTOCOL:
+    for column in (*PROTOCOL, SCALE):
         found = list(table[column].unique())
         if len(found) > 1:
             values = f"{column} is {found[0] or 'none'!r} and {found[1]!r}"
@@ -96,13 +97,15 @@ def read_results(path: Path) -> list[dict]:
 
 
 def _typed(row: dict[str, str], path: Path) -> dict:
-    """A row as `cells` takes it."""
+    """A row as `cells` takes it, of fractions."""
     typed = dict(row)
     try:
         for name in row.keys() - _TEXT:
             typed[name] = float(row[name]) if row[name] else None
+            if is_percent(name) and row[name]:
+                typed[name] = fraction(typed[name])
         typed |= {"n": int(row["n"]), "learned": int(typed.get("learned") or 0)}
-        for name in ("imb_ratio", "stage1_overall", "hours", "stage1_hours"):
+        for name in ("imb_ratio", "hours", "stage1_hours"):
             float(row.get(name) or 0)
         complete([typed])
         cells([typed])  # which needs more of a row that was run than of one that was not

@@ -16,6 +16,7 @@ from progress.bar import Bar
 from utils.base.distributed import ALONE, World
 from utils.base.errors import UserError, complain, printable, show
 from utils.base.files import json_text, open_regular, sweep, write_atomically
+from utils.metrics.percent import in_percent
 from utils.run.lock import FolderLock
 from utils.settings.config import Config
 
@@ -110,9 +111,10 @@ class Run:
     def write_rows(self, name: str, rows: list[dict] | dict) -> None:
         """A csv file of rows, or of columns, with a header; replaced whole: a resume leaves no row twice.
 
+        Fractions become percent, see `in_percent`.
         metrics.csv is a log: its rows are in last.pth too, and the next epoch writes them again.
         """
-        text = csv_text(rows)
+        text = csv_text(in_percent(rows))
         with self._going_on(self.place(name)) if name == "metrics.csv" else nullcontext():
             self.write_text(name, text)
 
