@@ -23,14 +23,15 @@ from tests.helpers import call, refusal, wait_until
 from tests.test_pack_arrays import Arrays
 from utils.base.digest import file_digest
 from utils.base.errors import UserError
+from utils.base.pages import marked
 from utils.base.signals import Stopped
 from utils.packs.pack import read_pack
 from utils.reproduce import __main__ as reproduce
 from utils.reproduce import cell
 from utils.reproduce.cell import Cell, read_rows
 from utils.reproduce.grid import read_grid
-from utils.reproduce.pages import methods_table, ratios_table, render
-from utils.reproduce.published import published_table
+from utils.reproduce.pages import COMMAND, measured_tables, methods_table, ratios_table, render
+from utils.reproduce.published import own_table, published_table
 from utils.run import checkpoint
 from utils.run.lock import FolderLock
 
@@ -167,6 +168,11 @@ def test_the_committed_pages_come_from_the_committed_csv_files():
         assert table == methods_table(ROOT / "results", names) and "los" in names
     assert ratios_table(sorted((ROOT / "results").glob("*.csv"))) in (ROOT / "docs/methods.md").read_text()
     assert published_table(ROOT / "results", brief=True) in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert own_table(ROOT / "results") in (ROOT / "docs/methods.md").read_text(encoding="utf-8")
+    found = list(measured_tables(ROOT / "docs"))
+    assert {page.stem for page, _, _ in found} == {"features", "own_data", "speed"}
+    for page, name, table in found:
+        assert marked(name, COMMAND, table) in page.read_text(encoding="utf-8"), name
 
 
 def test_the_figures_beside_the_published_ones_are_those_of_the_files_that_they_name():

@@ -1,6 +1,6 @@
 """The pages of results, from the csv files alone: RESULTS.md, a page beside each file, tables elsewhere."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from math import isnan
 from pathlib import Path
 from statistics import fmean, stdev
@@ -11,7 +11,7 @@ from utils.base.files import write_atomically
 from utils.base.pages import put
 from utils.metrics.accuracy import percent
 from utils.metrics.paired import holm
-from utils.plots.tables import SCORES
+from utils.plots.tables import SCORES, read_table
 from utils.report.table import (
     BUDGETS,
     CHOSEN_EPOCH,
@@ -27,7 +27,7 @@ from utils.report.table import (
 )
 from utils.reproduce.cell import slug
 from utils.reproduce.grid import GRIDS, read_grid
-from utils.reproduce.published import published_table
+from utils.reproduce.published import own_table, published_table
 from utils.reproduce.results import NAMED_BY, NOT_RUN, read_results
 
 COMMAND = "python -m utils.reproduce --report_only --grid packs"
@@ -102,7 +102,23 @@ def write_pages(paths: Sequence[Path], folder: Path) -> Path:
             put(folder / page, "methods", COMMAND, methods_table(results, methods))
     if shown and (folder / "docs" / "methods.md").exists():
         put(folder / "docs" / "methods.md", "ratios", COMMAND, ratios_table(paths))
+        put(folder / "docs" / "methods.md", "own", COMMAND, own_table(results))
+    for page, name, table in measured_tables(folder / "docs"):
+        put(page, name, COMMAND, table)
     return folder / "RESULTS.md"
+
+
+def measured_tables(docs: Path) -> Iterator[tuple[Path, str, str]]:
+    """The tables that pages in docs/ have of docs/PAGE/NAME.csv as it stands: page, name and text.
+
+    A column that holds the same in all rows, as the machine does, is not shown.
+    """
+    for path in sorted(docs.glob("*/*.csv")):
+        page = path.parent.with_suffix(".md")
+        if page.exists() and f"<!-- {path.stem}: {COMMAND} -->" in page.read_text(encoding="utf-8"):
+            frame = read_table(path, dtype=str, keep_default_na=False)
+            frame = frame.loc[:, frame.nunique() > 1]
+            yield page, path.stem, markdown_lines([list(frame), *frame.values.tolist()]) + "\n"
 
 
 def ratios_table(paths: Sequence[Path]) -> str:

@@ -21,6 +21,8 @@ _QUOTED = (
      "UNKNOWN", "47.60", "row LORT of its Table 4, with the configuration of LOS"),
 )  # fmt: skip
 _STEMS = {"ResNet-34": "resnet34_epochs-200", "ResNet-32": "resnet32_epochs-60"}
+_OWN = ("los", "los_weighted", "la", "bsce", "logreg", "samn")
+_OPTIONS = {"power": "a", "logreg_c": "C"}
 _OURS = {
     "ours, last epoch": "last",
     "ours, best epoch on test": "test",
@@ -50,6 +52,23 @@ def published_table(results: Path, brief: bool = False) -> str:
     return markdown_lines([line[:6] if brief else line for line in lines]) + "\n"
 
 
+def own_table(results: Path) -> str:
+    """Methods of ours, or new, beside others, all chosen on validation, with an option that tells much."""
+    lines = [["network, ratio", *(f"`{name}`" for name in _OWN)]]
+    for network, stem in reversed(_STEMS.items()):
+        for path, ratio in ((results.parent / _name(ratio, stem, "val"), ratio) for ratio in RATIOS):
+            if path.exists():
+                rows = read_table(path).set_index("method")
+                cells = [_overall(row) + _option(row) for _, row in rows.loc[[*_OWN]].iterrows()]
+                lines.append([f"{network}, {ratio}", *cells])
+    return markdown_lines(lines) + "\n"
+
+
+def _option(row: pd.Series) -> str:
+    words = [word.split("=") for word in str(row["setting"]).split()]
+    return "".join(f" ({_OPTIONS[name]} = {value})" for name, value in words if name in _OPTIONS)
+
+
 def _name(ratio: object, stem: str, chosen: str) -> str:
     return f"results/cifar100_lt_IR={ratio}_{stem}_pack_{chosen}.csv"
 
@@ -67,7 +86,11 @@ def _los(results: Path, ratio: int, stem: str, chosen: str) -> pd.Series | None:
     return pd.concat([figures.mean(), pd.Series({"overall_std": figures["overall"].std(), "n": len(made)})])
 
 
-def _cell(row: pd.Series, brief: bool) -> str:
+def _overall(row: pd.Series, brief: bool = False) -> str:
     spread = "" if brief or pd.isna(row["overall_std"]) else f" ± {row['overall_std']:.2f}"
+    return f"{row['overall']:.2f}{spread}"
+
+
+def _cell(row: pd.Series, brief: bool) -> str:
     groups = "/".join("-" if pd.isna(row[name]) else f"{row[name]:.1f}" for name in GROUPS)
-    return f"{row['overall']:.2f}{spread} ({groups})"
+    return f"{_overall(row, brief)} ({groups})"
