@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.studies import ablations, points, scale, tables
+from benchmarks.studies import ablations, own_features, points, scale, tables
 from tests.helpers import call, refusal, run_folder, run_stage2
 from tests.stage2 import read_table
 from tests.test_pack_runs import save_pack
@@ -13,6 +13,7 @@ from tests.test_packs import tiny, with_val
 from utils.base.errors import UserError
 from utils.base.pages import put
 from utils.packs.pack import write_pack
+from utils.settings.methods import METHODS
 
 PAGE = ablations.OUT.with_name("ablations.md")
 
@@ -148,3 +149,14 @@ def test_the_table_of_where_the_points_come_from_is_that_of_its_csv_file(tmp_pat
     put(page, f"points of {network}", f"{points.COMMAND} --network {network}", "")
     call(points.main, "--network", network, "--cells", "--out", tmp_path, "--page", page)
     assert page.read_bytes() == points.ROOT.joinpath("docs", "methods.md").read_bytes()
+
+
+@pytest.mark.long
+def test_every_method_on_own_features_is_a_row_and_is_not_run_again(tmp_path):
+    words = ("--sets", "digits", "--out", tmp_path, "--csv", tmp_path / "made.csv")
+    call(own_features.main, *words)
+    made = (tmp_path / "made.csv").read_text()
+    assert made.startswith("method,digits\n") and made.count("\n") == 1 + len(METHODS)
+    (run,) = tmp_path.glob("digits/*_stage2/*")
+    call(own_features.main, *words)
+    assert [*tmp_path.glob("digits/*_stage2/*")] == [run] and (tmp_path / "made.csv").read_text() == made

