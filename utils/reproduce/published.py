@@ -15,7 +15,7 @@ from utils.reproduce.results import NOT_RUN
 RATIOS = (100, 50, 10)
 _HEADER = ("LOS", "network", *(f"ratio {ratio}" for ratio in RATIOS), "n", "stage 1 at 100", "source")
 _QUOTED = (
-    ("quoted by GUIDE (ICLR 2026), second-hand", "not stated", "54.9", "58.8", "69.7", "UNKNOWN", "UNKNOWN",
+    ("the paper, second-hand (GUIDE, ICLR 2026)", "not stated", "54.9", "58.8", "69.7", "UNKNOWN", "UNKNOWN",
      "row LOS (2025) of its Table 1, read in two summaries"),
     ("run again by PLTR-SD (NeurIPS 2025)", "UNKNOWN", "53.92 (70.1/55.4/33.3)", "UNKNOWN", "UNKNOWN",
      "UNKNOWN", "47.60", "row LORT of its Table 4, with the configuration of LOS"),
