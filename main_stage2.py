@@ -65,7 +65,7 @@ def retrain(argv: Sequence[str] | None, held: ExitStack) -> None:
 
     # ---- data and model: images and the frozen backbone, or the features of a pack
     data, model = source.load(config, device, world)  # in eval mode, without gradients but for the classifier
-    seen = source.saw(data, config.select)
+    seen = source.saw(data, "val" if data.test is None else config.select)
     notes += [*([seen] if seen else []), *source.compared_with(data)]
     priors = target_priors(config.target_prior, data.class_counts)
     check_classes(data.parts[data.judged].labels)

@@ -89,8 +89,8 @@ def cut(
         val = parts["val"]
     notes, test = list(notes), parts.get("test")
     if test is None and val is None:
-        ways = "--test_fraction 0.2 takes some from training, --val_fraction 0.1 validation images instead"
-        raise UserError(f"{name} has no test images with labels: {ways}, and --predict needs none")
+        ways = "in stage 1 --test_fraction 0.2 takes some from training, --val_fraction 0.1 validation images"
+        raise UserError(f"{name} has no test images with labels: {ways} instead, and --predict needs none")
     for word, images in (("test", test), ("validation", val)):
         missing = 0 if images is None else len(class_names) - len(images.labels.unique())
         if missing:

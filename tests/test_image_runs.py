@@ -298,6 +298,21 @@ def test_own_images_without_labelled_test_images_are_selected_reported_and_predi
     assert re.search("no test images with labels|has no train/: expected", refusal(evaluate.main, *scored))
     new = folder_tree(tmp_path / "new", test_per_class=4) / "test"
     assert "predicted images=12 " in last_line(call(evaluate.main, *scored, "--predict", new))
+    if kind == "photographs":  # the split moves, and images that trained the backbone would be reported
+        for image in list(data.glob("*/*"))[::2]:
+            shutil.copy(image, image.with_name(f"0{image.name}"))
+        again = ("--cur_stage", "stage2", *words, *SMALL, *places(tmp_path))
+        message = refusal(main_stage2.main, *again, "--select", "last")
+        assert re.search(r"was trained on \d+ of the \d+ validation images .* which moves the split", message)
+
+
+def test_a_test_part_that_stage_1_had_is_not_forgotten_in_stage_2(tmp_path):
+    list_tree(tmp_path / "data", counts=COUNTS, val_per_class=3)
+    words = ["--dataset", "list", "--data_dir", tmp_path / "data", "--train_list", "train.txt"]
+    words += ["--val_list", "val.txt"]
+    stage1(tmp_path, *words, "--test_list", "test.txt", *SMALL)
+    message = refusal(main_stage2.main, "--cur_stage", "stage2", *words, *SMALL, *places(tmp_path))
+    assert re.search(r"had \d+ test images, list_data has none: name them again \(--test_list", message)
 
 
 def test_the_trial_of_a_network_leaves_statistics_modes_and_random_state_as_they_were(own):

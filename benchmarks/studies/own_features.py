@@ -24,7 +24,7 @@ from torch.nn.functional import normalize
 from benchmarks.common import ROOT
 from benchmarks.studies.points import run, runs
 from datasets import long_tail_counts
-from utils.base.errors import exit_cleanly
+from utils.base.errors import UserError, exit_cleanly
 from utils.base.files import write_atomically
 from utils.features.__main__ import main as features_main
 from utils.metrics.percent import SCALE
@@ -148,6 +148,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         for path in runs(args.out / name, "table.csv")[-1:]:
             heads = read_table(path, ("method", "balanced", SCALE))
             found.append(heads.set_index("method")["balanced"].rename(name))
+    if not found:
+        raise UserError(f"no set of {args.out} was run: leave --sets out")
     text = pd.concat(found, axis=1).to_csv(lineterminator="\n", float_format="%.2f").encode()
     write_atomically(args.csv, lambda handle: handle.write(text))
 

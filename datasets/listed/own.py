@@ -41,13 +41,14 @@ def build_folder(
         folders = folders or {"train": ""}
     if test_fraction is None and "val" in folders and "test" not in folders:
         folders["test"] = folders.pop("val")
-        notes.append("val/ is taken as the test part, since there is no test/")
+        notes.append("val/ is taken as the test part, since there is no test/<class>/")
     needed = ("train", "test") if test_fraction is None and not held_out else ("train",)
     missing = next((part for part in needed if part not in folders), None)
     if missing:
         expected = "train/<class>/<image> and test/<class>/<image>, val/ beside or instead"
         whole = "train/<class>/" if missing == "test" else "<class>/"
-        other = f"or images in {whole} and --test_fraction 0.2, which takes the test images from them"
+        other = f"or images in {whole}, of which --test_fraction 0.2 takes some, or without test labels"
+        other += " --val_fraction 0.1 (stage 1 is told first; evaluate then has --predict alone)"
         lacks = "train/" if missing == "train" else "test/<class>/"
         raise UserError(f"{data_dir} has no {lacks}: expected in it {expected}; {other}")
     classes = _class_folders(data_dir / folders["train"], report)

@@ -388,7 +388,7 @@ TABLES: dict[str, tuple[Make, str]] = {
     "of something else": (drawn("table.csv", b"a,b\n1,2\n"), "table.csv has no column method"),
     "of fractions": (
         copied(lambda run: without_column(run / "metrics.csv", "accuracies"), "tables"),
-        "metrics.csv has no column accuracies: an older version wrote it, with fractions in place of percent",
+        "metrics.csv has no column accuracies: an older version wrote it, not in percent",
     ),
     "not UTF-8": (drawn("table.csv", b"method,setting\n\xff,\xfe\n"), "table.csv cannot be read: .*utf-8"),
     "a NUL byte": (drawn("metrics.csv", b"\0" * 99), "metrics.csv "),

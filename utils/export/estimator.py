@@ -105,7 +105,7 @@ class LongTailClassifier(ClassifierMixin, BaseEstimator):
         facts |= {"class_counts": labels.bincount().tolist(), "val_clean": bool(val)}
         facts |= {"train_views": "plain", "stage1_digest": None}
         held = (val[0][None], val[1]) if val else (None, None)
-        # a pack has to have a test part, on which nothing is done here
+        # without validation rows a pack needs a test part, on which nothing is done here
         pack = Pack(x[None], labels, x[None, :1], labels[:1], *held, fc_weight, fc_bias, facts)
         check(pack)
         frozen = pack_representation(pack, torch.device("cpu"))

@@ -128,8 +128,10 @@ class CheckpointSource(Source):
         if select == "val":
             changed = self._of_other_images() + counts_told(self.facts, data)
             seen = f"the backbone of {self.path} {changed}, the validation images perhaps"
-            remedy = "give both stages the same --val_source, or take --select last"
-            raise UserError(f"--select val refused: {seen}; {remedy}")
+            remedy = "give both stages the same --val_source" + ", or take --select last" * (
+                data.test is not None
+            )
+            raise UserError(f"{_refused(data)}: {seen}; {remedy}")
         return f"the backbone {self._of_other_images()}{counts_told(self.facts, data)}"
 
     def compared_with(self, data: LongTailedData) -> list[str]:
@@ -252,7 +254,7 @@ class PackSource(Source):
             return None
         if select == "val":
             seen = "its backbone may have seen the validation images"
-            raise UserError(f"--select val refused: {self.path} says that {seen}")
+            raise UserError(f"{_refused(data)}: {self.path} says that {seen}")
         return f"the backbone {self._of_other_images()}"
 
     def freeze(self, run: Run, epochs: int, watch: Watch | None = None) -> Representation:
@@ -304,6 +306,13 @@ class PackSource(Source):
 # ---- finding it
 
 
+def _refused(data: LongTailedData) -> str:
+    """What the validation images are refused for."""
+    return (
+        "--select val refused" if data.test is not None else "no test images, and validation images refused"
+    )
+
+
 def find_source(script: str, given: dict, stage: str | None) -> Source:
     """What to start from: the user's pack or file, else what `stage` left behind, else a released one.
 
@@ -341,9 +350,9 @@ def read_asked(given: dict, path: Path | None, pack: Pack | None = None) -> Chec
         file = read(path)
     if "head" in given:
         return kept_head(file, given["head"], pack and pack_scale(pack))
-    if len(heads := file.facts.get("heads", [])) > 1:
+    if (count := len({head["method"] for head in file.facts.get("heads", [])})) > 1:
         own = " ".join(filter(None, (file.facts.get(name) for name in ("method", "setting"))))
-        file.notes.append(f"head {own} of the {len(heads)} in it: --head NAME takes another")
+        file.notes.append(f"head {own}, one of {count} methods in it: --head NAME takes another")
     return file
 
 

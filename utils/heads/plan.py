@@ -174,16 +174,13 @@ def _budget(method: Method, config: Config, given: list[str]) -> tuple[list, lis
 
 def _suited(method: Method, config: Config) -> Mapping:
     """The settings that the method has for this imbalance ratio, or for features of a user's own."""
-    return method.own if config.preset == OWN else method.at_ratio(config.imb_ratio)
+    return {**method.at_ratio(config.imb_ratio), **(method.own if config.preset == OWN else {})}
 
 
 def _kinds(method: Method, config: Config, users: set[str], choices: dict[str, list]) -> dict[str, str]:
     """Setting -> published, second-hand, ours, given (by the user) or chosen (by validation)."""
-    kinds, others = {}, list(method.by_ratio.values())
-    if config.preset == OWN:
-        others.append(method.own)
-    elif config.imb_ratio in method.by_ratio:
-        others = []
+    kinds, others = {}, [] if config.imb_ratio in method.by_ratio else list(method.by_ratio.values())
+    others += [method.own] * (config.preset == OWN)
     for name in method.settings:
         option = ARGUMENTS.get(name, name)
         values = choices.get(option, [None])

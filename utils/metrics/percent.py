@@ -4,7 +4,6 @@ A csv file that the program reads again says so in a column: those of older vers
 """
 
 import re
-from decimal import Decimal
 
 import pandas as pd
 
@@ -26,15 +25,10 @@ def is_percent(column: str) -> bool:
 def in_percent(rows: list[dict] | dict) -> pd.DataFrame:
     """Rows, or columns, of fractions as a csv file holds them, with SCALE behind where there are any."""
     frame = pd.DataFrame(rows)
-    found = {name: frame[name].astype(float).apply(_shifted, places=2) for name in filter(is_percent, frame)}
+    found = {name: (100 * frame[name].astype(float)).round(12) for name in filter(is_percent, frame)}
     return frame.assign(**found, **{SCALE: PERCENT} if found else {})
 
 
 def fraction(value: float) -> float:
     """The fraction that became this percentage."""
-    return _shifted(value, -2)
-
-
-def _shifted(value: float, places: int) -> float:
-    """With the decimal point elsewhere: 0.0007 becomes 0.07, where a product would be 0.06999999999999999."""
-    return float(Decimal(repr(value)).scaleb(places))
+    return value / 100

@@ -19,7 +19,7 @@ CONTROLS = ["stage1", "ce", "los"]
 SCORES = ["overall", *GROUPS]
 STDS = [f"{name}_std" for name in SCORES]
 TEXT = ["method", "setting", "selected_on"]
-TABLE = ["n", "loma_spread", *SCORES, *STDS]
+TABLE = ["n", "balanced", "loma_spread", *SCORES, *STDS]
 PER_CLASS = ["class", "train_images", "accuracy", "loma_per_sample", "rsd_per_sample"]
 SCORED = [f"{part}_{name}" for part in PARTS for name in SCORES]
 _TYPES = dict.fromkeys(TEXT, str) | dict.fromkeys([*TABLE, *PER_CLASS, "step", *SCORED], float)
@@ -52,8 +52,8 @@ def read_table(path: Path, columns: Sequence[str] = (), **options: object) -> pd
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {reason(error)}") from error
     if missing := [column for column in columns if column not in frame]:
-        older = ": an older version wrote it, with fractions in place of percent" * (missing[0] == SCALE)
-        raise UserError(f"{path} has no column {missing[0]}{older}")
+        older = ": an older version wrote it, not in percent; --resume of its run writes it anew"
+        raise UserError(f"{path} has no column {missing[0]}{older * (missing[0] == SCALE)}")
     return frame
 
 
@@ -141,7 +141,7 @@ def _differences(settings: pd.Series) -> list[str]:
 def _choose(heads: pd.DataFrame, methods: Sequence[str] | None, folder: Path) -> pd.DataFrame:
     first = heads.drop_duplicates("method").set_index("method")
     if methods is None:
-        others = first.drop(CONTROLS, errors="ignore").sort_values("overall", ascending=False, kind="stable")
+        others = first.drop(CONTROLS, errors="ignore").sort_values("balanced", ascending=False, kind="stable")
         methods = [*(name for name in CONTROLS if name in first.index), *others.index][: len(CONTROLS) + 2]
     for name in methods:
         if name not in first.index:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from utils.metrics.accuracy import GROUPS
+from utils.metrics.percent import SCALE
 from utils.plots.tables import read_table
 from utils.report.table import markdown_lines
 from utils.reproduce.results import NOT_RUN
@@ -57,8 +58,8 @@ def own_table(results: Path) -> str:
     lines = [["network, ratio", *(f"`{name}`" for name in _OWN)]]
     for network, stem in reversed(_STEMS.items()):
         for path, ratio in ((results.parent / _name(ratio, stem, "val"), ratio) for ratio in RATIOS):
-            if path.exists():
-                rows = read_table(path).set_index("method")
+            rows = _rows(path)
+            if {*_OWN} <= {*rows.index}:
                 cells = [_overall(row) + _option(row) for _, row in rows.loc[[*_OWN]].iterrows()]
                 lines.append([f"{network}, {ratio}", *cells])
     return markdown_lines(lines) + "\n"
@@ -69,6 +70,12 @@ def _option(row: pd.Series) -> str:
     return "".join(f" ({_OPTIONS[name]} = {value})" for name, value in words if name in _OPTIONS)
 
 
+def _rows(path: Path) -> pd.DataFrame:
+    """The rows with figures by method, the first of each."""
+    found = read_table(path, [SCALE]) if path.exists() else pd.DataFrame({"method": [], "n": []})
+    return found.query("n > 0").drop_duplicates("method").set_index("method")
+
+
 def _name(ratio: object, stem: str, chosen: str) -> str:
     return f"results/cifar100_lt_IR={ratio}_{stem}_pack_{chosen}.csv"
 
@@ -76,8 +83,8 @@ def _name(ratio: object, stem: str, chosen: str) -> str:
 def _los(results: Path, ratio: int, stem: str, chosen: str) -> pd.Series | None:
     """The row of LOS on the plain features of the first stage 1; None where it was not run."""
     if chosen != "test":
-        path = results.parent / _name(ratio, stem, chosen)
-        return read_table(path).set_index("method").loc["los"] if path.exists() else None
+        rows = _rows(results.parent / _name(ratio, stem, chosen))
+        return rows.loc["los"] if "los" in rows.index else None
     path = results / "points" / f"{stem.partition('_')[0]}.csv"
     if ratio != RATIOS[0] or not path.exists():
         return None

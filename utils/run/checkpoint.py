@@ -344,7 +344,7 @@ def _shares(config: Config) -> dict:
     """The shares that stage 1 has to take out of a user's own images where nobody gave them a part."""
     root, there = Path(config.data_dir), {"test"} if config.test_fraction else set()
     there |= {part for part in ("val", "test") if getattr(config, f"{part}_list")}
-    there |= {part for part in ("val", "test") if config.dataset == "folder" and (root / part).is_dir()}
+    there |= {part for part in ("val", "test") if config.dataset == "folder" and any(root.glob(f"{part}/*/"))}
     said = "val_source" in config and config.source("val_source") != "preset"
     selects = "select" in config and config.select == "val" and len(there) < 2
     shares = {} if there else {"test_fraction": 0.2}

@@ -13,6 +13,7 @@ from models import build_model, load_pretrained
 from models.adapt import untouched
 from utils.base.errors import UserError, about, is_out_of_memory, reason
 from utils.engine.device import LAYOUT, free_memory
+from utils.metrics.accuracy import PARTS
 from utils.run import checkpoint
 from utils.run.checkpoint import Checkpoint, read
 from utils.run.facts import counts_told
@@ -54,15 +55,16 @@ def start_pretrained(
 
 
 def check_apart(source: Checkpoint, data: LongTailedData) -> None:
-    """Raise a UserError where the model of `source` was trained on images of this test set.
+    """Raise a UserError where the model of `source` was trained on the images whose figures are reported.
 
     Images are told by their paths below --data_dir, unless those whose bytes were noted in training all have
     others now. Under other names a tenth must be met by their bytes, without those that are training images
     here too: many data sets hold some image twice.
     """
-    facts, test, met = source.facts, data.test, (0, "")
-    if test is None:
-        return
+    facts, test, met = source.facts, data.parts[data.judged], (0, "")
+    if data.test is None and (count := facts.get("test_images")):
+        way_out = "name them again (--test_list, test/<class>/, --test_fraction)"
+        raise UserError(f"{source.path} had {count:,} test images, {data.name} has none: {way_out}")
     trained_on = [facts[name] for name in ("train_files", "stage1_files") if name in facts]
     if not trained_on and facts.get("train_digest") == test.digest():
         met = (len(test), "")
@@ -79,9 +81,10 @@ def check_apart(source: Checkpoint, data: LongTailedData) -> None:
         elif (count := int(alike.sum())) * len(names) * 10 > len(now) * len(noted):
             met = max(met, (count, " or more, by their bytes,"))
     if met[0]:
-        known = f"was trained on {met[0]:,}{met[1]} of the {len(test):,} test images of {data.name}"
+        those = f"the {len(test):,} {PARTS[data.judged]} images of {data.name}"
+        known = f"was trained on {met[0]:,}{met[1]} of {those}"
         way_out = "name or train a model of this split"
-        if facts.get("test_fraction"):
+        if facts.get("test_fraction") or (data.test is None and facts.get("val_fraction")):
             moved = f"the set of images has changed since{counts_told(facts, data)}, which moves the split"
             way_out = f"{moved}; undo that, or run stage 1 again with --overwrite"
         raise UserError(f"{source.path} {known}, figures on them tell nothing: {way_out}")

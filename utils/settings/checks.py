@@ -74,9 +74,7 @@ def check_given(script: str, given: dict) -> None:
         raise UserError("--encoder is for images without labels: name their folder by --predict")
     for name in NOT_WITH_PACK if {"features", "encoder"} & given.keys() == {"features"} else ():
         if name in given.keys() - rows:
-            ways = (
-                ": name what made them by --encoder, or of a pack of arrays new features by --predict X.npy"
-            )
+            ways = ": name its --encoder, or of a pack of arrays new features by --predict X.npy"
             way_out = ways if name == "predict" else ""
             raise UserError(f"--features holds the features already: --{name} has no use beside it{way_out}")
     if {"pretrained_pth", "features"} <= given.keys() and script == STAGE2:
@@ -238,5 +236,5 @@ def _check_files(given: dict, values: dict) -> None:
             raise UserError(f"--{name} goes with --dataset list, not with {dataset}")
     needed = not {"predict", "features"} & given.keys()
     if dataset == "list" and needed and "train_list" not in given:
-        lists = "--train_list FILE and --test_list FILE (lines `path label`)"
-        raise UserError(f"--dataset list needs {lists}, or --test_fraction in place of the second")
+        ways = "--test_list FILE, --test_fraction or --val_fraction"
+        raise UserError(f"--dataset list needs --train_list FILE (lines `path label`), and {ways}")

@@ -71,5 +71,7 @@ def scored_parts(parts: Collection[str], select: str) -> list[str]:
     Raises UserError: nothing is there to select on.
     """
     if select == "test" and "test" not in parts:
-        raise UserError("--select test needs test images with labels: take --select val")
+        raise UserError(
+            "--select test needs test images with labels: take --select val, and no --protocol published"
+        )
     return [name for name in parts if name == "val" or (name == "test" and select == "test")]

@@ -52,7 +52,7 @@ class Method:
     `options` are those that a user may set, with the source's values (None: the run's own); each goes to the
     head, to the loss or to both, by the names of their parameters. Those that no method here has are declared
     by `ranges`, and set by `--option name=value`. `candidates` are tried under --select val. `by_ratio`: what
-    the source has for imbalance ratios. `own`: what holds on features of a user's own in its place, which are
+    the source has for imbalance ratios. `own`: what holds instead on features of a user's own, which are
     standardised (ours, docs/features.md). `factors` on the learning rate, by the names of what is learned.
     `fixed` are options of the head that make the method what it is. `published` and `second_hand` name the
     settings that are so, with spaces between; all others are ours. `shifted`: its source steps
