@@ -31,4 +31,4 @@ def in_percent(rows: list[dict] | dict) -> pd.DataFrame:
 
 def fraction(value: float) -> float:
     """The fraction that became this percentage."""
-    return value / 100
+    return round(value / 100, 14)
