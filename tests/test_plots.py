@@ -32,7 +32,7 @@ def tables(heads: dict = HEADS, counts: list[int] = COUNTS, seeds: int = 2) -> d
     draws = np.random.default_rng(0)
     table, classes, epochs = [], [], []
     for head in ({"method": name, "setting": text} for name, texts in heads.items() for text in texts):
-        figures = {name: draws.random() for name in (*run_tables.SCORES, "loma_spread")}
+        figures = {name: draws.random() for name in (*run_tables.SCORES, "balanced", "loma_spread")}
         spreads = {f"{name}_std": 0.01 for name in run_tables.SCORES}
         table.append(head | {"n": seeds, "selected_on": "val", "failed": None} | figures | spreads)
         for seed in range(seeds):
@@ -42,7 +42,7 @@ def tables(heads: dict = HEADS, counts: list[int] = COUNTS, seeds: int = 2) -> d
             for epoch in (0,) if head["method"] in ("stage1", "ncm") else (1, 2, 3):
                 figures = {f"val_{name}": draws.random() for name in run_tables.SCORES}
                 epochs.append(head | {"seed": seed, "epoch": epoch, "step": 10 * epoch} | figures)
-    table.sort(key=lambda row: (row["method"] != "stage1", -row["overall"]))  # as a run writes it
+    table.sort(key=lambda row: (row["method"] != "stage1", -row["balanced"]))  # as a run writes it
     pairs = [(k, j) for k in range(len(counts)) for j in range(len(counts))]
     columns = {"class": [k for k, _ in pairs], "predicted": [j for _, j in pairs]}
     group = pd.Series({k: name for name, mask in shot_groups(counts).items() for k in np.flatnonzero(mask)})
@@ -130,7 +130,7 @@ def test_many_classes_are_smoothed_and_the_axis_says_so(tmp_path):
 def test_lines_are_the_controls_and_the_best_others_or_all_that_was_asked_for(tmp_path):
     files = tables(HEADS | {"cb": [""], "lade": [""]}, seeds=1)
     others = files["table"][~files["table"]["method"].isin(run_tables.CONTROLS)]
-    best = others.sort_values("overall", ascending=False)["method"][:2]
+    best = others.sort_values("balanced", ascending=False)["method"][:2]
     folder = write(tmp_path, files)
     assert legend(picture(folder, "loma")) == ["stage1", "ce", "los label_smooth=0.98", *best]
     settings = [f"los label_smooth={delta}" for delta in ("0.98", "0", "0.5", "0.9")]

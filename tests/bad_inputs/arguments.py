@@ -154,7 +154,7 @@ CONTRADICTIONS = [
     (STAGE1, FILES + "--tta --no_tta", "--tta and --no_tta contradict each other"),
     (STAGE1, FILES + "--tta --no_flip", "--tta and --no_flip contradict each other"),
     (STAGE1, FILES + "--imb_ratio 50", "--imb_ratio 50 leaves"),
-    (STAGE1, "--dataset list --data_dir {lists}", "needs --train_list FILE and --test_list FILE"),
+    (STAGE1, "--dataset list --data_dir {lists}", "needs --train_list FILE .*, and --test_list FILE, "),
     (STAGE1, "--dataset imagenet_lt --data_dir {imagenet} --imb_ratio 10", "leave --imb_ratio out"),
     (STAGE1, "--dataset imagenet_lt --data_dir {imagenet}", "not the published .*--allow_partial"),
     (STAGE1, "--dataset folder --data_dir {root}/nowhere", "nowhere has no train/: expected"),

@@ -178,10 +178,10 @@ FOLDERS: dict[str, tuple[Make, str]] = {
         "test/wasp: train/ has no class folder",
     ),
     "no class folders": (pets(emptied("test")), "pets has no test/<class>/: expected"),
-    "no train": (gone("train"), "pets has no train/: expected .*; or images in <class>/ and --test"),
+    "no train": (gone("train"), "pets has no train/: expected .*; or images in <class>/, of which --test"),
     "no test": (
         gone("test"),
-        "pets has no test/<class>/: expected .*; or images in train/<class>/ and --tes",
+        "pets has no test/<class>/: expected .*; or images in train/<class>/, of which --tes",
     ),
     "a file as train": (
         pets(lambda folder: (shutil.rmtree(folder / "train"), new_file("train")(folder))),
