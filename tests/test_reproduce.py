@@ -444,3 +444,17 @@ def test_where_it_is_killed_its_runs_save_and_end_and_nobody_begins_before(tmp_p
     [log] = tmp_path.glob("out/reproduce/*/stage1.log")
     assert "stopped by a signal" in log.read_text().splitlines()[-1]
     FolderLock(tmp_path / "out" / "reproduce").release()
+
+
+def test_the_table_of_ratios_says_what_was_not_run(tmp_path):
+    files = {}
+    for select in ("last", "val"):
+        name = f"cifar100_lt_IR=10_resnet32_epochs-60_fresh_{select}.csv"
+        files[select] = tmp_path / name
+        frame = pd.read_csv(ROOT / "results" / name, dtype=str, keep_default_na=False)
+        if select == "val":
+            figures = frame.columns[frame.columns.get_loc("n") :]
+            frame = frame.assign(n="0", status="not run", setting="", **dict.fromkeys(figures[1:], ""))
+        frame.to_csv(files[select], index=False)
+    *_, line = ratios_table([*files.values()]).splitlines()
+    assert re.search(r"\| 57\.92 \| -2\.07 .* \| not run \|$", line)

@@ -123,14 +123,19 @@ def measured_tables(docs: Path) -> Iterator[tuple[Path, str, str]]:
 
 def ratios_table(paths: Sequence[Path]) -> str:
     """LOS minus its control over fresh views, published and by validation, a line a recipe and ratio."""
-    lines: dict[str, dict[str, str]] = {}
+    lines, stage1 = {}, {}
     tables = sorted((read_results(path) for path in paths), key=lambda rows: _place(rows[0]))
     for rows in (rows for rows in tables if rows[0]["views"] == "fresh"):
-        line = lines.setdefault(_name(rows[0], brief=True).removesuffix(", fresh views"), {})
-        line["stage1"] = _spread(_done(rows).loc[["stage1"], "overall"].tolist())
-        line[rows[0]["selected_on"]] = (_claim(rows, brief=True) or {"control": ("", NOT_RUN)})["control"][1]
-    columns = ("stage1", "last", "val")
-    table = [[name, *(line.get(column, NOT_RUN) for column in columns)] for name, line in lines.items()]
+        name = _name(rows[0], brief=True).removesuffix(", fresh views")
+        found = [row["overall"] for row in rows if row["method"] == "stage1" and row["n"]]
+        stage1[name] = max(stage1.get(name, []), found, key=len)
+        claim = _claim(rows, brief=True) or {"control": ("", NOT_RUN)}
+        lines.setdefault(name, {})[rows[0]["selected_on"]] = claim["control"][1]
+    table = [
+        [name, _spread(stage1[name]) if stage1[name] else NOT_RUN]
+        + [line.get(select, NOT_RUN) for select in ("last", "val")]
+        for name, line in lines.items()
+    ]
     return markdown_lines([["stage 1", "`stage1`", "published settings", "by validation"], *table]) + "\n"
 
 
