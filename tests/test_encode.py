@@ -261,7 +261,7 @@ def test_images_without_labels_are_predicted_behind_the_encoder_that_made_them(
         (
             ("--features", "pack"),
             None,
-            "has no use beside it: name what made them by --encoder, .* --predict X.npy",
+            "has no use beside it: name its --encoder, .* --predict X.npy",
         ),
         (("--pretrained_pth", "weights.pth"), "weights.pth", "is no classifier of features, it has its netw"),
     ],

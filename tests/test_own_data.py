@@ -89,7 +89,7 @@ def test_val_alone_is_the_test_part_and_the_notes_say_so(copied):
     data = build_data("folder", copied, shots=(20, 100))
     assert entries(data.test) == as_torchvision(copied, "val")
     assert data.val is None and data.val_source == "none"
-    assert data.notes == ["val/ is taken as the test part, since there is no test/"]
+    assert data.notes == ["val/ is taken as the test part, since there is no test/<class>/"]
     assert "take --val_source heldout" in refused("folder", copied, val_source="own", val_required=True)
 
 
