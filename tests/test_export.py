@@ -143,7 +143,7 @@ def test_plain_arrays_give_a_numpy_service_the_logits_of_the_network(pets, tmp_p
     assert kept["class_names"].tolist() == CLASSES
 
 
-@pytest.mark.parametrize(("head", "says"), [(None, "head la tau=1, one of 4 methods in it"), ("lws", "head lws ")])
+@pytest.mark.parametrize(("head", "says"), [(None, "head la tau=1, one of 4 "), ("lws", "head lws ")])
 def test_which_head_of_several_was_taken_is_said_by_export_and_by_evaluate(pets, tmp_path, head, says):
     words = ("--head", head) if head else ()
     text = call(export_main, "--stage2", last_of(pets), "--out", tmp_path / "a.npz", *words)
