@@ -32,12 +32,8 @@ from utils.plots.tables import read_table
 from utils.settings.parse import Parser
 
 COMMAND = "python -m benchmarks.studies.own_features"
-TESTED, HELD_OUT, LONGEST, FEWEST = (
-    8,
-    4,
-    100,
-    25,
-)  # texts of a module; characters of a text; texts of a module
+TESTED, HELD_OUT, FEWEST = 8, 4, 25  # texts of a module
+SHORTEST, LONGEST = 25, 100  # characters of a text
 Features = tuple[np.ndarray, np.ndarray]  # [N, D], [N]
 
 
@@ -47,12 +43,9 @@ def simulated(power: float, noise: float, seed: int) -> dict[str, Features]:
     spread = np.arange(1, width + 1.0) ** power
     spread /= np.sqrt((spread**2).mean())
     centres, origin = draw.normal(size=(200, width)) * spread, 1.5 * draw.normal(size=width)
+    counts_of = {"train": long_tail_counts(200, 465, 116), "val": [4] * 200, "test": [20] * 200}
     parts = {}
-    for part, counts in {
-        "train": long_tail_counts(200, 465, 116),
-        "val": [4] * 200,
-        "test": [20] * 200,
-    }.items():
+    for part, counts in counts_of.items():
         labels = np.repeat(np.arange(200), counts)
         x = origin + centres[labels] + noise * draw.normal(size=(len(labels), width)) * spread
         parts[part] = x / np.linalg.norm(x, axis=1, keepdims=True), labels
@@ -83,7 +76,7 @@ def texts_of(module: str) -> list[str]:
     named = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
     texts = [ast.get_docstring(node) or "" for node in nodes if isinstance(node, named)]
     firsts = dict.fromkeys(" ".join(text.split("\n\n")[0].split())[:LONGEST] for text in texts)
-    return [text for text in firsts if len(text) >= FEWEST]
+    return [text for text in firsts if len(text) >= SHORTEST]
 
 
 @torch.no_grad()

@@ -388,7 +388,7 @@ RUNS = {
     "test images of one class": (
         STAGE2,
         "--features {bad}",
-        "all images that are scored are of one class: heads are compared over two or more",
+        "all scored images are of one class: heads are compared over two or more",
         tensor(test_labels=torch.zeros(4).int()),
     ),
     "pack of another class count": (STAGE2, "--features {pack} --num_class 7", "--num_class 7 is asked for"),

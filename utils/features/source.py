@@ -128,9 +128,8 @@ class CheckpointSource(Source):
         if select == "val":
             changed = self._of_other_images() + counts_told(self.facts, data)
             seen = f"the backbone of {self.path} {changed}, the validation images perhaps"
-            remedy = "give both stages the same --val_source" + ", or take --select last" * (
-                data.test is not None
-            )
+            remedy = "give both stages the same --val_source"
+            remedy += "" if data.test is None else ", or take --select last"
             raise UserError(f"{_refused(data)}: {seen}; {remedy}")
         return f"the backbone {self._of_other_images()}{counts_told(self.facts, data)}"
 
@@ -308,9 +307,9 @@ class PackSource(Source):
 
 def _refused(data: LongTailedData) -> str:
     """What the validation images are refused for."""
-    return (
-        "--select val refused" if data.test is not None else "no test images, and validation images refused"
-    )
+    if data.test is None:
+        return "no test images, and validation images refused"
+    return "--select val refused"
 
 
 def find_source(script: str, given: dict, stage: str | None) -> Source:

@@ -41,9 +41,7 @@ def holm(values: Sequence[float | None]) -> list[float | None]:
 def check_classes(targets: Tensor) -> None:
     """Raise a UserError where a bootstrap over the classes of `targets` [N] could not be drawn."""
     if len(targets.unique()) < 2:
-        raise UserError(
-            "all images that are scored are of one class: heads are compared over two or more of them"
-        )
+        raise UserError("all scored images are of one class: heads are compared over two or more")
 
 
 def bootstrap(hits: np.ndarray, targets: Tensor) -> np.ndarray:

@@ -252,9 +252,8 @@ def _balance(run: RunTables) -> Figure | None:
     for head in heads.itertuples():
         style = _styles(run).get(head.label, {"color": GREY, "marker": "o"}) | {"markersize": 6}
         axes.plot(head.loma_spread, head.overall, **style)
-    axes.set(
-        xlabel="LoMa: standard deviation over classes", ylabel=f"overall {PARTS[run.judged]} accuracy (%)"
-    )
+    axes.set_xlabel("LoMa: standard deviation over classes")
+    axes.set_ylabel(f"overall {PARTS[run.judged]} accuracy (%)")
     _name_dots(
         axes, "Balance of the logits and accuracy", heads["label"].str.replace(r"\S+=", "", regex=True)
     )
@@ -266,9 +265,9 @@ def _trade(run: RunTables) -> Figure | None:
 
     Settings that cost a method half of its many-shot accuracy are left out: they would fill the picture.
     """
-    heads, part = (
-        (run.heads, run.judged) if run.tried.empty else (run.tried, run.heads["selected_on"].iloc[0])
-    )
+    heads, part = run.heads, run.judged
+    if not run.tried.empty:
+        heads, part = run.tried, run.heads["selected_on"].iloc[0]
     heads = heads.dropna(subset=["many", "few"])
     curves = {method: (None, rows.head(1)) for method, rows in heads.groupby("method", sort=False)}
     if len(curves) < 2:
@@ -296,9 +295,8 @@ def _confusion(run: RunTables) -> Figure | None:
         return None
     pairs, names = run.pairs, list(GROUPS)
     head = run.heads.merge(pairs[["method", "setting"]].head(1))
-    figure, (left, right) = _figure(
-        head, [f"shares of the {PARTS[run.judged]} images of a row"], (1, 2), sharey=False
-    )
+    what = f"shares of the {PARTS[run.judged]} images of a row"
+    figure, (left, right) = _figure(head, [what], (1, 2), sharey=False)
     figure.suptitle(f"Confusion of {pairs['method'].iloc[0]}", fontsize=11)
     blocks = pairs.pivot_table("images", "group", "predicted_group", "sum").reindex(names, columns=names)
     shares = 100 * blocks.div(pairs.groupby("group")["images"].sum().reindex(names), axis=0)

@@ -62,10 +62,10 @@ def announce(
     of_the_set = NOTES.get(config.dataset) if data.views else None  # a pack has its own
     if config.dataset in OWN_DATASETS and not data.val and "epochs" in config:  # stage 1, the place to ask
         of_the_set = "no validation images: --val_fraction 0.1 holds some out, for both stages"
-    judged = (
-        "no test images with labels: all figures are of the validation images, optimistic where these choose"
-    )
-    notes = [*data.notes, judged if data.test is None else "", of_the_set, slow_bf16(config, device)]
+    notes = [*data.notes, of_the_set, slow_bf16(config, device)]
+    if data.test is None:
+        judged = "all figures are of the validation images, optimistic where these choose"
+        notes.append(f"no test images with labels: {judged}")
     if config.workers and not isinstance(data.train, FileSet):
         notes.append(f"--workers {config.workers} has no use here, {data.name} lives on the device")
     if config.unused:

@@ -61,27 +61,27 @@ def check_apart(source: Checkpoint, data: LongTailedData) -> None:
     others now. Under other names a tenth must be met by their bytes, without those that are training images
     here too: many data sets hold some image twice.
     """
-    facts, test, met = source.facts, data.parts[data.judged], (0, "")
+    facts, images, met = source.facts, data.parts[data.judged], (0, "")
     if data.test is None and (count := facts.get("test_images")):
         way_out = "name them again (--test_list, test/<class>/, --test_fraction)"
         raise UserError(f"{source.path} had {count:,} test images, {data.name} has none: {way_out}")
     trained_on = [facts[name] for name in ("train_files", "stage1_files") if name in facts]
-    if not trained_on and facts.get("train_digest") == test.digest():
-        met = (len(test), "")
-    for files in trained_on if isinstance(test, FileSet) else ():
+    if not trained_on and facts.get("train_digest") == images.digest():
+        met = (len(images), "")
+    for files in trained_on if isinstance(images, FileSet) else ():
         names, noted = files["names"], files["bytes"]
-        sampled = torch.isin(test.names, names[evenly(len(noted), len(names))]).nonzero().flatten()
-        named = int(torch.isin(test.names, names).sum())
-        now = test.bytes_of(test.sampled)
+        sampled = torch.isin(images.names, names[evenly(len(noted), len(names))]).nonzero().flatten()
+        named = int(torch.isin(images.names, names).sum())
+        now = images.bytes_of(images.sampled)
         alike = torch.isin(now, noted)
         if alike.any():
             alike &= ~torch.isin(now, data.train.bytes_of(data.train.sampled))
-        if named and (not len(sampled) or torch.isin(test.bytes_of(sampled), noted).any()):
+        if named and (not len(sampled) or torch.isin(images.bytes_of(sampled), noted).any()):
             met = max(met, (named, ""))
         elif (count := int(alike.sum())) * len(names) * 10 > len(now) * len(noted):
             met = max(met, (count, " or more, by their bytes,"))
     if met[0]:
-        those = f"the {len(test):,} {PARTS[data.judged]} images of {data.name}"
+        those = f"the {len(images):,} {PARTS[data.judged]} images of {data.name}"
         known = f"was trained on {met[0]:,}{met[1]} of {those}"
         way_out = "name or train a model of this split"
         if facts.get("test_fraction") or (data.test is None and facts.get("val_fraction")):
