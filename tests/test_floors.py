@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -54,3 +55,12 @@ def test_imports_go_down_only(path: Path) -> None:
 def test_every_module_of_utils_has_a_room() -> None:
     loose = [path for path in MODULES if path.parts[-2] == "utils" and path.name != "__init__.py"]
     assert loose == []
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    arrows = {}
+    for path in MODULES:
+        own = path.relative_to(ROOT).with_suffix("").parts
+        name = ".".join(part for part in own if part != "__init__")
+        arrows[name] = {module for found in imported(path) for module in (found, found.rpartition(".")[0])}
+    TopologicalSorter(arrows).prepare()  # raises a CycleError that names the circle

@@ -27,7 +27,6 @@ from utils.run.facts import compared
 from utils.run.folder import stage_folder
 from utils.run.lock import FolderLock
 from utils.settings.checks import check_known
-from utils.settings.commands import said
 from utils.settings.config import Config, resolve
 from utils.settings.presets import made_alike, preset_for
 from utils.settings.table import ARGUMENTS, FREE, RUNNING, STAGE1
@@ -245,8 +244,7 @@ def _key(named: dict) -> tuple[str, str, int]:
 def words_to_resume(config: Config, script: str) -> list[str]:
     """What a command that goes on with this run says beside --resume: places, and what no file chooses."""
     own_code = {name for name in ("network", "method") if name in config and ":" in getattr(config, name)}
-    names = _AGAIN | own_code
-    return said(config, script, names)
+    return config.given_words(script, _AGAIN | own_code)
 
 
 def own_words(given: dict) -> dict:

@@ -32,7 +32,7 @@ from utils.base.files import open_regular, require_file, write_atomically
 from utils.base.safe_load import load_plain
 from utils.engine.device import environment
 from utils.run.facts import PACK_FORMAT, CheckpointFacts, problems
-from utils.settings.commands import command, option, said
+from utils.settings.commands import command, option
 from utils.settings.config import Config
 from utils.settings.table import FIXED_BY_CHECKPOINT, INHERITED, ON_DISK, SHARED
 
@@ -335,7 +335,7 @@ def nothing_published(config: Config, stage: str, network: str) -> UserError:
     basic |= _shares(config) if stage == "stage1" and config.dataset in OWN_DATASETS else {}
     words = [word for name, value in basic.items() if value is not None for word in option(name, value)]
     script = f"main_{stage}.py"
-    line = command(script, *words, *said(config, script, set(SHARED) - basic.keys()))
+    line = command(script, *words, *config.given_words(script, set(SHARED) - basic.keys()))
     way_out = f"make it with `{line}`, or name one with --pretrained_pth"
     return UserError(f"no {stage} checkpoint at {place}: {way_out}{hint}")
 

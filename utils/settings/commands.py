@@ -3,15 +3,8 @@
 import os
 import re
 import shlex
-from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-from utils.settings.table import arguments_of
-
-if TYPE_CHECKING:
-    from utils.settings.config import Config
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -26,16 +19,6 @@ def command(program: str, *words: object, processes: int = 1) -> str:
         return f"{path}python -m " + " ".join([program, *map(_quoted, map(str, words))])
     start = ["python"] if processes == 1 else ["torchrun", "--nproc_per_node", str(processes)]
     return " ".join(map(_quoted, [*start, program if here else str(ROOT / program), *map(str, words)]))
-
-
-def said(config: "Config", script: str, names: Iterable[str]) -> list[str]:
-    """What the user gave of the settings `names` of a configuration, as words of a command of `script`."""
-    words = []
-    for argument in arguments_of(script):
-        name = argument.name
-        if name in names and name in config and config.source(name) == "given":
-            words += option(name, getattr(config, name))
-    return words
 
 
 def option(name: str, value: object) -> list[str]:

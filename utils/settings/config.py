@@ -7,7 +7,7 @@ import json
 import os
 import secrets
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from utils.base.errors import UserError, exit_cleanly, say
 from utils.base.torchrun import number_of
 from utils.settings.checks import check_against, check_given, check_ranges, check_settled
 from utils.settings.chosen import listing
+from utils.settings.commands import option
 from utils.settings.help import asked_help, help_text
 from utils.settings.parse import parse
 from utils.settings.presets import PUBLISHED, preset_for
@@ -50,6 +51,12 @@ class Config:
 
     def source(self, name: str) -> str:
         return self._sources[name]
+
+    def given_words(self, script: str, names: Iterable[str]) -> list[str]:
+        """What the user gave of the settings `names`, as words of a command of `script`."""
+        of_script = (argument.name for argument in arguments_of(script))
+        given = [name for name in of_script if name in names and self._sources.get(name) == "given"]
+        return [word for name in given for word in option(name, self._values[name])]
 
     @property
     def data_name(self) -> str:
