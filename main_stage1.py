@@ -24,7 +24,7 @@ import torch
 
 from utils.base import distributed
 from utils.base.errors import exit_cleanly
-from utils.base.seeding import epoch_order
+from utils.base.seeding import epoch_order, seeded
 from utils.base.signals import Signals
 from utils.engine import graphs, loop, scoring
 from utils.engine.device import LAYOUT, pick_device
@@ -74,8 +74,7 @@ def train(argv: Sequence[str] | None, held: ExitStack) -> None:
 
     # ---- model
     model = build_network(config, data.num_classes, data.in_channels)
-    start = None if resumed else config.pretrained
-    started_from = start_pretrained(model, config, data, start) if start else None
+    started_from = start_pretrained(model, config, data, weights) if weights else None
     model.to(device, memory_format=LAYOUT)
     try_network(model, config, data, min(2, steps.part_size))
     check_memory(model, config, data, steps.part_size)
@@ -127,6 +126,7 @@ def train(argv: Sequence[str] | None, held: ExitStack) -> None:
         order = steps.own(epoch_order(config.seed, epoch, len(train)))[done * steps.part_size :]
         batches = train.augmented(order, steps.part_size, config.seed, epoch)
         batches = mixup(batches, epoch, done) if mixup else batches
+        batches = seeded(batches, config.seed, epoch, world.rank, first=done)
         total = len(steps) * config.accum - done
         batches = run.bar(batches, total, f"epoch {epoch + 1}/{config.epochs}")
         parts = islice(steps.parts(), done, None)

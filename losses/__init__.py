@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 # A builder's parameters are the loss's options; one named class_counts says that the loss needs them.
 LOSSES = Registry(
     {
-        "ce": "losses.reweighted:cross_entropy",
+        "ce": "losses.reweighted:CrossEntropy",
         "los": "losses.label_over_smooth:LabelOverSmooth",
         "focal": "losses.focal:FocalLoss",
         "cb": "losses.reweighted:class_balanced",
@@ -35,8 +35,8 @@ __getattr__, __all__ = face(
         "label_over_smooth": "LabelOverSmooth smooth_labels",
         "lade": "LADE",
         "ldam": "LDAM",
-        "reweighted": "WeightedCrossEntropy class_balanced effective_number_weights inverse_power "
-        "inverse_power_weights",
+        "reweighted": "CrossEntropy WeightedCrossEntropy class_balanced effective_number_weights "
+        "inverse_power inverse_power_weights",
         "weight_balance": "WeightBalancing max_norm_ max_norm_limit",
     },
 )

@@ -23,11 +23,11 @@ from losses.balanced_softmax import BalancedSoftmax
 from losses.label_aware import LabelAwareSmoothing, LosWeighted
 from losses.label_over_smooth import LabelOverSmooth
 from losses.ldam import LDAM
-from losses.reweighted import WeightedCrossEntropy
+from losses.reweighted import CrossEntropy, WeightedCrossEntropy
 
 # kind of loss -> what it has of each class: smoothing, weight, shift, margin; a number counts for them all
 _VECTORS = {
-    nn.CrossEntropyLoss: lambda loss: (None, None, None, None),
+    CrossEntropy: lambda loss: (None, None, None, None),
     LabelOverSmooth: lambda loss: (loss.label_smooth, None, None, None),
     LabelAwareSmoothing: lambda loss: (loss.eps, None, None, None),
     LosWeighted: lambda loss: (loss.eps, None, None, None),

@@ -54,9 +54,11 @@ class WeightedCrossEntropy(nn.Module):
         return F.cross_entropy(logits, targets, weight=self.weights.to(logits.dtype))
 
 
-def cross_entropy() -> nn.CrossEntropyLoss:
+class CrossEntropy(nn.CrossEntropyLoss):
     """Plain cross-entropy, without options."""
-    return nn.CrossEntropyLoss()
+
+    def __init__(self) -> None:
+        super().__init__()
 
 
 def class_balanced(class_counts: Sequence[int] | Tensor, beta: float = 0.9999) -> WeightedCrossEntropy:

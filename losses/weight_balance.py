@@ -36,9 +36,13 @@ class WeightBalancing(nn.Module):
     def with_slope(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """The loss and its gradient in the logits."""
         loss, log_p, log_not_p, true = self._parts(logits, targets)
-        # p times the slope in p: -1 at the true class, p / (1 - p) at the others
-        odds = torch.where(true, -1.0, (log_p - log_not_p).exp())
-        slope = odds - log_p.exp() * odds.sum(-1, keepdim=True)
+        # The slope in log p is 1 at the true class and -p / (1 - p) at the others. At a wrong class of a
+        # probability near 1 that has no end, but its part in the logits has one, which `wrong` writes down.
+        top = log_p.argmax(-1, keepdim=True)
+        odds = (log_p - log_not_p).exp().scatter(-1, top, 0.0)
+        wrong = (log_p - log_not_p.gather(-1, top)).exp().scatter(-1, top, 0.0)
+        in_log_p = torch.where(true, 1.0, -odds) + wrong * (top != targets.unsqueeze(-1))
+        slope = log_p.exp() * in_log_p.sum(-1, keepdim=True) - in_log_p
         size, num_classes = logits.shape[-2:]
         return loss, slope * (self.weights[targets] / (size * num_classes)).unsqueeze(-1)
 

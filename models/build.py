@@ -46,10 +46,9 @@ def build_head(
 ) -> nn.Module:
     """The head `kind`, one of HEADS or a class, at its start: sizes, type and device of the classifier `fc`.
 
-    `fc` is copied. What a kind does not need is ignored: `class_counts` [K] is for la, `generator` for etf
-    and for linear with fresh=True, `features` [N, D] and `labels` [N] of the training images are for ncm and
-    los_step. Options: `fresh` of linear, `tau` of la and tau_norm, `scale` of etf, `strength` of los_step.
-    Raises ValueError: the kind or an option is unknown or out of range, or what it needs is missing.
+    `fc` is copied. What a kind does not name in its `needs` is ignored: `class_counts` [K], `generator`,
+    `features` [N, D] and `labels` [N] of the training images. Its options are the further parameters of its
+    constructor. Raises ValueError: the kind or an option is unknown or out of range, or a need is missing.
     """
     head = _empty_head(kind, fc.in_features, fc.out_features, options).to(fc.weight)
     given = {"class_counts": class_counts, "generator": generator, "features": features, "labels": labels}

@@ -48,11 +48,10 @@ def without_bias(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> bool
     return fits and weight.shape == own["fc.weight"].shape
 
 
-def load_pretrained(model: nn.Module, state: Mapping[str, Tensor], name: str) -> list[str]:
-    """Load all of `state` but the classifier into `model`, a `name`; returns what keeps its initialisation.
+def load_pretrained(model: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
+    """Load all of `state` but the classifier into `model`, a `name`: even one that fits is of other classes.
 
-    That is always the classifier, `fc`: even one that fits was trained for other classes. Raises ValueError
-    where the backbone differs or a weight is not finite; `model` is then as it was.
+    Raises ValueError where the backbone differs or a weight is not finite; `model` is then as it was.
     """
     own = model.state_dict()
     found = with_own_names(model, state)
@@ -66,7 +65,6 @@ def load_pretrained(model: nn.Module, state: Mapping[str, Tensor], name: str) ->
     if broken := first_not_finite(backbone):
         raise ValueError(f"{broken} holds values that are not finite")
     load_state(model, backbone)
-    return [key for key in own if key in _CLASSIFIER]
 
 
 def load_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:

@@ -22,7 +22,16 @@ from datasets.images.in_memory import DeviceImages
 from datasets.images.on_disk import open_images
 from datasets.types import ImageSet, ViewSpec
 from tests.file_trees import folder_tree, imagenet_tree, inat_tree, list_tree, places_tree
-from tests.helpers import call, last_line, places, published, read_metrics, refusal, run_folder
+from tests.helpers import (
+    call,
+    last_line,
+    places,
+    published,
+    read_metrics,
+    refusal,
+    run_folder,
+    stopped_at_step,
+)
 from tests.odd_images import readable_files, write
 from tests.stage2 import read_table
 from utils.packs.pack import read_pack
@@ -348,6 +357,19 @@ def test_a_network_of_torchvision_or_of_the_users_own_trains_by_its_name(own, tm
     _, text, found = sequence(tmp_path, *of_own(own, "--network", network))
     assert published(tmp_path, "folder_pets", f"{network.replace(':', '_')}_stage2.pth").is_file()
     assert last_line(found) == last_line(text)
+
+
+@pytest.mark.parametrize("step", [2, 4])
+def test_a_network_with_dropout_resumes_to_the_same_bits(own, tmp_path, step):
+    words = of_own(own, "--network", "tests.user_networks:tiny")
+    folders = []
+    for name in ("whole", "stopped"):
+        act = partial(stage1, tmp_path / name, *words)
+        act() if name == "whole" else stopped_at_step(tmp_path / name, step, act)
+        folders.append(run_folder(tmp_path / name, "stage1", "folder_pets"))
+    call(main_stage1.main, *words, *places(tmp_path / "stopped"), "--resume", folders[1])
+    whole, stopped = (checkpoint.read(folder / "last.pth").state for folder in folders)
+    assert all(torch.equal(value, stopped[name]) for name, value in whole.items())
 
 
 @pytest.mark.long

@@ -447,6 +447,10 @@ def own_methods(tmp_path, monkeypatch) -> None:
         (["own_methods_here:undeclared"], "an option margin without a range"),
         (["own_methods_here:out_of_range"], "its margin is 0.0, it must be above 0"),
         (["own_methods_here:margin", "--option", "margin=0"], "--option margin must be above 0, got 0"),
+        (
+            ["own_methods_here:margin", "--option", "margin=1,1.0"],
+            "--option margin names a value twice: 1,1.0",
+        ),
         (["own_methods_here:margin", "--option", "margin=x"], "is not written as name=value"),
         (["own_methods_here:margin", "--option", "width=1"], "declares it, known: margin"),
         (["own_methods_here:margin", "--option", "tau=1"], "declares it, say --tau"),

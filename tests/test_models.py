@@ -257,7 +257,7 @@ def test_the_classifier_is_found_where_other_layers_have_as_many_outputs():
 def test_the_backbone_of_a_torchvision_file_starts_an_adapted_network(name):
     other, ours = spread(theirs(name, 12)), build_model(name, 7).eval()
     fresh = ours.fc.weight.clone()
-    assert load_pretrained(ours, other.state_dict(), name) == ["fc.weight", "fc.bias"]
+    load_pretrained(ours, other.state_dict(), name)
     assert torch.equal(ours.fc.weight, fresh)
     ours.fc = other.get_submodule(ours.last)
     with torch.no_grad():
@@ -301,7 +301,7 @@ def test_a_torchvision_file_of_1000_classes_starts_a_resnet(last):
         other |= {} if last is None else {f"{last}.{part}": value}
     other = {name: value for name, value in other.items() if "num_batches_tracked" not in name}
     ours = build_model("resnet18", 7, stem="imagenet")
-    assert load_pretrained(ours, other, "resnet18") == ["fc.weight", "fc.bias"]
+    load_pretrained(ours, other, "resnet18")
     assert torch.equal(ours.layer4[1].conv2.weight, other["layer4.1.conv2.weight"])
     assert ours.layer1[0].bn1.num_batches_tracked == 0
 

@@ -6,7 +6,7 @@ from torch import nn
 
 from losses import LabelOverSmooth
 from models import build_head
-from models.heads.los_path import logit_drop, los_path_lr, path_strength
+from models.heads.los_path import los_path_lr, path_strength
 from models.heads.means import class_means
 from tests.heads import COUNTS, K, seeded, stage1_classifier, training_set
 from utils.engine.loop import cosine_lr
@@ -31,7 +31,6 @@ def test_a_step_of_that_strength_drops_the_logit_by_exactly_the_path(path):
     strength = path_strength(path, features, labels, K)
     head = build_head("los_step", fc, features=features, labels=labels, strength=strength)
     assert drop_at_own_mean(fc, head, features, labels) == pytest.approx(path, rel=1e-12)
-    assert logit_drop(strength, features, labels, K) == pytest.approx(path, rel=1e-12)
 
 
 @pytest.mark.parametrize(("label_smooth", "schedule_sum", "momentum"), [(0.98, 100.0, 0.9), (0.5, 7.5, 0.0)])
@@ -65,7 +64,7 @@ def test_the_drop_follows_its_formula():
     features, labels = shuffled()
     means, shares = class_means(features, labels, K)
     own = shares[2] * (means[2] @ means[2] + 1) - (features.mean(0) @ means[2] + 1) / K
-    assert logit_drop(3.0, features, labels, K) == pytest.approx(3 * float(own), rel=1e-12)
+    assert path_strength(3 * float(own), features, labels, K) == pytest.approx(3, rel=1e-12)
 
 
 def test_balanced_classes_with_means_of_their_own_still_have_a_path():

@@ -68,6 +68,27 @@ def test_the_slopes_of_a_stack_are_the_gradients_of_each_loss_alone(name):
     assert hits.tolist() == (logits.argmax(dim=-1) == targets).sum(dim=-1).tolist()
 
 
+@pytest.mark.parametrize("scale", [5, 20, 200])
+@pytest.mark.parametrize("name", losses.LOSSES)
+def test_slopes_in_single_precision_are_right_for_sure_and_wrong_predictions_too(name, scale):
+    draws = torch.Generator().manual_seed(0)
+    logits = scale * torch.randn(1, 64, 5, generator=draws)
+    targets = torch.randint(5, (1, 64), generator=draws)
+    loss = build_loss(name, COUNTS, **_needed(name))
+    slope = StackedLoss([loss], logits)(logits, targets)[2][0]
+    leaf = logits[0].double().requires_grad_()
+    loss.double()(leaf, targets[0]).backward()
+    assert (slope - leaf.grad).abs().max() < 1e-5 * leaf.grad.abs().max()
+
+
+def test_torchs_own_cross_entropy_keeps_its_options():
+    logits, targets = torch.randn(1, 7, 5), torch.arange(7)[None] % 5
+    loss = torch.nn.CrossEntropyLoss(label_smoothing=0.9)
+    plain, smoothed = (StackedLoss([one], logits)(logits, targets) for one in (build_loss("ce"), loss))
+    assert float(smoothed[0]) == pytest.approx(float(loss(logits[0], targets[0])), rel=1e-6)
+    assert (plain[2] - smoothed[2]).abs().max() > 0.01
+
+
 def test_losses_without_a_closed_form_are_those_that_no_class_vectors_describe():
     without = {
         name for name in losses.LOSSES if not has_closed_form(build_loss(name, COUNTS, **_needed(name)))

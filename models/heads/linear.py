@@ -60,6 +60,9 @@ class MonotoneLinear(Linear):
 
     needs = ("class_counts",)
 
+    def __init__(self, in_features: int, num_classes: int) -> None:
+        super().__init__(in_features, num_classes)  # it has no `fresh`
+
     @torch.no_grad()
     def start(self, fc: nn.Linear, class_counts: Sequence[int]) -> None:
         copy_stage1(self, fc)

@@ -19,21 +19,17 @@ _ROUNDING = 1e-12
 _LEAST_PATH = 0.01  # of LOS, where all classes have as many images
 
 
-def logit_drop(strength: float, features: Tensor, labels: Tensor, num_classes: int) -> float:
-    """The drop above for s δ = `strength`, in which it is linear; features [N, D], labels int64 [N]."""
+def path_strength(path: float, features: Tensor, labels: Tensor, num_classes: int) -> float:
+    """The `strength` of LosStep, s δ, whose drop is `path`; features [N, D], labels int64 [N].
+
+    Raises ValueError: the path is not above 0, or the step lowers nothing.
+    """
+    check_above_zero("path", path)
     means, shares = class_means(features, labels, num_classes)
     first = int(shares.argmax())
     own = float(means[first].square().sum() + 1)
-    overall = float((shares @ means) @ means[first] + 1)
-    drop = float(shares[first]) * own - overall / num_classes
-    return strength * drop if abs(drop) > _ROUNDING * own else 0.0
-
-
-def path_strength(path: float, features: Tensor, labels: Tensor, num_classes: int) -> float:
-    """The inverse of `logit_drop`: the `strength` of LosStep whose drop is `path`, in which it is linear."""
-    check_above_zero("path", path)
-    drop = logit_drop(1.0, features, labels, num_classes)
-    if drop <= 0:
+    drop = float(shares[first]) * own - float((shares @ means) @ means[first] + 1) / num_classes
+    if drop <= _ROUNDING * own:
         why = "its step does not lower the logit of the most frequent class at that class's mean feature"
         raise SettingError(f"LOS has no first-order path here: {why}")
     return path / drop

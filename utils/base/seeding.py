@@ -1,6 +1,7 @@
 """Randomness as a function of (seed, purpose, counters), not of a stream that a resume must replay."""
 
 import hashlib
+from collections.abc import Iterable, Iterator
 
 import torch
 
@@ -19,3 +20,10 @@ def generator_for(seed: int, purpose: str, *counters: int) -> torch.Generator:
 def epoch_order(seed: int, epoch: int, num_images: int) -> torch.Tensor:
     """The order in which epoch `epoch` visits the training set, int64 [N]."""
     return torch.randperm(num_images, generator=generator_for(seed, "order", epoch))
+
+
+def seeded(batches: Iterable, seed: int, *counters: int, first: int = 0) -> Iterator:
+    """The same batches; their numbers, from `first` on, set torch's global state, of which dropout draws."""
+    for number, batch in enumerate(batches, first):
+        torch.manual_seed(number_for(seed, "network", *counters, number))
+        yield batch

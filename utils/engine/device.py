@@ -21,7 +21,7 @@ LAYOUT = torch.channels_last
 def pick_device(
     name: str, gpu: int | None = None, world: World = ALONE, deterministic: bool = False
 ) -> torch.device:
-    """`auto` takes CUDA, else Apple's mps, else the CPU; of several processes each takes a CUDA device.
+    """`auto` takes CUDA, else the CPU; of several processes each takes a CUDA device.
 
     `deterministic`: torch is set so that a CUDA device repeats its bits, until the process ends.
     """
@@ -37,8 +37,8 @@ def pick_device(
     if world.size > 1 and (name == "cuda" or (name == "auto" and torch.cuda.is_available())):
         name = f"cuda:{world.local_rank}"
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    known = "take auto, cpu, cuda, cuda:N or mps"
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    known = "take auto, cpu, cuda or cuda:N"
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -50,15 +50,13 @@ def pick_device(
             raise UserError(f"--device {name}, but torch sees {found} CUDA devices: try --device cpu")
         device = torch.device("cuda", device.index or 0)  # set_device takes none without a number
         torch.cuda.set_device(device)
-    elif device.type == "mps" and not torch.backends.mps.is_available():
-        raise UserError("--device mps, but torch sees none here: try --device cpu")
-    elif device.type not in ("cpu", "mps"):
+    elif device.type != "cpu":
         raise UserError(f"--device {name} is not supported: {known}")
     return device
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Bytes that a process can still have there, within the limit of its container; None: not known."""
+    """Bytes that a process can have there at most, by what is free and its container; None: not known."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     found, group = [], (r"^(\d+)", "/sys/fs/cgroup/memory.max", 1)

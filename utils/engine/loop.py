@@ -67,8 +67,7 @@ class Progress:
 
     def add(self, loss: Tensor, hits: Tensor, images: int) -> None:
         """Take in the summed loss and the hits, both [], of a batch."""
-        exact = torch.float32 if loss.device.type == "mps" else torch.float64  # mps has no float64
-        self.loss = self.loss + loss.to(exact)
+        self.loss = self.loss + loss.double()
         self.hits = self.hits + hits
         self.images += images
 
@@ -147,8 +146,8 @@ def train_epoch(
 
 def diverged(error: DivergedError, epoch: int) -> DivergedError:
     """The line with which a run ends whose epoch (from 0) had `error`."""
-    kept = f"last.pth of epoch {epoch} is kept" if epoch else "nothing of it was saved"
-    return DivergedError(f"{error} of epoch {epoch + 1}: training stopped, {kept}; try a lower learning rate")
+    kept = "what was saved before is as it was"
+    return DivergedError(f"{error} in epoch {epoch + 1}: training stopped, {kept}; try a lower learning rate")
 
 
 def score_column(select: str, has_val: bool) -> str | None:

@@ -31,15 +31,16 @@ def training_loss(config: Config, class_counts: Sequence[int]) -> nn.Module:
     name = config.loss
     if config.mixup and name not in OF_MIXED_LABELS:
         raise UserError(f"--loss {name} takes no mixed labels (--mixup): {', '.join(OF_MIXED_LABELS)} do")
-    options = METHODS[name].loss_options(METHODS[name].options) if name in METHODS else {}
+    method = METHODS.get(name)
+    options = method.loss_options(method.options | method.at_ratio(config.imb_ratio)) if method else {}
     if config.label_smooth is not None:
         if name not in ("ce", "los"):
             raise UserError(f"--label_smooth is for --loss ce and los, {name} has no use for it")
         name, options = "los", {"label_smooth": config.label_smooth}
-    elif name == "los":
+    elif name in ("los", "los_weighted"):
         preset = preset_for(config.dataset, config.network)
         gap = preset["logit_gap"]
-        options = {"label_smooth": preset["label_smooth"] or label_smooth_for_gap(gap, len(class_counts))}
+        options |= {"label_smooth": preset["label_smooth"] or label_smooth_for_gap(gap, len(class_counts))}
     try:
         return build_loss(name, class_counts, **options)
     except ValueError as error:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from datasets.images.on_disk import Images
+from utils.base.seeding import seeded
 from utils.engine.scoring import EVAL_BATCH, forward_views
 
 # stage 2 draws views that stage 1, which uses one an epoch from 0, never saw
@@ -149,10 +150,14 @@ class DriftingFeatures(TrainFeatures):
         self._at = self._plain = None
         self._views.clear()
 
-    def batches(self, order: Tensor, batch_size: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """(features [N, D], labels [N]) batches of a fresh view, in the order given."""
+    def batches(
+        self, order: Tensor, batch_size: int, epoch: int, skip: int = 0
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """(features [N, D], labels [N]) batches of a fresh view, in the order given but the first `skip`."""
         self.model.train()
+        order = order[skip * batch_size :]
         batches = self.images.augmented(order, batch_size, self.seed, FIRST_VIEW + epoch)
+        batches = seeded(batches, self.seed, FIRST_VIEW + epoch, first=skip)
         for inputs, labels in self.watch(batches, -(-len(order) // batch_size), f"epoch {epoch + 1}"):
             self.moved()
             with torch.no_grad():

@@ -144,8 +144,7 @@ class HeadRun:
     @property
     def steps(self) -> int:
         """Optimiser steps an epoch."""
-        images = len(self.frozen.train.labels) if self.plan.method.trained else 0
-        return -(-images // self.config.batch_size)
+        return -(-len(self.frozen.train.labels) // self.config.batch_size)
 
     @property
     def failed(self) -> bool:

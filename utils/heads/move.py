@@ -44,15 +44,14 @@ def logit_move(
         for name, gradient in gradients_of(slope * (w * len(w) / len(weight)).unsqueeze(-1)).items():
             step[name] = step.get(name, 0) - plan.method.factors.get(name, 1.0) * gradient
     length = sum(float(way.square().sum()) for way in step.values()) ** 0.5
-    device = "cpu" if features.device.type == "mps" else features.device  # mps has no float64
-    still = deepcopy(head).to(device, torch.float64)
+    still = deepcopy(head).to(features.device, torch.float64)
     moved = deepcopy(still)
     for name, tensor in moved.named_parameters():
         if name in step:
             tensor.add_(step[name].to(tensor), alpha=_SHORT / max(length, _SHORT))
     squares = 0.0
     for k in range(strides):
-        part = features[k::strides].to(device, torch.float64)
+        part = features[k::strides].double()
         change = moved(part) - still(part)
         change -= change.mean(dim=-1, keepdim=True)
         squares += float(change.square().mean(dim=-1) @ weight[k::strides].to(change))

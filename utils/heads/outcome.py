@@ -5,6 +5,7 @@ Shapes: N images, D feature, V views.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 import numpy as np
 import torch
@@ -36,23 +37,18 @@ def choose(heads: list[HeadRun], select: str) -> list[HeadRun]:
 
 def best_so_far(heads: list[HeadRun], select: str) -> list[HeadRun]:
     """The same of heads on their way, each with a score if it has not failed; none where all have."""
-    left = [head for head in heads if not head.failed]
-    return left if select == "last" else _best_settings(heads, left)
-
-
-def _best_settings(heads: list[HeadRun], left: list[HeadRun]) -> list[HeadRun]:
-    chosen = []
-    settings = settings_of(heads)
-    for name in dict.fromkeys(head.plan.method.name for head in left):
-        own = [group for group in settings if group[0].plan.method.name == name]
-        if whole := [group for group in own if not any(head.failed for head in group)]:
-            chosen += max(whole, key=mean_score)
-    return chosen
+    if select == "last":
+        return [head for head in heads if not head.failed]
+    whole: dict[str, list[list[HeadRun]]] = {}
+    for group in settings_of(heads):
+        if not any(head.failed for head in group):
+            whole.setdefault(group[0].plan.method.name, []).append(group)
+    return [head for groups in whole.values() for head in max(groups, key=mean_score)]
 
 
 def mean_score(group: Sequence[HeadRun]) -> float:
     """The mean over the seeds of a setting of the score that selects."""
-    return sum(head.progress.best_score for head in group) / len(group)
+    return fmean(head.progress.best_score for head in group)
 
 
 def lead_of(chosen: Sequence[HeadRun], method: str | None) -> HeadRun:

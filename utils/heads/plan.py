@@ -9,7 +9,7 @@ from itertools import product
 from utils.base.errors import UserError
 from utils.run.facts import OWN
 from utils.settings.chosen import chosen_methods
-from utils.settings.config import Config
+from utils.settings.config import Config, several
 from utils.settings.methods import (
     ARGUMENTS,
     EQUAL_EPOCHS,
@@ -116,9 +116,11 @@ def own_options(text: str | None, methods: list[Method]) -> dict[str, list[float
             said[name] = [float(value) for value in values.split(",")]
         except ValueError as error:
             raise UserError(f"--option {word} is not written as name=value or name=value,value") from error
-        for value in said[name]:
-            if not (math.isfinite(value) and ranges[0].holds(value)):
-                raise UserError(f"--option {name} must be {ranges[0].words}, got {value:g}")
+        for own, value in product(ranges, said[name]):
+            if not (math.isfinite(value) and own.holds(value)):
+                raise UserError(f"--option {name} must be {own.words}, got {value:g}")
+        if len(set(said[name])) < len(said[name]):
+            raise UserError(f"--option {name} names a value twice: {values}")
     return said
 
 
@@ -133,7 +135,7 @@ def _choices(
         value = _suited(method, config).get(name, usual)
         if name == "path" and value is not None:  # of los_step: that of the data, where they have one
             value = config.path or value
-        asked = said.get(name) or _several(getattr(config, name, value))
+        asked = said.get(name) or several(getattr(config, name, value))
         choices[name] = open_.get(name) or (asked if name in users or value is None else [value])
     if not method.trained:
         return choices
@@ -158,7 +160,7 @@ def moves(first: float, last: float, count: int) -> list[float]:
 def _budget(method: Method, config: Config, given: list[str]) -> tuple[list, list, list]:
     """Epochs, learning rates, weight decays: the user's, else the equal budget's, else the source's."""
     epochs, lr, wd = (
-        _several(getattr(config, name)) for name in ("finetune_epoch", "finetune_lr", "finetune_wd")
+        several(getattr(config, name)) for name in ("finetune_epoch", "finetune_lr", "finetune_wd")
     )
     own = {"finetune_epoch": method.epochs, "finetune_lr": method.lr, "finetune_wd": method.wd}
     own |= _suited(method, config)
@@ -194,7 +196,3 @@ def _kinds(method: Method, config: Config, users: set[str], choices: dict[str, l
         elif values != [None] or name in ("batch", "schedule"):
             kinds[name] = "ours" if ours else method.kind(name)
     return kinds
-
-
-def _several(value: object) -> list:
-    return list(value) if isinstance(value, list | tuple) else [value]

@@ -104,7 +104,7 @@ class Stack:
         images = (heads[0].plan.method.sampler, epoch, train.labels, self.frozen.num_classes)
         orders = torch.stack([order_of(seed, *images) for seed in seeds])
         if self.frozen.drifting:  # heads of one seed, whose batches move the backbone
-            for x, y in train.batches(orders[0, skip * size :], size, epoch):
+            for x, y in train.batches(orders[0], size, epoch, skip):
                 yield x.expand(len(heads), -1, -1), y.expand(len(heads), -1)
             return
         view = train.of_epoch(epoch)
@@ -130,17 +130,14 @@ class Stack:
         """The columns of metrics.csv for the scored parts, of each head; None: its logits are not finite."""
         frozen = self.frozen
         predicted = {name: self._predictions(frozen.part(name)) for name in scored}
-        return [
-            None
-            if any((classes[place] < 0).any() for classes in predicted.values())
-            else epoch_figures(
-                {name: classes[place] for name, classes in predicted.items()},
-                frozen.labels,
-                frozen.class_counts,
-                frozen.shots,
+        rows = []
+        for place in range(len(self.heads)):
+            own = {name: classes[place] for name, classes in predicted.items()}
+            lost = any((classes < 0).any() for classes in own.values())
+            rows.append(
+                None if lost else epoch_figures(own, frozen.labels, frozen.class_counts, frozen.shots)
             )
-            for place in range(len(self.heads))
-        ]
+        return rows
 
     def _predictions(self, features: Tensor) -> Tensor:
         """features [V, N, D] -> classes int64 [H, N], of the mean logits over the views."""

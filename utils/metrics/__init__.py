@@ -1,10 +1,5 @@
 """What predictions are worth: accuracies by shot group, calibration, and LoMa and RSD, which LOS is about."""
 
-from utils.metrics.accuracy import Scores as Scores
-from utils.metrics.accuracy import ShotAccuracy as ShotAccuracy
-from utils.metrics.accuracy import calibration_error as calibration_error
-from utils.metrics.accuracy import epoch_columns as epoch_columns
-from utils.metrics.accuracy import epoch_figures as epoch_figures
 from utils.metrics.accuracy import predictions as predictions
 from utils.metrics.accuracy import shot_accuracy as shot_accuracy
 from utils.metrics.logits import logits_magnitude as logits_magnitude

@@ -53,11 +53,6 @@ def topk_hits(logits: Tensor, targets: Tensor, predicted: Tensor, k: int) -> Ten
     return (before.sum(dim=1) < k) & (predicted >= 0)
 
 
-def confidences(logits: Tensor, predicted: Tensor) -> Tensor:
-    """The largest softmax probability float64 [N]; not a number where there is no prediction."""
-    return logits.double().softmax(dim=1).amax(dim=1).masked_fill(predicted < 0, torch.nan)
-
-
 def first_classes(logits: Tensor, count: int = 3) -> tuple[Tensor, Tensor]:
     """logits [N, K] -> the `count` classes that come first, in the order of `predictions`: int64 [N, count].
 
@@ -107,7 +102,8 @@ def calibration_error(logits: Tensor, targets: Tensor, bins: int = CALIBRATION_B
     Source: Guo et al. 2017; confidence is the largest softmax probability. None where an image has none.
     """
     predicted = predictions(logits)
-    return _calibration_error(confidences(logits, predicted), predicted == targets, bins)
+    confidence = logits.double().softmax(dim=1).amax(dim=1).masked_fill(predicted < 0, torch.nan)
+    return _calibration_error(confidence, predicted == targets, bins)
 
 
 def _calibration_error(confidence: Tensor, correct: Tensor, bins: int = CALIBRATION_BINS) -> float | None:
@@ -115,7 +111,7 @@ def _calibration_error(confidence: Tensor, correct: Tensor, bins: int = CALIBRAT
     index = (confidence * bins).ceil().nan_to_num().long().sub(1).clamp(0, bins - 1)
     gap = torch.zeros(bins, dtype=torch.float64, device=confidence.device)
     gap.index_add_(0, index, correct.double() - confidence)
-    return _finite(gap.abs().sum() / max(len(correct), 1)) if len(correct) else None
+    return _finite(gap.abs().sum() / len(correct)) if len(correct) else None
 
 
 def _finite(value: Tensor) -> float | None:

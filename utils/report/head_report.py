@@ -25,7 +25,7 @@ from utils.settings.chosen import lead_method
 from utils.settings.config import Config
 
 EACH = 20  # of several heads: so many epochs are told one by one, then every tenth
-_BELOW = 0.005  # of the test images: how far below stage 1 a method is worth a warning
+_BELOW = 0.005  # of the balanced accuracy: how far below stage 1 a method is worth a warning
 
 
 def announce(run: Run, config: Config, plans: Sequence[HeadPlan], notes: Sequence[str]) -> None:
@@ -88,7 +88,7 @@ class Watcher:
 
     def where(self) -> str:
         """How far the heads are."""
-        under_way = [head for head in self.heads if head.step]
+        under_way = [head for head in self.heads if head.step and not head.failed]
         name = under_way[0].plan.method.name if under_way else None
         step = f"step {under_way[0].step} of {name} in epoch {self.epoch + 1}" if under_way else None
         return step or f"epoch {self.epoch}"
@@ -97,7 +97,7 @@ class Watcher:
         """Write last.pth, and best.pth where the method that is published has a new best epoch."""
         self.source.check_unchanged()
         lead, model = self.own[0], self.model
-        partial = any(head.step for head in self.heads)
+        partial = any(head.step and not head.failed for head in self.heads)
         content = not_begun(model) if lead.failed else head_content(model, lead)
         content |= {"heads": [head.state() for head in self.heads]}
         content |= {"version": checkpoint.VERSION if partial else checkpoint.WHOLE}

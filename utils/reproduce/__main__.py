@@ -152,7 +152,7 @@ def _parser() -> Parser:
     add("--results", type=Path, default=Path("."), help="where RESULTS.md and results/ are left")
     add("--data_dir", type=Path, help="folder with the data files, where it is not data")
     add("--jobs", type=int, default=1, help="cells at once; on one GPU they share it")
-    add("--device", default="auto", help="for all runs: auto, cpu, cuda, cuda:N or mps")
+    add("--device", default="auto", help="for all runs: auto, cpu, cuda or cuda:N")
     add("--list", action="store_true", help="print what is done and what is not, and end")
     add("--report_only", action="store_true", help="write the results of what is there, and end")
     return parser

@@ -165,7 +165,7 @@ def _settle_seeds(values: dict, sources: dict) -> None:
     if values["seeds"] is None:
         values["seeds"], sources["seeds"] = [values["seed"]], "from --seed"
     else:
-        values["seeds"] = _several(values["seeds"])
+        values["seeds"] = several(values["seeds"])
         values["seed"], sources["seed"] = values["seeds"][0], "from --seeds"
 
 
@@ -181,7 +181,7 @@ def _settle_label_smooth(given: dict, values: dict, sources: dict, settled: bool
         if settled:
             raise UserError("a logit gap needs the number of classes, unknown here: say --num_class")
         return
-    deltas = [label_smooth_for_gap(gap, num_class) for gap in _several(gaps)]
+    deltas = [label_smooth_for_gap(gap, num_class) for gap in several(gaps)]
     if 0.0 in deltas:
         raise UserError(f"--logit_gap {gaps} is beyond all numbers: δ would be 0, which is cross-entropy")
     values["label_smooth"] = deltas if isinstance(gaps, list) else deltas[0]
@@ -189,7 +189,7 @@ def _settle_label_smooth(given: dict, values: dict, sources: dict, settled: bool
     check_ranges({"label_smooth": values["label_smooth"]})
 
 
-def _several(value: object) -> list:
+def several(value: object) -> list:
     return value if isinstance(value, list) else [value]
 
 

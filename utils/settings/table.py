@@ -253,7 +253,7 @@ _GROUPS = {
         Argument("seed", int, TRAIN, allowed=NOT_NEGATIVE, most=LARGEST_SEED, marks={Mark.PUBLIC, Mark.CELL},
             help="seed of initialisation, order and augmentation; drawn and recorded where not given"),
         Argument("device", str, ALL, "auto", marks={Mark.RUNNING, Mark.SHARED, Mark.RUNNER},
-            help="auto, cpu, cuda, cuda:N or mps"),
+            help="auto, cpu, cuda or cuda:N"),
         Argument("deterministic", bool, ALL,
             help="the same bits from run to run on CUDA too; a network that cannot is refused"),
         Argument("amp", str, ALL, "off", choices=("off", "bf16", "fp16"), marks={Mark.NOT_WITH_PACK},
