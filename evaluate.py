@@ -60,8 +60,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     data, model = source.load(config, device, world)
     model.requires_grad_(False)
     judged = source.with_head(given)
-    logits, labels, mirror = source.test_logits()
-    passing = Passing(config, model.fc, 2 if mirror else 1, world)
+    logits, labels, views = source.test_logits()
+    passing, mirror = Passing(config, model.fc, views, world), views == 2
     priors = target_priors(config.target_prior, data.class_counts)
 
     # ---- report

@@ -86,7 +86,7 @@ def retrain(argv: Sequence[str] | None, held: ExitStack) -> None:
     run.log(source.told())
     if "resume" in given:
         run.log(f"resumed {folder}" if resumed else AUTO_FOUND_NONE)
-    head_report.announce(run, config, plans, notes)
+    head_report.announce(run, config, plans, notes, data.num_classes)
     facts = checkpoint.model_facts(config, data, device) | source.origins()
     kept = facts | {"given": own_words(words)}
     if world.main and not resumed:
@@ -122,7 +122,7 @@ def retrain(argv: Sequence[str] | None, held: ExitStack) -> None:
     with threads_for(frozen):
         reported = outcomes(choose(heads, config.select), priors, unseen=not seen)
     source.check_unchanged()
-    head_report.publish(run, config, published, facts, model, data, reported, heads)
+    head_report.publish(run, config, published, facts, model, data, reported, heads, lead)
     frozen.discard()
 
 

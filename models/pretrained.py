@@ -82,7 +82,8 @@ def first_not_finite(state: Mapping[str, Tensor]) -> str | None:
 def first_of_other_kind(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str | None:
     """What is wrong with the first tensor that holds whole or complex numbers where the network has not."""
     for name, value in state.items():
-        if own[name].is_floating_point() != value.is_floating_point() or value.is_complex():
+        eighth = value.is_floating_point() and value.dtype.itemsize < 2  # what torch does not compute with
+        if own[name].is_floating_point() != value.is_floating_point() or value.is_complex() or eighth:
             kinds = [str(tensor.dtype).removeprefix("torch.") for tensor in (value, own[name])]
             return f"{name} is {kinds[0]}, its network needs {kinds[1]}"
     return None

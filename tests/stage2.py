@@ -19,12 +19,6 @@ from utils.settings.data import scored_parts
 from utils.settings.parse import STAGE2, parse
 
 
-class SilentRun:
-    """What features in memory need of a run: no bar."""
-
-    bar = staticmethod(unwatched)
-
-
 def settle(digits: TrainedDigits, *argv: object) -> Config:
     """The configuration of a stage-2 command line."""
     words = ["--dataset", "digits_lt", "--pretrained_pth", str(digits.stage1), "--seed", "0"]
@@ -39,7 +33,7 @@ def frozen_features(digits: TrainedDigits, *argv: object, epochs: int = 1) -> Re
     config = settle(digits, *argv)
     source = find_source(STAGE2, {"pretrained_pth": digits.stage1}, "stage1")
     source.load(config, torch.device("cpu"))
-    return source.freeze(SilentRun, epochs)
+    return source.freeze(None, epochs, unwatched)
 
 
 def trained(config: Config, frozen: Representation, plans: Sequence[HeadPlan] | None = None) -> list[HeadRun]:

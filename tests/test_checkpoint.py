@@ -155,6 +155,26 @@ def test_safetensors_are_read_as_weights(tmp_path, digits):
     assert checkpoint.content_digest(model.state_dict()) == checkpoint.content_digest(state)
 
 
+@pytest.mark.parametrize("length", [640, 896])
+def test_safetensors_are_no_pickle_whatever_the_length_of_their_header(tmp_path, length):
+    weights = {"fc.weight": torch.ones(2, 3), "fc.bias": torch.zeros(2)}
+    for note in range(length):  # the header comes padded to a multiple of eight
+        content = safetensors.torch.save(weights, {"note": "x" * note})
+        if int.from_bytes(content[:8], "little") == length:
+            break
+    (tmp_path / "x.safetensors").write_bytes(content)
+    assert checkpoint.read(tmp_path / "x.safetensors").state.keys() == weights.keys()
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e8m0fnu])
+def test_numbers_of_eight_bits_are_refused_in_a_line(tmp_path, dtype):
+    model = build_model("resnet8", 10, in_channels=1)
+    state = model.state_dict() | {"fc.weight": model.fc.weight.detach().to(dtype)}
+    safetensors.torch.save_file(state, tmp_path / "x.safetensors")
+    with pytest.raises(UserError, match=r"float8|F8"):
+        checkpoint.load_weights(model, checkpoint.read(tmp_path / "x.safetensors"), "resnet8")
+
+
 def test_of_several_sets_of_weights_the_log_says_which_was_taken(tmp_path, digits):
     state = dict(checkpoint.read(digits.stage2).state)
     other = {name: torch.zeros_like(value) for name, value in state.items()}

@@ -233,6 +233,9 @@ def test_images_without_labels_are_predicted_behind_the_encoder_that_made_them(
         encoder = ("--encoder", named) if "--predict" in words else ()
         call(evaluate.main, *words, *encoder, "--predictions", "p.csv")
         seen.append(pd.read_csv("p.csv")[["predicted", "predicted_name", "confidence"]])
+    last = next(tmp_path.rglob("last.pth"))
+    words = (*run, "--pretrained_pth", last, *images, "--encoder", named, "--head", "ncm")
+    assert "beside --head give the pack of its run by --features" in refusal(evaluate.main, *words)
     for known, found in ((0, 1), (2, 3), (2, 4)):
         pd.testing.assert_frame_equal(seen[known], seen[found], atol=1e-5)
     assert not seen[0].equals(seen[2])

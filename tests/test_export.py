@@ -92,6 +92,11 @@ def test_a_head_of_a_run_on_a_pack_takes_the_features_as_they_come(tmp_path):
         assert f"{100 * hits.mean():.2f}" == line["overall"]
     with pytest.raises(UserError, match="features names the pack of its run"):
         load_classifier(last_of(tmp_path), head="ncm")
+    with pytest.raises(UserError, match="--num_class 77"):
+        load_classifier(next(tmp_path.rglob("*_stage2.pth")), num_class=77)
+    for rows in (x[:, :3], x[0], "cat.jpg", [None]):
+        with pytest.raises(UserError, match=r"features must be .*\[N, 64\]"):
+            model.predict(rows)
     stage2 = next(tmp_path.rglob("*_stage2.pth"))
     refused = refusal(export_main, "--stage2", stage2, "--out", tmp_path / "a.pt2")
     assert "is of a pack and holds no backbone for a .pt2" in refused
@@ -180,8 +185,10 @@ def test_there_is_nothing_to_install_and_the_one_file_to_copy_is_named():
 def test_words_that_say_nothing_of_a_classifier_and_pixels_of_another_form_are_refused(pets):
     with pytest.raises(UserError, match="predictions is no word of a classifier, known: augment, "):
         load_classifier(last_of(pets), predictions="p.csv")
-    for images in (torch.zeros(2, 3, 8, 8), torch.zeros(3, 8, 8, dtype=torch.uint8), [1, 2]):
-        with pytest.raises(UserError, match="an image must be a path, a PIL image or uint8"):
+    for images in (torch.zeros(2, 3, 8, 8), torch.zeros(3, 8, 8, dtype=torch.uint8), [1, 2], [None], [{}]):
+        with pytest.raises(
+            UserError, match=r"an image (must be a path, a PIL image or uint8|cannot be read)"
+        ):
             load_classifier(last_of(pets)).predict(images)
     with pytest.raises(UserError, match=r"^nope\.jpg does not exist: check its name, and the folder"):
         load_classifier(last_of(pets)).predict(["nope.jpg"])

@@ -51,7 +51,7 @@ def test_the_command_packs_arrays_and_fits_a_classifier(tmp_path):
     assert (logits.argmax(dim=1) == pack.test_labels).double().mean() > 0.85
     first, last = text.splitlines()
     told = re.fullmatch(
-        r"no --fc_weight: logistic regression on 540 training features, C = (\S+) of 0.01, 0.1, 1, 10, "
+        r"stage-1 classifier: logistic regression on 540 training features, C = (\S+) of 0.01, 0.1, 1, 10, "
         r"(\S+)% on 3 held-out fifths of them, nearest class mean (\S+)%; training accuracy (\S+)%; \S+ s",
         first,
     )
@@ -113,7 +113,7 @@ def test_validation_features_choose_the_penalty_of_the_fitted_classifier(tmp_pat
 def test_classes_of_one_image_each_leave_nothing_to_choose_a_penalty_by(tmp_path):
     x, y = np.eye(3), np.arange(3)
     text = Arrays(tmp_path, train_x=x, train_y=y, test_x=x, test_y=y).pack()
-    assert re.match(r"no --fc_weight: .* 3 training features, C = 1; training accuracy 100.00%;", text)
+    assert re.match(r"stage-1 classifier: .* 3 training features, C = 1; training accuracy 100.00%;", text)
 
 
 def test_the_fitted_classifier_of_two_classes_has_two_rows_and_decides_as_well(tmp_path):

@@ -1,15 +1,19 @@
 """Feature packs: what is written comes back, mapped from disk; broken or contradictory packs are refused."""
 
+import json
 import resource
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+import evaluate
+from tests.helpers import call, places
 from utils.base.errors import UserError
 from utils.packs.pack import Pack, read_pack, write_pack
 from utils.run.checkpoint import content_digest
@@ -76,6 +80,23 @@ def test_several_views_that_an_older_pack_calls_plain_are_read_as_what_they_are(
     one = replace(tiny(train_views="plain"), train=tiny().train[:1])
     write_pack(tmp_path / "b.pack", one)
     assert same(read_pack(tmp_path / "b.pack"), one)
+
+
+def test_what_a_pack_says_of_a_head_is_of_no_account(tmp_path):
+    write_raw(tmp_path / "a.pack", tiny(), facts=json.dumps(tiny().facts | {"head": 5}))
+    assert torch.equal(read_pack(tmp_path / "a.pack").train, tiny().train)
+
+
+def test_a_pack_of_three_test_views_scores_their_mean_and_keeps_a_row_of_features_an_image(tmp_path):
+    pack = with_val(tiny())
+    pack = replace(pack, test=torch.cat([pack.test, pack.test[:1]]))
+    write_pack(tmp_path / "a.pack", pack)
+    words = ("--features", tmp_path / "a.pack", "--cur_stage", "stage1", "--logits", tmp_path / "a.npz")
+    text = call(evaluate.main, *places(tmp_path), *words)
+    kept, logits = np.load(tmp_path / "a.npz"), pack.test @ pack.fc_weight.T + pack.fc_bias
+    assert len(pack.test) > 2 and "mirror averaging: off" in text
+    np.testing.assert_allclose(kept["features"], pack.test.mean(dim=0), rtol=1e-5)
+    np.testing.assert_allclose(kept["logits"], logits.mean(dim=0), rtol=1e-4, atol=1e-5)
 
 
 def test_the_digest_is_that_of_the_content_alone(tmp_path):

@@ -269,6 +269,7 @@ FACTS = {
     ],
     "head_state": [[], {"weight": 3}],
     "progress": [{}, [], {"epoch": 1, "best_epoch": "x", "best_score": None, "rows": []}],
+    "heads": [[{"method": "la", "setting": "", "seed": 0, "seconds": 0.0, "statistics": {"x": "text"}}]],
     "optimizer": [{}, {"state": {}, "param_groups": 3}, {"state": [], "param_groups": []}],
     "model": ["weights", {"w": 3}, [1], None],
 }

@@ -103,6 +103,12 @@ CONTENT: dict[str, tuple[Make, str]] = {
         "bad: the facts are a list",
     ),
     "facts that are no JSON": (lambda root, kitchen: write_raw(root / "bad", tiny(), facts="{"), DAMAGED),
+    "facts without a floor": (
+        lambda root, _: write_raw(
+            root / "bad", tiny(), facts='{"environment": ' + "[" * 900 + "]" * 900 + "}"
+        ),
+        "bad",
+    ),
     "other counts": (raw(class_counts=[5, 1, 1]), "bad: class 0 has 4 training images, class_counts says 5"),
     "validation promised": (raw(val_source="own"), "bad: val_source is 'own': val and val_labels"),
 }

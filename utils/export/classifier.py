@@ -21,7 +21,7 @@ from datasets.images.decode import read_image
 from datasets.images.in_memory import Normalise
 from datasets.images.on_disk import plain_view
 from datasets.types import FileViews
-from utils.base.errors import SettingError, UserError
+from utils.base.errors import SettingError, UserError, reason
 from utils.engine.device import LAYOUT, pick_device
 from utils.engine.scoring import CPU_ROWS, EVAL_BATCH
 from utils.features.logits import SCORE_ROWS
@@ -29,8 +29,9 @@ from utils.features.source import read_asked
 from utils.metrics.accuracy import predictions
 from utils.packs.pack import read_pack
 from utils.run import checkpoint
+from utils.run.facts import class_names
 from utils.run.network import network_for_files
-from utils.settings.checks import check_known
+from utils.settings.checks import check_against, check_known
 from utils.settings.config import resolve
 from utils.settings.table import EVALUATE, FIXED_BY_CHECKPOINT, ON_DISK
 
@@ -93,19 +94,33 @@ class Classifier(nn.Module):
     def _parts(self, images: Input) -> Iterator[Tensor]:
         """What `forward` takes, as many at a time as in evaluate: the number may decide the last bits."""
         if self.views is None:
-            yield from torch.as_tensor(images, dtype=torch.float32).split(SCORE_ROWS)
+            yield from self._features(images).split(SCORE_ROWS)
             return
         images = [images] if isinstance(images, str | Path | Image.Image) else images
         rows = CPU_ROWS // (1 + self.mirror) if self.device.type == "cpu" else EVAL_BATCH
         for start in range(0, len(images), rows):
             yield torch.stack([self._view(image) for image in images[start : start + rows]])
 
+    def _features(self, rows: Tensor | np.ndarray) -> Tensor:
+        """float32 [N, D]."""
+        width = self.network.fc.weight.shape[1]
+        try:
+            features = torch.as_tensor(rows, dtype=torch.float32)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise SettingError(f"features must be numbers [N, {width}]: {reason(error)}") from error
+        if features.ndim != 2 or features.shape[1] != width:
+            raise SettingError(f"features must be [N, {width}], got {list(features.shape)}")
+        return features
+
     def _view(self, image: str | Path | Image.Image | Tensor | np.ndarray) -> Tensor:
         name = str(image) if isinstance(image, str | Path) else "an image"
         if isinstance(image, Image.Image):
             pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
         else:
-            pixels = read_image(name) if isinstance(image, str | Path) else torch.as_tensor(image)
+            try:
+                pixels = read_image(name) if isinstance(image, str | Path) else torch.as_tensor(image)
+            except (TypeError, ValueError, RuntimeError) as error:
+                raise SettingError(f"{name} cannot be read: {reason(error)}") from error
         if pixels.ndim != 3 or len(pixels) != 3 or pixels.dtype != torch.uint8:
             found = f"{pixels.dtype} {list(pixels.shape)}"
             raise SettingError(f"an image must be a path, a PIL image or uint8 [3, H, W], got {found}")
@@ -131,10 +146,13 @@ def load_classifier(path: str | Path, device: str = "cpu", **words: object) -> C
     if needed != (pack and pack.digest):
         raise UserError(f"{file.path}: beside head, and only there, features names the pack of its run")
     if "features_digest" in file.facts:
+        check_against(file.known, given)
         weight = file.facts.get("head_state", {}).get("weight", file.state.get("fc.weight"))
+        if weight is None or weight.ndim != 2:
+            raise UserError(f"{file.path} holds no classifier of features")
         network = nn.ModuleDict({"fc": nn.Linear(weight.shape[1], len(weight))})
         checkpoint.load_weights(network, file, "classifier of features")
-        views, names, mirror = None, file.facts["class_names"], False
+        views, names, mirror = None, class_names(file.facts, len(weight)), False
     else:
         check_known(file.path, file.known, given)
         config = resolve(EVALUATE, given | {"predict": Path()}, file.known)

@@ -62,7 +62,7 @@ def _finish(out: Path, pack: Pack, fit: bool = True) -> None:
         check(pack)
         val = None if pack.val is None else (pack.val[0], pack.val_labels)
         weight, bias, told = fit_classifier(pack.train[0], pack.train_labels, len(pack.fc_bias), val)
-        say(f"no --fc_weight: {told}")
+        say(f"stage-1 classifier: {told}")
         pack = replace(pack, fc_weight=weight, fc_bias=bias)
     digest = write_pack(out, pack)
     views, images, width = pack.train.shape

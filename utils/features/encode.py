@@ -23,7 +23,7 @@ from utils.features.views import unwatched
 from utils.packs.pack import Pack
 from utils.run import checkpoint
 from utils.run.checkpoint import Checkpoint
-from utils.run.facts import OWN
+from utils.run.facts import OWN, class_names
 from utils.run.network import build_network, start_pretrained, try_forward
 from utils.settings.checks import check_given
 from utils.settings.config import Config, resolve
@@ -53,11 +53,8 @@ def encode(argv: Sequence[str], finish: Callable[[Path, Pack], None]) -> None:
     if (":" in asked.network) == (asked.weights is not None):
         which = "loads its weights itself: leave --weights out" if asked.weights else "needs --weights FILE"
         raise UserError(f"--network {asked.network} {which}")
-    given = (
-        {"stem": "imagenet", "pack_dtype": "fp32"}
-        | given
-        | {"network": asked.network, "save_features": asked.out}
-    )
+    given = {"stem": "imagenet", "pack_dtype": "fp32"} | given
+    given |= {"network": asked.network, "save_features": asked.out}
     check_given(STAGE2, given)
     views = {name: given.pop(name) for name in ON_DISK if name in given}  # of images in memory too
     known = {name: PRESETS["folder"].get(name) for name in ON_DISK}
@@ -183,4 +180,4 @@ def encoder_for_files(config: Config, source: Checkpoint | Pack) -> tuple[nn.Mod
         other = f"has other weights ({digest[:12]}) than made the features of {source.path} ({made[:12]})"
         raise UserError(f"--encoder {config.encoder} {other}: name those")
     checkpoint.load_weights(nn.ModuleDict({"fc": model.fc}), source, f"classifier of a {name}")
-    return model, file_views(config), source.facts["class_names"]
+    return model, file_views(config), class_names(source.facts, config.num_class)

@@ -47,7 +47,7 @@ class Representation:
         self.fc, self.train, self.labels, self.drifting = fc, train, labels, drifting
         self.class_counts, self.train_counts = data.class_counts, data.train_counts
         self.shots, self.num_classes, self.discard = data.shots, data.num_classes, discard
-        self.scale = scale
+        self.scale, self.judged = scale, data.judged
         self._compute, self._known = compute, {}
         self.moves: dict[tuple, float] = {}  # of heads at their start (utils/heads/move.py)
 
@@ -58,11 +58,6 @@ class Representation:
             features = self._compute(name)
             self._known[name] = self.train.at, features
         return features
-
-    @property
-    def judged(self) -> str:
-        """The part whose figures are reported: see `LongTailedData`."""
-        return "test" if "test" in self.labels else "val"
 
     @cached_property
     def strength_of_path(self) -> float:

@@ -26,8 +26,8 @@ def logit_batches(head: nn.Module, features: Tensor) -> Iterator[Tensor]:
 
 
 def watched_features(head: nn.Module, views: int) -> list[Tensor]:
-    """A list that fills with the features that `head` is given: [n, D], the mean over the views."""
-    seen: list[Tensor] = []
+    """A list that fills with the features that `head` is given: [n, D], the mean over views; first none."""
+    seen = [torch.zeros(0, head.weight.shape[1])]
 
     def keep(head: nn.Module, given: tuple[Tensor]) -> None:
         seen.append(given[0].unflatten(0, (views, -1)).mean(dim=0).cpu())

@@ -138,13 +138,13 @@ class CheckpointSource(Source):
         note = f"the training images were compared with those of {self.path} {looked}"
         return [f"{note}: {changed}" if changed else note] if looked else []
 
-    def freeze(self, run: Run, epochs: int, watch: Watch | None = None) -> Representation:
+    def freeze(self, run: Run, epochs: int, watch: Watch) -> Representation:
         """The features of image files, and those of several processes, go through a store on disk.
 
         In memory views are drawn as the epochs go; with --bn_mode train the statistics drift meanwhile.
         """
         config, data, fc = self.config, self.data, self.model.fc
-        watch, drifting = watch or run.bar, config.bn_mode == "train"
+        drifting = config.bn_mode == "train"
         if not drifting and (isinstance(data.train, FileSet) or self.world.size > 1):
             return self.on_disk(run.folder / "features", epochs, watch, run.log)
         images = open_parts(data, self.device, config.workers)
@@ -219,10 +219,11 @@ class CheckpointSource(Source):
         checkpoint.load_head(self.model, self.file)
         return self
 
-    def test_logits(self) -> tuple[Iterator[Tensor], Tensor, bool]:
+    def test_logits(self) -> tuple[Iterator[Tensor], Tensor, int]:
         test = open_parts(self.data, self.device, self.config.workers)["test"]
         mirror = mirror_at_test(self.data, self.config)
-        return scoring.logit_batches(self.model, test, mirror, world=self.world), test.labels, mirror
+        logits = scoring.logit_batches(self.model, test, mirror, world=self.world)
+        return logits, test.labels, 1 + mirror
 
     def origins(self) -> dict:
         facts = {"stage1_digest": self.identity, "stage1_selected_on": self.facts.get("selected_on")}
@@ -256,7 +257,7 @@ class PackSource(Source):
             raise UserError(f"{_refused(data)}: {self.path} says that {seen}")
         return f"the backbone {self._of_other_images()}"
 
-    def freeze(self, run: Run, epochs: int, watch: Watch | None = None) -> Representation:
+    def freeze(self, run: Run, epochs: int, watch: Watch) -> Representation:
         return pack_representation(self.file, self.device, self.data)
 
     def with_head(self, given: dict) -> Source:
@@ -280,12 +281,12 @@ class PackSource(Source):
         checkpoint.load_head(self.model, file)
         return CheckpointSource(file)
 
-    def test_logits(self) -> tuple[Iterator[Tensor], Tensor, bool]:
+    def test_logits(self) -> tuple[Iterator[Tensor], Tensor, int]:
         if self.file.test is None:
             raise UserError(f"{self.path} has no test features with labels: --predict X.npy needs none")
         features, labels = self.file.test.to(self.device), self.file.test_labels.to(self.device)
         start, stop = self.world.block(len(labels))
-        return logit_batches(self.model.fc, features[:, start:stop]), labels, len(features) == 2
+        return logit_batches(self.model.fc, features[:, start:stop]), labels, len(features)
 
     def origins(self) -> dict:
         known = {name: self.facts[name] for name in ("encoder_digest",) if name in self.facts}
@@ -333,6 +334,8 @@ def find_source(script: str, given: dict, stage: str | None) -> Source:
     if of_features and "encoder" not in given:
         ways = "give the pack that it is for by --features, or to --predict images its --encoder"
         raise UserError(f"{file.path} holds a classifier without a backbone: {ways}")
+    if of_features and "head" in given:
+        raise UserError(f"{file.path}: beside --head give the pack of its run by --features as well")
     if "encoder" in given and not of_features:
         raise UserError(f"{file.path} is no classifier of features, it has its network: leave --encoder out")
     return CheckpointSource(file)
@@ -363,9 +366,8 @@ def _left_behind(given: dict, stage: str) -> Path | None:
     # models of a user's own images once lay in a folder without the digest of where these are
     root, usual = Path(wanted.ckpt_dir), published_path(wanted, stage, wanted.network)
     older = root / wanted.data_name / usual.relative_to(root / wanted.place_name)
-    words = {
-        argument.name: given[argument.name] for argument in arguments_of(CHECK) if argument.name in given
-    }
+    names = {argument.name for argument in arguments_of(CHECK)}
+    words = {name: value for name, value in given.items() if name in names}
     if found is None and older.is_file() and ("predict" in given or _of_these_images(older, words)):
         return older
     return found

@@ -100,7 +100,9 @@ class Pack:
         if _status(self.path) == self.status:
             return
         with suppress(UserError):
-            if read_pack(self.path).digest == self.digest:  # touched, or replaced by itself
+            again = read_pack(self.path)
+            if again.digest == self.digest:  # touched, or replaced by itself
+                object.__setattr__(self, "status", again.status)
                 return
         raise UserError(f"{self.path} was changed while it was in use: nothing more is written, run it again")
 
@@ -156,18 +158,18 @@ def read_pack(path: Path | str) -> Pack:
         if content_digest({"facts": header["facts"]} | tensors) != header["digest"]:
             raise UserError(f"{path} is damaged: its content does not match the digest inside; remake it")
         facts = json.loads(header["facts"])
+        values = {name: tensors.get(name) for name in _LAYOUT}
+        for name, value in values.items():
+            if value is not None and value.dtype == torch.int32:
+                values[name] = value.long()
+        pack = Pack(**values, facts=facts, path=path, digest=header["digest"], status=status)
+        check(pack)
     except UserError:
         raise
     except Exception as error:  # a broken file can raise nearly anything
         if is_out_of_memory(error):
             raise NoMemoryError(f"{path} cannot be read, memory has run out: {reason(error):.200}") from error
         raise UserError(f"{path} is damaged or not a feature pack: {reason(error):.200}") from error
-    values = {name: tensors.get(name) for name in _LAYOUT}
-    for name, value in values.items():
-        if value is not None and value.dtype == torch.int32:
-            values[name] = value.long()
-    pack = Pack(**values, facts=facts, path=path, digest=header["digest"], status=status)
-    check(pack)
     if len(pack.train) > 1:  # several processes once stored augmented views as plain ones
         pack.facts["train_views"] = "augmented"
     return pack

@@ -25,9 +25,9 @@ from matplotlib.transforms import Bbox
 from datasets.long_tail import SHOTS, shot_groups
 from losses import logit_gap
 from utils.base.errors import say
+from utils.base.files import write_atomically
 from utils.metrics.accuracy import GROUPS, PARTS
 from utils.plots.tables import CONTROLS, SCORES, RunTables, read_run
-from utils.run.checkpoint import write_atomically
 from utils.run.folder import check_writable
 from utils.settings.parse import Parser
 
@@ -131,12 +131,8 @@ def _over_classes(column: str, title: str, unit: str, run: RunTables) -> Figure 
     if len(counts) <= NAMED:
         names = classes.get("name", {k: f"{k:.0f}" for k in counts.index})
         texts = [f"{names[k][:16]} ({count:.0f})" for k, count in counts.items()]
-        turned = (
-            {"rotation": 90, "ha": "right", "va": "center"}
-            if len(counts) > 12
-            else {"rotation": 35, "ha": "right"}
-        )
-        axes.set_xticks(ranks, texts, fontsize=SMALL - 0.5, rotation_mode="anchor", **turned)
+        turned = {"rotation": 90, "va": "center"} if len(counts) > 12 else {"rotation": 35}
+        axes.set_xticks(ranks, texts, fontsize=SMALL - 0.5, rotation_mode="anchor", ha="right", **turned)
         axes.set_xlabel("class (training images)")
     return figure
 

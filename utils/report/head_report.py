@@ -21,21 +21,22 @@ from utils.report.page import page
 from utils.run import checkpoint
 from utils.run.folder import Run
 from utils.run.saver import Saver
-from utils.settings.chosen import lead_method
 from utils.settings.config import Config
 
 EACH = 20  # of several heads: so many epochs are told one by one, then every tenth
 _BELOW = 0.005  # of the balanced accuracy: how far below stage 1 a method is worth a warning
 
 
-def announce(run: Run, config: Config, plans: Sequence[HeadPlan], notes: Sequence[str]) -> None:
+def announce(
+    run: Run, config: Config, plans: Sequence[HeadPlan], notes: Sequence[str], num_classes: int
+) -> None:
     """Which heads there are, and what of the configuration has no use for them."""
     named = [plan for plan in plans if plan.named]
     methods = list(dict.fromkeys(plan.method.name for plan in named))
     run.log(f"{len(named)} head(s) over one representation: {', '.join(methods)}; budget: {config.budget}")
     if "los" in methods:
         for delta in dict.fromkeys(p.options["label_smooth"] for p in named if p.method.name == "los"):
-            gap = logit_gap(delta, config.num_class)
+            gap = logit_gap(delta, num_classes)
             run.log(f"label over-smoothing: δ = {delta:g}, logit gap {gap:.3g} at its optimum")
     if config.bn_mode == "train":
         run.log("note: --bn_mode train: batch-norm statistics drift during stage 2, as in the public code")
@@ -150,11 +151,13 @@ def publish(
     data: LongTailedData,
     outcomes: Sequence[Outcome],
     heads: Sequence[HeadRun],
+    method: str | None,
 ) -> None:
-    """Write the tables and pictures, leave the lead head where evaluate looks, print a result line a head."""
-    chosen = lead_of(
-        [one.head for one in outcomes], lead_method(config.method, config.publish, config.select)
-    )
+    """Write the tables and pictures, leave the head of `method` (`lead_of`) where evaluate looks.
+
+    Print a result line a head.
+    """
+    chosen = lead_of([one.head for one in outcomes], method)
     lead = next(one for one in outcomes if one.head is chosen)
     _write_tables(run, config, data, outcomes, heads, lead)
     shown = [one for one in outcomes if one.head.plan.named]

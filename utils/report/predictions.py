@@ -29,7 +29,8 @@ class Passing:
     """Logits [n, K] of a test set on their way to be scored, and what `--predictions` and `--logits` keep."""
 
     def __init__(self, config: Config, head: nn.Module, views: int, world: World) -> None:
-        self.config, self.world, self._first, self._logits = config, world, [], []
+        none = torch.zeros(0, len(head.weight))  # a process may have no image
+        self.config, self.world, self._first, self._logits = config, world, [first_classes(none)], [none]
         self._features = watched_features(head, views) if config.logits else []
 
     def of(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:

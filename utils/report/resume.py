@@ -193,7 +193,7 @@ def read_resume(script: str, given: dict, world: World, held: ExitStack) -> Resu
     paths = {argument.name for argument in ARGUMENTS if argument.kind is Path}
     words = {n: Path(value) if n in paths else value for n, value in facts.get("given", {}).items()}
     words |= {name: value for name, value in given.items() if name in FREE}
-    words |= {} if "seeds" in words else {"seed": args["seed"]}
+    words |= {} if "seeds" in words else {"seed": ran["seed"]}
     held.enter_context(nothing_fetched_into(_check_places(path, facts, given)))
     return Resumed(path.parent, source, args, words, lock)
 

@@ -1,4 +1,4 @@
-"""What a run prints at its start and at its end, and the facts that its checkpoints carry."""
+"""What a run prints and records at its start and end and after its epochs, and the model that it leaves."""
 
 import os
 import subprocess
@@ -10,7 +10,6 @@ from torch import nn
 from torch.optim import Optimizer
 
 from datasets import OWN_DATASETS, LongTailedData, shot_groups
-from datasets.long_tail import SHOTS
 from datasets.types import FileSet
 from utils.base.distributed import ALONE, World
 from utils.base.errors import UserError
@@ -29,14 +28,14 @@ _BARS = "▁▂▃▄▅▆▇█"
 _COLUMNS = 50
 
 
-def histogram(class_counts: list[int], shots: tuple[int, int] = SHOTS) -> str:
+def histogram(class_counts: list[int], shots: tuple[int, int]) -> str:
     """Class counts as a row of bars in label order, their range, and the sizes of the shot groups."""
     groups = shot_groups(class_counts, shots)
     stride = max(1, -(-len(class_counts) // _COLUMNS))
     sampled, top = class_counts[::stride], max(class_counts)
     bars = "".join(_BARS[min(7, 8 * count // (top + 1))] for count in sampled)
     sizes = ", ".join(f"{name} {int(mask.sum())}" for name, mask in groups.items())
-    return f"{bars}  {max(class_counts)} down to {min(class_counts)} images per class; classes: {sizes}"
+    return f"{bars}  {top} down to {min(class_counts)} images per class; classes: {sizes}"
 
 
 def announce(

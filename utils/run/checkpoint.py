@@ -27,7 +27,7 @@ from models.pretrained import (
     without_bias,
 )
 from utils.base.digest import changes, content_digest, same_bits
-from utils.base.errors import NoMemoryError, UserError
+from utils.base.errors import NoMemoryError, UserError, reason
 from utils.base.files import open_regular, require_file, write_atomically
 from utils.base.safe_load import load_plain
 from utils.engine.device import environment
@@ -58,7 +58,8 @@ _OTHERS = (
     (rb".{257}ustar", "is a tar archive: unpack it, and name the file of weights inside"),
     (rb"\x89HDF", f"is an HDF5 file, not one of PyTorch: {_AS_WEIGHTS}"),
     (
-        rb"\x80[\x02-\x05](?!.{0,20}" + re.escape(_LEGACY) + rb")",
+        # not the length of safetensors' header, which a { follows; nor torch's format of before 2020
+        rb"\x80[\x02-\x05](?!.{2}\0{4}\{)(?!.{0,20}" + re.escape(_LEGACY) + rb")",
         f"is a plain pickle, and may run code: not read; {_AS_WEIGHTS}",
     ),
 )
@@ -177,7 +178,7 @@ def _load_safetensors(path: Path) -> dict[str, Tensor] | None:
     require_file(path)
     try:
         with open_regular(path) as handle:
-            head = handle.read(1 << 16)
+            head = handle.read(1 << 22)  # its entries come in any order
             for begins, says in _OTHERS:
                 if re.match(begins, head, re.DOTALL | re.IGNORECASE):
                     raise UserError(f"{path} {says}")
@@ -188,8 +189,8 @@ def _load_safetensors(path: Path) -> dict[str, Tensor] | None:
             return safetensors.torch.load(head + handle.read())
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    except SafetensorError as error:
-        raise UserError(f"{path} is damaged or no file of weights: {error}") from error
+    except (SafetensorError, KeyError) as error:  # a kind of number that torch has not
+        raise UserError(f"{path} is damaged or no file of weights: {reason(error)}") from error
 
 
 def _own(path: Path, content: dict) -> Checkpoint:

@@ -102,6 +102,8 @@ class HeadFacts(TypedDict, total=False):
     momentum: Tensors
     best_state: Tensors
     best_backbone: Tensors
+    statistics: Tensors
+    shifted: bool
     loss_sum: Tensor
     hit_sum: Tensor
     failure: str
@@ -253,9 +255,9 @@ def problems(facts: dict, kind: type[Facts], whole: bool = True) -> Iterator[str
     for name in ("class_names", "class_counts"):
         if name in facts and len(facts[name]) != facts["num_class"]:
             yield f"{name} has {len(facts[name])} entries, num_class is {facts['num_class']}"
-    kind = facts.get("head", {"kind": "linear"})["kind"]
-    if kind != "linear" and whole and "head_state" not in facts:
-        yield f"the weights of its {kind!r:.40} head are missing"
+    head = facts.get("head") if "head" in kind.__annotations__ else None
+    if head and head["kind"] != "linear" and whole and "head_state" not in facts:
+        yield f"the weights of its {head['kind']!r:.40} head are missing"
 
 
 def _shown(value: object) -> str:
@@ -269,6 +271,11 @@ def counts_told(facts: dict, data: LongTailedData) -> str:
     then = sum(facts.get("class_counts", [])) + facts.get("test_images", 0)
     now = sum(data.class_counts) + len(data.test or ())
     return f" ({then:,} images then, {now:,} now)" if "test_images" in facts and then != now else ""
+
+
+def class_names(facts: dict, num_classes: int) -> list[str]:
+    """The names of the classes; where the facts have none, their numbers."""
+    return facts.get("class_names") or [str(k) for k in range(num_classes)]
 
 
 def compared(facts: dict, images: ImageSet | FileSet) -> tuple[str | None, str]:

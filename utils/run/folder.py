@@ -14,7 +14,7 @@ import pandas as pd
 from progress.bar import Bar
 
 from utils.base.distributed import ALONE, World
-from utils.base.errors import UserError, complain, printable, show
+from utils.base.errors import UserError, complain, printable, reason, show
 from utils.base.files import json_text, open_regular, sweep, write_atomically
 from utils.metrics.percent import in_percent
 from utils.run.lock import FolderLock
@@ -95,8 +95,11 @@ class Run:
         except (OSError, ValueError, UserError) as error:
             if log not in self._lost:
                 self._lost.add(log)
-                reason = getattr(error, "strerror", None) or error
-                what = reason if isinstance(error, UserError) else f"{log} cannot be written: {reason}"
+                what = (
+                    str(error)
+                    if isinstance(error, UserError)
+                    else f"{log} cannot be written: {reason(error)}"
+                )
                 complain(f"warning: {what}; the run goes on")
 
     def write_text(self, name: str, text: str) -> None:
@@ -156,9 +159,7 @@ def stage_folder(config: Config, stage: str) -> Path:
 
 def check_writable(folder: Path) -> None:
     """Raise UserError where `folder` is not, or could not become, a folder that we may write to."""
-    existing = folder
-    while not os.path.exists(existing) and existing != existing.parent:
-        existing = existing.parent
+    existing = next((place for place in (folder, *folder.parents) if os.path.exists(place)), folder)
     if not (os.path.isdir(existing) and os.access(existing, os.W_OK | os.X_OK)):
         raise UserError(f"cannot write to {folder}: {existing} is not a folder that you may write to")
 

@@ -66,7 +66,7 @@ class FolderLock:
     def close(self) -> None:
         """Give the folder back; a log.txt that was made for the lock and is still empty goes."""
         number = None if self._handle.closed else self._handle.fileno()
-        if number and self._made and _is(number, self._path) and not os.fstat(number).st_size:
+        if number is not None and self._made and _is(number, self._path) and not os.fstat(number).st_size:
             os.unlink(self._path)
         self.release()
 

@@ -16,7 +16,7 @@ from utils.engine.device import LAYOUT, free_memory
 from utils.metrics.accuracy import PARTS
 from utils.run import checkpoint
 from utils.run.checkpoint import Checkpoint, read
-from utils.run.facts import counts_told
+from utils.run.facts import class_names, counts_told
 from utils.settings.config import Config
 from utils.settings.data import file_views
 
@@ -171,7 +171,6 @@ def network_for_files(config: Config, source: Checkpoint) -> tuple[nn.Module, Fi
     tensors = [*source.state.values(), *source.facts.get("head_state", {}).values()]
     if config.num_class > max(len(value) for value in tensors if value.ndim):
         raise UserError(f"{source.path} has no layer with {config.num_class} outputs, one a class")
-    names = source.facts.get("class_names") or [str(k) for k in range(config.num_class)]
     if config.dataset in FILE_DATASETS:
         views = file_views(config)
     else:  # CIFAR: what is not 32 x 32 is resized
@@ -180,4 +179,4 @@ def network_for_files(config: Config, source: Checkpoint) -> tuple[nn.Module, Fi
     model = build_network(config, config.num_class)
     checkpoint.load_weights(model, source, config.network)
     note_channels(source, views)
-    return model, views, names
+    return model, views, class_names(source.facts, config.num_class)
