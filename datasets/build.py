@@ -63,10 +63,11 @@ def build_data(
         classes = len(data.val.labels.unique())
         if classes < 2:
             found = f"--val_source {data.val_source} gives validation images of {classes} class(es)"
-            raise UserError(f"{found}, 2 or more are needed: take another one, or --select last")
-    notes, suited = data.notes, suited_shots(data.class_counts) if name in OWN_DATASETS else (data.shots, "")
+            raise UserError(f"{found}, 2 or more are needed: take another one, or none without --select val")
+    notes = data.notes
     if shots is None:
-        shots, notes = suited[0], [*notes, *filter(None, suited[1:])]
+        shots, note = suited_shots(data.class_counts) if name in OWN_DATASETS else (data.shots, "")
+        notes = [*notes, note] if note else notes
     low, high = shots
     if not 0 <= low <= high:
         raise UserError(f"--shots must be two counts, the smaller first, got {low} and {high}")

@@ -110,7 +110,9 @@ def scan(parts: dict[str, FileSet], workers: int) -> Iterator[Finding]:
                 last.warnings.append(f"{own[0]} holds the same bytes as {met[0]}, of another class")
         yield finding
     processes.close()
-    others = [f"{part.root}/{os.fsdecode(path)}" for part in parts.values() for path in part.passed_over]
+    # parts that were taken from one folder have what is passed over there in common
+    found = (f"{part.root}/{os.fsdecode(path)}" for part in parts.values() for path in part.passed_over)
+    others = dict.fromkeys(found)
     last.warnings += [f"{path} is passed over: {NOT_READ}" for path in others]
     if last.deep:
         of_what = f"{len(last.deep):,} image(s) have more than 8 bits a channel, {last.deep[0]} first"

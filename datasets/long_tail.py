@@ -18,10 +18,12 @@ def long_tail_counts(num_classes: int, max_count: int, imb_ratio: float) -> list
 
     Source: Cui et al. 2019; the law of CIFAR100-LT in all later work.
 
-    Raises UserError: the ratio is not a number of 1 or more, or leaves a class without an image.
+    Raises UserError: there is no image, the ratio is not a number of 1 or more, or it leaves a class without.
     """
     if not (np.isfinite(imb_ratio) and imb_ratio >= 1):
         raise UserError(f"--imb_ratio must be a number of 1 or more, got {imb_ratio:g}")
+    if max_count < 1:
+        raise UserError("the largest class has no image")
     steps = max(num_classes - 1, 1)
     counts = [int(max_count * imb_ratio ** (-k / steps)) for k in range(num_classes)]
     if counts[-1] == 0:
@@ -69,7 +71,7 @@ def held_out_mask(labels: np.ndarray, fraction: float, seed: int = 0) -> np.ndar
     A class of two or more gives round(fraction * n_k) images, at least one, and keeps at least one.
     """
     if not 0 < fraction < 1:
-        raise UserError(f"a share held out must be between 0 and 1, got {fraction:g}")
+        raise UserError(f"a share held out must be above 0 and below 1, got {fraction:g}")
     held_out = np.zeros(len(labels), dtype=bool)
     for label, of_class in by_class(labels).items():
         take = min(max(1, round(fraction * len(of_class))), len(of_class) - 1)
@@ -98,6 +100,8 @@ def suited_shots(class_counts: list[int] | np.ndarray) -> tuple[tuple[int, int],
     """
     counts = np.sort(class_counts)
     third = len(counts) // 3
+    if not third:
+        return SHOTS, ""
     shots = int(counts[third - 1]) + 1, int(counts[-third]) - 1
 
     def sizes(limits: tuple[int, int]) -> dict[str, int]:

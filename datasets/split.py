@@ -36,9 +36,9 @@ def split_long_tailed(
 ) -> Split:
     """Keep `counts` images a class (None: all, in their own order), and find validation images beside them.
 
-    labels int64 [N]. `val_source`: `own`, the data set's own if it `has_own`, else as `unused`; `unused`, up
-    to 20 images a class that the long-tailed set leaves out; `heldout`, a stratified share of the long-tailed
-    set, the same one for every run seed; `none`.
+    labels int64 [N]. `val_source`: `own`, the data set's own if it `has_own`, else where none is required as
+    `unused`; `unused`, up to 20 images a class that the long-tailed set leaves out; `heldout`, a stratified
+    share of the long-tailed set, the same one for every run seed; `none`.
     """
     kept = np.arange(len(labels)) if counts is None else keep_indices(labels, counts, subset_seed)
     spare = len(kept) < len(labels)
@@ -62,6 +62,9 @@ def fitting_counts(available: list[int], imb_ratio: float) -> list[int]:
     steps = max(num_classes - 1, 1)
     top = min(int((count + 1) * imb_ratio ** (k / steps)) for k, count in enumerate(available)) + 1
     while True:
+        if not int(top / imb_ratio):
+            order = "leaves a class without an image, as the classes lie in the order of their names"
+            raise UserError(f"--imb_ratio {imb_ratio:g} {order}: take a smaller one")
         counts = long_tail_counts(num_classes, top, imb_ratio)
         if all(count <= limit for count, limit in zip(counts, available, strict=True)):
             return counts

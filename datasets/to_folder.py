@@ -18,9 +18,11 @@ from PIL import Image
 
 from datasets import DATASETS, FILE_DATASETS, FileSet, LongTailedData, build_data
 from datasets.fetch import scratch_folder
-from utils.base.errors import UserError, exit_cleanly, say
+from utils.base.errors import UserError, exit_cleanly, reason, say
 from utils.settings.parse import Parser
 from utils.settings.presets import preset_for
+
+_SHARES = {"test_fraction": 0.2, "val_fraction": 0.1}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -31,16 +33,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--dataset", choices=in_memory)
     source.add_argument("--from", dest="photographs", type=Path, help="a folder with one for each class")
-    for part, share in (("test", 0.2), ("val", 0.1)):
-        parser.add_argument(f"--{part}_fraction", type=float, default=share, help="with --from [%(default)s]")
+    for part, share in _SHARES.items():
+        parser.add_argument(f"--{part}", type=float, help=f"with --from [{share}]")
     parser.add_argument("--data_dir", type=Path, default=Path("data"), help="folder with the CIFAR files")
     parser.add_argument("--imb_ratio", type=float, help="1: the balanced set (default: the data set's usual)")
     parser.add_argument("--to", type=Path, required=True, help="the folder to make")
     given = parser.parse_args(argv)
     if os.path.lexists(given.to):
         raise UserError(f"{given.to} exists already: name a folder to be made")
+    said = {name: value for name, value in vars(given).items() if value is not None}
+    if idle := said.keys() & (_SHARES if given.dataset else {"imb_ratio"}):
+        raise UserError(f"--{min(idle)} has no use with {'--dataset' if given.dataset else '--from'}")
     if given.photographs:
-        shares = {"test_fraction": given.test_fraction, "val_fraction": given.val_fraction}
+        there = {part: (given.photographs / part).is_dir() for part in ("train", "val", "test")}
+        if there.pop("train") and any(there.values()):
+            ready = "has its parts already: --data_dir takes it as it is"
+            raise UserError(f"{given.photographs} {ready}")
+        shares = {name: said.get(name, share) for name, share in _SHARES.items()}
         data = build_data("folder", given.photographs, val_source="heldout", **shares)
     else:
         ratio = preset_for(given.dataset)["imb_ratio"] if given.imb_ratio is None else given.imb_ratio
@@ -50,7 +59,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             write_tree(data, scratch / "tree")
             os.replace(scratch / "tree", given.to)  # whole, or not at all
     except OSError as error:
-        raise UserError(f"{given.to} cannot be written: {error.strerror or error}") from error
+        where = error.filename or given.to  # an image that is not there is no fault of the target
+        raise UserError(f"{given.to} cannot be made: {where}: {reason(error)}") from error
     for part, images in data.parts.items():
         say(f"{given.to / part}: {len(images)} images of {data.num_classes} classes")
 

@@ -1,5 +1,7 @@
 """The batched augmentation has the law of torchvision's transforms: all 162 views, to the last bit."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -52,6 +54,16 @@ def grid() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 
 # ---- the views ----
+
+
+def test_images_that_are_not_square_are_cropped_and_mirrored():
+    pixels = torch.arange(2 * 3 * 6 * 8, dtype=torch.uint8).view(2, 3, 6, 8)
+    images = DeviceImages(ImageSet(pixels, torch.arange(2)), replace(CIFAR_VIEWS, padding=1))
+    ((batch, _),) = images.augmented(torch.arange(2), 2, seed=0, view=0)
+    middle, both = torch.ones(2, dtype=torch.int64), torch.tensor([True, False])
+    crops, plain = images.crop(torch.arange(2), middle, middle, both), images.plain(torch.arange(2))
+    assert batch.shape == (2, 3, 6, 8)
+    assert torch.equal(crops[0], plain[0].flip(-1)) and torch.equal(crops[1], plain[1])
 
 
 def test_the_published_views_are_padding_4_flips_and_the_cifar10_figures():

@@ -148,6 +148,20 @@ def test_files_that_are_no_images_are_warnings_by_their_names(pets):
     assert lines[2].startswith("folder_pets: 15 images, 0 problems, 2 warnings")
 
 
+def test_a_file_that_is_passed_over_is_told_once_where_parts_are_taken_from_one_folder(pets):
+    write(pets, "train/cat/note.txt", b"a note")
+    words = ["--dataset", "folder", "--data_dir", str(pets / "train"), "--workers", "1"]
+    lines = call(check.main, *words, "--test_fraction", "0.3", "--val_fraction", "0.3").splitlines()
+    assert sum("note.txt is passed over" in line for line in lines) == 1 and "1 warning" in lines[-1]
+
+
+def test_a_folder_without_a_training_image_is_a_problem_told_once(pets, capsys):
+    shutil.rmtree(pets / "train")
+    (pets / "train").mkdir()
+    lines = ending(capsys, *command(pets))
+    assert sum("has no class folders" in line for line in lines) == 1
+
+
 def test_a_training_image_in_two_classes_is_a_warning_and_two_in_one_are_none(pets):
     shutil.copy(pets / "train/cat/2.jpg", pets / "train/dog/again.jpg")
     shutil.copy(pets / "train/cat/3.jpg", pets / "train/cat/twin.jpg")

@@ -107,7 +107,14 @@ def test_help_is_a_screen_of_what_people_change_with_two_examples(script):
 def test_help_has_the_defaults_of_the_data_set_and_network_that_are_named():
     assert "[200]" in help_of(STAGE1) and "[60]" in help_of(STAGE1, "--network", "resnet32")
     assert "[90]" in help_of(STAGE1, "--dataset", "imagenet_lt")
+    assert "warm" in (text := help_of(STAGE1, "all")) and re.search(r"rises linearly \[0\]", text)
     assert "[0.98]" in help_of(STAGE2) and "[0.98]" not in help_of(STAGE1), "stage 1 has plain labels"
+
+
+def test_the_published_protocol_averages_no_mirror_images_where_there_are_to_be_none():
+    words = {"dataset": "folder", "protocol": "published"}
+    for more, tta in (({}, True), ({"no_tta": True}, False), ({"no_flip": True}, False)):
+        assert resolve(STAGE1, words | more).tta is tta
 
 
 def test_workers_are_said_to_have_no_use_where_the_set_lives_on_the_device(tmp_path):

@@ -61,6 +61,11 @@ def test_the_ratio_that_the_refusal_names_is_accepted(max_count):
     assert named >= max_count - 1 and long_tail_counts(10, max_count, named)[-1] == 1
 
 
+def test_classes_without_images_are_refused_in_a_line():
+    with pytest.raises(UserError, match="the largest class has no image"):
+        long_tail_counts(3, 0, 10)
+
+
 # ---- the images kept ----
 
 

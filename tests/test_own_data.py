@@ -10,13 +10,14 @@ import torch
 from torchvision.datasets import ImageFolder
 
 from datasets import build_data, long_tail_counts, to_folder
-from datasets.images.decode import read_image
+from datasets.images.decode import ENDINGS, read_image
 from datasets.listed.lists import read_list
 from datasets.long_tail import SHOTS, keep_indices, shot_groups, suited_shots, unused_indices
 from datasets.split import fitting_counts
 from tests.file_trees import entries, folder_tree, list_tree, problems_of, refused, write_list
-from tests.helpers import call
+from tests.helpers import call, refusal
 from utils.base.errors import UserError
+from utils.settings.sizes import PHOTOGRAPHS, by_size
 
 LISTS = {"train_list": "train.txt", "test_list": "test.txt"}
 
@@ -157,6 +158,30 @@ def test_photographs_are_copied_to_the_parts_that_a_run_would_make_of_them(folde
         assert entries(part) == [(f"{name}/{path}", label) for path, label in sorted(entries(parted[name]))]
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--from", "{}"), "has its parts already: --data_dir takes it as it is"),
+        (("--from", "{}/train", "--imb_ratio", "2"), "--imb_ratio has no use with --from"),
+        (("--dataset", "digits_lt", "--val_fraction", "0.3"), "--val_fraction has no use with --dataset"),
+    ],
+)
+def test_words_that_do_not_go_together_copy_nothing(folder, tmp_path, words, says):
+    words = [word.format(folder) for word in words]
+    assert says in refusal(to_folder.main, *words, "--to", tmp_path / "made")
+    assert not list(tmp_path.iterdir())
+
+
+def test_images_are_counted_by_the_endings_that_are_read_and_hidden_ones_are_not(tmp_path):
+    assert set(PHOTOGRAPHS) >= set(ENDINGS)
+    folder_tree(tmp_path / "own", counts=(4, 4), test_per_class=1)
+    for number, path in enumerate(sorted((tmp_path / "own").rglob("*.jpg"))):
+        path.rename(path.with_name(f"._{number}.jpg" if number % 3 == 0 else f"{number}.ppm"))
+    said = {"dataset": "folder", "data_dir": tmp_path / "own"}
+    shown = len([path for path in (tmp_path / "own" / "train").rglob("*") if path.suffix == ".ppm"])
+    assert by_size(said)[0].startswith(f"for {shown} images with sides of ")
+
+
 # ---- lists ----
 
 
@@ -279,6 +304,19 @@ def test_own_validation_that_is_not_there_falls_back_to_unused_images(balanced, 
     assert message.endswith("take --val_source unused or heldout")
     data = build_data("list", list_tree(tmp_path), 4, **LISTS, val_list="val.txt")
     assert data.val_source == "own" and len(data.val) == 6
+
+
+@pytest.mark.parametrize(("available", "ratio"), [([100, 2, 50], 60), ([2, 100], 50)])
+def test_a_ratio_that_the_order_of_classes_cannot_give_is_refused_without_a_number_that_is_refused_too(
+    available, ratio
+):
+    with pytest.raises(UserError, match="as the classes lie in the order of their names: take a smaller one"):
+        fitting_counts(available, ratio)
+
+
+def test_a_set_of_single_images_has_no_share_to_test(tmp_path):
+    whole = folder_tree(tmp_path / "whole", counts=(1, 1), test_per_class=1) / "train"
+    assert "--test_fraction takes no image" in refused("folder", whole, test_fraction=0.2)
 
 
 @pytest.mark.parametrize("ratio", [1, 7, 50, 100])

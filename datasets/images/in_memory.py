@@ -64,7 +64,7 @@ class DeviceImages:
         self.mirror = views.mirror
         self.labels = data.labels.to(device)
         self._images = data.images.permute(0, 2, 3, 1).contiguous().to(device)  # [N, H, W, C]
-        self.size, width, _ = self._images.shape[1:]
+        width = self._images.shape[2]
         self._side = views.size if isinstance(views, FileViews) else None
         self._how = views.interpolation if self._side else ""
         self._normalise = Normalise(views.mean, views.std, self._side or width, device)
@@ -80,10 +80,10 @@ class DeviceImages:
     def _crops(self) -> Tensor:
         """View [N or 2N, 2p+1, 2p+1, H, W, C] of every crop, mirror images behind: one gather a batch."""
         pad = self.padding
-        padded = F.pad(self._images, (0, 0, pad, pad, pad, pad))
+        padded, (height, width) = F.pad(self._images, (0, 0, pad, pad, pad, pad)), self._images.shape[1:3]
         if self.mirror:
             padded = torch.cat([padded, padded.flip(2)])
-        return padded.unfold(1, self.size, 1).unfold(2, self.size, 1).permute(0, 1, 2, 4, 5, 3)
+        return padded.unfold(1, height, 1).unfold(2, width, 1).permute(0, 1, 2, 4, 5, 3)
 
     def crop(self, index: Tensor, top: Tensor, left: Tensor, flip: Tensor | None) -> Tensor:
         """Images `index` [N] cropped at `top`, `left` [N] (0..2p), then mirrored where `flip` [N] is true."""

@@ -42,7 +42,7 @@ def read_list(path: Path, root: Path, report: Report = raise_problem) -> FileSet
             refuse_huge(path, lines, MAX_LIST_BYTES)
             for number, line in enumerate(lines, 1):
                 content = line.removeprefix(_BYTE_ORDER_MARK) if number == 1 else line
-                if content.isspace():
+                if not content.strip():
                     continue
                 try:
                     name, label = _row(content)

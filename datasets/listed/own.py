@@ -51,7 +51,7 @@ def build_folder(
         other += " --val_fraction 0.1 (stage 1 is told first; evaluate then has --predict alone)"
         lacks = "train/" if missing == "train" else "test/<class>/"
         raise UserError(f"{data_dir} has no {lacks}: expected in it {expected}; {other}")
-    classes = _class_folders(data_dir / folders["train"], report)
+    classes, _ = _seen_in(data_dir / folders["train"])
     parts = {part: _scan(data_dir, folder, classes, report) for part, folder in folders.items()}
     for part in parts.values():
         notes += passed_over(part.source, part.passed_over)
@@ -111,7 +111,10 @@ def passed_over(source: str, others: Sequence[bytes]) -> list[str]:
 def _scan(root: Path, part: str, classes: list[str], report: Report) -> FileSet:
     """The images of all class folders of a part, class after class; a class may have no folder."""
     known, spelt = {as_seen(name) for name in classes}, {}
-    for name in _class_folders(root / part, report):
+    names, _ = _seen_in(root / part)
+    if not names:
+        report(f"{root / part} has no class folders: images must lie in {root / part}/<class>/")
+    for name in names:
         if as_seen(name) not in known:
             report(f"{root / part / name}: train/ has no class folder of that name")
         if spelt.setdefault(as_seen(name), name) != name:
@@ -124,20 +127,8 @@ def _scan(root: Path, part: str, classes: list[str], report: Report) -> FileSet:
             paths += found
             others += more
             labels += [label] * len(found)
-    return FileSet(
-        root,
-        PathTable(paths),
-        torch.tensor(labels, dtype=torch.int64),
-        tuple(others),
-        source=f"{root / part}/",
-    )
-
-
-def _class_folders(folder: Path, report: Report) -> list[str]:
-    names, _ = _seen_in(folder)
-    if not names:
-        report(f"{folder} has no class folders: images must lie in {folder}/<class>/")
-    return names
+    ranks = torch.tensor(labels, dtype=torch.int64)
+    return FileSet(root, PathTable(paths), ranks, tuple(others), source=f"{root / part}/")
 
 
 def _seen_in(folder: Path) -> tuple[list[str], list[str]]:

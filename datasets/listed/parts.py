@@ -89,8 +89,10 @@ def assemble(
     if test_fraction is not None:
         train = parts["train"]
         chosen = held_out_mask(train.labels.numpy(), test_fraction, TEST_SEED)
+        if len(train) and not chosen.any():
+            report("--test_fraction takes no image: every class has a single one")
         parts |= {"train": train.take(np.flatnonzero(~chosen)), "test": train.take(np.flatnonzero(chosen))}
-    if imb_ratio is not None:
+    if imb_ratio is not None and len(parts["train"]):
         available = np.bincount(parts["train"].labels.numpy(), minlength=len(class_names)).tolist()
         counts = fitting_counts(available, imb_ratio)
         first, last = (f"{counts[k]} images of class {k}, {class_names[k]}" for k in (0, len(counts) - 1))

@@ -19,7 +19,8 @@ BOUNDS = {
     "must be 1 or more, got": ("0 -64", "epochs batch_size accum eval_every finetune_epoch"),
     "must be above 0, got": ("0 -0.1", "lr finetune_lr logit_gap path scale logreg_c"),
     "must be at least 0 and below 1": ("1 -0.1 1.5", "momentum beta eps_head eps_tail label_smooth jitter"),
-    "must be between 0 and 1, got": ("-0.1 1.1", "max_norm val_fraction test_fraction"),
+    "must be between 0 and 1, got": ("-0.1 1.1", "max_norm"),
+    "must be above 0 and below 1, got": ("-0.1 1.1 0 1", "val_fraction test_fraction"),
     "must be a number of 1 or more, got": ("0 -3 0.99", "imb_ratio"),
     "must be 2 or more, got": ("1 0 -5", "num_class"),
     "must be 0 to 1024": ("-1 1000000", "workers"),
@@ -145,7 +146,7 @@ CONTRADICTIONS = [
         FILES + "--network resnet8 --batch_size 16777216",
         r"a step of 16777216 images of 64 x 64 pixels needs about [\d.]+ GB, .* free: --accum \d+ takes",
     ),
-    (STAGE1, FILES + "--test_fraction 1", "--test_fraction must be between 0 and 1, got 1"),
+    (STAGE1, FILES + "--test_fraction 1", "--test_fraction must be above 0 and below 1, got 1"),
     (
         STAGE1,
         "--dataset folder --data_dir {root} --test_fraction 0.2",

@@ -112,7 +112,8 @@ def parallel(model: nn.Module, world: World, device: torch.device) -> nn.Module:
     """
     if world.size == 1:
         return model
-    return DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
+    devices = [device] if device.type == "cuda" else None
+    return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
 
 
 def share_buffers(model: nn.Module, world: World) -> None:

@@ -6,7 +6,7 @@ import sys
 from collections import UserDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from importlib import import_module
+from pkgutil import resolve_name
 
 
 class Registry(UserDict):
@@ -14,10 +14,7 @@ class Registry(UserDict):
 
     def __getitem__(self, name: str) -> Callable:
         found = self.data[name]
-        if isinstance(found, str):
-            module, _, attribute = found.partition(":")
-            found = getattr(import_module(module), attribute)
-        return found
+        return resolve_name(found) if isinstance(found, str) else found
 
 
 def face(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], object], list[str]]:
@@ -30,7 +27,7 @@ def face(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], object
     def find(name: str) -> object:
         if name not in home:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        return getattr(import_module(f"{package}.{home[name]}"), name)
+        return resolve_name(f"{package}.{home[name]}:{name}")
 
     return find, sorted(home)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from utils.base.files import write_atomically
 from utils.base.pages import filled
+from utils.settings.help import shown
 from utils.settings.methods import ARGUMENTS as OF_TRAINING
 from utils.settings.methods import METHODS, Method
 from utils.settings.presets import PRESETS, PUBLISHED, preset_for
@@ -47,7 +48,7 @@ def page() -> str:
         "[own data](own_data.md). An empty field is not set, but for ",
     ]
     lines[-1] += "`--workers`: then a process takes its share of the cores, less one."
-    rows = [(f"`--{name}`", *(_shown(own[name]) for own in _DEFAULTS.values())) for name in _BY_DATA]
+    rows = [(f"`--{name}`", *(shown(own[name]) for own in _DEFAULTS.values())) for name in _BY_DATA]
     lines += ["", *_table(("argument", *_DEFAULTS), rows), "", "## What sets some arguments apart", ""]
     lines += [f"- {mark.value}: {', '.join(f'`--{name}`' for name in marked(mark))}." for mark in Mark]
     return "\n".join(lines) + "\n"
@@ -70,13 +71,13 @@ def _setting(method: Method, name: str) -> str:
     own = {"finetune_lr": method.lr, "finetune_epoch": method.epochs, "finetune_wd": method.wd}
     own |= {"batch": method.per_batch, "schedule": "cosine"} | method.options
     value = PUBLISHED["cifar100_lt"].get(option) if own[option] is None else own[option]
-    ratios = {f"{r:g}": _shown(at[option]) for r, at in method.by_ratio.items() if option in at}
+    ratios = {f"{r:g}": shown(at[option]) for r, at in method.by_ratio.items() if option in at}
     if ratios:
-        return f"{name} {'/'.join(ratios.values())} at ratio {'/'.join(ratios)}, else {_shown(value)}"
+        return f"{name} {'/'.join(ratios.values())} at ratio {'/'.join(ratios)}, else {shown(value)}"
     factors = {factor for factor in method.factors.values() if name == "lr"}
     times = "".join(f" ({', '.join(method.factors)}: times {factor:g})" for factor in factors)
-    times += f" ({_shown(method.own[option])} on features of your own)" if option in method.own else ""
-    return "" if value is None else f"{name} {_shown(value)}{times}"
+    times += f" ({shown(method.own[option])} on features of your own)" if option in method.own else ""
+    return "" if value is None else f"{name} {shown(value)}{times}"
 
 
 def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> list[str]:
@@ -87,17 +88,9 @@ def _row(argument: Argument) -> tuple[str, ...]:
     takes = ", ".join(f"`{choice}`" for choice in argument.choices or ()) or _KINDS[argument.kind]
     takes += f": {argument.allowed.words}" if argument.allowed else ""
     takes += "; several with commas" if argument.sweep else ""
-    default = "by data set" if argument.name in _BY_DATA else _shown(argument.default)
+    default = "by data set" if argument.name in _BY_DATA else shown(argument.default)
     scripts = "all" if argument.scripts == DATA else ", ".join(map(_SCRIPTS.get, argument.scripts))
     return f"`--{argument.name}`", takes, default, scripts, argument.help
-
-
-def _shown(value: object) -> str:
-    if value is None or value is False:
-        return "" if value is None else "off"
-    if isinstance(value, list):
-        return ",".join(map(str, value))
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 if __name__ == "__main__":

@@ -26,8 +26,6 @@ from utils.settings.sizes import by_size
 from utils.settings.table import EVALUATE, STAGE1, STAGE2, arguments_of
 
 DEFAULT_DATASET = "cifar100_lt"
-# what a protocol sets
-_PROTOCOLS = {"honest": {}, "published": {"select": "test", "bn_mode": "train"}}
 _FROM_FILES = {"resume", "features", "pretrained_pth"}  # with them a file decides what is left open
 
 
@@ -38,7 +36,7 @@ class Config:
     _values: dict
     _sources: dict
     unused: tuple[str, ...] = ()  # words of the public code that the script has no use for
-    preset: str = ""  # whose defaults they are: a data set's, or OWN for features of a user's own
+    preset: str = ""  # whose defaults they are: a data set's, or `features`, of a user's own
 
     def __getattr__(self, name: str) -> object:
         try:
@@ -101,9 +99,9 @@ def resolve(script: str, given: dict, known: dict | None = None) -> Config:
         preset |= published
     if said.get("allow_partial"):
         preset["num_class"] = None  # the classes are those that are there
-    protocol = dict(_PROTOCOLS[given.get("protocol", "honest")])
+    protocol = {"select": "test", "bn_mode": "train"} if given.get("protocol") == "published" else {}
     if protocol and dataset in datasets.FILE_DATASETS:  # CIFAR has mirror averaging anyway
-        protocol["tta"] = not given.get("no_tta")
+        protocol["tta"] = not (given.get("no_tta") or said.get("no_flip"))
     if (protocol | said).get("bn_mode") == "train":
         preset["views"] = None
     if script == STAGE1:

@@ -56,9 +56,16 @@ def _lines(argument: Argument, values: dict) -> list[str]:
     name = f"  --{argument.name}{takes}"
     choices = f"; one of {', '.join(argument.choices)}" if argument.choices else ""
     value = values.get(argument.name)
-    value = ",".join(map(str, value)) if isinstance(value, list) else value
-    value = f"{value:g}" if isinstance(value, float) else value
-    default = "" if value in (None, False, "") else f" [{value}]"
+    default = "" if value is None or value is False else f" [{shown(value)}]"
     meaning = wrap(f"{argument.help}{choices}{default}", _WIDTH - _COLUMN)
     first = f"{name:<{_COLUMN - 1}} {meaning[0]}" if len(name) < _COLUMN else f"{name}  {meaning[0]}"
     return [first, *(" " * _COLUMN + line for line in meaning[1:])]
+
+
+def shown(value: object) -> str:
+    """A default, for people."""
+    if value is None or value is False:
+        return "" if value is None else "off"
+    if isinstance(value, list):
+        return ",".join(map(str, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -38,7 +38,7 @@ def _help(program: str) -> str:
 def _expanded(text: str) -> Path:
     path = os.path.expanduser(text)
     if path == text and text.startswith("~"):
-        raise ValueError(f"there is no user of {text}")
+        raise argparse.ArgumentTypeError(f"there is no user of {text}")
     return Path(path)
 
 

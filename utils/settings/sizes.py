@@ -15,7 +15,11 @@ from statistics import median
 from datasets import OWN_DATASETS
 from utils.base.files import open_regular
 
-PHOTOGRAPHS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif")
+# what datasets.images.decode reads, without Pillow, which most runs have no need of (a test compares)
+PHOTOGRAPHS = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".avif", ".avifs"),
+)
 LARGE = 20_000  # images from which on the presets hold as they are
 STEPS = 20  # at least, an epoch
 _TOTAL_STEPS = 2000  # of a training
@@ -67,7 +71,8 @@ def _below(data_dir: Path) -> list[str]:
     root = data_dir / "train"
     walk = os.walk(root if root.is_dir() else data_dir, followlinks=True)  # links may lead in a circle
     for number, (folder, _, names) in enumerate(walk):
-        found += (os.path.join(folder, name) for name in names if name.lower().endswith(PHOTOGRAPHS))
+        seen = (name for name in names if not name.startswith("."))
+        found += (os.path.join(folder, name) for name in seen if name.lower().endswith(PHOTOGRAPHS))
         if number + len(found) >= LARGE:
             return []
     return found

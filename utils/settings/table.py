@@ -63,7 +63,7 @@ _DELTA = Range(
     BELOW_ONE.holds,
     "at least 0 and below 1 (at 1 every label is 1/K, above it the true class would be the least likely)",
 )
-_SHARE = Range(lambda v: 0 < v < 1, "between 0 and 1")
+_SHARE = Range(lambda v: 0 < v < 1, "above 0 and below 1")
 # group of --help -> its arguments
 # fmt: off
 _GROUPS = {
