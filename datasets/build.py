@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from datasets import CHANNELS, DATASETS, FILE_DATASETS, OWN_DATASETS, PUBLISHED_DATASETS
+from datasets.listed.lists import MAX_LIST_BYTES, refuse_huge
 from datasets.listed.own import find_list
 from datasets.listed.parts import as_seen
 from datasets.long_tail import suited_shots
@@ -93,6 +94,8 @@ def place_name(dataset: str, data_dir: str | Path, train_list: str | Path | None
         return name
     state = hashlib.sha256(os.fsencode(os.path.realpath(data_dir)))
     if train_list is not None:
-        with suppress(OSError), open_regular(find_list(Path(train_list), Path(data_dir))) as lines:
+        path = find_list(Path(train_list), Path(data_dir))
+        with suppress(OSError), open_regular(path) as lines:
+            refuse_huge(path, lines, MAX_LIST_BYTES)
             state.update(hashlib.file_digest(lines, "sha256").digest())
     return f"{name}-{state.hexdigest()[:8]}"

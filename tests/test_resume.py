@@ -69,6 +69,18 @@ def test_a_run_stopped_at_any_step_of_an_epoch_resumes_to_the_same_bits_and_rows
     assert_equal_runs(folder, short)
 
 
+def test_a_best_epoch_that_was_saved_before_a_kill_stays_the_best_where_its_repetition_is_worse(tmp_path):
+    stop_at(tmp_path, 7, *SHORT, "--select", "val")
+    folder = run_folder(tmp_path, "stage1")
+    best = checkpoint.read(folder / "best.pth")
+    progress = best.facts["progress"] | {"best_epoch": 2, "best_score": 1.0}
+    checkpoint.save(folder / "best.pth", best.facts | {"model": best.state, "epoch": 2, "progress": progress})
+    call(main_stage1.main, "--resume", folder, *places(tmp_path))
+    assert checkpoint.read(folder / "last.pth").facts["progress"]["best_epoch"] == 2
+    [left] = (tmp_path / "ckpt").glob("**/*_stage1.pth")
+    assert checkpoint.read(left).facts["epoch"] == 2
+
+
 @long_form(1, 5)
 def test_sigterm_at_random_steps_through_the_command_line_many_times_in_one_run(tmp_path, unbroken, count):
     said = stopped_runs(["--dataset", "digits_lt", *RUN, *places(tmp_path)], stops=count)

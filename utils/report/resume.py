@@ -68,27 +68,31 @@ class Resumed:
         """Stage 1: load weights, optimiser and scaler; return how far the run was."""
         self._compare(data)
         facts = self.source.facts
-        self._check_best(model, config)
+        best = self._check_best(model, config)
         checkpoint.load_weights(model, self.source, config.network)
         with self._fitting():
             load_optimizer(optimizer, facts["optimizer"])
             scaler.load_state_dict(facts.get("scaler", {}))
             progress = Progress(**facts["progress"])
+            if best and best["epoch"] == progress.epoch + 1:
+                # killed between the two files: where bits do not repeat, the epoch to come may not be as good
+                progress.best_epoch, progress.best_score = best["epoch"], best["progress"]["best_score"]
             if "partial" in facts:
                 progress.go_on(facts["partial"], world, next(model.parameters()).device)
         return progress
 
-    def _check_best(self, model: nn.Module, config: Config) -> None:
-        """Raise a UserError now, not after all epochs, where the best one so far is no longer to be had."""
+    def _check_best(self, model: nn.Module, config: Config) -> dict | None:
+        """The facts of best.pth, where the run needs it; raises a UserError now, and not after all epochs."""
         progress, path = self.source.facts["progress"], self.folder / "best.pth"
         best, done = progress["best_epoch"], progress["epoch"]
         if config.select == "last" or (best is None and done < config.epochs):
-            return
+            return None
         try:
             found = checkpoint.read(path)
             checkpoint.load_weights(model, found, config.network)
             if found.facts.get("epoch") not in (best, done + 1):  # a run may be killed between best and last
                 raise UserError(f"{path} does not hold epoch {best}, the best so far")
+            return found.facts
         except NoMemoryError:
             raise
         except UserError as error:

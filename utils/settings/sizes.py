@@ -8,7 +8,6 @@ import math
 import os
 import warnings
 from functools import cache
-from itertools import islice
 from pathlib import Path
 from statistics import median
 
@@ -24,6 +23,7 @@ LARGE = 20_000  # images from which on the presets hold as they are
 STEPS = 20  # at least, an epoch
 _TOTAL_STEPS = 2000  # of a training
 _SAMPLED = 64
+_MOST = 1 << 24  # bytes of a list of fewer than LARGE images
 
 
 def by_size(said: dict) -> tuple[str, dict]:
@@ -81,10 +81,11 @@ def _below(data_dir: Path) -> list[str]:
 def _listed(data_dir: Path, train_list: Path) -> list[str]:
     place = train_list if train_list.exists() else data_dir / train_list
     try:
-        with open_regular(place) as lines:
-            rows = [line.split() for line in islice(lines, LARGE)]
+        with open_regular(place) as handle:
+            content = handle.read(_MOST)
     except Exception:  # the run says what is wrong
         return []
+    rows = [] if len(content) == _MOST else [line.split() for line in content.splitlines()]
     return [os.path.join(data_dir, os.fsdecode(b" ".join(row[:-1]))) for row in rows if row]
 
 
