@@ -21,6 +21,7 @@ import pandas as pd
 import torch
 
 from tests.helpers import HANG, wait_until
+from tests.warm import warm
 from utils.run import checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -150,7 +151,7 @@ def _wait(out: Path, draws: random.Random, over: Callable[[], bool]) -> None:
 
 def _drive(task: dict) -> None:
     main, draws, out = importlib.import_module(task["script"]).main, random.Random(1), Path(task["out"])
-    torch.set_num_threads(1)
+    warm()
     SPOIL[task["spoil"]]()
     for attempt in range(task["kills"] + 1):
         last, _ = _saved(out)

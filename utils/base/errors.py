@@ -1,6 +1,7 @@
 """The one error class for users' mistakes, and the one place where it is caught."""
 
 import errno
+import gc
 import os
 import re
 import sys
@@ -127,6 +128,7 @@ def exit_cleanly(main: Callable[[], None]) -> None:
             sys.exit(2)
         finally:
             _let_go_of_output()
+            gc.freeze()  # else the end of Python looks for circles in all of torch, which takes a second
 
 
 def _told(error: Exception) -> str | None:
