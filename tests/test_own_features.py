@@ -55,7 +55,7 @@ def usual(tmp_path_factory) -> dict[str, float]:
     return accuracies(tmp_path_factory.mktemp("usual"))
 
 
-@pytest.mark.parametrize("change", [(0.01, 0), (100, 0), (1, 3), (0.01, 3), (100, 3)])
+@pytest.mark.parametrize("change", [(100, 0), (1, 3), (0.01, 3)])
 def test_no_method_depends_on_the_scale_or_the_origin_of_the_features(tmp_path, usual, change):
     found = accuracies(tmp_path, *change)
     assert found.keys() == usual.keys() and len(found) == len(METHODS)

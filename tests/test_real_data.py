@@ -24,18 +24,17 @@ ROOT = Path(__file__).resolve().parent.parent
 RELEASED = ROOT / "checkpoints" / "released"
 
 
-def test_both_stages_and_evaluate_run_on_the_real_set_by_the_published_command_lines(tmp_path, cifar_dir):
+def test_both_stages_run_on_the_real_set_by_the_published_command_lines(tmp_path, cifar_dir):
     """With a small network, for an epoch of each stage."""
     small = ("--network", "resnet8", "--no_tta", "--data_dir", cifar_dir)
     words = ("--imb_ratio", "100", *small, *places(tmp_path))
     one, two = ("--cur_stage", "stage1"), ("--cur_stage", "stage2")
     stage1 = call(main_stage1.main, *words, *one, "--epochs", "1", "--seed", "0")
-    short = ("--finetune_epoch", "1", "--seed", "0")
+    short = ("--finetune_epoch", "1", "--seed", "0", "--views", "0")
     stage2 = call(main_stage2.main, *words, *two, "--label_smooth", "0.98", *short)
     assert "10847 training, 1980 validation (unused), 10000 test images of 100 classes" in stage1
     assert "classes: many 35, medium 35, few 30" in stage1
     assert "steps an epoch: 170" in stage1 and "6,500 trainable" in stage2
-    assert last_line(call(evaluate.main, *words, *two)) == last_line(stage2)
     assert figures(last_line(stage1))["overall"] > 4  # chance is 1
 
 

@@ -53,8 +53,11 @@ LINES = {
         (2, 8, 17, 24),
     ),
     "drifting, several, selected": (
-        ("--method", "los,crt", "--seeds", "0,1", "--bn_mode", "train", "--select", "test"),
-        (31,),
+        (
+            *("--method", "los,crt", "--seeds", "0,1", "--bn_mode", "train", "--select", "test"),
+            *("--finetune_epoch", "3"),
+        ),
+        (20,),
     ),
     "views": ((*ONE, "--views", "2"), (7,)),
 }

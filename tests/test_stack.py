@@ -293,14 +293,20 @@ def test_a_head_whose_setting_is_refused_or_that_runs_out_of_memory_ends_alone(d
     assert [line["method"] for line in result_lines(text)] == ["ce", "los"]
 
 
+@pytest.fixture(scope="module")
+def whole(pack, tmp_path_factory) -> dict:
+    """What a run of six methods leaves that nothing stops."""
+    root = tmp_path_factory.mktemp("whole")
+    run_stage2(root, *SIX, "--features", pack)
+    return left_behind(run_folder(root, "stage2"), root)
+
+
 @pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("step", [1, 12, 40])
 def test_a_signal_ends_all_stacks_after_their_step_and_a_resume_to_the_same_bits(
-    tmp_path, pack, monkeypatch, step, threads, count
+    tmp_path, pack, whole, monkeypatch, step, threads, count
 ):
-    words = (*SIX, "--features", pack)
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    run_stage2(whole, *words)
+    words, cut = (*SIX, "--features", pack), tmp_path / "cut"
     real, calls = StackedLoss.__call__, []
 
     def counted(self, *args):
@@ -320,7 +326,7 @@ def test_a_signal_ends_all_stacks_after_their_step_and_a_resume_to_the_same_bits
     assert said.startswith("stopped by a signal after ")
     assert not any(path.name.endswith("_stage2.pth") for path in files_below(cut))
     call(main_stage2.main, *said.partition("main_stage2.py ")[2].split())
-    assert left_behind(folder, cut) == left_behind(run_folder(whole, "stage2"), whole)
+    assert left_behind(folder, cut) == whole
 
 
 def test_an_epoch_cut_off_within_a_stack_goes_on_to_the_same_bits(digits, frozen):
