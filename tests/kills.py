@@ -20,6 +20,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
+from tests.forking import forked
 from tests.helpers import HANG, wait_until
 from tests.warm import warm
 from utils.run import checkpoint
@@ -194,7 +195,7 @@ def stopped_runs(words: list, stops: int, script: str = "main_stage1.py") -> lis
         assert (process.returncode, error) == (143, ""), f"status {process.returncode}: {out}{error}"
         said.append(out.splitlines()[-1])
         words = said[-1].partition(f"{script} ")[2].split()
-    code, _, error = finished([sys.executable, script, *words])
+    code, _, error = forked([script, *words])
     assert code == 0, error
     return said
 

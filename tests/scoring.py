@@ -11,8 +11,8 @@ from torch import nn
 import evaluate
 import main_stage1
 from tests.file_trees import list_tree
+from tests.forking import forked
 from tests.helpers import call, places
-from tests.kills import TORCHRUN, finished
 from utils.base.distributed import ALONE
 from utils.engine import scoring
 
@@ -51,7 +51,7 @@ class Scored:
         path = self.root / f"predictions{self.count}.csv"
         words = [*self._words("scored.txt"), "--workers", str(workers), "--predictions", str(path)]
         if ranks > 1:
-            code, _, error = finished([*TORCHRUN, "evaluate.py", *words])
+            code, _, error = forked(["evaluate.py", *words], processes=ranks)
             assert code == 0, error
         else:
             with pytest.MonkeyPatch.context() as patch:

@@ -1,4 +1,4 @@
-"""Several processes on one machine, started by torchrun over gloo: the same results as one process alone."""
+"""Several processes on one machine, over gloo: the same results as one process alone; ends under torchrun."""
 
 import json
 import os
@@ -17,6 +17,7 @@ import torch
 import main_stage1
 from tests.distributed_worker import work
 from tests.file_trees import imagenet_tree
+from tests.forking import forked
 from tests.helpers import HANG, call, last_line, places, read_metrics, run_folder
 from tests.kills import TORCHRUN, finished, start, wait_for_an_epoch
 from utils.base import errors
@@ -50,7 +51,7 @@ def together(digits, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What both processes leave: results of whole steps and of steps in two parts, and features."""
     folder = tmp_path_factory.mktemp("together")
     words = [*features_line(digits), folder / "two", *places(folder)]
-    code, _, err = torchrun("tests/distributed_worker.py", folder, *words)
+    code, _, err = forked(["tests/distributed_worker.py", folder, *words], processes=2)
     assert code == 0, err
     return folder
 
@@ -154,19 +155,21 @@ WORDS = ("--epochs", "12", "--batch_size", "16", "--seed", "0")
 def whole(tree, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where a whole stage 1 of two processes left its model."""
     root = tmp_path_factory.mktemp("whole")
-    code, out, err = torchrun("main_stage1.py", "--cur_stage", "stage1", *WORDS, *line(tree, root))
+    words = ["main_stage1.py", "--cur_stage", "stage1", *WORDS, *line(tree, root)]
+    code, out, err = forked(words, processes=2)
     assert code == 0, err
     assert "2 processes, each on device cpu" in out
     assert out.count("run folder") == 1 and last_line(out).startswith("test overall=")
     return root
 
 
-def test_the_published_sequence_runs_under_torchrun_and_equals_one_process(tree, whole, tmp_path):
+def test_the_published_sequence_of_two_processes_equals_one_process(tree, whole, tmp_path):
     import evaluate
     import main_stage2
 
     second = ["--cur_stage", "stage2", "--finetune_epoch", "2", "--seed", "0", "--save_features"]
-    code, out, err = torchrun("main_stage2.py", *second, tmp_path / "two.safetensors", *line(tree, whole))
+    words = ["main_stage2.py", *second, tmp_path / "two.safetensors", *line(tree, whole)]
+    code, out, err = forked(words, processes=2)
     assert code == 0, err
     two = last_line(out)
     text = call(main_stage2.main, *second, tmp_path / "one.safetensors", *line(tree, tmp_path),
@@ -179,7 +182,8 @@ def test_the_published_sequence_runs_under_torchrun_and_equals_one_process(tree,
     assert not list(tmp_path.rglob("*.parts"))
 
     arguments = ["--cur_stage", "stage2", *line(tree, whole)]
-    code, out, err = torchrun("evaluate.py", *arguments, "--predictions", tmp_path / "two.csv")
+    words = ["evaluate.py", *arguments, "--predictions", tmp_path / "two.csv"]
+    code, out, err = forked(words, processes=2)
     assert code == 0, err
     text = call(evaluate.main, *arguments, "--predictions", tmp_path / "one.csv")
     assert last_line(out) == last_line(text) == two
@@ -257,7 +261,8 @@ def test_two_processes_told_to_stop_and_then_killed_go_on_to_the_same_bits(tree,
     assert "Signal 9 (SIGKILL)" in err and not any(Path(f"/proc/{n}").exists() for n in workers)
     assert len(read_metrics(folder)) < 12 and not list(tmp_path.rglob("*_stage1.pth"))
 
-    code, _, err = torchrun("main_stage1.py", "--resume", folder, "--data_dir", tree, *places(tmp_path))
+    words = ["main_stage1.py", "--resume", folder, "--data_dir", tree, *places(tmp_path)]
+    code, _, err = forked(words, processes=2)
     assert code == 0, err
     ours, theirs = (
         checkpoint.read(root / "ckpt" / "imagenet_lt" / "resnet8_stage1.pth").state

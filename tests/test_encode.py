@@ -21,8 +21,8 @@ from datasets import CHANNELS, build_data
 from datasets.images.decode import read_image
 from models import build_model, torchvision_names
 from tests.file_trees import folder_tree
+from tests.forking import forked
 from tests.helpers import call, places, refusal
-from tests.kills import TORCHRUN, finished
 from tests.stage2 import result_lines
 from utils.features.__main__ import main as features_main
 from utils.features.encode import published_views
@@ -341,7 +341,7 @@ def test_two_processes_make_the_pack_that_one_makes(folder, tmp_path):
     torch.save(build_model("resnet8", 3).state_dict(), tmp_path / "weights.pth")
     line = words(folder, "resnet8", "--weights", tmp_path / "weights.pth", "--device", "cpu", "--out")
     call(features_main, *line, tmp_path / "one")
-    code, out, err = finished([*TORCHRUN, "-m", "utils.features", *line, tmp_path / "two"])
+    code, out, err = forked(["-m", "utils.features", *line, tmp_path / "two"], processes=2)
     assert code == 0 and out.count("started from") == 1, err
     one, two = (read_pack(tmp_path / name) for name in ("one", "two"))
     for name in ("train", "val", "test", "train_labels"):

@@ -9,8 +9,10 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from contextlib import redirect_stderr
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -19,6 +21,7 @@ from scipy.stats import ttest_rel
 
 import main_stage1
 import main_stage2
+from tests.forking import Forked
 from tests.helpers import call, refusal, wait_until
 from tests.test_pack_arrays import Arrays
 from utils.base.digest import file_digest
@@ -83,6 +86,14 @@ def cells(root: Path) -> list[Cell]:
 
 def no_data(model: checkpoint.Checkpoint, config: object) -> bool:
     raise AssertionError("no released model is asked for")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forks() -> Iterator[None]:
+    """The runs of a grid that runs in this process have no start of their own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reproduce, "subprocess", SimpleNamespace(Popen=Forked))
+        yield
 
 
 @pytest.fixture(scope="module")
