@@ -7,7 +7,6 @@ import io
 import pickle
 import resource
 import struct
-import subprocess
 import sys
 import zipfile
 import zlib
@@ -21,6 +20,7 @@ import torch
 
 from datasets.cifar_lt import read_cifar
 from tests.cifar_folders import CIFAR100, python2_pickle, small_part, write_small
+from tests.forking import forked
 from utils.base.errors import NoMemoryError, UserError
 from utils.run import checkpoint
 
@@ -371,11 +371,10 @@ def attack(kind: str, folder: Path, count: int) -> tuple[int, int, int, int]:
 def limited_attack(
     kind: str, folder: Path, count: int, megabytes: int = 200, seconds: int = 300
 ) -> list[int]:
-    """`attack` in a process that may take so much memory and time beyond what it takes to start."""
-    words = [sys.executable, "-m", "tests.attacks", kind, folder, str(count), str(megabytes), str(seconds)]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return [int(word) for word in done.stdout.split()]
+    """`attack` in a process that may take so much memory and time beyond what it has at its start."""
+    code, out, error = forked(["-m", "tests.attacks", kind, folder, count, megabytes, seconds])
+    assert code == 0, error[-2000:]
+    return [int(word) for word in out.split()]
 
 
 def main(kind: str, folder: str, *limits: str) -> None:

@@ -6,7 +6,6 @@ import re
 import shlex
 import shutil
 import signal
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -205,9 +204,10 @@ def test_two_processes_save_the_features_that_one_saves(digits, together, tmp_pa
         torch.testing.assert_close(getattr(two, name), getattr(one, name), rtol=1e-4, atol=1e-4)
 
 
-def test_a_mistake_ends_all_processes_and_is_said_first_by_the_first(tree, tmp_path):
-    """On a busy machine the second may not be ended before it says the same."""
-    code, out, err = torchrun("main_stage1.py", *line(tree, tmp_path), "--epochs", "1", "--batch_size", "15")
+def test_a_mistake_is_said_first_by_the_first_of_several_processes(tree, tmp_path):
+    """Under torchrun the second is ended before it says the same, unless the machine is busy."""
+    words = ["main_stage1.py", *line(tree, tmp_path), "--epochs", "1", "--batch_size", "15"]
+    code, out, err = forked(words, processes=2)
     assert code != 0
     said = [words for words in err.splitlines() if words.startswith("error")]
     assert said[0].startswith("error: ")
@@ -232,33 +232,18 @@ def test_an_unreadable_image_in_one_process_is_named_and_ends_all(tree, tmp_path
     assert record["environment"]["processes"] == 2 and isinstance(record["config"]["seed"], int)
 
 
-def ended(process: subprocess.Popen) -> tuple[str, str]:
-    """Standard output and error of one that fails."""
-    out, err = process.communicate(timeout=HANG)
-    assert process.returncode != 0
-    return out, err
-
-
-def test_two_processes_told_to_stop_and_then_killed_go_on_to_the_same_bits(tree, whole, tmp_path):
+def test_two_processes_told_to_stop_go_on_to_the_same_bits(tree, whole, tmp_path):
     """torchrun passes a signal on, and a whole job's reaches its processes as well: it comes twice."""
     with start([*TORCHRUN, "main_stage1.py", *line(tree, tmp_path), *WORDS]) as process:
         wait_for_an_epoch(process)
         os.killpg(process.pid, signal.SIGTERM)
-        out, err = ended(process)
+        out, err = process.communicate(timeout=HANG)
+    assert process.returncode != 0
     [said] = [words for words in out.splitlines() if words.startswith("stopped by a signal after ")]
     command = shlex.split(said.partition("go on with: ")[2])
     assert command[:4] == ["torchrun", "--nproc_per_node", "2", "main_stage1.py"], err
     [folder] = (tmp_path / "out" / "imagenet_lt_stage1").iterdir()
     assert not (folder / "summary.json").exists()
-
-    with start([*TORCHRUN, *command[3:]]) as process:
-        wait_for_an_epoch(process)
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        workers = [n for n in children if b"main_stage1" in Path(f"/proc/{n}/cmdline").read_bytes()]
-        assert len(workers) == 2
-        os.kill(int(workers[1]), signal.SIGKILL)
-        _, err = ended(process)
-    assert "Signal 9 (SIGKILL)" in err and not any(Path(f"/proc/{n}").exists() for n in workers)
     assert len(read_metrics(folder)) < 12 and not list(tmp_path.rglob("*_stage1.pth"))
 
     words = ["main_stage1.py", "--resume", folder, "--data_dir", tree, *places(tmp_path)]
