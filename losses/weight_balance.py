@@ -36,8 +36,8 @@ class WeightBalancing(nn.Module):
     def with_slope(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """The loss and its gradient in the logits."""
         loss, log_p, log_not_p, true = self._parts(logits, targets)
-        # The slope in log p is 1 at the true class and -p / (1 - p) at the others. At a wrong class of a
-        # probability near 1 that has no end, but its part in the logits has one, which `wrong` writes down.
+        # Slopes of the log-likelihood in log p: 1 at the true class, -p / (1 - p) at the others. Of a wrong
+        # class with p near 1 that has no bound. Its product with another class's p has one, and is `wrong`.
         top = log_p.argmax(-1, keepdim=True)
         odds = (log_p - log_not_p).exp().scatter(-1, top, 0.0)
         wrong = (log_p - log_not_p.gather(-1, top)).exp().scatter(-1, top, 0.0)

@@ -1,4 +1,4 @@
-"""What the tests of several processes run, under torchrun and in the process: the same work, its result."""
+"""What the tests of several processes run, in forks and in the process: the same work, its result."""
 
 import sys
 from pathlib import Path

@@ -1,6 +1,6 @@
 """Commands of this repository without their start: forks of a process that has read the code, seconds each.
 
-Tests of how a command starts, is signalled or is killed take real processes (tests/kills.py).
+Tests of how a command starts, or of what a signal does to it, take real processes (tests/kills.py).
 """
 
 import multiprocessing
@@ -9,6 +9,8 @@ import runpy
 import socket
 import sys
 from collections.abc import Mapping
+from contextlib import chdir
+from multiprocessing.connection import wait
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -23,7 +25,9 @@ def _run(words: list[str], variables: Mapping[str, str], out: str, err: str) -> 
     """In the new process: a script, or behind -m a module, as `python` runs it."""
     for number, path in ((1, out), (2, err)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+    assert "tests.warmed" in sys.modules, "the process that forks has not read the code"
     os.chdir(ROOT)
+    os.environ.clear()
     os.environ.update(variables)
     module = words[0] == "-m"
     sys.argv = words[module:]
@@ -34,14 +38,20 @@ def _run(words: list[str], variables: Mapping[str, str], out: str, err: str) -> 
 
 
 class Forked:
-    """A command in the place of a subprocess.Popen: [..., a script or -m and a module, words]."""
+    """A command in the place of a subprocess.Popen: [..., a script or -m and a module, words].
+
+    It holds no descriptors of its starter and is not told of its end: `options` say what a Popen would do.
+    """
 
     def __init__(self, line: list, stdout: object, stderr: object, env: Mapping, **options: object) -> None:
         words = [str(word) for word in line]
         first = next(i for i, word in enumerate(words) if word == "-m" or word.endswith(".py"))
         task = (words[first:], dict(env), stdout.name, stderr.name)
         self.process = _FORKING.Process(target=_run, args=task)
-        self.process.start()
+        with chdir(ROOT):  # where the process that forks finds the code
+            self.process.start()
+        # another thread's start would ask for its end, which can be read once
+        multiprocessing.process._children.discard(self.process)
         self.pid = self.process.pid
 
     def send_signal(self, number: int) -> None:
@@ -60,17 +70,31 @@ class Forked:
 
 def forked(words: list, processes: int = 1) -> tuple[int, str, str]:
     """Run a command to its end, in several processes as torchrun would: status, standard output and error."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    variables = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes)}
-    variables |= {"LOCAL_WORLD_SIZE": str(processes)}
+    ranks, shared = [{}] * processes, {}
+    if processes > 1:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+        shared |= dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(processes))
+        ranks = [dict.fromkeys(("RANK", "LOCAL_RANK"), str(rank)) for rank in range(processes)]
+    started: list[Forked] = []
     with (
         TemporaryDirectory() as folder,
         open(f"{folder}/out", "w+") as out,
         open(f"{folder}/err", "w+") as err,
     ):
-        ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
-        env = [variables | rank if processes > 1 else {} for rank in ranks]
-        codes = [one.wait() for one in [Forked(words, out, err, own) for own in env]]
-        return max(codes, key=abs), out.read(), err.read()
+        try:
+            for rank in ranks:
+                started.append(Forked(words, out, err, os.environ | shared | rank))
+            going = [one.process for one in started]
+            while going:  # one that fails ends the others
+                ended = wait([process.sentinel for process in going], HANG)
+                failed = any(process.exitcode for process in going if process.sentinel in ended)
+                going = [process for process in going if process.sentinel not in ended]
+                if failed or not ended:
+                    break
+        finally:
+            for one in started:
+                if one.process.exitcode is None:
+                    one.terminate()
+        return max((one.wait() for one in started), key=abs), out.read(), err.read()

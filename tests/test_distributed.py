@@ -205,12 +205,11 @@ def test_two_processes_save_the_features_that_one_saves(digits, together, tmp_pa
 
 
 def test_a_mistake_is_said_first_by_the_first_of_several_processes(tree, tmp_path):
-    """Under torchrun the second is ended before it says the same, unless the machine is busy."""
+    """The second waits before it says the same, since torchrun ends it then."""
     words = ["main_stage1.py", *line(tree, tmp_path), "--epochs", "1", "--batch_size", "15"]
     code, out, err = forked(words, processes=2)
     assert code != 0
     said = [words for words in err.splitlines() if words.startswith("error")]
-    assert said[0].startswith("error: ")
     assert {words.replace("error (process 1)", "error") for words in said} == {
         "error: --batch_size 15 must be a multiple of 2 process(es) x --accum 1: it counts the images of a "
         "step, over all of them"
@@ -256,3 +255,17 @@ def test_two_processes_told_to_stop_go_on_to_the_same_bits(tree, whole, tmp_path
     assert all(torch.equal(ours[name], value) for name, value in theirs.items())
     unbroken = run_folder(whole, "stage1", "imagenet_lt")
     assert (folder / "metrics.csv").read_bytes() == (unbroken / "metrics.csv").read_bytes()
+
+
+@pytest.mark.long
+def test_where_one_of_two_processes_is_killed_torchrun_ends_the_other(tree, tmp_path):
+    with start([*TORCHRUN, "main_stage1.py", *line(tree, tmp_path), *WORDS]) as process:
+        wait_for_an_epoch(process)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        workers = [n for n in children if b"main_stage1" in Path(f"/proc/{n}/cmdline").read_bytes()]
+        assert len(workers) == 2
+        os.kill(int(workers[1]), signal.SIGKILL)
+        _, err = process.communicate(timeout=HANG)
+    assert process.returncode != 0 and "Signal 9 (SIGKILL)" in err
+    assert not any(Path(f"/proc/{n}").exists() for n in workers)
+    assert not list(tmp_path.rglob("*_stage1.pth"))

@@ -359,15 +359,21 @@ def test_a_network_of_torchvision_or_of_the_users_own_trains_by_its_name(own, tm
     assert last_line(found) == last_line(text)
 
 
+@pytest.mark.parametrize("stage", ["stage1", "stage2"])
 @pytest.mark.parametrize("step", [2, 4])
-def test_a_network_with_dropout_resumes_to_the_same_bits(own, tmp_path, step):
-    words = of_own(own, "--network", "tests.user_networks:tiny")
+def test_a_network_with_dropout_resumes_to_the_same_bits(own, tmp_path, stage, step):
+    words, run = of_own(own, "--network", "tests.user_networks:tiny"), stage1
+    if stage == "stage2":
+        stage1(tmp_path, *words)
+        [start] = (tmp_path / "ckpt").glob("*/*_stage1.pth")
+        words, run = [*words, "--pretrained_pth", start, "--bn_mode", "train"], stage2
     folders = []
     for name in ("whole", "stopped"):
-        act = partial(stage1, tmp_path / name, *words)
+        act = partial(run, tmp_path / name, *words)
         act() if name == "whole" else stopped_at_step(tmp_path / name, step, act)
-        folders.append(run_folder(tmp_path / name, "stage1", "folder_pets"))
-    call(main_stage1.main, *words, *places(tmp_path / "stopped"), "--resume", folders[1])
+        folders.append(run_folder(tmp_path / name, stage, "folder_pets"))
+    main = main_stage1.main if stage == "stage1" else main_stage2.main
+    call(main, *words, *places(tmp_path / "stopped"), "--resume", folders[1])
     whole, stopped = (checkpoint.read(folder / "last.pth").state for folder in folders)
     assert all(torch.equal(value, stopped[name]) for name, value in whole.items())
 

@@ -34,7 +34,7 @@ def test_both_stages_run_on_the_real_set_by_the_published_command_lines(tmp_path
     stage2 = call(main_stage2.main, *words, *two, "--label_smooth", "0.98", *short)
     assert "10847 training, 1980 validation (unused), 10000 test images of 100 classes" in stage1
     assert "classes: many 35, medium 35, few 30" in stage1
-    assert "steps an epoch: 170" in stage1 and "500 trainable" in stage2
+    assert "steps an epoch: 170" in stage1 and " 500 trainable" in stage2
 
 
 def released_lines() -> dict[str, str]:

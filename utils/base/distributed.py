@@ -108,7 +108,7 @@ def leave() -> None:
 def parallel(model: nn.Module, world: World, device: torch.device) -> nn.Module:
     """The model to train: the same one alone, else one whose gradients are averaged over the processes.
 
-    Batch-norm statistics are each process's own, and the first one's are saved.
+    Buffers, batch-norm's statistics among them, are each process's own, and the first one's are saved.
     """
     if world.size == 1:
         return model

@@ -136,7 +136,7 @@ def _told(error: Exception) -> str | None:
     if isinstance(error, UserError) and not isinstance(error, NoMemoryError):
         return str(error)
     if isinstance(error, OSError) and (isinstance(error, PermissionError) or error.errno in _OF_A_PLACE):
-        return ": ".join(str(part) for part in (error.filename, error.strerror) if part)
+        return ": ".join(str(part) for part in (error.filename, error.strerror) if part) or reason(error)
     if is_out_of_memory(error):
         return _out_of_memory(error)
     operation, found, _ = str(error).partition(" does not have a deterministic implementation")

@@ -56,7 +56,7 @@ def pick_device(
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Bytes that a process can have there at most, by what is free and its container; None: not known."""
+    """Bytes that a process can have there at most: what is free, within its container; None: not known."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     found, group = [], (r"^(\d+)", "/sys/fs/cgroup/memory.max", 1)

@@ -106,7 +106,7 @@ class Classifier(nn.Module):
         width = self.network.fc.weight.shape[1]
         try:
             features = torch.as_tensor(rows, dtype=torch.float32)
-        except (TypeError, ValueError, RuntimeError) as error:
+        except (TypeError, ValueError) as error:
             raise SettingError(f"features must be numbers [N, {width}]: {reason(error)}") from error
         if features.ndim != 2 or features.shape[1] != width:
             raise SettingError(f"features must be [N, {width}], got {list(features.shape)}")
@@ -118,8 +118,10 @@ class Classifier(nn.Module):
             pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
         else:
             try:
-                pixels = read_image(name) if isinstance(image, str | Path) else torch.as_tensor(image)
-            except (TypeError, ValueError, RuntimeError) as error:
+                pixels = (
+                    read_image(name) if isinstance(image, str | Path) else torch.as_tensor(np.asarray(image))
+                )
+            except (TypeError, ValueError) as error:
                 raise SettingError(f"{name} cannot be read: {reason(error)}") from error
         if pixels.ndim != 3 or len(pixels) != 3 or pixels.dtype != torch.uint8:
             found = f"{pixels.dtype} {list(pixels.shape)}"

@@ -23,7 +23,7 @@ LARGE = 20_000  # images from which on the presets hold as they are
 STEPS = 20  # at least, an epoch
 _TOTAL_STEPS = 2000  # of a training
 _SAMPLED = 64
-_MOST = 1 << 24  # bytes of a list of fewer than LARGE images
+_MOST = 1 << 24  # bytes: a larger list is taken for a large set
 
 
 def by_size(said: dict) -> tuple[str, dict]:
