@@ -264,6 +264,11 @@ def test_a_loss_of_stage_1_has_the_options_that_its_method_has_at_the_ratio():
     given = {"loss": "label_aware", "imb_ratio": 10.0}
     smoothing = training_loss(resolve(STAGE1, given), [500, 50]).eps
     assert smoothing.tolist() == pytest.approx([0.2, 0.0])
+    one, other = (
+        training_loss(resolve(STAGE1, {"loss": "los_weighted"} | words), [500, 50]).eps
+        for words in ({"label_smooth": 0.5}, {})
+    )
+    assert (one < other).all(), "the preset has 0.98"
 
 
 # ---- prediction ----

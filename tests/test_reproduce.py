@@ -181,7 +181,7 @@ def test_the_committed_pages_come_from_the_committed_csv_files():
     assert published_table(ROOT / "results", brief=True) in (ROOT / "README.md").read_text(encoding="utf-8")
     assert own_table(ROOT / "results") in (ROOT / "docs/methods.md").read_text(encoding="utf-8")
     found = list(measured_tables(ROOT / "docs"))
-    assert {page.stem for page, _, _ in found} == {"features", "own_data", "speed"}
+    assert {page.stem for page, _, _ in found} == {"features", "methods", "own_data", "speed"}
     for page, name, table in found:
         assert marked(name, COMMAND, table) in page.read_text(encoding="utf-8"), name
 

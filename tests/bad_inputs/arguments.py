@@ -111,7 +111,7 @@ CONTRADICTIONS = [
     (
         STAGE1,
         DIGITS + "--label_smooth 0.1 --loss bsce",
-        "--label_smooth is for --loss ce and los, bsce has no",
+        "--label_smooth is for --loss ce, los and los_weighted, bsce has no",
     ),
     (STAGE2, "--views 2 --bn_mode train", "--bn_mode train recomputes the features"),
     (STAGE2, STAGE1_OF + "--method ce --tau 1", "--tau: no method of this run has it"),
