@@ -64,9 +64,8 @@ def build_data(
         classes = len(data.val.labels.unique())
         if classes < 2:
             found = f"--val_source {data.val_source} gives validation images of {classes} class(es)"
-            raise UserError(
-                f"{found}, 2 or more are needed: take another --val_source, or none and --select last"
-            )
+            way_out = "take another --val_source, or none and --select last"
+            raise UserError(f"{found}, 2 or more are needed: {way_out}")
     notes = data.notes
     if shots is None:
         shots, note = suited_shots(data.class_counts) if name in OWN_DATASETS else (data.shots, "")

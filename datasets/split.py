@@ -62,7 +62,7 @@ def fitting_counts(available: list[int], imb_ratio: float) -> list[int]:
     steps = max(num_classes - 1, 1)
     top = min(int((count + 1) * imb_ratio ** (k / steps)) for k, count in enumerate(available)) + 1
     while True:
-        if not int(top / imb_ratio):
+        if not int(top * imb_ratio ** (-(num_classes - 1) / steps)):
             order = "leaves a class without an image, as the classes lie in the order of their names"
             raise UserError(f"--imb_ratio {imb_ratio:g} {order}: take a smaller one")
         counts = long_tail_counts(num_classes, top, imb_ratio)

@@ -40,7 +40,7 @@ def _run(words: list[str], variables: Mapping[str, str], out: str, err: str) -> 
 class Forked:
     """A command in the place of a subprocess.Popen: [..., a script or -m and a module, words].
 
-    It holds no descriptors of its starter and is not told of its end: `options` say what a Popen would do.
+    It holds no descriptors of its starter and is not told of its end: a Popen's other `options` are let pass.
     """
 
     def __init__(self, line: list, stdout: object, stderr: object, env: Mapping, **options: object) -> None:

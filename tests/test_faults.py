@@ -59,7 +59,7 @@ torch.optim.SGD.step = step
 MEMORY = (
     "import resource\n"
     "taken = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
-    "resource.setrlimit(resource.RLIMIT_AS, (taken + 24 * 2**20,) * 2)\n"
+    "resource.setrlimit(resource.RLIMIT_AS, (taken + 32 * 2**20,) * 2)\n"
 )
 
 
@@ -356,7 +356,8 @@ def test_a_loss_that_is_no_number_ends_stage_2_with_a_line(program, digits, tmp_
 @pytest.mark.parametrize("script", ["main_stage1", "main_stage2"])
 def test_memory_that_runs_out_is_a_line_that_says_what_to_try(program, digits, tmp_path, script):
     words = ["--dataset", "digits_lt", "--device", "cpu", *places(tmp_path)]
-    words += ["--batch_size", "4096"] if script == "main_stage1" else ["--pretrained_pth", digits.stage1]
+    large = ["--batch_size", "4096", "--network", "resnet32"]
+    words += large if script == "main_stage1" else ["--pretrained_pth", digits.stage1]
     words += ["--views", "3000", "--finetune_epoch", "3000"] if script == "main_stage2" else []
     status, said = program.run(tmp_path, script, *words, before=MEMORY)
     assert status == 2 and len(said) == 1, said

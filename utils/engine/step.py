@@ -35,10 +35,10 @@ def training_loss(config: Config, class_counts: Sequence[int]) -> nn.Module:
     options = method.loss_options(method.options | method.at_ratio(config.imb_ratio)) if method else {}
     if config.label_smooth is not None:
         if name not in ("ce", "los", "los_weighted"):
-            raise UserError(
-                f"--label_smooth is for --loss ce, los and los_weighted, {name} has no use for it"
-            )
-        name, options = "los" if name == "ce" else name, options | {"label_smooth": config.label_smooth}
+            takers = "--loss ce, los and los_weighted"
+            raise UserError(f"--label_smooth is for {takers}, {name} has no use for it")
+        name = "los" if name == "ce" else name
+        options |= {"label_smooth": config.label_smooth}
     elif name in ("los", "los_weighted"):
         preset = preset_for(config.dataset, config.network)
         gap = preset["logit_gap"]

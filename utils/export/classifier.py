@@ -116,11 +116,11 @@ class Classifier(nn.Module):
         name = str(image) if isinstance(image, str | Path) else "an image"
         if isinstance(image, Image.Image):
             pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+        elif isinstance(image, str | Path):
+            pixels = read_image(name)
         else:
             try:
-                pixels = (
-                    read_image(name) if isinstance(image, str | Path) else torch.as_tensor(np.asarray(image))
-                )
+                pixels = torch.as_tensor(np.asarray(image))
             except (TypeError, ValueError) as error:
                 raise SettingError(f"{name} cannot be read: {reason(error)}") from error
         if pixels.ndim != 3 or len(pixels) != 3 or pixels.dtype != torch.uint8:

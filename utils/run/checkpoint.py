@@ -178,13 +178,13 @@ def _load_safetensors(path: Path) -> dict[str, Tensor] | None:
     require_file(path)
     try:
         with open_regular(path) as handle:
-            head = handle.read(1 << 22)  # its entries come in any order
+            head = handle.read(1 << 22)  # entries of a header come in any order
             for begins, says in _OTHERS:
                 if re.match(begins, head, re.DOTALL | re.IGNORECASE):
                     raise UserError(f"{path} {says}")
             if head[8:9] != b"{":
                 return None
-            if PACK_FORMAT.encode() in head:
+            if PACK_FORMAT.encode() in head[: 8 + int.from_bytes(head[:8], "little")]:
                 raise UserError(f"{path} is a feature pack: stage 2 and evaluate take it by --features")
             return safetensors.torch.load(head + handle.read())
     except OSError as error:

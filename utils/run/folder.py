@@ -95,12 +95,8 @@ class Run:
         except (OSError, ValueError, UserError) as error:
             if log not in self._lost:
                 self._lost.add(log)
-                what = (
-                    str(error)
-                    if isinstance(error, UserError)
-                    else f"{log} cannot be written: {reason(error)}"
-                )
-                complain(f"warning: {what}; the run goes on")
+                what = "" if isinstance(error, UserError) else f"{log} cannot be written: "
+                complain(f"warning: {what}{reason(error)}; the run goes on")
 
     def write_text(self, name: str, text: str) -> None:
         """A file of the run folder, replaced whole."""

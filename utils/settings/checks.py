@@ -201,8 +201,9 @@ def _ask_for_folder(given: dict, dataset: str) -> None:
     place = given.get("data_dir")
     if place is None or "dataset" in given or not dataset.startswith("cifar") or any(place.glob("cifar-*")):
         return
+    images = (*PHOTOGRAPHS, ".heic", ".heif")  # these two are of telephones, and cannot be read
     names = (path.name.lower() for depth in ("*", "*/*") for path in place.glob(depth))
-    if (place / "train").is_dir() or any(name.endswith((*PHOTOGRAPHS, ".heic", ".heif")) for name in names):
+    if (place / "train").is_dir() or any(name.endswith(images) for name in names):
         hint = f"was --dataset folder meant? (else say --dataset {dataset} as well)"
         raise UserError(f"--data_dir {place} holds images, no CIFAR: {hint}")
 
