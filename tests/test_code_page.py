@@ -63,6 +63,12 @@ def said(tmp_path_factory) -> dict[str, str]:
     return json.loads(done.stdout)
 
 
+def test_what_re_trains_a_classifier_is_read_in_five_files_of_600_lines_together():
+    files = re.findall(r"^\d\. `(\S+)`: ", PAGE, re.MULTILINE)
+    assert len(files) == 5
+    assert sum(len((ROOT / name).read_text(encoding="utf-8").splitlines()) for name in files) <= 600
+
+
 def test_every_patch_touches_two_files_at_most():
     assert len(PATCHES) == 4
     assert all(1 <= patch.count("\n+++ ") <= 2 for patch in PATCHES)

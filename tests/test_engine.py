@@ -18,8 +18,9 @@ from utils.base.seeding import epoch_order
 from utils.engine.loop import Progress, cosine_lr, diverged, score_column, sgd, train_epoch
 from utils.engine.scoring import predict
 from utils.engine.step import DivergedError, TrainStep, training_loss
+from utils.features.drifting import DriftingFeatures
 from utils.features.logits import head_logits
-from utils.features.views import FIRST_VIEW, DriftingFeatures, TrainFeatures, eval_features
+from utils.features.views import FIRST_VIEW, TrainFeatures, eval_features
 from utils.run import checkpoint
 from utils.settings.config import resolve
 from utils.settings.table import STAGE1

@@ -18,7 +18,8 @@ from utils.heads.plan import HeadPlan, plan_heads
 from utils.settings.chosen import chosen_methods, lead_method
 from utils.settings.commands import ROOT
 from utils.settings.config import resolve
-from utils.settings.methods import METHODS, MOVES, OPTIONS, PATHS, SETTINGS, TAUS, TRAINING, Method
+from utils.settings.method import TRAINING, Method
+from utils.settings.methods import METHODS, MOVES, OPTIONS, PATHS, SETTINGS, TAUS
 from utils.settings.parse import ARGUMENTS, STAGE2, parse
 
 NAMES = [

@@ -32,7 +32,8 @@ from utils.metrics.logits import READINGS
 from utils.packs.pack import read_pack
 from utils.run.checkpoint import RELEASED
 from utils.settings.config import Config, resolve
-from utils.settings.methods import METHODS, Method
+from utils.settings.method import Method
+from utils.settings.methods import METHODS
 from utils.settings.parse import STAGE2, Parser
 
 PACK = RELEASED / "cifar100_lt" / "IR=100" / "resnet32_features.safetensors"

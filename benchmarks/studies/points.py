@@ -24,7 +24,8 @@ from utils.metrics.percent import SCALE
 from utils.plots.tables import read_table
 from utils.report.table import markdown_lines
 from utils.run.checkpoint import RELEASED
-from utils.settings.methods import METHODS, Method
+from utils.settings.method import Method
+from utils.settings.methods import METHODS
 from utils.settings.parse import Parser
 from utils.settings.presets import preset_for
 

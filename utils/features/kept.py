@@ -9,7 +9,8 @@ from models import head_from_state
 from utils.base.errors import UserError, reason
 from utils.features.scale import Scale
 from utils.run.checkpoint import Checkpoint
-from utils.settings.methods import METHODS, Method
+from utils.settings.method import Method
+from utils.settings.methods import METHODS
 
 # heads whose state is that of an nn.Linear
 _LINEAR = ("linear", "los_step", "samn", "logreg")

@@ -22,6 +22,7 @@ from utils.base.errors import UserError, about
 from utils.engine import scoring
 from utils.engine.device import LAYOUT
 from utils.engine.precision import speed_up
+from utils.features.drifting import DriftingFeatures
 from utils.features.frozen import (
     Representation,
     pack_classifier,
@@ -34,7 +35,6 @@ from utils.features.logits import logit_batches
 from utils.features.store import FeatureStore, Views
 from utils.features.views import (
     FRESH_VIEWS,
-    DriftingFeatures,
     StoredViews,
     TrainFeatures,
     Watch,

@@ -10,16 +10,8 @@ from utils.base.errors import UserError
 from utils.run.facts import OWN
 from utils.settings.chosen import chosen_methods
 from utils.settings.config import Config, several
-from utils.settings.methods import (
-    ARGUMENTS,
-    EQUAL_EPOCHS,
-    METHODS,
-    MOVES,
-    OPTIONS,
-    SETTINGS,
-    TRAINING,
-    Method,
-)
+from utils.settings.method import ARGUMENTS, TRAINING, Method
+from utils.settings.methods import EQUAL_EPOCHS, METHODS, MOVES, OPTIONS, SETTINGS
 
 
 @dataclass(frozen=True)

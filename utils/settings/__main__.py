@@ -9,8 +9,9 @@ from pathlib import Path
 from utils.base.files import write_atomically
 from utils.base.pages import filled
 from utils.settings.help import shown
-from utils.settings.methods import ARGUMENTS as OF_TRAINING
-from utils.settings.methods import METHODS, Method
+from utils.settings.method import ARGUMENTS as OF_TRAINING
+from utils.settings.method import Method
+from utils.settings.methods import METHODS
 from utils.settings.presets import PRESETS, PUBLISHED, preset_for
 from utils.settings.table import ARGUMENTS, CHECK, DATA, EVALUATE, STAGE1, STAGE2, Argument, Mark, marked
 

@@ -14,7 +14,8 @@ from models import check_network as network_exists
 from utils.base.errors import UserError
 from utils.base.files import check_output
 from utils.settings.chosen import chosen_methods
-from utils.settings.methods import METHODS, OPTIONS, TRAINING
+from utils.settings.method import TRAINING
+from utils.settings.methods import METHODS, OPTIONS
 from utils.settings.sizes import PHOTOGRAPHS
 from utils.settings.table import (
     ARGUMENTS,

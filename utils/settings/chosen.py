@@ -5,7 +5,8 @@ import re
 
 from utils.base.errors import UserError
 from utils.base.lazy import current_folder_first, named_function, one_line
-from utils.settings.methods import METHODS, OPTIONS, Method
+from utils.settings.method import Method
+from utils.settings.methods import METHODS, OPTIONS
 
 
 def chosen_methods(text: str) -> list[Method]:

@@ -2,7 +2,7 @@
 
 from datasets import DATASETS
 from models import THIN_NETWORKS
-from utils.settings.methods import at_nearest
+from utils.settings.method import at_nearest
 from utils.settings.table import ARGUMENTS
 
 # Where they are from, column by column:
