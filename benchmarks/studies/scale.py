@@ -23,11 +23,11 @@ PIXELS, WIDTH = 224, 2048
 H100_TRAIN = 2 * 1218
 # images/s of ResNet-50 measured on two cores of an AMD EPYC, batch 32, fp32, channels last
 CPU_TRAIN, CPU_FORWARD = 4.85, 14.9
-DECODED = 700  # images/s a core: 1 / 1434 µs, measured on the same machine (docs/speed.md)
+DECODED = 677  # images/s a core: 1 / 1478 µs (docs/speed.md)
 STEP_H100, STEP_CPU = (
     2e-3,
     0.274,
-)  # seconds of a head's step, at 8142 classes: assumed; measured (docs/speed.md)
+)  # seconds of a head's step, at 8142 classes: assumed; measured
 
 
 class Set(NamedTuple):

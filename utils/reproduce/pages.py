@@ -55,7 +55,8 @@ of stage 2, which is the noise of batch order alone. With several stage-1 models
 _PLACE = "The place of LOS is that among all methods but `stage1` and `ce`."
 _CLAIMED = f"""Two methods are told apart where the 95 % interval of their difference excludes zero and the p
 of McNemar's test, corrected by Holm, is below {TOLD_APART}. With several stage-1 models a paired t test over
-these decides, with the same correction. docs/methods.md says how all of this is computed."""
+these decides, with the same correction; the p beside a t is before it. docs/methods.md says how all of
+this is computed."""
 _BESIDE = """LOS at each ratio, with many/medium/few; n are the seeds of stage 2 on one stage-1 model. Ours
 are on the fixed plain features of packs, with published settings or all chosen on validation. UNKNOWN: nobody
 whom we could read tells it."""

@@ -12,7 +12,7 @@ from utils.settings.help import shown
 from utils.settings.method import ARGUMENTS as OF_TRAINING
 from utils.settings.method import Method
 from utils.settings.methods import METHODS
-from utils.settings.presets import PRESETS, PUBLISHED, preset_for
+from utils.settings.presets import PRESETS, PUBLISHED, THIN_RATES, preset_for
 from utils.settings.table import ARGUMENTS, CHECK, DATA, EVALUATE, STAGE1, STAGE2, Argument, Mark, marked
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "arguments.md"
@@ -31,8 +31,10 @@ _SCRIPTS = {STAGE1: "stage 1", STAGE2: "stage 2", EVALUATE: "evaluate", CHECK: "
 _KINDS = {bool: "switch", Path: "path", str: "text", int: "whole number", float: "number"}
 _BY_DATA = list(PRESETS["cifar100_lt"])
 _DEFAULTS = {name: preset_for(name) for name in PRESETS if name != "list"}
-_THIN = preset_for("cifar100_lt", "resnet32") | {"network": "resnet32"}
-_DEFAULTS |= {"CIFAR, thin": _THIN, "own features": preset_for("")}
+_RATES = "; ".join(f"{shown(rate)} at ratio {ratio:g}" for ratio, rate in THIN_RATES.items())
+_THIN = preset_for("cifar100_lt", "resnet32") | {"network": "resnet32", "finetune_lr": _RATES}
+_OWN = preset_for("") | {"path": "by the [imbalance](features.md)"}
+_DEFAULTS |= {"CIFAR, thin": _THIN, "own features": _OWN}
 
 
 def page() -> str:

@@ -108,7 +108,7 @@ _TABLE = (
            loss="los_weighted", epochs=None, options={"label_smooth": None, "path": None, "power": 0.5},
            candidates={"power": (0.25, 0.5, 1.0)}),
     Method("samn", "row norms rising with rarity", "Zhang et al. 2026, as we read it",
-           head="samn", loss="ce", epochs=20, lr=5e-4, published=f"{_RECIPE} schedule"),
+           head="samn", loss="ce", epochs=20, lr=5e-4, second_hand=f"{_RECIPE} schedule"),
     Method("logreg", "logistic regression, classes alike", "scikit-learn",
            learns="classifier, at once", start="features", head="logreg",
            options={"logreg_c": 1.0}, candidates={"logreg_c": PENALTIES}),
