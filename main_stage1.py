@@ -82,7 +82,7 @@ def train(argv: Sequence[str] | None, held: ExitStack) -> None:
     learner = distributed.parallel(model, world, device)
 
     # ---- loss and optimiser
-    loss_fn = training_loss(config, data.train_counts).to(device)
+    loss_fn = training_loss(config, data.train_counts, config.accum * world.size).to(device)
     optimizer = loop.sgd(model.parameters(), config.lr, config.momentum, config.wd, config.nesterov)
     scaler = loss_scaler(config)
     step = TrainStep(learner, loss_fn, optimizer, scaler)

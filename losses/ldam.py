@@ -16,7 +16,7 @@ class LDAM(nn.Module):
     """Cross-entropy of s (cos - Δ_y onehot) with the margins Δ_c = C / n_c^(1/4).
 
     C is such that the largest margin, that of the rarest class, is `max_margin`. The logits must be s cos,
-    those of a normalised linear classifier with the same scale s.
+    those of a normalised linear classifier with the same scale s; for a plain one (stage 1) s is 1.
     Raises ValueError: a class has no image, the margin is negative or the scale not above 0.
     """
 

@@ -44,11 +44,12 @@ class WeightedCrossEntropy(nn.Module):
 
     def __init__(self, weights: Tensor) -> None:
         super().__init__()
+        weights = weights.to(torch.get_default_dtype())
         # A weight of 0 is refused too: a batch of such classes only would be 0 / 0.
         if not (weights.isfinite() & (weights > 0)).all():
             least = float(weights.min())
             raise SettingError(f"class weights must be numbers above 0, the least is {least:g}")
-        self.register_buffer("weights", weights.to(torch.get_default_dtype()), persistent=False)
+        self.register_buffer("weights", weights, persistent=False)
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
         return F.cross_entropy(logits, targets, weight=self.weights.to(logits.dtype))

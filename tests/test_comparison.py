@@ -16,7 +16,17 @@ from utils.base.errors import UserError
 from utils.heads.outcome import Outcome, outcome
 from utils.heads.plan import plan_heads
 from utils.metrics.paired import bootstrap, holm, mcnemar
-from utils.report.table import WIDTH, aligned, at_edge, caption, cells, label_of, markdown_lines, table_rows
+from utils.report.table import (
+    WIDTH,
+    aligned,
+    at_edge,
+    brief_caption,
+    caption,
+    cells,
+    label_of,
+    markdown_lines,
+    table_rows,
+)
 
 SCORES = ("overall", "many", "medium", "few", "balanced")
 ARGV = ["--method", "los,ce,crt,ncm", "--seeds", "0,1,2"]
@@ -208,14 +218,34 @@ def test_a_click_on_a_column_of_report_html_sorts_by_it(finished, tmp_path):
     if browser is None:
         pytest.skip("there is no headless browser here")
     text = (finished[1] / "report.html").read_text()
-    for clicks in (1, 2):
-        script = f"for (let i = 0; i < {clicks}; i++) document.querySelectorAll('th')[2].click()"
+    header = cells_of(text)[0]
+    for clicks, title in ((1, "overall"), (2, "overall"), (1, "learned")):
+        place = header.index(title)
+        script = f"for (let i = 0; i < {clicks}; i++) document.querySelectorAll('th')[{place}].click()"
         (tmp_path / "page.html").write_text(f"{text}<script>{script}</script>")
         words = [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}/own"]
         words += ["--dump-dom", f"file://{tmp_path}/page.html"]
         done = subprocess.run(words, capture_output=True, check=True, text=True, timeout=500)
-        figures = [float(line[2].partition(" ")[0].rstrip("*")) for line in cells_of(done.stdout)[1:]]
+        words = [line[place].partition(" ")[0].rstrip("*") for line in cells_of(done.stdout)[1:]]
+        figures = [float(word.replace(",", "")) for word in words]
         assert figures == sorted(figures, reverse=clicks == 1) and figures[0] != figures[-1]
+
+
+def test_where_stage_1_is_best_on_validation_no_other_is_advised(rows):
+    stage1, other = (row | {"selected_on": "val"} for row in rows[:2])
+    other["val_score"] = 0.5
+    against = {
+        "minus_best_low": -0.1,
+        "minus_best_high": 0.1,
+        "minus_best": 0.0,
+        "p_best_holm": 1.0,
+        "p_best": 1.0,
+    }
+    for score, said in (
+        (0.4, f"Take {other['method']} (50.00"),
+        (0.6, "Take none of them: stage1 is better (60.00"),
+    ):
+        assert brief_caption([stage1 | against | {"val_score": score}, other])[-1].startswith(said)
 
 
 def test_the_table_on_the_terminal_fits_its_width_and_has_the_same_figures(rows):

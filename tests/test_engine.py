@@ -14,6 +14,7 @@ from datasets.images.in_memory import DeviceImages
 from losses import LOSSES, LabelOverSmooth
 from models import build_model
 from tests.helpers import call, read_metrics, refusal, run_folder, run_stage1, stopped_at_step
+from utils.base.errors import UserError
 from utils.base.seeding import epoch_order
 from utils.engine.loop import Progress, cosine_lr, diverged, score_column, sgd, train_epoch
 from utils.engine.scoring import predict
@@ -270,6 +271,25 @@ def test_a_loss_of_stage_1_has_the_options_that_its_method_has_at_the_ratio():
         for words in ({"label_smooth": 0.5}, {})
     )
     assert (one < other).all(), "the preset has 0.98"
+
+
+def test_a_loss_that_weighs_images_against_each_other_takes_no_parts_of_a_step():
+    counts = [500, 50]
+    logits, targets = torch.randn(8, 2, dtype=torch.float64), torch.tensor([0, 0, 0, 1, 1, 0, 1, 0])
+    for name in sorted(LOSSES):
+        config = resolve(STAGE1, {"loss": name})
+        loss_fn = training_loss(config, counts).double()
+        parts = (loss_fn(logits[:4], targets[:4]) + loss_fn(logits[4:], targets[4:])) / 2
+        if torch.allclose(parts, loss_fn(logits, targets)):
+            assert training_loss(config, counts, parts=2)
+        else:
+            with pytest.raises(UserError, match=f"--loss {name} weighs .* one process and no --accum"):
+                training_loss(config, counts, parts=2)
+
+
+def test_the_margins_of_ldam_in_stage_1_are_those_of_logits():
+    loss_fn = training_loss(resolve(STAGE1, {"loss": "ldam"}), [500, 50])
+    assert loss_fn.margins.max() == 0.5
 
 
 # ---- prediction ----

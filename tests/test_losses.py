@@ -433,6 +433,8 @@ def test_weights_and_norms_out_of_range_are_refused():
     for wrong in (0.0, -1.0, math.nan, math.inf):
         with pytest.raises(ValueError, match="class weights must be numbers above 0"):
             WeightedCrossEntropy(torch.tensor([1.0, wrong]))
+    with pytest.raises(ValueError, match="the least is 0"):  # in the numbers that it computes with
+        WeightedCrossEntropy(torch.tensor([1.0, 1e-60], dtype=torch.float64))
 
 
 @pytest.mark.parametrize(

@@ -298,6 +298,8 @@ def test_weight_decay_is_the_methods_own_or_the_users():
 def test_two_words_for_one_thing_and_a_value_named_twice_are_refused():
     assert "--path and --finetune_lr" in refusal(plan, "--path", "2", "--finetune_lr", "0.1")
     assert "--seed and --seeds" in refusal(plan, "--seed", "1", "--seeds", "1,2")
+    step, crt = heads("--method", "los_step,crt", "--path", "3", "--finetune_lr", "0.1")
+    assert step.options["path"] == 3 and crt.lr == 0.1, "a closed step has no learning rate"
     assert refusal(plan, "--seeds", "1,2,1") == "--seeds names a value twice: 1, 2, 1"
     assert "--tau names a value twice" in refusal(plan, "--method", "la", "--tau", "1,1.0")
     assert "--tau must be 0 or more, got -1" in refusal(plan, "--method", "la", "--tau", "1,-1")
@@ -417,6 +419,8 @@ def taken(): return build(name="los")
 def blank(): return build(name="my method")
 def undeclared(): return build(options={"margin": 1.0})
 def out_of_range(): return build(options={"margin": 0.0}, ranges={"margin": ABOVE_ZERO})
+def headless(): return build(head="liner")
+def lossless(): return build(loss="cross_entropy")
 def margin(): return build(options={"margin": 1.0}, ranges={"margin": ABOVE_ZERO})
 def bare():
     from torch import nn
@@ -447,6 +451,8 @@ def own_methods(tmp_path, monkeypatch) -> None:
         (["own_methods_here:blank"], "name 'my method', which is taken, or has other"),
         (["own_methods_here:undeclared"], "an option margin without a range"),
         (["own_methods_here:out_of_range"], "its margin is 0.0, it must be above 0"),
+        (["own_methods_here:headless"], "there is no head 'liner', known: linear, "),
+        (["own_methods_here:lossless"], "there is no loss 'cross_entropy', known: ce, "),
         (["own_methods_here:margin", "--option", "margin=0"], "--option margin must be above 0, got 0"),
         (
             ["own_methods_here:margin", "--option", "margin=1,1.0"],

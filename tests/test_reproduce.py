@@ -167,6 +167,9 @@ def test_results_are_the_runs_own_figures_and_the_page_comes_from_the_csv_files_
     assert all(f"]({name})" in pages["RESULTS.md"] for name in pages if name != "RESULTS.md")
     assert "selected on val" in pages[f"results/{NAME}_val.md"]
     assert "Over 2 seeds of stage 1" in pages[f"results/{NAME}_last.md"]
+    claims = [line for line in pages["RESULTS.md"].splitlines() if line.endswith("| - | none | 0 | 0 |")]
+    assert len(claims) == 2, "LOS beside its control alone is a claim too"
+    assert "## Not run" not in pages["RESULTS.md"], "the grids of CIFAR100-LT are not what was asked for"
 
 
 def test_the_committed_pages_come_from_the_committed_csv_files():

@@ -70,7 +70,10 @@ class MonotoneLinear(Linear):
 
     @torch.no_grad()
     def constrain(self) -> None:
-        """Scale the rows to the nearest norms that do not decrease with rarity; the bias stays as it is."""
+        """Scale the rows to the nearest norms that do not decrease with rarity; the bias stays as it is.
+
+        Classes of as many images get one norm, as scikit-learn has it.
+        """
         from sklearn.isotonic import IsotonicRegression  # here: to import it takes a second
 
         norms = self.weight.norm(dim=1)

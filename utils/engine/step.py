@@ -20,19 +20,29 @@ from utils.settings.presets import preset_for
 
 # losses that take shares of the classes in place of labels, and are linear in them
 OF_MIXED_LABELS = ("ce", "los", "bsce")
+# losses that are no mean over images of what each of them costs: parts of a batch have other gradients
+OF_WHOLE_BATCHES = ("cb", "power", "lade")
 
 
 class DivergedError(UserError):
     """The loss is not finite; nothing was updated with it."""
 
 
-def training_loss(config: Config, class_counts: Sequence[int]) -> nn.Module:
-    """The loss that `--loss` names, with the options that stage 2 gives the method of that name, if any."""
+def training_loss(config: Config, class_counts: Sequence[int], parts: int = 1) -> nn.Module:
+    """The loss that `--loss` names, with the options that stage 2 gives the method of that name, if any.
+
+    `parts` are those that a step is cut into, over all processes.
+    """
     name = config.loss
+    if parts > 1 and name in OF_WHOLE_BATCHES:
+        why = "weighs the images of a step against each other"
+        raise UserError(f"--loss {name} {why}: it takes one process and no --accum")
     if config.mixup and name not in OF_MIXED_LABELS:
         raise UserError(f"--loss {name} takes no mixed labels (--mixup): {', '.join(OF_MIXED_LABELS)} do")
     method = METHODS.get(name)
     options = method.loss_options(method.options | method.at_ratio(config.imb_ratio)) if method else {}
+    if name == "ldam":  # the logits of stage 1 are no scaled cosines, so the margins are those of logits
+        options |= {"scale": 1.0}
     if config.label_smooth is not None:
         if name not in ("ce", "los", "los_weighted"):
             takers = "--loss ce, los and los_weighted"

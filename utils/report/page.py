@@ -24,13 +24,14 @@ img { max-width: 100%; height: auto }
 """
 # figures are sorted by the number that a cell begins with, those without one always come last
 _SORT = """
+const number = text => parseFloat(text.replaceAll(",", ""));
 for (const head of document.querySelectorAll("th")) head.onclick = () => {
   const body = document.querySelector("tbody"), place = head.cellIndex;
   const down = head.ariaSort !== "descending";
   const rows = [...body.rows].map(row => [row.cells[place].textContent, row]);
-  const figures = rows.some(([text]) => !isNaN(parseFloat(text))) && place > 0;
-  const sign = down ? -1 : 1, lost = text => figures && isNaN(parseFloat(text));
-  const order = (a, b) => figures ? parseFloat(a) - parseFloat(b) : a.localeCompare(b);
+  const figures = rows.some(([text]) => !isNaN(number(text))) && place > 0;
+  const sign = down ? -1 : 1, lost = text => figures && isNaN(number(text));
+  const order = (a, b) => figures ? number(a) - number(b) : a.localeCompare(b);
   rows.sort(([a], [b]) => lost(a) - lost(b) || sign * order(a, b));
   for (const other of document.querySelectorAll("th")) other.ariaSort = null;
   head.ariaSort = down ? "descending" : "ascending";

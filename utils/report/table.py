@@ -358,7 +358,9 @@ def aligned(rows: Sequence[dict]) -> list[str]:
     for line in lines:  # the name alone gives way
         line[0] = line[0] if len(line[0]) <= width else f"{line[0][: width - 1]}…"
     lines = aligned_lines(lines, words=(0,))
-    return lines if rows[0]["selected_on"] == "last" else [*lines, "chosen settings:", *chosen]
+    if rows[0]["selected_on"] == "last" or not chosen:
+        return lines
+    return [*lines, "chosen settings:", *chosen]
 
 
 def aligned_lines(lines: Sequence[Sequence[str]], words: Collection[int]) -> list[str]:
@@ -428,6 +430,9 @@ def _advice(rows: Sequence[dict]) -> list[str]:
     if not others:
         return lines
     row = max(others, key=lambda row: row["val_score"])
+    if row["val_score"] > best["val_score"]:  # stage 1, which nobody named and which is in every table
+        scores = f"{percent(row['val_score'])} on validation; {best['method']} {percent(best['val_score'])}"
+        return [*lines, f"Take none of them: {row['method']} is better ({scores})."]
     low, high, p = (row[name] for name in ("minus_best_low", "minus_best_high", "p_best_holm"))
     apart = p < TOLD_APART and not low <= 0 <= high
     return [

@@ -17,6 +17,7 @@ each of its ratios and stage-1 seeds. Keys:
 import os
 import shlex
 import tomllib
+from collections import Counter
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
@@ -133,4 +134,9 @@ def _check(cell: Cell) -> None:
     known = cell.pack.known if cell.pack else cell.config().as_dict()
     known = {name: known[name] for name in (*FIXED_BY_CHECKPOINT, *INHERITED) if name in known}
     for select in cell.selections:
-        plan_heads(resolve(STAGE2, parse(STAGE2, cell.stage2_words(select)), known))
+        plans, _ = plan_heads(resolve(STAGE2, parse(STAGE2, cell.stage2_words(select)), known))
+        settings = Counter(method for method, _ in {(plan.method.name, plan.setting) for plan in plans})
+        several = next((method for method, count in settings.items() if count > 1), None)
+        if select == "last" and several:  # a table is sorted by its test figures, which must not choose one
+            way_out = "name one, or make a cell of each"
+            raise UserError(f'select "last" chooses no setting of {several}: {way_out}')

@@ -38,7 +38,12 @@ _CLAIMS = [
     *("table", "selected on", "los minus ce", "best of the others minus los"),
     *("ahead of los", "not told apart", "behind"),
 ]
-_VIEWS = {"fresh": "a fresh view an epoch", "pack": "the fixed training features of a pack"}
+_VIEWS = {
+    "fresh": "a fresh view an epoch",
+    "pack": "the fixed training features of a pack",
+    "0": "the plain images",
+}
+_SHORT_VIEWS = {"fresh": "fresh views", "pack": "pack", "0": "plain images"}
 # of the tables of methods in README.md and docs/methods.md: the representations, with the csv files
 _SHOWN = {
     "ResNet-34": "cifar100_lt_IR=100_resnet34_epochs-200_pack",
@@ -84,7 +89,7 @@ def render(paths: Sequence[Path]) -> dict[str, str]:
     parts += [markdown_lines([_CLAIMS, *(claim["line"] for claim in claims)])]
     if shown := [path for path in paths if path.stem == f"{_SHOWN['ResNet-34']}_val"]:
         parts += ["## Beside the published figures", _BESIDE, published_table(shown[0].parent).rstrip()]
-    parts += ["## Not run", _missing({path.stem for path in paths})]
+        parts += ["## Not run", _missing({path.stem for path in paths})]
     pages = {f"results/{path.stem}.md": _page(path, rows) for path, rows in tables.items()}
     return {"RESULTS.md": "\n\n".join(parts) + "\n", **pages}
 
@@ -158,7 +163,7 @@ def methods_table(results: Path, methods: Sequence[str] | None = None) -> str:
 def _name(row: dict, brief: bool = False) -> str:
     """What a table is of; `brief`: without the data set that all tables of a page share."""
     ratio, recipe = row["imb_ratio"] and f"ratio {row['imb_ratio']}", f"`{row['recipe'] or 'preset'}`"
-    views = {"fresh": "fresh views", "pack": "pack"}.get(row["views"], f"{row['views']} views")
+    views = _SHORT_VIEWS.get(row["views"], f"{row['views']} views")
     words = [row["dataset"] * (not brief), ratio, row["network"], recipe]
     return ", ".join(filter(None, [*words, row["stage2"] and f"`{row['stage2']}`", views]))
 
@@ -170,9 +175,9 @@ def _place(row: dict) -> tuple:
 
 
 def _done(rows: Sequence[dict]) -> pd.DataFrame:
-    """The rows with figures; of a method with several settings the first one, which is the source's."""
+    """The rows with figures, one a method and stage 1."""
     frame = pd.DataFrame(rows).dropna(subset="overall")
-    return frame.drop_duplicates(["method", "stage1_seed"]).set_index("method")
+    return frame.set_index("method")
 
 
 def _overview(path: Path, rows: list[dict], brief: bool) -> list[str]:
@@ -219,16 +224,18 @@ def _claim(rows: list[dict], brief: bool) -> dict | None:
         complete([row for row in rows if row["stage1_seed"] == seed])
     control, others = _against(rows, "ce").get("los"), _against(rows, "los")
     others.pop("ce", None)
-    if control is None or not others:
+    if control is None:
         return None
-    best = max(others, key=lambda name: others[name][0])
+    best = max(others, key=lambda name: others[name][0], default=None)
     ahead = [name for name, (number, _, apart) in others.items() if apart and number > 0]
     behind = [name for name, (number, _, apart) in others.items() if apart and number < 0]
     more = f" and {len(ahead) - MOST_NAMED} others" if len(ahead) > MOST_NAMED else ""
-    line = [_name(rows[0], brief), rows[0]["selected_on"], control[1], f"{best} {others[best][1]}"]
+    best_told = f"{best} {others[best][1]}" if best else "-"
+    line = [_name(rows[0], brief), rows[0]["selected_on"], control[1], best_told]
     line += [f"{', '.join(ahead[:MOST_NAMED])}{more}" or "none"]
     line += [str(len(others) - len(ahead) - len(behind)), str(len(behind))]
-    return {"line": line, "control": control, "ahead": ahead, "first": others[best][0] <= 0}
+    first = best is not None and others[best][0] <= 0
+    return {"line": line, "control": control, "ahead": ahead, "first": first}
 
 
 def _counted(claims: Sequence[dict]) -> str:

@@ -76,7 +76,8 @@ def _setting(method: Method, name: str) -> str:
     value = PUBLISHED["cifar100_lt"].get(option) if own[option] is None else own[option]
     ratios = {f"{r:g}": shown(at[option]) for r, at in method.by_ratio.items() if option in at}
     if ratios:
-        return f"{name} {'/'.join(ratios.values())} at ratio {'/'.join(ratios)}, else {shown(value)}"
+        nearest = f"at the nearest of the ratios {'/'.join(ratios)}"
+        return f"{name} {'/'.join(ratios.values())} {nearest}, {shown(value)} without a ratio"
     factors = {factor for factor in method.factors.values() if name == "lr"}
     times = "".join(f" ({', '.join(method.factors)}: times {factor:g})" for factor in factors)
     times += f" ({shown(method.own[option])} on features of your own)" if option in method.own else ""

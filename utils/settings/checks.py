@@ -10,6 +10,7 @@ from numbers import Integral, Real
 from pathlib import Path
 
 from datasets import FILE_DATASETS
+from models import RESNETS
 from models import check_network as network_exists
 from utils.base.errors import UserError
 from utils.base.files import check_output
@@ -37,7 +38,6 @@ _STAGES = {STAGE1: "stage1", STAGE2: "stage2"}
 _KINDS = {int: (int,), float: (int, float), str: (str,), bool: (bool,), Path: (str,)}
 _ARGUMENTS = {argument.name: argument for argument in ARGUMENTS}
 _AT_ODDS = {
-    ("path", "finetune_lr"): "both set the learning rate",
     ("label_smooth", "logit_gap"): "say the same thing",
     ("seed", "seeds"): "say the same thing",
     ("tta", "no_tta"): "contradict each other",
@@ -71,6 +71,9 @@ def check_given(script: str, given: dict) -> None:
     rows = {"predict"} if given.get("predict", Path()).suffix == ".npy" else set()
     if rows and "features" not in given:
         raise UserError("--predict X.npy continues a pack, --predict FOLDER looks at images: give --features")
+    for name in ("logits", "target_prior") if "predict" in given else ():
+        if name in given:
+            raise UserError(f"--{name} is for images with labels, --predict looks at others: leave it out")
     if "encoder" in given and (rows or "predict" not in given):
         raise UserError("--encoder is for images without labels: name their folder by --predict")
     for name in NOT_WITH_PACK if {"features", "encoder"} & given.keys() == {"features"} else ():
@@ -103,6 +106,8 @@ def _check_options(given: dict) -> None:
         if option in (*TRAINING, *OPTIONS) and not any(method.takes(option) for method in methods):
             users = ", ".join(method.name for method in METHODS.values() if method.takes(option))
             raise UserError(f"--{name}: no method of this run has it, it is for {users}")
+    if given.keys() >= {"path", "finetune_lr"} and any(m.trained and m.takes("path") for m in methods):
+        raise UserError("--path and --finetune_lr both set the learning rate: give one of them")
 
 
 def check_known(path: Path, known: dict, given: dict, is_pack: bool = False) -> None:
@@ -172,6 +177,9 @@ def check_settled(given: dict, values: dict, num_class: int | None) -> None:
         f"--warmup_epochs {warm} must be below --epochs {epochs}": warm >= epochs,
         f"--resize {values.get('resize')} is below --image_size {values.get('image_size')}": (
             (values.get("resize") or math.inf) < (values.get("image_size") or 0)
+        ),
+        f"--stem is for {', '.join(RESNETS)}: {values.get('network')} begins in a way of its own": (
+            "stem" in given and values.get("network") not in RESNETS
         ),
         "--nesterov needs a --momentum above 0": values.get("nesterov") and values["momentum"] == 0,
         "--val_fraction has a meaning with --val_source heldout only": (

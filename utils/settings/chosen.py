@@ -3,6 +3,8 @@
 import difflib
 import re
 
+from losses import LOSSES
+from models import HEADS
 from utils.base.errors import UserError
 from utils.base.lazy import current_folder_first, named_function, one_line
 from utils.settings.method import Method
@@ -35,10 +37,14 @@ def _own_method(name: str) -> Method:
         except Exception as error:  # a user's function can raise anything
             raise UserError(f"--method {name} fails: {one_line(error)}") from error
     if not isinstance(method, Method):
-        raise UserError(f"--method {name} gives no Method (utils.settings.methods), but {method!r:.60}")
+        raise UserError(f"--method {name} gives no Method (utils.settings.method), but {method!r:.60}")
     if not re.fullmatch(r"\w+", method.name) or method.name in METHODS:  # it stands in tables and lines
         problem = f"--method {name} gives a method of the name {method.name!r:.40}, which is taken"
         raise UserError(f"{problem}, or has other than letters, digits and _")
+    if not (callable(method.head) or method.head in HEADS):
+        raise UserError(f"--method {name}: there is no head {method.head!r:.60}, known: {', '.join(HEADS)}")
+    if method.trained and not (callable(method.loss) or method.loss in LOSSES):
+        raise UserError(f"--method {name}: there is no loss {method.loss!r:.60}, known: {', '.join(LOSSES)}")
     for option, value in method.options.items():
         allowed = method.ranges.get(option)
         if allowed is None and option not in OPTIONS:
