@@ -142,7 +142,7 @@ def test_with_the_same_seed_the_initial_weights_are_torchvisions_and_then_the_sm
 
 @pytest.mark.parametrize(
     ("name", "width"),
-    [("resnet8", 64), ("resnet56", 64), ("resnet10", 512), ("resnet34", 512), ("resnet50", 2048)],
+    [("resnet8", 64), ("resnet10", 512), ("resnet50", 2048)],
 )
 @pytest.mark.parametrize("train", [True, False])
 def test_the_logits_are_the_classifier_of_the_features(name, width, train):
@@ -184,12 +184,7 @@ def test_a_resnet_takes_grey_images(name, stem, kernel):
         ("", "unknown network '', known"),
         ("resnext50", r"did you mean .*\bresnext50_32x4d\b.*\?"),
         ("ResNet50", r"did you mean .*\bresnet50\b.*\?"),
-        ("mobilenet", r"did you mean .*\bmobilenet_v2\b.*\?"),
-        ("efficientnetb0", r"did you mean .*\befficientnet_b0\b.*\?"),
-        *(
-            (name, "as Python imports it")
-            for name in ("my_nets.py:net", "nets/my:net", "my_nets:", ":net", "a:b:c", "1a:b", "a:b()")
-        ),
+        *((name, "as Python imports it") for name in ("my_nets.py:net", "my_nets:", ":net", "a:b()")),
     ],
 )
 def test_a_name_under_which_there_is_no_network_is_refused_with_what_comes_near(name, message):

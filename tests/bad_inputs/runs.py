@@ -113,45 +113,37 @@ def with_column(name: str, column: str, values: Callable[[pd.DataFrame], object]
     return copied(change, "tables")
 
 
-def without_column(path: Path, column: str) -> None:
-    pd.read_csv(path).drop(columns=column).to_csv(path, index=False)
+def lacking(name: str, column: str) -> Make:
+    """A run folder with a csv file that lacks a column."""
+
+    def change(run: Path) -> None:
+        pd.read_csv(run / name).drop(columns=column).to_csv(run / name, index=False)
+
+    return copied(change, "tables")
 
 
 def drawn(name: str, content: bytes) -> Make:
     return copied(lambda folder: (folder / name).write_bytes(content), "tables")
 
 
+NO_FOLDER = "cannot write to .*bad.* is not a folder"
+MODEL1, MODEL2 = (f"ckpt/digits_lt/IR=50/resnet8_stage{stage}.pth" for stage in (1, 2))
 PLACES = [
-    (STAGE1, DIGITS + "--out {bad}/below", "cannot write to .*bad.* is not a folder", file_in_place),
-    (STAGE1, DIGITS + "--ckpt_dir {bad}/below", "cannot write to .*bad.* is not a folder", file_in_place),
-    (STAGE2, STAGE1_OF + "--ckpt_dir {bad}", "cannot write to .*bad.* is not a folder", file_in_place),
-    (EVALUATE, STAGE1_OF + "--out {bad}", "cannot write to .*bad.* is not a folder", file_in_place),
+    (STAGE1, DIGITS + "--out {bad}/below", NO_FOLDER, file_in_place),
+    (STAGE1, DIGITS + "--ckpt_dir {bad}/below", NO_FOLDER, file_in_place),
+    (STAGE2, STAGE1_OF + "--ckpt_dir {bad}", NO_FOLDER, file_in_place),
+    (EVALUATE, STAGE1_OF + "--out {bad}", NO_FOLDER, file_in_place),
     (STAGE1, DIGITS + "--out /dev/null", "cannot write to /dev/null.* is not a folder", None),
-    (
-        STAGE2,
-        STAGE1_OF + "--save_features {bad}/below/x",
-        "cannot write to .*bad.* is not a folder",
-        file_in_place,
-    ),
+    (STAGE2, STAGE1_OF + "--save_features {bad}/below/x", NO_FOLDER, file_in_place),
     (
         STAGE2,
         STAGE1_OF + "--save_features {bad}",
         "--save_features .*bad is a folder",
         folder_in_place("bad"),
     ),
-    (EVALUATE, STAGE1_OF + "--predictions {bad}/x", "cannot write to .*bad.* is not a folder", file_in_place),
-    (
-        STAGE1,
-        DIGITS,
-        "resnet8_stage1.pth is a folder",
-        folder_in_place("ckpt/digits_lt/IR=50/resnet8_stage1.pth"),
-    ),
-    (
-        STAGE2,
-        STAGE1_OF,
-        "resnet8_stage2.pth is a folder",
-        folder_in_place("ckpt/digits_lt/IR=50/resnet8_stage2.pth"),
-    ),
+    (EVALUATE, STAGE1_OF + "--predictions {bad}/x", NO_FOLDER, file_in_place),
+    (STAGE1, DIGITS, "resnet8_stage1.pth is a folder", folder_in_place(MODEL1)),
+    (STAGE2, STAGE1_OF, "resnet8_stage2.pth is a folder", folder_in_place(MODEL2)),
     (STAGE1, DIGITS + AGAIN, "resnet8_stage1.pth holds a model of 6 epochs, this run has 1", None),
     (STAGE1, DIGITS + AGAIN + "--val_source heldout", "holds a model of other images", None),
     (STAGE2, STAGE1_OF + AGAIN + "--finetune_epoch 1", "holds a model of 4 epochs, this run has 1", None),
@@ -167,9 +159,7 @@ def pets_taken(root: Path, kitchen: Kitchen) -> None:
     shutil.copytree(kitchen.pets, root / "pets")
 
 
-def published_taken(stage: int) -> Make:
-    place = f"ckpt/digits_lt/IR=50/resnet8_stage{stage}.pth"
-
+def published_taken(place: str) -> Make:
     def make(root: Path, kitchen: Kitchen) -> None:
         (root / place).parent.mkdir(parents=True)
         shutil.copy(kitchen.stage1, root / place)
@@ -211,15 +201,15 @@ TAKEN: dict[str, tuple[str, str, str, Make]] = {
     },
     "a model over the weights of --pretrained": (
         STAGE1,
-        DIGITS + "--pretrained {root}/ckpt/digits_lt/IR=50/resnet8_stage1.pth",
+        DIGITS + "--pretrained {root}/" + MODEL1,
         "resnet8_stage1.pth lies where this run leaves its own model: give another --ckpt_dir",
-        published_taken(1),
+        published_taken(MODEL1),
     ),
     "a model over that of --pretrained_pth": (
         STAGE2,
-        "--pretrained_pth {root}/ckpt/digits_lt/IR=50/resnet8_stage2.pth",
+        "--pretrained_pth {root}/" + MODEL2,
         "resnet8_stage2.pth lies where this run leaves its own model: give another --ckpt_dir",
-        published_taken(2),
+        published_taken(MODEL2),
     ),
     "a pack over the last.pth it resumes": (
         STAGE2,
@@ -312,9 +302,13 @@ RESTATED: dict[str, tuple[str, Callable[[dict], dict], str]] = {
 TABLES: dict[str, tuple[Make, str]] = {
     "empty": (drawn("table.csv", b""), "table.csv cannot be read: No columns"),
     "ragged": (drawn("per_class.csv", b"a,b\n1,2\n1,2,3\n"), "per_class.csv cannot be read: "),
+    "a line too long": (drawn("per_class.csv", b"a,b\n1,2,3\n"), "per_class.csv .*: its first line has more"),
     "of something else": (drawn("table.csv", b"a,b\n1,2\n"), "table.csv has no column method"),
+    "without counts": (lacking("per_class.csv", "train_images"), "per_class.csv has no column train_images"),
+    "without steps": (lacking("metrics.csv", "step"), "metrics.csv has no column step"),
+    "words": (with_column("metrics.csv", "step", lambda rows: "much"), "metrics.csv cannot be read: .*much"),
     "of fractions": (
-        copied(lambda run: without_column(run / "metrics.csv", "accuracies"), "tables"),
+        lacking("metrics.csv", "accuracies"),
         "metrics.csv has no column accuracies: an older version wrote it, not in percent",
     ),
     "not UTF-8": (drawn("table.csv", b"method,setting\n\xff,\xfe\n"), "table.csv cannot be read: .*utf-8"),
