@@ -69,14 +69,6 @@ def test_classes_without_images_are_refused_in_a_line():
 # ---- the images kept ----
 
 
-def test_the_first_images_of_each_class_are_kept_in_file_order(labels, counts):
-    kept = keep_indices(labels, counts)
-    expected = []
-    for label, count in enumerate(counts):
-        expected += [i for i in range(len(labels)) if labels[i] == label][:count]
-    assert kept.tolist() == expected
-
-
 def test_a_subset_seed_draws_another_reproducible_set_with_the_same_counts(labels, counts):
     first, again = keep_indices(labels, counts, 3), keep_indices(labels, counts, 3)
     other, plain = keep_indices(labels, counts, 4), keep_indices(labels, counts)

@@ -1,7 +1,6 @@
 """A user's own images: class folders and lists, as they are and made long-tailed."""
 
 import os
-import re
 import shutil
 
 import numpy as np
@@ -93,15 +92,15 @@ def test_val_alone_is_the_test_part_and_the_notes_say_so(copied):
     assert data.notes == ["val/ is taken as the test part, since there is no test/<class>/"]
 
 
-@pytest.mark.parametrize("names", [[], ["labels.csv"], ["z.jpg", "a.jpg", ".DS_Store"]])
+@pytest.mark.parametrize("names", [["labels.csv"], ["z.jpg", "a.jpg", ".DS_Store"]])
 def test_files_beside_the_class_folders_are_counted_in_a_note_with_the_first(folder, copied, names):
     for name in names:
         shutil.copy(folder / "train" / "ant" / "000.jpg", copied / "train" / name)
     seen = sorted(name for name in names if name[0] != ".")
-    said = f"{copied}/train/: {len(seen)} file(s) beside the class folders are passed over, {seen[:1]} first"
+    said = f"{copied}/train/: {len(seen)} file(s) beside the class folders are passed over, {seen[0]!r} first"
     data = build_data("folder", copied, shots=(20, 100))
-    assert len(data.train) == 21 and len(data.notes) == bool(names)
-    assert all(note.startswith(re.sub(r"[][]", "", said)) for note in data.notes)
+    [note] = data.notes
+    assert len(data.train) == 21 and note.startswith(said)
 
 
 @pytest.mark.parametrize("options", [{"test_fraction": 0.25}, {}])

@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 
 from tests.bad_inputs import PLOTS, Kitchen, Make, Row
-from tests.bad_inputs.checkpoints import NO_FILE
+from tests.bad_inputs.checkpoints import NO_FILE, damaged
 from tests.helpers import run_folder
 from utils.run import checkpoint
 from utils.settings.table import EVALUATE, STAGE1, STAGE2
@@ -150,11 +150,6 @@ PLACES = [
 ]
 
 
-def taken(source: str) -> Make:
-    """An input of the run that one of its outputs names too."""
-    return lambda root, kitchen: shutil.copy(getattr(kitchen, source), root / "bad")
-
-
 def pets_taken(root: Path, kitchen: Kitchen) -> None:
     shutil.copytree(kitchen.pets, root / "pets")
 
@@ -175,13 +170,13 @@ TAKEN: dict[str, tuple[str, str, str, Make]] = {
         STAGE2,
         "--pretrained_pth {bad} --save_features {bad}",
         "--save_features .*" + SOMETHING,
-        taken("stage1"),
+        damaged(bytes, "stage1"),
     ),
     "predictions over their pack": (
         EVALUATE,
         "--features {bad} --cur_stage stage1 --predictions {bad}",
         "--predictions .*" + SOMETHING,
-        taken("pack"),
+        damaged(bytes, "pack"),
     ),
     "predictions over an image": (
         EVALUATE,
