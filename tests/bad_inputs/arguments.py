@@ -116,7 +116,7 @@ CONTRADICTIONS = [
     (STAGE2, STAGE1_OF + "--val_source heldout --select val", "stage1.pth was trained on other images"),
     *(
         (STAGE1, f"{DIGITS}{word}", f"{word.split()[0]} is for images on disk, digits_lt has no use")
-        for word in ("--image_size 32", "--tta", "--normalise cifar", "--train_list x")
+        for word in ("--image_size 32", "--allow_partial", "--normalise cifar", "--train_list x")
     ),
     (STAGE1, FILES + "--train_list a.txt", "--train_list goes with --dataset list, not with folder"),
     (STAGE1, FILES + "--split_dir {root}", "--split_dir goes with --dataset .*, not with folder"),

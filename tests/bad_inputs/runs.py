@@ -39,6 +39,11 @@ def copied(change: Callable[[Path], object], source: str = "run") -> Make:
     return lambda root, kitchen: change(shutil.copytree(getattr(kitchen, source), root / "run"))
 
 
+def piped(name: str, source: str = "run") -> Make:
+    """A pipe in the place of a file of it."""
+    return copied(lambda run: ((run / name).unlink(), os.mkfifo(run / name)), source)
+
+
 def locked(root: Path, kitchen: Kitchen) -> None:
     copied(lambda folder: None)(root, kitchen)
     handle = open(root / "run" / "log.txt", "a")  # noqa: SIM115 - held while the row runs, and by none after it
@@ -214,39 +219,26 @@ TAKEN: dict[str, tuple[str, str, str, Make]] = {
     ),
 }
 RESUMED = "--resume {root}/run"
-RESUMES: dict[str, tuple[str, str, Make]] = {
+RESUMES: dict[str, tuple[str, Make]] = {
     "a folder as last.pth": (
-        RESUMED,
         "run/last.pth is not a file",
         copied(lambda run: ((run / "last.pth").unlink(), (run / "last.pth").mkdir())),
     ),
-    "of stage 2": (RESUMED, "run/last.pth is not the last.pth of a stage-1 run", stage2_run),
-    "another rate and number of epochs": (
-        RESUMED + " --lr 0.5 --epochs 4",
-        "--lr 0.5, the run to resume has --lr 0.1; --epochs 4, the run to resume has --epochs 6",
-        copied(lambda run: None),
-    ),
-    "a pipe as log.txt": (
-        RESUMED,
-        "log.txt cannot be written",
-        copied(lambda run: ((run / "log.txt").unlink(), os.mkfifo(run / "log.txt"))),
-    ),
+    "of stage 2": ("run/last.pth is not the last.pth of a stage-1 run", stage2_run),
+    "a pipe as log.txt": ("log.txt cannot be written", piped("log.txt")),
     "without the best epoch": (
-        RESUMED,
-        r"best.pth does not exist; --select val needs it: restore it",
+        "best.pth does not exist; --select val needs it: restore it",
         selecting(Path.unlink),
     ),
     "with another best epoch": (
-        RESUMED,
         r"best.pth does not hold epoch \d+, the best so far; --select val",
         selecting(lambda best: with_facts(best, epoch=999)),
     ),
     "with a best epoch of another network": (
-        RESUMED,
         "best.pth is not a resnet8: .*; --select val needs it",
         selecting(lambda best: torch.save({"fc.weight": torch.ones(10, 64)}, best)),
     ),
-    "while another run writes there": (RESUMED, "another run is writing to .*run", locked),
+    "while another run writes there": ("another run is writing to .*run", locked),
 }
 NOWHERE = {"step": 1, "losses": torch.zeros(0), "hits": torch.zeros(0)}
 UNFIT = "last.pth cannot be resumed: "
@@ -283,8 +275,6 @@ RESTATED: dict[str, tuple[str, Callable[[dict], dict], str]] = {
         other_heads(best_state={"x": torch.ones(1)}),
         "the fact heads",
     ),
-    "heads of another method": ("stage2", other_heads(method="x"), "knows no head"),
-    "another stage 1": ("stage2", lambda facts: facts | {"stage1_digest": "0" * 64}, "another stage 1"),
     **{
         f"other images, {stage}": (
             stage,
@@ -320,10 +310,7 @@ TABLES: dict[str, tuple[Make, str]] = {
         with_column("search.csv", "epoch", lambda rows: ""),
         "search.csv has nothing in its column epoch",
     ),
-    "a pipe": (
-        copied(lambda run: ((run / "table.csv").unlink(), os.mkfifo(run / "table.csv")), "tables"),
-        "table.csv cannot be read: it is a pipe or a device",
-    ),
+    "a pipe": (piped("table.csv", "tables"), "table.csv cannot be read: it is a pipe or a device"),
     "a file as plots": (drawn("plots", b"x"), "cannot write to .*plots: .* is not a folder"),
 }
 
@@ -354,7 +341,14 @@ ROWS = [
         )
         for script, words in ((STAGE1, DIGITS), (STAGE2, STAGE1_OF), (EVALUATE, STAGE1_OF))
     ),
-    *(Row(f"resume {kind}", STAGE1, words, says, make) for kind, (words, says, make) in RESUMES.items()),
+    *(Row(f"resume {kind}", STAGE1, RESUMED, says, make) for kind, (says, make) in RESUMES.items()),
+    Row(
+        "resume another rate and number of epochs",
+        STAGE1,
+        RESUMED + " --lr 0.5 --epochs 4",
+        "--lr 0.5, the run to resume has --lr 0.1; --epochs 4, the run to resume has --epochs 6",
+        copied(lambda run: None),
+    ),
     *(
         Row(
             f"resume {kind}",
