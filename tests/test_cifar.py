@@ -22,13 +22,6 @@ def cifar100(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def cifar10(tmp_path_factory):
-    full = write_cifar(tmp_path_factory.mktemp("cifar10"), CIFAR10)
-    yield full
-    shutil.rmtree(full.root)
-
-
-@pytest.fixture(scope="module")
 def data(cifar100):
     return build_data("cifar100_lt", cifar100.root, IR)
 
@@ -94,8 +87,10 @@ def test_the_files_of_these_tests_are_written_as_python_2_wrote_the_official_one
     assert b"U\x04data" in start and b"T" + (50_000 * 3072).to_bytes(4, "little") in start
 
 
-def test_cifar10_is_read_from_its_five_batches_in_order(cifar10):
-    data = build_data("cifar10_lt", cifar10.root, IR)
+def test_cifar10_is_read_from_its_five_batches_in_order(tmp_path):
+    cifar10 = write_cifar(tmp_path, CIFAR10)
+    data = build_data("cifar10_lt", tmp_path, IR)
+    shutil.rmtree(cifar10.folder)  # it is 180 MB
     counts = long_tail_counts(10, 5000, IR)
     kept = first_of_each_class(cifar10.labels, counts)
     assert data.class_counts == counts and (counts[0], counts[-1]) == (5000, 50)

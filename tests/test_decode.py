@@ -139,7 +139,7 @@ def test_a_cut_jpeg_is_refused_though_pillow_is_told_to_go_on(monkeypatch):
             decode_image(bytearray(BROKEN[name][0]), name)
 
 
-@pytest.mark.parametrize("name", ["plain.png", "rgba.png", "palette.png", "sixteen_bit.png"])
+@pytest.mark.parametrize("name", PNGS)
 def test_a_changed_byte_in_a_png_is_noticed(name):
     """All but the lengths and the harmless chunks have a checksum."""
     data, generator = READABLE[name], random.Random(0)

@@ -40,10 +40,8 @@ def test_the_first_20_losses_are_those_that_were_stored(known, stage):
 CHANGES = [
     ("stage1", ("--lr", "0.0101")),
     ("stage1", ("--momentum", "0.89")),
-    ("stage1", ("--seed", "1")),
     ("stage2", ("--finetune_lr", "0.00101")),
     ("stage2", ("--label_smooth", "0.901")),
-    ("stage2", ("--seed", "1")),
 ]
 
 

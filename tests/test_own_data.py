@@ -1,7 +1,6 @@
 """A user's own images: class folders and lists, as they are and made long-tailed."""
 
 import os
-import re
 import shutil
 
 import numpy as np
@@ -15,7 +14,7 @@ from datasets.listed.lists import read_list
 from datasets.long_tail import SHOTS, keep_indices, shot_groups, suited_shots, unused_indices
 from datasets.split import fitting_counts
 from tests.file_trees import entries, folder_tree, list_tree, problems_of, refused, write_list
-from tests.helpers import call, refusal
+from tests.helpers import call
 from utils.base.errors import UserError
 from utils.settings.sizes import PHOTOGRAPHS, by_size
 
@@ -91,18 +90,17 @@ def test_val_alone_is_the_test_part_and_the_notes_say_so(copied):
     assert entries(data.test) == as_torchvision(copied, "val")
     assert data.val is None and data.val_source == "none"
     assert data.notes == ["val/ is taken as the test part, since there is no test/<class>/"]
-    assert "take --val_source heldout" in refused("folder", copied, val_source="own", val_required=True)
 
 
-@pytest.mark.parametrize("names", [[], ["labels.csv"], ["z.jpg", "a.jpg", ".DS_Store"]])
+@pytest.mark.parametrize("names", [["labels.csv"], ["z.jpg", "a.jpg", ".DS_Store"]])
 def test_files_beside_the_class_folders_are_counted_in_a_note_with_the_first(folder, copied, names):
     for name in names:
         shutil.copy(folder / "train" / "ant" / "000.jpg", copied / "train" / name)
     seen = sorted(name for name in names if name[0] != ".")
-    said = f"{copied}/train/: {len(seen)} file(s) beside the class folders are passed over, {seen[:1]} first"
+    said = f"{copied}/train/: {len(seen)} file(s) beside the class folders are passed over, {seen[0]!r} first"
     data = build_data("folder", copied, shots=(20, 100))
-    assert len(data.train) == 21 and len(data.notes) == bool(names)
-    assert all(note.startswith(re.sub(r"[][]", "", said)) for note in data.notes)
+    [note] = data.notes
+    assert len(data.train) == 21 and note.startswith(said)
 
 
 @pytest.mark.parametrize("options", [{"test_fraction": 0.25}, {}])
@@ -156,20 +154,6 @@ def test_photographs_are_copied_to_the_parts_that_a_run_would_make_of_them(folde
     parted = build_data("folder", folder / "train", **options).parts
     for name, part in build_data("folder", to).parts.items():
         assert entries(part) == [(f"{name}/{path}", label) for path, label in sorted(entries(parted[name]))]
-
-
-@pytest.mark.parametrize(
-    ("words", "says"),
-    [
-        (("--from", "{}"), "has its parts already: --data_dir takes it as it is"),
-        (("--from", "{}/train", "--imb_ratio", "2"), "--imb_ratio has no use with --from"),
-        (("--dataset", "digits_lt", "--val_fraction", "0.3"), "--val_fraction has no use with --dataset"),
-    ],
-)
-def test_words_that_do_not_go_together_copy_nothing(folder, tmp_path, words, says):
-    words = [word.format(folder) for word in words]
-    assert says in refusal(to_folder.main, *words, "--to", tmp_path / "made")
-    assert not list(tmp_path.iterdir())
 
 
 def test_images_are_counted_by_the_endings_that_are_read_and_hidden_ones_are_not(tmp_path):
@@ -317,11 +301,6 @@ def test_a_ratio_that_the_order_of_classes_cannot_give_is_refused_without_a_numb
 def test_a_set_of_single_images_has_no_share_to_test(tmp_path):
     whole = folder_tree(tmp_path / "whole", counts=(1, 1), test_per_class=1) / "train"
     assert "--test_fraction takes no image" in refused("folder", whole, test_fraction=0.2)
-
-
-@pytest.mark.parametrize("ratio", [1, 7, 50, 100])
-def test_the_counts_of_a_balanced_set_are_those_of_the_published_law(ratio):
-    assert fitting_counts([500] * 100, ratio) == long_tail_counts(100, 500, ratio)
 
 
 def test_the_largest_counts_that_every_class_can_give_are_taken():

@@ -32,7 +32,7 @@ def test_plain_data_is_read_as_pickle_reads_it(protocol):
     assert found["containers"][-1] is found["containers"][-2]
 
 
-@pytest.mark.parametrize("kind", [np.uint8, np.int8, np.int64, np.float32, np.float64, np.bool_, ">i4"])
+@pytest.mark.parametrize("kind", [np.uint8, np.int64, np.float32, np.bool_, ">i4"])
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_an_array_becomes_a_stub_that_gives_the_same_array(protocol, kind):
     whole = np.arange(24).reshape(4, 6).astype(kind)
@@ -68,7 +68,7 @@ def in_bytes(content: dict) -> dict:
 
 
 @pytest.mark.parametrize("layout", [CIFAR10, CIFAR100])
-@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("protocol", [0, 2, pickle.HIGHEST_PROTOCOL])
 @pytest.mark.parametrize("keys", [dict, in_bytes])
 def test_cifar_files_that_were_pickled_anew_are_read(tmp_path, layout, protocol, keys):
     part = small_part(layout) | {"data": np.asfortranarray(small_part(layout)["data"])}

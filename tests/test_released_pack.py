@@ -5,9 +5,7 @@ from pathlib import Path
 
 import pytest
 
-import evaluate
-import main_stage2
-from tests.helpers import call, last_line, places
+from tests.helpers import PROGRAMS, call, last_line, places
 from utils.packs.pack import read_pack
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -19,8 +17,6 @@ PACKS = {
     ("IR=10", "resnet32"): (19_573, 1_972, 64),
     ("IR=100", "resnet34"): (10_847, 1_980, 512),
 }
-# command line in the README -> the script that it calls
-SCRIPTS = {"main_stage2.py": main_stage2.main, "evaluate.py": evaluate.main}
 
 
 def documented() -> list[tuple[str, str]]:
@@ -59,7 +55,7 @@ def test_the_readme_gives_a_line_for_stage_1_and_one_for_los_and_one_of_every_fu
 def test_a_documented_command_on_the_pack_ends_with_its_line(command, expected, tmp_path):
     script, *words = command.split()
     words = [str(ROOT / word) if word.startswith("checkpoints/") else word for word in words]
-    found = last_line(call(SCRIPTS[script], *words, *places(tmp_path)))
+    found = last_line(call(PROGRAMS[script], *words, *places(tmp_path)))
     for name, value in figures(expected).items():
         assert figures(found)[name] == pytest.approx(value, abs=0.06 if name != "few" else 0.11), name
     assert found.split("selected_on")[1] == expected.split("selected_on")[1]

@@ -34,11 +34,6 @@ def huge(name: str, size: int = MAX_LIST_BYTES + 1) -> Make:
     return lambda root, kitchen: ((root / name).touch(), os.truncate(root / name, size))
 
 
-def outside(root: Path, kitchen: Kitchen) -> None:
-    """The first test image, by a name that leaves the folder."""
-    (root / "bad").write_text(f"{kitchen.lists}/photos/ant/test000.jpg 0\n")
-
-
 ALONE = "a line is 'relative/path.jpg label', found "
 NUMBER = "the label must be a whole number from 0 to"
 LINES = {  # behind the twelve of the list; "bad, line 13: " stands before what is said
@@ -50,38 +45,22 @@ LINES = {  # behind the twelve of the list; "bad, line 13: " stands before what 
     "a NUL byte": (b"a\0.jpg 0\n", "a NUL byte in"),
     "a label alone": (b"5\n", ALONE + "'5'"),
     "a negative label": (b"b.jpg -1\n", NUMBER + ".* found '-1'"),
-    "a label with a fraction": (b"b.jpg 1.5\n", NUMBER + ".* found '1.5'"),
-    **{
-        f"the label {text}": (f"b.jpg {text}\n".encode(), NUMBER)
-        for text in ("+1", "1_0", "0x1", "2147483648")
-    },
+    "the label 1_0": (b"b.jpg 1_0\n", NUMBER),
+    "the label 2147483648": (b"b.jpg 2147483648\n", NUMBER),
     "an endless label": (b"b.jpg " + b"9" * 5000 + b"\n", NUMBER),
     "a label of another script": ("b.jpg ١\n".encode(), NUMBER),
-    "an image twice": (b"photos/ant/train000.jpg 0\n", "'photos/ant/train000.jpg' stands on line 1"),
-    "an image twice, otherwise": (
-        b"./photos//ant/train000.jpg 0\n",
-        "'photos/ant/train000.jpg' stands on li",
-    ),
+    "an image twice": (b"./photos//ant/train000.jpg 0\n", "'photos/ant/train000.jpg' stands on line 1"),
     "terminal commands": (b"\x1b[2J\x07 \n", ""),
 }
 WHOLE_LISTS = {
-    "empty": (alone(b""), "bad names no image"),
     "blank": (alone(b"\n\n  \n"), "bad names no image"),
     "one class": (alone(b"photos/ant/train000.jpg 0\n"), "bad has 1 class"),
-    "a gap": (
-        alone(b"photos/ant/train000.jpg 0\nphotos/cat/train000.jpg 2\n"),
-        "bad: class 1 has no training",
-    ),
     "labels from 1": (alone(b"a/b.jpg 1\na/c.jpg 2\n"), "bad: class 0 has no training image, class 2"),
-    "a class that is not there": (
-        listing(b"b.jpg 2147483647\n"),
-        "bad: class 3 has no training image, class 2",
-    ),
+    "an absent class": (listing(b"b.jpg 2147483647\n"), "bad: class 3 has no training image, class 2"),
     "another folder's": (alone(b"a/b.jpg 0\na/c.jpg 1\n"), "bad: its first image 'a/b.jpg' is not there"),
     "binary": (alone(bytes(range(256)) * 9), "bad, line 1: "),
     "CRLF and a bad line": (listing(b"\r\nb.jpg x\r\n"), f"bad, line 14: {NUMBER}.*found 'x'"),
     "a test image": (listing(b"photos/ant/test000.jpg 0\n"), "test000.jpg' is in both .*bad and .*test.txt"),
-    "an absolute path to a true image": (outside, "bad, line 1: .* leaves the data folder"),
 }
 
 
@@ -97,12 +76,8 @@ def _lists() -> list[Row]:
         for kind, (make, says) in (every | WHOLE_LISTS).items()
     ]
     split = "--dataset imagenet_lt --data_dir {imagenet} --allow_partial --split_dir {root}"
-    fetched = ("absent", "a link to nothing", "a loop of links")
-    for kind in (kind for kind in NO_FILE if kind not in fetched):
-        make, says = every[kind]
-        listed = partial(_as_train_list, make=make)
-        says = says.replace("bad", "ImageNet_LT_train.txt")
-        rows.append(Row(f"published list: {kind}", STAGE1, split, says, listed))
+    says, pipe = "ImageNet_LT_train.txt cannot be read: it is a pipe or a device", NO_FILE["a pipe"][0]
+    rows.append(Row("published list: a pipe", STAGE1, split, says, partial(_as_train_list, make=pipe)))
     secret = lambda root, kitchen: (listing(b"")(root, kitchen), (root / "bad").chmod(0))  # noqa: E731
     says = "bad cannot be read: Permission denied"
     rows.append(Row("list: not permitted", STAGE1, LISTS, says, secret, unprivileged=True))
@@ -159,13 +134,10 @@ def without_training_images(known: dict) -> None:
 CUT = json.dumps(annotations([("a/b.jpg", 0)]))[:-20].encode()
 WHOLE, NO_LIST = "must be a whole number of 0 or more, found", "is missing, empty or no list"
 NOTES: dict[str, tuple[Make, str]] = {
-    "empty": (written(b""), "is no intact JSON"),
     "cut": (written(CUT), "is no intact JSON"),
     "a huge number": (written(b'{"images": [' + b"9" * 5000 + b"]}"), "is no intact JSON"),
     "not UTF-8": (written(b'{"info": "caf\xe9"}'), "is no intact JSON: .* 0xe9 in position 13"),
-    "UTF-16": (written('{"images": []}'.encode("utf-16")), "is no intact JSON: .* 0xff in position 0"),
     "nested": (written(b"[" * 200_000), "is nested deeper"),
-    "nested objects": (written(b'{"a":' * 200_000), "is nested deeper"),
     "empty lists": (
         written(b'{"images": [' + b"[]," * 8_000_000 + b"0]}"),
         "has more than 16,000,000 values",
@@ -174,7 +146,6 @@ NOTES: dict[str, tuple[Make, str]] = {
     "a list": (written(b"[]"), "holds a list instead of an object"),
     "a byte order mark and no images": (written(b"\xef\xbb\xbf{}"), f"'images' {NO_LIST}"),
     "NaN": (image(id=float("nan")), rf"images\[1\].id {WHOLE} nan"),
-    "infinity": (annotation(category_id=float("inf")), rf"annotations\[1\].category_id {WHOLE} inf"),
     "a negative category": (annotation(category_id=-7), rf"annotations\[1\].category_id {WHOLE} -7"),
     "a category without training images": (
         noted(without_training_images),
@@ -182,15 +153,9 @@ NOTES: dict[str, tuple[Make, str]] = {
     ),
     "an id twice": (image(id=9), "two images have the id 9"),
     "an id beyond all": (image(id=1 << 80), rf"images\[1\].id {WHOLE}"),
-    "an image that is not there": (
-        annotation(image_id=99_999),
-        "an annotation is of image 99999, which is not",
-    ),
+    "an absent image": (annotation(image_id=99_999), "an annotation is of image 99999, which is not there"),
     "an image without annotation": (noted(lambda known: known["annotations"].pop()), "has no annotation"),
-    "two annotations": (
-        noted(lambda k: k["annotations"].append(k["annotations"][0])),
-        "more than one annotation",
-    ),
+    "two annotations": (noted(lambda k: k["annotations"].append(k["annotations"][0])), "than one annotation"),
     **{
         f"{key} without {field}": (
             noted(lambda k, key=key, field=field: k[key][1].pop(field)),
@@ -199,20 +164,9 @@ NOTES: dict[str, tuple[Make, str]] = {
         for key, fields in (("images", ("id", "file_name")), ("annotations", ("image_id", "category_id")))
         for field in fields
     },
-    **{
-        f"{entry!r} as an image": (
-            noted(lambda k, e=entry: k["images"].append(e)),
-            r"images\[12\] lacks 'id' or",
-        )
-        for entry in (7, None, [], {"id": 1})
-    },
-    **{
-        f"{value!r} as the id of an image": (
-            annotation(image_id=value),
-            rf"annotations\[1\].image_id {WHOLE}",
-        )
-        for value in ("5", 5.0, True, None, [5])
-    },
+    "a number as an image": (noted(lambda k: k["images"].append(7)), r"images\[12\] lacks 'id' or"),
+    "text as an id": (annotation(image_id="5"), rf"annotations\[1\].image_id {WHOLE} '5'"),
+    "true as an id": (annotation(image_id=True), rf"annotations\[1\].image_id {WHOLE} True"),
     "no path": (image(file_name=""), r"images\[1\].file_name: an empty path"),
     "huge": (
         lambda root, kitchen: (
@@ -221,27 +175,18 @@ NOTES: dict[str, tuple[Make, str]] = {
         ),
         f"{JSON} is larger than any list",
     ),
-    "no images": (noted(lambda known: known.pop("images")), f"'images' {NO_LIST}"),
     "no annotations": (noted(lambda known: known.update(annotations={})), f"'annotations' {NO_LIST}"),
     "a file name as number": (image(file_name=5), r"images\[1\].file_name must be text"),
     "leaving the folder": (image(file_name="../x.jpg"), r"images\[1\].file_name: '../x.jpg' leaves the data"),
-    "an absolute path": (
-        image(file_name="/etc/passwd"),
-        r"images\[1\].file_name: '/etc/passwd' leaves the data",
-    ),
-    "a NUL byte": (image(file_name="a\0b.jpg"), r"images\[1\].file_name: a NUL byte"),
     "half a surrogate pair": (image(file_name="\ud800.jpg"), r"images\[1\].file_name: "),
-    "an image twice": (
-        noted(lambda k: k["images"].__setitem__(1, k["images"][0] | {"id": 10})),
-        "is twice in",
-    ),
+    "a file twice": (noted(lambda k: k["images"].__setitem__(1, k["images"][0] | {"id": 10})), "is twice in"),
 }
 
 
 def _annotations() -> list[Row]:
     rows = [Row(f"annotations: {kind}", STAGE1, INAT, says, make) for kind, (make, says) in NOTES.items()]
     says = f"{JSON} cannot be read: (it is a pipe|Is a dir)"
-    for kind in ("a folder", "a pipe", "a device"):
+    for kind in ("a folder", "a pipe"):
         rows.append(
             Row(f"annotations: {kind}", STAGE1, INAT, says, partial(_as_annotations, make=NO_FILE[kind][0]))
         )

@@ -49,6 +49,11 @@ def raw(change: Callable[[dict], None] | None = None, **facts: object) -> Make:
     return make
 
 
+def stated(facts: str) -> Make:
+    """A pack whose facts are this text."""
+    return lambda root, kitchen: write_raw(root / "bad", tiny(), facts=facts)
+
+
 def tensor(**tensors: torch.Tensor) -> Make:
     return raw(lambda found: found.update(tensors))
 
@@ -80,12 +85,8 @@ CONTENT: dict[str, tuple[Make, str]] = {
     "NaN features": (tensor(train=NAN), "bad: train holds values that are not finite"),
     "facts without end": (raw(note="x" * 2**24), "bad has facts of more than 16 MiB"),
     "features without squares": (tensor(test=torch.full((2, 4, 5), -1e30)), r"bad: test reaches 1e\+30"),
-    "NaN in the classifier": (
-        tensor(fc_bias=torch.tensor([0, float("nan"), 0])),
-        "bad: fc_bias holds values",
-    ),
+    "NaN in the classifier": (tensor(fc_bias=NAN[0, 0, :3]), "bad: fc_bias holds values"),
     "features in fp64": (tensor(train=torch.ones(2, 7, 5).double()), "bad: train is float64"),
-    "whole numbers": (tensor(test=torch.ones(2, 4, 5).int()), "bad: test is"),
     "labels out of range": (tensor(train_labels=torch.arange(7).int()), "bad: train_labels holds 3"),
     "negative labels": (tensor(test_labels=-torch.ones(4).int()), "bad: test_labels holds -1"),
     "labels as numbers": (tensor(test_labels=torch.ones(4)), "bad: test_labels is float32"),
@@ -95,43 +96,35 @@ CONTENT: dict[str, tuple[Make, str]] = {
     "a flat array": (tensor(train=torch.ones(70)), "bad: train is float32 .70., expected"),
     "a class without images": (tensor(train_labels=torch.zeros(7).int()), "bad: class 1 has no"),
     "a classifier in fp16": (tensor(fc_weight=torch.ones(3, 5).half()), "bad: fc_weight is float16"),
-    "weights of fewer classes": (tensor(fc_weight=torch.ones(2, 5)), "bad: fc_weight has 2 classes, 3"),
     "biases of more classes": (tensor(fc_bias=torch.ones(4)), "bad: fc_bias has 4 classes, 3"),
     "another plain view": (tensor(plain=torch.ones(7, 4)), "bad: plain has 4 features an image, 5"),
-    "facts in a list": (
-        lambda root, _: write_raw(root / "bad", tiny(), facts="[]"),
-        "bad: the facts are a list",
-    ),
-    "facts that are no JSON": (lambda root, kitchen: write_raw(root / "bad", tiny(), facts="{"), DAMAGED),
-    "facts without a floor": (
-        lambda root, _: write_raw(
-            root / "bad", tiny(), facts='{"environment": ' + "[" * 900 + "]" * 900 + "}"
-        ),
-        "bad",
-    ),
+    "facts in a list": (stated("[]"), "bad: the facts are a list"),
+    "facts that are no JSON": (stated("{"), DAMAGED),
+    "facts without a floor": (stated('{"environment": ' + "[" * 900 + "]" * 900 + "}"), "bad"),
     "other counts": (raw(class_counts=[5, 1, 1]), "bad: class 0 has 4 training images, class_counts says 5"),
     "validation promised": (raw(val_source="own"), "bad: val_source is 'own': val and val_labels"),
 }
+# what checkpoints say too is tried there; here what is a pack's own, and one value of each further fact
 FACTS = {
-    "dataset": ["../../x", "/tmp/x", "", "a/b", "a\nb", ".", "..", 3, ...],
-    "network": [3, None],
-    "num_class": [1, 0, -1, 3.0, "3", True, 1 << 70],
-    "imb_ratio": ["x", float("nan"), float("inf"), -1.0, 0.0, 10**4000],
-    "class_names": [["\ud800", "b", "c"], ["a\0", "b", "c"], ["a" * 500_000, "b", "c"], ["a"], "abc", None],
-    "class_counts": [[4, 2], [4, 2, 1.0], "421", [4, 2, 1, 0], [10**4000, 2, 1]],
-    "train_digest": [5, {}, None, "\ud800"],
-    "selected_on": ["best", "last\ntest overall=99.99 many=- medium=- few=- selected_on=last", 3],
-    "seed": [-1, 1.5, 1 << 70],
-    "environment": ["cpu", {"torch": 10**4000}],
+    "dataset": ["../../x", "", "a/b", "a\nb", "..", 3, ...],
+    "network": [None],
+    "num_class": [1, 3.0, 1 << 70],
+    "imb_ratio": ["x", float("nan"), 0.0, 10**4000],
+    "class_names": [["\ud800", "b", "c"], ["a"], None],
+    "class_counts": [[4, 2], [4, 2, 1.0], [10**4000, 2, 1]],
+    "train_digest": [5],
+    "selected_on": ["last\ntest overall=99.99 many=- medium=- few=- selected_on=last"],
+    "seed": [-1, 1.5],
+    "environment": [{"torch": 10**4000}],
     "val_clean": [1, "yes"],
     "train_views": ["fresh", 3],
     "preset": ["fast", 5, None],
     "stage1_digest": [5],
-    "shots": ["x", [1], [100, 20], [0, 5], [1.5, 2], 7],
-    "val_fraction": ["x", 7.0],
-    "subset_seed": ["x", -1],
-    "stem": [5, "huge"],
-    "image_size": ["big", 1],
+    "shots": [[100, 20], [0, 5]],
+    "val_fraction": [7.0],
+    "subset_seed": [-1],
+    "stem": ["huge"],
+    "image_size": [1],
     "augment": ["none"],
     "tta": [1],
 }
@@ -140,7 +133,7 @@ FACTS = {
 def _rows() -> list[Row]:
     rows = []
     for way, (script, words) in READERS.items():
-        for kind, (make, says) in (NO_FILE | FILES).items():
+        for kind, (make, says) in (NO_FILE | (FILES if way == "stage 2" else {})).items():
             rows.append(Row(f"pack, {way}: {kind}", script, words, says, make))
         says, make = "bad cannot be read: Permission denied", not_permitted("pack")
         rows.append(Row(f"pack, {way}: not permitted", script, words, says, make, unprivileged=True))
@@ -155,10 +148,9 @@ def _rows() -> list[Row]:
         value = {int: " 8", float: " 0.5", bool: ""}.get(argument.kind, " {root}/x")
         value = f" {argument.choices[0]}" if argument.choices else value
         says = f"--features holds the features already: --{name} has no use beside it"
-        for script, stage in ((STAGE2, ""), (EVALUATE, " --cur_stage stage1")):
-            if script in argument.scripts:
-                words = f"--features {{pack}}{stage} --{name}{value}"
-                rows.append(Row(f"pack beside --{name}, {script}", script, words, says))
+        script, stage = (STAGE2, "") if STAGE2 in argument.scripts else (EVALUATE, " --cur_stage stage1")
+        words = f"--features {{pack}}{stage} --{name}{value}"
+        rows.append(Row(f"pack beside --{name}", script, words, says))
     return rows
 
 
@@ -205,33 +197,21 @@ def pickled(path: Path, root: Path) -> None:
     np.save(path, np.array([Call(root / "marker"), 1], dtype=object), allow_pickle=True)
 
 
-def sealed(path: Path, root: Path) -> None:
-    np.save(path, X)
-    path.chmod(0)
-
-
 NO_ARRAY = "is no .npy file of numbers"
 VAL = " --val_x {root}/val_x.npy"
 FC = " --fc_weight {root}/fc_weight.npy --fc_bias {root}/fc_bias.npy"
 ARRAYS = [  # words, what the line says, the arrays that are changed
     ("", "train_x.npy does not exist", {"train_x": None}),
     ("", "test_y.npy holds Python objects: save ARRAY.astype", {"test_y": pickled}),
-    ("", "train_x.npy holds Python objects: save ARRAY.astype", {"train_x": pickled}),
     ("", f"train_x.npy {NO_ARRAY}", {"train_x": b""}),
-    ("", f"train_x.npy {NO_ARRAY}", {"train_x": b"text"}),
     ("", f"train_x.npy {NO_ARRAY}", {"train_x": X.dumps()}),
     ("", f"train_x.npy {NO_ARRAY}", {"train_x": claiming("(1000000000, 4096)")}),
     ("", f"train_x.npy {NO_ARRAY}", {"train_x": claiming("(-1, 3)")}),
     ("", "train_x.npy holds Python objects", {"train_x": claiming("(4, 3)", "|O")}),
     ("", f"train_x.npy {NO_ARRAY}", {"train_x": claiming("[" * 5000)}),
-    ("", "train_x.npy is not a file", {"train_x": instead("a folder")}),
     ("", "train_x.npy is not a file", {"train_x": instead("a pipe")}),
-    ("", "train_x.npy is not a file", {"train_x": instead("a device")}),
-    ("", "train_x.npy does not exist", {"train_x": instead("a link to nothing")}),
     ("", r"train_x.npy holds float32 \[4\], expected floats \[N, D\] or \[V, N, D\]", {"train_x": X[:, 0]}),
     ("", r"test_x.npy holds uint8 \[4, 3\], expected floats", {"test_x": X.astype(np.uint8)}),
-    ("", r"test_x.npy holds complex64 \[4, 3\], expected floats", {"test_x": X.astype(np.complex64)}),
-    ("", "test_x.npy holds <U1", {"test_x": X.astype(str).astype("<U1")}),
     ("", r"train_y.npy holds float64 \[4\], expected integers \[N\] or text", {"train_y": Y.astype(float)}),
     ("", r"test_y.npy holds int64 \[4, 1\], expected integers \[N\]", {"test_y": Y[:, None]}),
     ("", "train_y.npy holds no labels", {"train_y": Y[:0]}),
@@ -269,7 +249,6 @@ ARRAYS = [  # words, what the line says, the arrays that are changed
     (" --dtype fp16", "train_x.npy holds values beyond 65504: take --dtype fp32", {"train_x": X * 70_000}),
     (VAL + " --val_y {root}/val_y.npy", "labels reach 2, and class 2 has no", {"val_x": X, "val_y": Y * 2}),
     (VAL, "--val_x and --val_y go together", {"val_x": X}),
-    (" --fc_bias {root}/train_y.npy", "--fc_weight and --fc_bias go together", {}),
     (FC, "fc_weight has 3 classes, 2", {"fc_weight": np.ones((3, 3)), "fc_bias": np.ones(2)}),
     (FC, r"\[1, 4, 3\], expected floats \[K, D\]", {"fc_weight": X[None], "fc_bias": X[0]}),
     (FC, "values that are not finite", {"fc_weight": X[:2] * np.inf, "fc_bias": np.ones(2)}),
@@ -282,15 +261,10 @@ ARRAYS = [  # words, what the line says, the arrays that are changed
     (" --out {root}/train_x.npy", "--out .*train_x.npy is there and holds something else, an input", {}),
     (" --out {root}/names.npy", "names.npy is there and holds something else", {"names": b"one\ntwo\n"}),
     (" --class_names {root}/absent", "absent does not exist", {}),
-    (" --class_names {root}", "w is not a file", {}),
+    (" --class_names /dev/zero", "/dev/zero is not a file", {}),
     (" --class_names {root}/train_x.npy", "train_x.npy cannot be read", {}),
     (" --class_names {root}/names.npy", "class_names has 3 entries, num", {"names": b"one\ntwo\nthree\n"}),
 ]
-
-
-def names_from_a_pipe(root: Path, kitchen: Kitchen) -> None:
-    arrays()(root, kitchen)
-    NO_FILE["a pipe"][0](root, kitchen)
 
 
 def one_class(root: Path, kitchen: Kitchen) -> None:
@@ -399,7 +373,6 @@ RUNS = {
     ),
     "pack of another class count": (STAGE2, "--features {pack} --num_class 7", "--num_class 7 is asked for"),
     "pack of another set": (STAGE2, "--features {pack} --dataset cifar100_lt", "--dataset cifar100_lt is"),
-    "pack of another ratio": (STAGE2, "--features {pack} --imb_ratio 10", "--imb_ratio 10"),
     "a classifier of another pack": (
         EVALUATE,
         "--features {bad} --pretrained_pth {stage2}",
@@ -414,21 +387,6 @@ ROWS = [
     *(
         Row(f"arrays {number}: {says}", PACK, WORDS + words, says, arrays(**changed), program=number == 1)
         for number, (words, says, changed) in enumerate(ARRAYS)
-    ),
-    Row(
-        "arrays: not permitted",
-        PACK,
-        WORDS,
-        "train_x.npy .*Permission",
-        arrays(train_x=sealed),
-        unprivileged=True,
-    ),
-    Row(
-        "arrays: names from a pipe",
-        PACK,
-        WORDS + " --class_names {bad}",
-        "bad is not a file",
-        names_from_a_pipe,
     ),
     *(Row(kind, *row, program=row[0] == EXPORT and len(row) == 3) for kind, row in RUNS.items()),
 ]

@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 
 from tests.bad_inputs import PLOTS, Kitchen, Make, Row
-from tests.bad_inputs.checkpoints import NO_FILE
+from tests.bad_inputs.checkpoints import NO_FILE, damaged
 from tests.helpers import run_folder
 from utils.run import checkpoint
 from utils.settings.table import EVALUATE, STAGE1, STAGE2
@@ -37,6 +37,11 @@ def sealed(root: Path, kitchen: Kitchen) -> None:
 def copied(change: Callable[[Path], object], source: str = "run") -> Make:
     """A copy of a run folder, changed."""
     return lambda root, kitchen: change(shutil.copytree(getattr(kitchen, source), root / "run"))
+
+
+def piped(name: str, source: str = "run") -> Make:
+    """A pipe in the place of a file of it."""
+    return copied(lambda run: ((run / name).unlink(), os.mkfifo(run / name)), source)
 
 
 def locked(root: Path, kitchen: Kitchen) -> None:
@@ -113,75 +118,48 @@ def with_column(name: str, column: str, values: Callable[[pd.DataFrame], object]
     return copied(change, "tables")
 
 
-def without_column(path: Path, column: str) -> None:
-    pd.read_csv(path).drop(columns=column).to_csv(path, index=False)
+def lacking(name: str, column: str) -> Make:
+    """A run folder with a csv file that lacks a column."""
+
+    def change(run: Path) -> None:
+        pd.read_csv(run / name).drop(columns=column).to_csv(run / name, index=False)
+
+    return copied(change, "tables")
 
 
 def drawn(name: str, content: bytes) -> Make:
     return copied(lambda folder: (folder / name).write_bytes(content), "tables")
 
 
+NO_FOLDER = "cannot write to .*bad.* is not a folder"
+MODEL1, MODEL2 = (f"ckpt/digits_lt/IR=50/resnet8_stage{stage}.pth" for stage in (1, 2))
 PLACES = [
-    (STAGE1, DIGITS + "--out {bad}/below", "cannot write to .*bad.* is not a folder", file_in_place),
-    (STAGE1, DIGITS + "--ckpt_dir {bad}/below", "cannot write to .*bad.* is not a folder", file_in_place),
-    (STAGE2, STAGE1_OF + "--out {bad}", "cannot write to .*bad.* is not a folder", file_in_place),
-    (STAGE2, STAGE1_OF + "--ckpt_dir {bad}", "cannot write to .*bad.* is not a folder", file_in_place),
-    (EVALUATE, STAGE1_OF + "--out {bad}", "cannot write to .*bad.* is not a folder", file_in_place),
+    (STAGE1, DIGITS + "--out {bad}/below", NO_FOLDER, file_in_place),
+    (STAGE1, DIGITS + "--ckpt_dir {bad}/below", NO_FOLDER, file_in_place),
+    (STAGE2, STAGE1_OF + "--ckpt_dir {bad}", NO_FOLDER, file_in_place),
+    (EVALUATE, STAGE1_OF + "--out {bad}", NO_FOLDER, file_in_place),
     (STAGE1, DIGITS + "--out /dev/null", "cannot write to /dev/null.* is not a folder", None),
-    (
-        STAGE2,
-        STAGE1_OF + "--save_features {bad}/below/x",
-        "cannot write to .*bad.* is not a folder",
-        file_in_place,
-    ),
+    (STAGE2, STAGE1_OF + "--save_features {bad}/below/x", NO_FOLDER, file_in_place),
     (
         STAGE2,
         STAGE1_OF + "--save_features {bad}",
         "--save_features .*bad is a folder",
         folder_in_place("bad"),
     ),
-    (
-        STAGE2,
-        STAGE1_OF + "--save_features /dev/null",
-        "--save_features /dev/null is a folder or a device",
-        None,
-    ),
-    (EVALUATE, STAGE1_OF + "--predictions {bad}", "--predictions .*bad is a folder", folder_in_place("bad")),
-    (EVALUATE, STAGE1_OF + "--predictions {bad}/x", "cannot write to .*bad.* is not a folder", file_in_place),
-    (
-        STAGE1,
-        DIGITS,
-        "resnet8_stage1.pth is a folder",
-        folder_in_place("ckpt/digits_lt/IR=50/resnet8_stage1.pth"),
-    ),
-    (
-        STAGE2,
-        STAGE1_OF,
-        "resnet8_stage2.pth is a folder",
-        folder_in_place("ckpt/digits_lt/IR=50/resnet8_stage2.pth"),
-    ),
+    (EVALUATE, STAGE1_OF + "--predictions {bad}/x", NO_FOLDER, file_in_place),
+    (STAGE1, DIGITS, "resnet8_stage1.pth is a folder", folder_in_place(MODEL1)),
+    (STAGE2, STAGE1_OF, "resnet8_stage2.pth is a folder", folder_in_place(MODEL2)),
     (STAGE1, DIGITS + AGAIN, "resnet8_stage1.pth holds a model of 6 epochs, this run has 1", None),
     (STAGE1, DIGITS + AGAIN + "--val_source heldout", "holds a model of other images", None),
     (STAGE2, STAGE1_OF + AGAIN + "--finetune_epoch 1", "holds a model of 4 epochs, this run has 1", None),
 ]
 
 
-def taken(source: str) -> Make:
-    """An input of the run that one of its outputs names too."""
-    return lambda root, kitchen: shutil.copy(getattr(kitchen, source), root / "bad")
-
-
 def pets_taken(root: Path, kitchen: Kitchen) -> None:
     shutil.copytree(kitchen.pets, root / "pets")
 
 
-def listed_taken(root: Path, kitchen: Kitchen) -> None:
-    shutil.copytree(kitchen.lists, root / "lists")
-
-
-def published_taken(stage: int) -> Make:
-    place = f"ckpt/digits_lt/IR=50/resnet8_stage{stage}.pth"
-
+def published_taken(place: str) -> Make:
     def make(root: Path, kitchen: Kitchen) -> None:
         (root / place).parent.mkdir(parents=True)
         shutil.copy(kitchen.stage1, root / place)
@@ -190,8 +168,6 @@ def published_taken(stage: int) -> Make:
 
 
 PETS = "--dataset folder --data_dir {root}/pets --image_size 32 --workers 0 "
-LISTS = "--dataset list --data_dir {root}/lists --train_list {root}/lists/train.txt --test_list "
-LISTS += "{root}/lists/test.txt --image_size 32 --workers 0 "
 SOMETHING = "bad is there and holds something else, an input perhaps: name another file"
 AMONG = "lies among the images of --data_dir: name another place"
 TAKEN: dict[str, tuple[str, str, str, Make]] = {
@@ -199,38 +175,13 @@ TAKEN: dict[str, tuple[str, str, str, Make]] = {
         STAGE2,
         "--pretrained_pth {bad} --save_features {bad}",
         "--save_features .*" + SOMETHING,
-        taken("stage1"),
-    ),
-    "predictions over their checkpoint": (
-        EVALUATE,
-        "--pretrained_pth {bad} --predictions {bad}",
-        "--predictions .*" + SOMETHING,
-        taken("stage1"),
+        damaged(bytes, "stage1"),
     ),
     "predictions over their pack": (
         EVALUATE,
         "--features {bad} --cur_stage stage1 --predictions {bad}",
         "--predictions .*" + SOMETHING,
-        taken("pack"),
-    ),
-    "predictions over the model that is found": (
-        EVALUATE,
-        DIGITS.split("--epochs")[0]
-        + "--cur_stage stage1 --predictions {root}/ckpt/digits_lt/IR=50/resnet8_stage1.pth",
-        "--predictions .*resnet8_stage1.pth is there and holds something else",
-        published_taken(1),
-    ),
-    "predictions over a list": (
-        EVALUATE,
-        LISTS + "--cur_stage stage1 --predictions {root}/lists/test.txt",
-        "--predictions .*test.txt is there and holds something else",
-        listed_taken,
-    ),
-    "a pack over a list": (
-        STAGE2,
-        LISTS + "--save_features {root}/lists/train.txt",
-        "--save_features .*train.txt is there and holds something else",
-        listed_taken,
+        damaged(bytes, "pack"),
     ),
     "predictions over an image": (
         EVALUATE,
@@ -250,15 +201,15 @@ TAKEN: dict[str, tuple[str, str, str, Make]] = {
     },
     "a model over the weights of --pretrained": (
         STAGE1,
-        DIGITS + "--pretrained {root}/ckpt/digits_lt/IR=50/resnet8_stage1.pth",
+        DIGITS + "--pretrained {root}/" + MODEL1,
         "resnet8_stage1.pth lies where this run leaves its own model: give another --ckpt_dir",
-        published_taken(1),
+        published_taken(MODEL1),
     ),
     "a model over that of --pretrained_pth": (
         STAGE2,
-        "--pretrained_pth {root}/ckpt/digits_lt/IR=50/resnet8_stage2.pth",
+        "--pretrained_pth {root}/" + MODEL2,
         "resnet8_stage2.pth lies where this run leaves its own model: give another --ckpt_dir",
-        published_taken(2),
+        published_taken(MODEL2),
     ),
     "a pack over the last.pth it resumes": (
         STAGE2,
@@ -268,74 +219,34 @@ TAKEN: dict[str, tuple[str, str, str, Make]] = {
     ),
 }
 RESUMED = "--resume {root}/run"
-RESUMES: dict[str, tuple[str, str, Make]] = {
-    "without last.pth": (
-        RESUMED,
-        "run/last.pth does not exist",
-        copied(lambda run: (run / "last.pth").unlink()),
-    ),
+RESUMES: dict[str, tuple[str, Make]] = {
     "a folder as last.pth": (
-        RESUMED,
         "run/last.pth is not a file",
         copied(lambda run: ((run / "last.pth").unlink(), (run / "last.pth").mkdir())),
     ),
-    "an empty last.pth": (
-        RESUMED,
-        "run/last.pth is empty",
-        copied(lambda run: (run / "last.pth").write_bytes(b"")),
-    ),
-    "best.pth, which holds no optimiser": (
-        "--resume {root}/run/best.pth",
-        "best.pth is not the last.pth of a stage-1 run",
-        copied(lambda run: None),
-    ),
-    "of stage 2": (RESUMED, "run/last.pth is not the last.pth of a stage-1 run", stage2_run),
-    "another rate and number of epochs": (
-        RESUMED + " --lr 0.5 --epochs 4",
-        "--lr 0.5, the run to resume has --lr 0.1; --epochs 4, the run to resume has --epochs 6",
-        copied(lambda run: None),
-    ),
-    "another set": (
-        RESUMED + " --dataset cifar10_lt",
-        "--dataset cifar10_lt, the run to resume has --dataset digits_lt",
-        copied(lambda run: None),
-    ),
-    "a pipe as log.txt": (
-        RESUMED,
-        "log.txt cannot be written",
-        copied(lambda run: ((run / "log.txt").unlink(), os.mkfifo(run / "log.txt"))),
-    ),
+    "of stage 2": ("run/last.pth is not the last.pth of a stage-1 run", stage2_run),
+    "a pipe as log.txt": ("log.txt cannot be written", piped("log.txt")),
     "without the best epoch": (
-        RESUMED,
-        r"best.pth does not exist; --select val needs it: restore it",
+        "best.pth does not exist; --select val needs it: restore it",
         selecting(Path.unlink),
     ),
-    "with a damaged best epoch": (
-        RESUMED,
-        "best.pth is damaged.* --select val needs it",
-        selecting(lambda best: best.write_bytes(best.read_bytes()[:-100])),
-    ),
     "with another best epoch": (
-        RESUMED,
         r"best.pth does not hold epoch \d+, the best so far; --select val",
         selecting(lambda best: with_facts(best, epoch=999)),
     ),
     "with a best epoch of another network": (
-        RESUMED,
         "best.pth is not a resnet8: .*; --select val needs it",
         selecting(lambda best: torch.save({"fc.weight": torch.ones(10, 64)}, best)),
     ),
-    "while another run writes there": (RESUMED, "another run is writing to .*run", locked),
-    "nothing of that name": ("--resume {root}/run", "run does not exist", None),
+    "while another run writes there": ("another run is writing to .*run", locked),
 }
 NOWHERE = {"step": 1, "losses": torch.zeros(0), "hits": torch.zeros(0)}
-LACKING = ("args", "train_digest", "environment")
 UNFIT = "last.pth cannot be resumed: "
 RESTATED: dict[str, tuple[str, Callable[[dict], dict], str]] = {
     **{
         f"without {name}, {stage}": (stage, without(name), f"{UNFIT}it lacks {name}")
-        for stage, more in (("stage1", "progress"), ("stage2", "given"))
-        for name in (*LACKING, more)
+        for stage, names in (("stage1", "args train_digest environment progress"), ("stage2", "given"))
+        for name in names.split()
     },
     "a rate that is a text": ("stage1", other_args(lr="x"), "last.pth is of no use: its lr is 'x'"),
     "no such set": ("stage1", other_args(dataset="x"), "last.pth is of no use: there is no dataset 'x'"),
@@ -352,11 +263,6 @@ RESTATED: dict[str, tuple[str, Callable[[dict], dict], str]] = {
         ),
         UNFIT,
     ),
-    "an optimiser of another form": (
-        "stage1",
-        lambda facts: facts | {"optimizer": {"state": {}}},
-        "the fact optimizer cannot be",
-    ),
     "a position of another form": ("stage1", lambda facts: facts | {"partial": {"step": 1}}, "fact partial"),
     "a position without images": (
         "stage1",
@@ -369,10 +275,6 @@ RESTATED: dict[str, tuple[str, Callable[[dict], dict], str]] = {
         other_heads(best_state={"x": torch.ones(1)}),
         "the fact heads",
     ),
-    "a place with a zero byte": ("stage1", other_args(ckpt_dir="a\0b"), "the fact args cannot be"),
-    "heads that are none": ("stage2", lambda facts: facts | {"heads": 3}, "the fact heads cannot be"),
-    "heads of another method": ("stage2", other_heads(method="x"), "knows no head"),
-    "another stage 1": ("stage2", lambda facts: facts | {"stage1_digest": "0" * 64}, "another stage 1"),
     **{
         f"other images, {stage}": (
             stage,
@@ -385,9 +287,13 @@ RESTATED: dict[str, tuple[str, Callable[[dict], dict], str]] = {
 TABLES: dict[str, tuple[Make, str]] = {
     "empty": (drawn("table.csv", b""), "table.csv cannot be read: No columns"),
     "ragged": (drawn("per_class.csv", b"a,b\n1,2\n1,2,3\n"), "per_class.csv cannot be read: "),
+    "a line too long": (drawn("per_class.csv", b"a,b\n1,2,3\n"), "per_class.csv .*: its first line has more"),
     "of something else": (drawn("table.csv", b"a,b\n1,2\n"), "table.csv has no column method"),
+    "without counts": (lacking("per_class.csv", "train_images"), "per_class.csv has no column train_images"),
+    "without steps": (lacking("metrics.csv", "step"), "metrics.csv has no column step"),
+    "words": (with_column("metrics.csv", "step", lambda rows: "much"), "metrics.csv cannot be read: .*much"),
     "of fractions": (
-        copied(lambda run: without_column(run / "metrics.csv", "accuracies"), "tables"),
+        lacking("metrics.csv", "accuracies"),
         "metrics.csv has no column accuracies: an older version wrote it, not in percent",
     ),
     "not UTF-8": (drawn("table.csv", b"method,setting\n\xff,\xfe\n"), "table.csv cannot be read: .*utf-8"),
@@ -404,18 +310,7 @@ TABLES: dict[str, tuple[Make, str]] = {
         with_column("search.csv", "epoch", lambda rows: ""),
         "search.csv has nothing in its column epoch",
     ),
-    "absent": (
-        copied(lambda run: (run / "table.csv").unlink(), "tables"),
-        "table.csv cannot be read: No such file",
-    ),
-    "a pipe": (
-        copied(lambda run: ((run / "table.csv").unlink(), os.mkfifo(run / "table.csv")), "tables"),
-        "table.csv cannot be read: it is a pipe or a device",
-    ),
-    "a folder": (
-        copied(lambda run: ((run / "table.csv").unlink(), (run / "table.csv").mkdir()), "tables"),
-        "table.csv cannot be read: Is a directory",
-    ),
+    "a pipe": (piped("table.csv", "tables"), "table.csv cannot be read: it is a pipe or a device"),
     "a file as plots": (drawn("plots", b"x"), "cannot write to .*plots: .* is not a folder"),
 }
 
@@ -446,7 +341,14 @@ ROWS = [
         )
         for script, words in ((STAGE1, DIGITS), (STAGE2, STAGE1_OF), (EVALUATE, STAGE1_OF))
     ),
-    *(Row(f"resume {kind}", STAGE1, words, says, make) for kind, (words, says, make) in RESUMES.items()),
+    *(Row(f"resume {kind}", STAGE1, RESUMED, says, make) for kind, (says, make) in RESUMES.items()),
+    Row(
+        "resume another rate and number of epochs",
+        STAGE1,
+        RESUMED + " --lr 0.5 --epochs 4",
+        "--lr 0.5, the run to resume has --lr 0.1; --epochs 4, the run to resume has --epochs 6",
+        copied(lambda run: None),
+    ),
     *(
         Row(
             f"resume {kind}",
@@ -463,6 +365,6 @@ ROWS = [
     ),
     *(
         Row(f"plots: {kind} as run folder", PLOTS, "{bad}", "bad/table.csv cannot be read", NO_FILE[kind][0])
-        for kind in ("a pipe", "a loop of links", "a link to nothing")
+        for kind in ("a pipe", "a loop of links")
     ),
 ]
