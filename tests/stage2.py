@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from tests.helpers import TrainedDigits
 from utils.features.frozen import Representation
@@ -17,6 +19,26 @@ from utils.run import checkpoint
 from utils.settings.config import Config, resolve
 from utils.settings.data import scored_parts
 from utils.settings.parse import STAGE2, parse
+
+
+class LargestNewTensor(TorchDispatchMode):
+    """The most elements of any tensor that an operation makes, and that operation; a view is not new."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements, self.operation = 0, ""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        known, made = (
+            {leaf.untyped_storage().data_ptr(): leaf for leaf in tree_leaves(tree) if torch.is_tensor(leaf)}
+            for tree in ((args, kwargs), out)
+        )
+        for place in made.keys() - known.keys():
+            elements = made[place].untyped_storage().nbytes() // made[place].element_size()
+            if elements > self.elements:
+                self.elements, self.operation = elements, f"{func} {tuple(made[place].shape)}"
+        return out
 
 
 def settle(digits: TrainedDigits, *argv: object) -> Config:
