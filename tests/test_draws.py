@@ -110,19 +110,6 @@ def test_draws_depend_on_seed_and_view_alone():
     assert not torch.equal(jitter_rows(VIEWS_224, FEW, 3, 5), jitter_rows(VIEWS_224, FEW, 3, 6))
 
 
-def test_jitter_changes_no_crop_and_without_mirror_images_nothing_else_changes():
-    usual = crop_rows(VIEWS_224, FEW, 0, 0)
-    steady = FileViews(*CHANNELS["imagenet"], mirror=False)
-    assert torch.equal(usual[:, :-1], crop_rows(steady, FEW, 0, 0)[:, :-1])
-    assert not crop_rows(steady, FEW, 0, 0)[:, -1].any()
-    assert jitter_rows(steady, FEW, 0, 0) is None
-
-
-def test_the_plain_view_draws_nothing():
-    plain = FileViews(*CHANNELS["imagenet"], augment="plain", jitter=0.4)
-    assert crop_rows(plain, FEW, 0, 0) is None and jitter_rows(plain, FEW, 0, 0) is None
-
-
 def test_padded_crops_keep_the_draws_of_released_results():
     top, left, flip = crop_draws(6, 4, generator_for(0, "view", 0))
     assert (top.tolist(), left.tolist()) == ([2, 4, 6, 2, 2, 5], [4, 8, 4, 0, 3, 1])
@@ -191,13 +178,6 @@ def test_values_are_clamped_after_every_operation():
     ours = changed(one, rows)
     assert (ours - by_torchvision(planes(1).repeat(6, 1, 1, 1), rows)).abs().max() < EXACT
     assert ours.min() >= 0 and ours.max() <= 1
-
-
-def test_an_image_is_changed_alike_alone_and_in_a_batch():
-    rows, normalise = factors(), Normalise(MEAN, STD, 40, "cpu")
-    together = normalise(pictures(), rows)
-    for i in range(12):
-        assert torch.equal(normalise(pictures()[i : i + 1], rows[i : i + 1])[0], together[i])
 
 
 def test_normalising_after_the_jitter_gives_channels_last_and_torchvisions_values():
