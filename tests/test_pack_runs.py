@@ -182,10 +182,9 @@ def test_validation_images_of_a_pack_select_as_the_images_do(tmp_path, digits, p
 # ---- the user's own arrays
 
 
-@pytest.mark.parametrize("name", ["my_digits", "folder"])
-def test_arrays_become_a_pack_that_stage_2_trains_on_and_evaluate_scores(tmp_path, name):
+def test_arrays_become_a_pack_that_stage_2_trains_on_and_evaluate_scores(tmp_path):
     """Even with the name of a kind of data set."""
-    given = Arrays(tmp_path)
+    given, name = Arrays(tmp_path), "folder"
     given.pack("--name", name)
     run = (*places(tmp_path), "--features", given.out)
     text = call(main_stage2.main, *run, "--verbose", "--method", "los,ce,ncm,los_step,stage1", *BUDGET)
@@ -215,9 +214,8 @@ def test_the_name_of_a_users_pack_chooses_no_setting(tmp_path):
     for name in ("list_of_words", "folder_x", "list", "cifar100_lt", "cifar_mine", "imagenet_lt"):
         for facts in (made.facts, older):
             write_pack(tmp_path / "named", replace(made, facts=facts | {"dataset": name}))
-            assert (
-                settings_of(tmp_path / "named") == wanted and wanted["path"] != preset_for("folder")["path"]
-            )
+            assert settings_of(tmp_path / "named") == wanted
+    assert wanted["path"] != preset_for("folder")["path"]
 
 
 def test_a_pack_keeps_the_settings_of_the_data_set_that_it_was_made_from(tmp_path, pack):
@@ -230,15 +228,6 @@ def test_a_pack_keeps_the_settings_of_the_data_set_that_it_was_made_from(tmp_pat
     own = older | {"dataset": "folder_x", "image_size": 32}
     write_pack(tmp_path / "folder", replace(made, facts=own))
     assert settings_of(tmp_path / "folder")["batch_size"] == 256
-
-
-def test_own_validation_arrays_select(tmp_path):
-    x, y = Arrays(tmp_path).arrays["test_x"], Arrays(tmp_path).arrays["test_y"]
-    given = Arrays(tmp_path, val_x=x[::2], val_y=y[::2], test_x=x[1::2], test_y=y[1::2])
-    given.pack("--name", "mine")
-    argv = ("--method", "la,los_step", "--select", "val", *BUDGET[2:])
-    text = call(main_stage2.main, *places(tmp_path), "--features", given.out, *argv)
-    assert [line["selected_on"] for line in result_lines(text)] == ["val", "val"]
 
 
 @pytest.mark.parametrize("select", ["val", "last"])
