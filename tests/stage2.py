@@ -30,14 +30,12 @@ class LargestNewTensor(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        known, made = (
-            {leaf.untyped_storage().data_ptr(): leaf for leaf in tree_leaves(tree) if torch.is_tensor(leaf)}
-            for tree in ((args, kwargs), out)
-        )
-        for place in made.keys() - known.keys():
-            elements = made[place].untyped_storage().nbytes() // made[place].element_size()
-            if elements > self.elements:
-                self.elements, self.operation = elements, f"{func} {tuple(made[place].shape)}"
+        for made in filter(torch.is_tensor, tree_leaves(out)):
+            if made.numel() > self.elements:
+                given = filter(torch.is_tensor, tree_leaves((args, kwargs)))
+                known = {one.untyped_storage().data_ptr() for one in given}
+                if made.untyped_storage().data_ptr() not in known:
+                    self.elements, self.operation = made.numel(), f"{func} {tuple(made.shape)}"
         return out
 
 
