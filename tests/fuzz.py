@@ -1,5 +1,6 @@
 """What parsers are given at random: bytes, edited files, trees, words. Only clean errors, or success."""
 
+import io
 import json
 import zipfile
 from collections.abc import Callable
@@ -41,6 +42,7 @@ WORDS = st.sampled_from(
     [argument.name for argument in ARGUMENTS] + ["lr=", "imb_ratio=0", "", "a" * 300, "seed=1,2", "head"]
 )
 VALUES = st.sampled_from(["1", "0", "-1", "nan", "inf", "1e400", "all", "los,ce", "digits_lt", "1,2", "1,,2"])
+PICKLES = st.binary(max_size=80).map(lambda body: b"\x80\x02" + body + b".")
 EDITS = st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.binary(max_size=6)), min_size=1, max_size=4)
 
 
@@ -49,6 +51,18 @@ def only_clean_errors(work: Callable[[], object], *names: str) -> None:
         work()
     except UserError as error:
         assert all(name in str(error) for name in names), error
+
+
+def each_file(path: Path, examples: int, contents: st.SearchStrategy, read: Callable, name: str = "") -> None:
+    """`read` is given `path` with each of the contents; its error names the file, or `name`."""
+
+    @bounded(examples)
+    @given(contents)
+    def check(content: bytes) -> None:
+        path.write_bytes(content)
+        only_clean_errors(lambda: read(path), name or path.name)
+
+    check()
 
 
 def edited(good: bytes, edits: list[tuple[float, bytes]]) -> bytes:
@@ -60,23 +74,20 @@ def edited(good: bytes, edits: list[tuple[float, bytes]]) -> bytes:
     return bytes(spoilt)
 
 
+def one_edited(goods: list[bytes]) -> st.SearchStrategy:
+    """One of these files, a few stretches of it written over."""
+    return st.tuples(st.sampled_from(goods), EDITS).map(lambda pair: edited(*pair))
+
+
 def list_parser(folder: Path, examples: int) -> None:
     line = st.binary(max_size=40) | st.tuples(st.text(max_size=20), st.integers(-5, 1 << 33)).map(
         lambda pair: f"{pair[0]} {pair[1]}".encode("utf-8", "surrogatepass")
     )
-    path = folder / "list.txt"
-
-    @bounded(examples)
-    @given(st.lists(line, max_size=5).map(b"\n".join))
-    def check(content: bytes) -> None:
-        path.write_bytes(content)
-        only_clean_errors(lambda: read_list(path, folder), "list.txt")
-
-    check()
+    lists = st.lists(line, max_size=5).map(b"\n".join)
+    each_file(folder / "list.txt", examples, lists, lambda path: read_list(path, folder))
 
 
 def annotations_parser(folder: Path, examples: int) -> None:
-    path = folder / "train.json"
     image = st.fixed_dictionaries({"id": PLAIN | st.integers(0, 3), "file_name": PLAIN | st.just("a/b.jpg")})
     of_image = st.fixed_dictionaries(
         {"image_id": PLAIN | st.integers(0, 3), "category_id": PLAIN | st.integers(0, 3)}
@@ -88,27 +99,15 @@ def annotations_parser(folder: Path, examples: int) -> None:
             "categories": PLAIN,
         }
     )
-
-    @bounded(examples)
-    @given((tree | PLAIN).map(lambda value: json.dumps(value).encode()) | st.binary(max_size=60))
-    def check(content: bytes) -> None:
-        path.write_bytes(content)
-        only_clean_errors(lambda: read_annotations(path, folder), "train.json")
-
-    check()
+    trees = (tree | PLAIN).map(lambda value: json.dumps(value).encode()) | st.binary(max_size=60)
+    each_file(folder / "train.json", examples, trees, lambda path: read_annotations(path, folder))
 
 
 def pack_reader(folder: Path, examples: int) -> None:
     write_pack(folder / "good", with_val(tiny()))
-    good, path = (folder / "good").read_bytes(), folder / "x.pack"
-
-    @bounded(examples)
-    @given(st.binary(max_size=60) | EDITS.map(lambda edits: edited(good, edits)))
-    def check(content: bytes) -> None:
-        path.write_bytes(content)
-        only_clean_errors(lambda: read_pack(path), "x.pack")
-
-    check()
+    good = (folder / "good").read_bytes()
+    packs = st.binary(max_size=60) | EDITS.map(lambda edits: edited(good, edits))
+    each_file(folder / "x.pack", examples, packs, read_pack)
 
 
 def checkpoint_reader_on_bytes(
@@ -116,15 +115,8 @@ def checkpoint_reader_on_bytes(
 ) -> None:
     checkpoint.save(folder / "good", checkpoint_content({"w": torch.zeros(9)}))
     torch.save({"w": torch.zeros(9)}, folder / "old", _use_new_zipfile_serialization=False)
-    goods, path = [(folder / name).read_bytes() for name in ("good", "old")], folder / "x.pth"
-
-    @bounded(examples)
-    @given(st.binary(max_size=60) | st.tuples(st.sampled_from(goods), EDITS).map(lambda pair: edited(*pair)))
-    def check(content: bytes) -> None:
-        path.write_bytes(content)
-        only_clean_errors(lambda: read(path), "x.pth")
-
-    check()
+    goods = [(folder / name).read_bytes() for name in ("good", "old")]
+    each_file(folder / "x.pth", examples, st.binary(max_size=60) | one_edited(goods), read)
 
 
 def checkpoint_reader_on_facts(folder: Path, examples: int) -> None:
@@ -141,32 +133,20 @@ def checkpoint_reader_on_facts(folder: Path, examples: int) -> None:
 
 
 def checkpoint_reader_on_pickles(folder: Path, examples: int) -> None:
-    path = folder / "x.pth"
-
-    @bounded(examples)
-    @given(st.binary(max_size=80).map(lambda body: b"\x80\x02" + body + b"."))
-    def check(content: bytes) -> None:
-        with zipfile.ZipFile(path, "w") as file:
-            file.writestr("a/data.pkl", content)
+    def zipped(pickled: bytes) -> bytes:
+        content = io.BytesIO()
+        with zipfile.ZipFile(content, "w") as file:
+            file.writestr("a/data.pkl", pickled)
             file.writestr("a/version", "3\n")
-        only_clean_errors(lambda: checkpoint.read(path), "x.pth")
+        return content.getvalue()
 
-    check()
+    each_file(folder / "x.pth", examples, PICKLES.map(zipped), checkpoint.read)
 
 
 def cifar_reader(folder: Path, examples: int) -> None:
     path, read = cifar(folder)
-
-    @bounded(examples)
-    @given(
-        st.binary(max_size=80).map(lambda body: b"\x80\x02" + body + b".")
-        | st.tuples(st.sampled_from(sound_files("cifar")), EDITS).map(lambda pair: edited(*pair))
-    )
-    def check(content: bytes) -> None:
-        path.write_bytes(content)
-        only_clean_errors(read, "cifar-100-python")
-
-    check()
+    files = PICKLES | one_edited(sound_files("cifar"))
+    each_file(path, examples, files, lambda _: read(), "cifar-100-python")
 
 
 def argument_parser(folder: Path, examples: int) -> None:

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from tests.helpers import TrainedDigits
 from utils.features.frozen import Representation
@@ -17,6 +19,24 @@ from utils.run import checkpoint
 from utils.settings.config import Config, resolve
 from utils.settings.data import scored_parts
 from utils.settings.parse import STAGE2, parse
+
+
+class LargestNewTensor(TorchDispatchMode):
+    """The most elements of any tensor that an operation makes, and that operation; a view is not new."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements, self.operation = 0, ""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for made in filter(torch.is_tensor, tree_leaves(out)):
+            if made.numel() > self.elements:
+                given = filter(torch.is_tensor, tree_leaves((args, kwargs)))
+                known = {one.untyped_storage().data_ptr() for one in given}
+                if made.untyped_storage().data_ptr() not in known:
+                    self.elements, self.operation = made.numel(), f"{func} {tuple(made.shape)}"
+        return out
 
 
 def settle(digits: TrainedDigits, *argv: object) -> Config:

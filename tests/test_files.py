@@ -18,8 +18,7 @@ from utils.base.errors import UserError
 from utils.base.files import MAX_JSON, json_text, read_json, sweep, write_atomically
 from utils.packs.pack import write_pack
 from utils.run import checkpoint
-
-ROOT = Path(__file__).resolve().parent.parent
+from utils.settings.commands import ROOT
 
 
 def test_json_has_null_for_numbers_that_are_not_finite_and_everything_else_as_it_is():
@@ -63,22 +62,6 @@ def test_a_full_disk_at_random_places_leaves_the_old_checkpoint_and_nothing_else
     assert full_disks(small_disk, count) == count
     assert spoilt_in_place(small_disk)
     record_property("found", f"old file whole and nothing beside it, {count} of {count}; in place it is lost")
-
-
-def test_a_file_that_does_not_read_back_never_takes_the_old_ones_place(tmp_path, monkeypatch):
-    path = tmp_path / "x.pth"
-    digest = checkpoint.save(path, content())
-    whole = torch.save
-
-    def save_with_a_flipped_bit(value, handle):
-        weight = value["model"]["fc.weight"].clone()
-        weight.view(torch.int32)[77] ^= 1
-        whole(value | {"model": value["model"] | {"fc.weight": weight}}, handle)
-
-    monkeypatch.setattr(torch, "save", save_with_a_flipped_bit)
-    with pytest.raises(UserError, match=r"x\.pth does not read back as it was written"):
-        checkpoint.save(path, content(epoch=4))
-    assert checkpoint.read(path).digest == digest and len(list(tmp_path.iterdir())) == 1
 
 
 @pytest.mark.parametrize("error", [RuntimeError("odd"), KeyboardInterrupt()])
@@ -181,7 +164,7 @@ def test_weights_that_change_while_they_are_saved_do_not_take_the_old_files_plac
     assert checkpoint.read(path).digest == digest
 
 
-@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+@pytest.mark.parametrize("umask", [0o022, 0o077])
 def test_a_new_file_follows_the_umask_and_a_replaced_one_keeps_its_mode(tmp_path, umask):
     new, old = tmp_path / "new", tmp_path / "old"
     old.write_bytes(b"before")

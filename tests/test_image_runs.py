@@ -28,6 +28,7 @@ from tests.helpers import (
     places,
     published,
     read_metrics,
+    read_summary,
     refusal,
     run_folder,
     stopped_at_step,
@@ -37,7 +38,7 @@ from tests.stage2 import read_table
 from utils.packs.pack import read_pack
 from utils.run import checkpoint
 from utils.run.network import try_network
-from utils.settings.config import resolve
+from utils.settings.config import describe, resolve
 from utils.settings.data import file_views, load_data
 from utils.settings.parse import STAGE1, parse
 
@@ -204,16 +205,16 @@ def test_balanced_lists_with_a_validation_part_are_made_long_tailed_and_select_o
 def test_the_limits_of_the_shot_groups_can_be_set(own, tmp_path):
     text = stage1(tmp_path, *of_own(own, "--shots", "10,20"))
     assert "classes: many 1, medium 1, few 1" in text
-    rows = pd.read_csv(run_folder(tmp_path, "stage1", "folder_pets") / "per_class.csv")
+    folder = run_folder(tmp_path, "stage1", "folder_pets")
+    rows, summary = pd.read_csv(folder / "per_class.csv"), read_summary(folder)
     assert list(rows["group"]) == ["many", "medium", "few"]
-    summary = json.loads((run_folder(tmp_path, "stage1", "folder_pets") / "summary.json").read_text())
     assert [100 * summary["test"][name] for name in ("many", "medium", "few")] == list(rows["accuracy"])
     text = stage2(tmp_path, *of_own(own, "--method", "ce,los"))
     assert "classes: many 1, medium 1, few 1" in text  # the checkpoint's
 
 
 def test_small_images_take_the_way_of_cifar_with_the_same_bits(tmp_path):
-    """The same pixels as PNG files and in memory: the same weights after training, to the last bit."""
+    """The same pixels as PNG files and in memory: the same training views, to the last bit."""
     folder_tree(tmp_path / "data", counts=COUNTS, test_per_class=4, suffix=".png")
     line = "--dataset folder --image_size 64 --augment pad_crop --normalise cifar"
     views = file_views(resolve(STAGE1, parse(STAGE1, line.split())))
@@ -311,8 +312,7 @@ def test_own_images_without_labelled_test_images_are_selected_reported_and_predi
     if kind == "photographs":  # the split moves, and images that trained the backbone would be reported
         for image in list(data.glob("*/*"))[::2]:
             shutil.copy(image, image.with_name(f"0{image.name}"))
-        again = ("--cur_stage", "stage2", *words, *SMALL, *places(tmp_path))
-        message = refusal(main_stage2.main, *again, "--select", "last")
+        message = refusal(main_stage2.main, *scored, "--select", "last")
         assert re.search(r"was trained on \d+ of the \d+ validation images .* which moves the split", message)
 
 
@@ -326,14 +326,11 @@ def test_a_test_part_that_stage_1_had_is_not_forgotten_in_stage_2(tmp_path):
 
 
 def test_the_trial_of_a_network_leaves_statistics_modes_and_random_state_as_they_were(own):
-    data = load_data(
-        resolve("main_stage1.py", {"dataset": "folder", "data_dir": own / "pets", "image_size": 64})
-    )
+    config = resolve(STAGE1, {"dataset": "folder", "data_dir": own / "pets"})
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(), nn.AdaptiveAvgPool2d(1))
     model[1].eval()
     state, random = copy.deepcopy(model.state_dict()), torch.get_rng_state()
-    config = resolve("main_stage1.py", {"dataset": "folder", "data_dir": own / "pets"})
-    try_network(model, config, data, rows=2)
+    try_network(model, config, load_data(config), rows=2)
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
     assert torch.equal(torch.get_rng_state(), random)
     assert model.training and not model[1].training
@@ -360,8 +357,7 @@ def test_a_network_of_torchvision_or_of_the_users_own_trains_by_its_name(own, tm
 
 
 @pytest.mark.parametrize("stage", ["stage1", "stage2"])
-@pytest.mark.parametrize("step", [2, 4])
-def test_a_network_with_dropout_resumes_to_the_same_bits(own, tmp_path, stage, step):
+def test_a_network_with_dropout_resumes_to_the_same_bits(own, tmp_path, stage):
     words, run = of_own(own, "--network", "tests.user_networks:tiny"), stage1
     if stage == "stage2":
         stage1(tmp_path, *words)
@@ -370,7 +366,7 @@ def test_a_network_with_dropout_resumes_to_the_same_bits(own, tmp_path, stage, s
     folders = []
     for name in ("whole", "stopped"):
         act = partial(run, tmp_path / name, *words)
-        act() if name == "whole" else stopped_at_step(tmp_path / name, step, act)
+        act() if name == "whole" else stopped_at_step(tmp_path / name, 4, act)  # the first of epoch 2
         folders.append(run_folder(tmp_path / name, stage, "folder_pets"))
     main = main_stage1.main if stage == "stage1" else main_stage2.main
     call(main, *words, *places(tmp_path / "stopped"), "--resume", folders[1])
@@ -417,8 +413,10 @@ def test_the_stem_is_the_users_choice_and_the_checkpoints_memory(own, tmp_path):
     assert re.search('checkpoint: .*stem "imagenet"', text)
 
 
-def test_a_presets_learning_rate_goes_with_the_batch_size_and_a_given_one_does_not(own, tmp_path):
-    words = of_own(own, *places(tmp_path), "--epochs", "1", "--seed", "0")
-    text = call(main_stage1.main, *words, "--batch_size", "32")
-    assert "unless you say otherwise, times batch size / 8: lr 0.04" in text
-    assert "times batch size" not in call(main_stage1.main, *words, "--batch_size", "32", "--lr", "0.05")
+def test_a_presets_learning_rate_goes_with_the_batch_size_and_a_given_one_does_not(own):
+    def described(*words: str) -> str:
+        given = parse(STAGE1, list(map(str, of_own(own, "--batch_size", "32", *words))))
+        return "\n".join(describe(resolve(STAGE1, given)))
+
+    assert "unless you say otherwise, times batch size / 8: lr 0.04" in described()
+    assert "times batch size" not in described("--lr", "0.05")

@@ -13,7 +13,7 @@ import losses.label_over_smooth as module
 from losses import LabelOverSmooth, build_loss, label_smooth_for_gap, logit_gap, smooth_labels
 from utils.metrics import logits_magnitude
 
-DELTAS = [0.0, 0.1, 0.5, 0.98, 0.9999]
+DELTAS = [0.0, 0.5, 0.9999]
 
 
 def long_tailed_batch(num_classes, scale=3.0):
@@ -90,7 +90,7 @@ def test_under_equal_shares_the_penalty_is_the_plain_mean_of_loma_and_no_class_i
 
 
 @pytest.mark.parametrize("delta", [1e-6, *DELTAS[1:]])
-@pytest.mark.parametrize("num_classes", [2, 10, 100, 8142])
+@pytest.mark.parametrize("num_classes", [2, 100, 8142])
 def test_the_gradient_vanishes_at_the_logit_gap_and_nowhere_beside_it(delta, num_classes):
     targets, largest = torch.tensor([1, 0]), []
     gap = logit_gap(delta, num_classes)

@@ -18,26 +18,12 @@ from utils.heads.plan import HeadPlan, plan_heads
 from utils.settings.chosen import chosen_methods, lead_method
 from utils.settings.commands import ROOT
 from utils.settings.config import resolve
-from utils.settings.method import TRAINING, Method
+from utils.settings.method import TRAINING
 from utils.settings.methods import METHODS, MOVES, OPTIONS, PATHS, SETTINGS, TAUS
 from utils.settings.parse import ARGUMENTS, STAGE2, parse
 
-NAMES = [
-    "stage1",
-    "ce",
-    "los",
-    "los_step",
-    "crt",
-    "lws",
-    "tau_norm",
-    "ncm",
-    "cb",
-    "focal",
-    "ldam",
-    "bsce",
-    "la",
-]
-NAMES += ["lade", "disalign", "marc", "wb", "label_aware", "etf", "los_weighted", "samn", "logreg"]
+NAMES = ["stage1", "ce", "los", "los_step", "crt", "lws", "tau_norm", "ncm", "cb", "focal", "ldam", "bsce"]
+NAMES += ["la", "lade", "disalign", "marc", "wb", "label_aware", "etf", "los_weighted", "samn", "logreg"]
 LEARN_NOTHING = {"stage1", "los_step", "tau_norm", "ncm", "la", "logreg"}
 WHOLE_NETWORKS = {"cb", "focal", "ldam", "lade", "etf"}  # what their sources train
 VAL = ("--select", "val")
@@ -63,8 +49,7 @@ def tried(name: str, plans: list[HeadPlan]) -> list:
 
 
 def test_every_method_of_the_comparison_is_in_the_table_once_the_control_rows_first():
-    assert list(METHODS) == list(dict.fromkeys(METHODS)) and set(METHODS) == set(NAMES)
-    assert all(name == method.name for name, method in METHODS.items())
+    assert sorted(method.name for method in METHODS.values()) == sorted(NAMES)
     assert [method.name for method in chosen_methods("all")] == list(METHODS)
     assert list(METHODS)[:3] == ["stage1", "ce", "los"]
 
@@ -141,15 +126,6 @@ def test_what_an_entry_says_of_its_start_and_of_what_it_learns_is_so(method):
 # ---- words of the command line
 
 
-def told_of(method: Method) -> str:
-    """What the list says of a method's source."""
-    kinds = {name: method.kind(name) for name in method.settings}
-    told = (
-        f"{kind}: {' '.join(n for n in kinds if kinds[n] == kind)}" for kind in dict.fromkeys(kinds.values())
-    )
-    return "; ".join(filter(None, [method.source, method.differs, *told]))
-
-
 def test_the_list_names_every_method_with_its_source_and_reads_nothing(tmp_path, capsys):
     absent = tmp_path / "absent"
     with pytest.raises(SystemExit) as ended:
@@ -157,22 +133,19 @@ def test_the_list_names_every_method_with_its_source_and_reads_nothing(tmp_path,
     text = capsys.readouterr().out
     assert ended.value.code == 0
     table, sources = text.split("\nsources\n")
-    assert [line.split()[0] for line in table.strip().splitlines()[1:]] == list(METHODS)
-    assert [line.split(maxsplit=1) for line in sources.strip().splitlines()] == [
-        [name, text] for name, text in zip(METHODS, map(told_of, METHODS.values()), strict=True)
-    ]
-    assert all(METHODS[name].differs for name in ("ncm", "ldam", "etf"))
-    for method in METHODS.values():
-        row = next(line for line in table.splitlines() if line.split()[0] == method.name)
+    rows, told = table.strip().splitlines()[1:], dict(line.split(maxsplit=1) for line in sources.splitlines())
+    assert [line.split()[0] for line in rows] == list(METHODS) == list(told)
+    for method, row in zip(METHODS.values(), rows, strict=True):
         assert method.what in row and all(option in row for option in method.options)
+        assert told[method.name].startswith(method.source) and method.differs in told[method.name]
+    assert told["stage1"] == "-" and all(METHODS[name].differs for name in ("ncm", "ldam", "etf"))
+    assert told["marc"] == "Wang et al. 2022; published: lr wd batch rho; ours: epochs schedule"
+    kinds = "second-hand: lr epochs wd batch beta max_norm; published: schedule"
+    assert told["wb"] == f"Alshammari et al. 2022; {kinds}"
     assert files_below(tmp_path) == []
 
 
-def test_an_unknown_method_is_refused_with_the_nearest_name_or_all_names():
-    assert refusal(plan, "--method", "loss") == "--method has no 'loss', did you mean los or los_step?"
-    assert refusal(plan, "--method", "ce,labelaware") == (
-        "--method has no 'labelaware', did you mean label_aware?"
-    )
+def test_a_method_that_resembles_none_is_refused_with_all_names():
     message = refusal(plan, "--method", "ce,xyz")
     assert message.startswith("--method has no 'xyz', known: ") and all(name in message for name in NAMES)
 
@@ -199,8 +172,6 @@ def test_an_option_that_no_method_of_the_run_has_is_refused_and_those_that_have_
     assert message == "--tau: no method of this run has it, it is for tau_norm, bsce, la"
     message = refusal(plan, "--method", "ncm,la", "--finetune_lr", "0.1")
     assert message.startswith("--finetune_lr: no method of this run has it, it is for ce, los, crt")
-    with_lr = set(message.rpartition("it is for ")[2].split(", "))
-    assert with_lr == set(NAMES) - LEARN_NOTHING
     assert "--label_smooth: " in refusal(plan, "--method", "ce", "--label_smooth", "0.9")
 
 
@@ -295,15 +266,9 @@ def test_weight_decay_is_the_methods_own_or_the_users():
     assert {head.wd for head in heads("--method", "los,wb", "--finetune_wd", "0.02")} == {0.02}
 
 
-def test_two_words_for_one_thing_and_a_value_named_twice_are_refused():
-    assert "--path and --finetune_lr" in refusal(plan, "--path", "2", "--finetune_lr", "0.1")
-    assert "--seed and --seeds" in refusal(plan, "--seed", "1", "--seeds", "1,2")
+def test_a_closed_step_takes_a_path_beside_the_learning_rate_of_another_method():
     step, crt = heads("--method", "los_step,crt", "--path", "3", "--finetune_lr", "0.1")
-    assert step.options["path"] == 3 and crt.lr == 0.1, "a closed step has no learning rate"
-    assert refusal(plan, "--seeds", "1,2,1") == "--seeds names a value twice: 1, 2, 1"
-    assert "--tau names a value twice" in refusal(plan, "--method", "la", "--tau", "1,1.0")
-    assert "--tau must be 0 or more, got -1" in refusal(plan, "--method", "la", "--tau", "1,-1")
-    assert "--max_norm" in refusal(plan, "--method", "wb", "--max_norm", "1.5")
+    assert step.options["path"] == 3 and crt.lr == 0.1
 
 
 # ---- whose settings
@@ -325,7 +290,7 @@ def test_los_runs_as_published_among_others_and_alone_with_the_preset_of_its_net
     assert rate(*THIN, "--method", "los,ce", "--finetune_lr", "0.1") == (0.1, None, "given")
 
 
-@pytest.mark.parametrize(("ratio", "lr"), [(500, 1e-4), (100, 1e-4), (50, 5e-5), (10, 3e-5)])
+@pytest.mark.parametrize(("ratio", "lr"), [(500, 1e-4), (50, 5e-5), (10, 3e-5)])
 def test_the_preset_of_a_thin_network_goes_by_the_imbalance_ratio(ratio, lr):
     assert rate(*THIN, "--imb_ratio", ratio) == (lr, None, "ours")
     assert rate(*THIN, "--imb_ratio", ratio, "--budget", "source") == (5e-4, None, "published")
@@ -333,13 +298,7 @@ def test_the_preset_of_a_thin_network_goes_by_the_imbalance_ratio(ratio, lr):
 
 @pytest.mark.parametrize(
     ("ratio", "smoothing", "epochs", "kind"),
-    [
-        (100, (0.4, 0.1), 94, "published"),
-        (50, (0.3, 0.0), 81, "published"),
-        (10, (0.2, 0.0), 52, "published"),
-        (60, (0.3, 0.0), 81, "ours"),
-        (500, (0.4, 0.1), 94, "ours"),
-    ],
+    [(10, (0.2, 0.0), 52, "published"), (60, (0.3, 0.0), 81, "ours"), (500, (0.4, 0.1), 94, "ours")],
 )
 def test_settings_that_a_source_has_by_ratio_are_those_of_the_nearest(ratio, smoothing, epochs, kind):
     aware, bsce = heads(*THIN, "--method", "label_aware,bsce", "--imb_ratio", ratio)
@@ -389,18 +348,11 @@ def test_an_option_that_the_user_gives_has_no_candidates():
     assert len(heads("--method", "crt,los", "--path", "3", "--label_smooth", "0.7", *VAL)) == SETTINGS + 1
 
 
-@pytest.mark.parametrize("words", [["main_stage2.py", "--method", "list"], ["main_stage2.py", "--help"]])
-def test_a_list_that_nobody_reads_to_its_end_is_no_error(words):
+def test_a_list_that_nobody_reads_to_its_end_is_no_error():
     reading, writing = os.pipe()
     os.close(reading)
-    done = subprocess.run(
-        [sys.executable, "-u", *words],
-        cwd=ROOT,
-        stdout=writing,
-        stderr=subprocess.PIPE,
-        text=True,
-        check=False,
-    )
+    words = [sys.executable, "-u", "main_stage2.py", "--method", "list"]
+    done = subprocess.run(words, cwd=ROOT, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
     os.close(writing)
     assert (done.returncode, done.stderr) == (0, "")
 
@@ -428,7 +380,6 @@ def bare():
         def __init__(self, in_features, num_classes): super().__init__(in_features, num_classes)
         def folded(self): return self.weight, self.bias
     return build(head=Bare)
-value = 3
 """
 
 
@@ -442,31 +393,26 @@ def own_methods(tmp_path, monkeypatch) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["nowhere_at_all:build"], "there is no module nowhere_at_all"),
-        (["own_methods_here:nothing"], "has no nothing"),
-        (["own_methods_here:value"], "has no function, but a value, value"),
-        (["own_methods_here:fails"], "fails: ValueError: not today"),
-        (["own_methods_here:other"], "gives no Method"),
-        (["own_methods_here:taken"], "the name 'los', which is taken"),
-        (["own_methods_here:blank"], "name 'my method', which is taken, or has other"),
-        (["own_methods_here:undeclared"], "an option margin without a range"),
-        (["own_methods_here:out_of_range"], "its margin is 0.0, it must be above 0"),
-        (["own_methods_here:headless"], "there is no head 'liner', known: linear, "),
-        (["own_methods_here:lossless"], "there is no loss 'cross_entropy', known: ce, "),
-        (["own_methods_here:margin", "--option", "margin=0"], "--option margin must be above 0, got 0"),
-        (
-            ["own_methods_here:margin", "--option", "margin=1,1.0"],
-            "--option margin names a value twice: 1,1.0",
-        ),
-        (["own_methods_here:margin", "--option", "margin=x"], "is not written as name=value"),
-        (["own_methods_here:margin", "--option", "width=1"], "declares it, known: margin"),
-        (["own_methods_here:margin", "--option", "tau=1"], "declares it, say --tau"),
-        (["own_methods_here:bare"], "a head needs start(fc), see models/heads"),
+        ("nothing", "has no nothing"),
+        ("fails", "fails: ValueError: not today"),
+        ("other", "gives no Method"),
+        ("taken", "the name 'los', which is taken"),
+        ("blank", "name 'my method', which is taken, or has other"),
+        ("undeclared", "an option margin without a range"),
+        ("out_of_range", "its margin is 0.0, it must be above 0"),
+        ("headless", "there is no head 'liner', known: linear, "),
+        ("lossless", "there is no loss 'cross_entropy', known: ce, "),
+        ("margin --option margin=0", "--option margin must be above 0, got 0"),
+        ("margin --option margin=1,1.0", "--option margin names a value twice: 1,1.0"),
+        ("margin --option margin=x", "is not written as name=value"),
+        ("margin --option width=1", "declares it, known: margin"),
+        ("margin --option tau=1", "declares it, say --tau"),
+        ("bare", "a head needs start(fc), see models/heads"),
     ],
 )
 def test_a_method_of_ones_own_that_is_of_no_use_ends_in_one_line(digits, own_methods, words, said):
     start = ["--dataset", "digits_lt", "--pretrained_pth", digits.stage1]
-    assert said in refusal(main_stage2.main, *start, "--method", *words)
+    assert said in refusal(main_stage2.main, *start, "--method", *f"own_methods_here:{words}".split())
 
 
 def test_no_file_chooses_a_method_of_the_users_code_to_run(digits, tmp_path, own_methods):

@@ -75,10 +75,16 @@ def test_a_run_that_lacks_its_stage_prints_the_command_that_makes_it_for_the_sam
     assert "selected_on=last" in call(evaluate.main, *evaluated)
 
 
+def own_images(elsewhere: Path) -> list[str]:
+    """The words of a data set of lists, and of the places where its runs leave things."""
+    root = list_tree(elsewhere / "my images", counts=(5, 4, 3), test_per_class=2)
+    lists = [word for part in ("train", "test") for word in (f"--{part}_list", str(root / f"{part}.txt"))]
+    words = ["--dataset", "list", "--data_dir", str(root), *lists, "--workers", "0"]
+    return [*words, "--ckpt_dir", "m", "--out", "o"]
+
+
 def test_so_does_one_on_images_of_ones_own_with_a_network_of_ones_own(elsewhere):
-    lists = list_tree(elsewhere / "my images", counts=(5, 4, 3), test_per_class=2)
-    asked = ["--dataset", "list", "--data_dir", str(lists), "--workers", "0", "--ckpt_dir", "m", "--out", "o"]
-    asked += [word for part in ("train", "test") for word in (f"--{part}_list", str(lists / f"{part}.txt"))]
+    asked = own_images(elsewhere)
     wanted = (*asked, *NETWORK, "--finetune_epoch", "1")
     run(printed(refusal(main_stage2.main, *wanted)), *SMALL, "--image_size", "32")
     call(main_stage2.main, *wanted)
@@ -136,12 +142,8 @@ def test_a_stopped_run_goes_on_by_the_command_that_it_prints(elsewhere):
 
 
 def test_a_network_of_ones_own_is_named_where_a_run_is_gone_on_with(elsewhere):
-    images = list_tree(elsewhere / "images", counts=(5, 4, 3), test_per_class=2)
-    lists = ("--train_list", images / "train.txt", "--test_list", images / "test.txt", "--image_size", "32")
-    asked = ("--dataset", "list", "--data_dir", images, *lists, *NETWORK, "--workers", "0")
-    places = ("--out", "o", "--ckpt_dir", "m")
-    few = (*SMALL, "--batch_size", "4")
-    _, said = stopped_at_step(elsewhere, 2, lambda: call(main_stage1.main, *asked, *few, *places))
+    asked = (*own_images(elsewhere), *NETWORK, "--image_size", "32", *SMALL, "--batch_size", "4")
+    _, said = stopped_at_step(elsewhere, 2, lambda: call(main_stage1.main, *asked))
     assert "selected_on=last" in run(printed(said))
 
 
@@ -150,14 +152,8 @@ def test_the_pictures_of_a_run_are_drawn_by_the_command_that_it_prints_in_a_shel
     text = call(main_stage2.main, *start, "--out", "runs", "--ckpt_dir", "m")
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     environment.pop("PYTHONPATH", None)
-    done = subprocess.run(
-        ["bash", "-c", printed(text)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=HANG,
-    )
+    shell = ["bash", "-c", printed(text)]
+    done = subprocess.run(shell, env=environment, capture_output=True, text=True, check=True, timeout=HANG)
     drawn = done.stdout.split("\n")[:-1]
     assert drawn and all(Path(name).is_file() for name in drawn)
 
@@ -193,20 +189,18 @@ def test_names_that_no_terminal_shows_come_through_a_shell_whole(name):
 
 def test_features_too_large_for_half_precision_are_kept_as_the_message_says(digits, elsewhere):
     """An ImageNet-like run on images that the backbone answers with values beyond float16."""
-    images = list_tree(elsewhere / "images", counts=(5, 4, 3), test_per_class=2)
-    lists = ("--train_list", images / "train.txt", "--test_list", images / "test.txt", "--workers", "0")
-    asked = ("--dataset", "list", "--data_dir", images, *lists, "--out", "o", "--ckpt_dir", "m")
-    call(main_stage1.main, *asked, *SMALL, "--network", "resnet8", "--image_size", "32")
+    asked = (*own_images(elsewhere), "--network", "resnet8")
+    call(main_stage1.main, *asked, *SMALL, "--image_size", "32")
     path = next(Path("m").rglob("*_stage1.pth"))
     found = checkpoint.read(path)
     state = dict(found.state)
     last = max(name for name in state if name.endswith("bn2.weight"))
     state[last] = state[last].abs() * 1e7 + 1e7
     checkpoint.save(path, found.facts | {"model": state})
-    again = (*asked, "--network", "resnet8", "--finetune_epoch", "1")
-    message = refusal(main_stage2.main, *again)
+    asked = (*asked, "--finetune_epoch", "1")
+    message = refusal(main_stage2.main, *asked)
     assert message.endswith("holds values beyond 65504: take --pack_dtype fp32")
-    assert "selected_on=last" in call(main_stage2.main, *again, "--pack_dtype", "fp32")
+    assert "selected_on=last" in call(main_stage2.main, *asked, "--pack_dtype", "fp32")
 
 
 def test_names_in_both_forms_of_unicode_are_one_name(elsewhere):

@@ -1,12 +1,10 @@
 """How stage 2 grows: no [N, K] and no [K, K] is ever made."""
 
 import torch
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from benchmarks.heads import trained
 from benchmarks.scaling import Point, representation
+from tests.stage2 import LargestNewTensor
 from utils.features.frozen import Representation
 from utils.heads.outcome import outcome
 from utils.heads.plan import plan_heads
@@ -17,25 +15,7 @@ from utils.settings.parse import STAGE2
 K, D, N, BATCH, SCORED = 2200, 8, 4400, 64, 2**22
 
 
-class Largest(TorchDispatchMode):
-    """The most elements of any tensor that an operation gives, and that operation."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.elements, self.operation = 0, ""
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor) and leaf.numel() > self.elements:
-                # an expanded view has no memory of its own
-                real = leaf.untyped_storage().nbytes() // leaf.element_size()
-                if min(leaf.numel(), real) > self.elements:
-                    self.elements, self.operation = min(leaf.numel(), real), f"{func} {tuple(leaf.shape)}"
-        return result
-
-
-def run_heads(watch: Largest, frozen: Representation) -> list[str]:
+def run_heads(watch: LargestNewTensor, frozen: Representation) -> list[str]:
     """Every method's epoch, scores, LoMa and RSD under `watch`; the methods."""
     given = {"num_class": K, "network": "resnet32", "method": "all", "device": "cpu", "seed": 0}
     given |= {"dataset": "folder", "data_dir": ".", "finetune_epoch": 1, "batch_size": BATCH}
@@ -49,14 +29,14 @@ def run_heads(watch: Largest, frozen: Representation) -> list[str]:
 
 
 def test_no_method_makes_a_buffer_of_images_by_classes_or_of_classes_by_classes(tmp_path):
-    watch = Largest()
+    watch = LargestNewTensor()
     methods = run_heads(watch, representation(Point(classes=K, width=D, rows=N), tmp_path))
     assert {"los", "ce", "bsce", "ncm", "tau_norm", "la", "lade", "crt", "wb", "marc"} <= set(methods)
     assert watch.elements <= SCORED < min(K * K, N * K), watch.operation
 
 
 def test_the_watch_sees_such_a_buffer_where_there_is_one():
-    watch = Largest()
+    watch = LargestNewTensor()
     with watch:
         torch.randn(N, D) @ torch.randn(D, K)
     assert watch.elements == N * K and "mm" in watch.operation

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from tests import attacks
+from tests.bad_inputs.checkpoints import hostile
 from tests.helpers import last_line, long_form, run_evaluate
 from tests.spoil import KINDS, block_lost, cuts, flipped, refused, unnoticed
 from utils.base.digest import same_bits
@@ -72,27 +73,12 @@ def test_a_cut_at_every_record_and_at_random_lengths_is_noticed(tmp_path, kind, 
     record_property("found", f"{total} of {total} cuts refused by name")
 
 
-class Call:
-    """An object that a pickle makes by calling `function`."""
-
-    def __init__(self, function, *values):
-        self.function, self.values = function, values
-
-    def __reduce__(self):
-        return (self.function, self.values)
-
-
 @pytest.mark.parametrize("old", [False, True])
-def test_a_hostile_pickle_does_not_run_in_either_format(tmp_path, old):
-    marker = tmp_path / "marker"
-    for payload in (Call(os.system, f"touch {marker}"), Call(eval, f"open({str(marker)!r}, 'w').close()")):
-        content = {"model": {"w": torch.zeros(2)}, "x": payload}
-        torch.save(content, tmp_path / "x.pth", _use_new_zipfile_serialization=not old)
-        with pytest.raises(UserError, match=r"x\.pth holds Python objects"):
-            checkpoint.read(tmp_path / "x.pth")
-        assert not marker.exists()
-    torch.load(tmp_path / "x.pth", weights_only=False)
-    assert marker.exists()  # the payload does work
+def test_the_hostile_file_of_the_bad_inputs_would_run_where_pickle_reads_it(tmp_path, old):
+    """Their rows find that nothing of it has run."""
+    hostile(old)(tmp_path, None)
+    torch.load(tmp_path / "bad", weights_only=False)
+    assert (tmp_path / "marker").exists()
 
 
 @long_form(60, 2500)
@@ -191,11 +177,11 @@ def test_a_file_that_is_replaced_while_it_is_read_is_the_old_one_or_the_new_one(
 # ---- text from elsewhere
 
 FORGED = "x\ntest overall=99.99 many=- medium=- few=- selected_on=last"
-OBEYED = ["\x1b[2J", "\r", "\t", "\b", "\x7f", "\x9b1m", "\u2028", "\u202e", "\u2066", "\u200f", "\udce9"]
+OBEYED = "a\x1b[2Jb\rc\td\be\x7ff\x9b1mg\u2028h\u2029i\u202ej\u2066k\u200fl\udce9m"
 NAMES = ["Übergröße", "日本語\u3000の名", "نامه\u200cها", "👩\u200d🔬", "e\u0301", "50\u00a0€", "ไทย"]
 
 
-@pytest.mark.parametrize("text", [FORGED, *(f"a{sign}b" for sign in OBEYED)])
+@pytest.mark.parametrize("text", [FORGED, OBEYED])
 def test_text_that_a_terminal_obeys_or_that_forges_a_line_is_escaped_wherever_it_is_said(
     tmp_path, capsys, text
 ):
@@ -220,9 +206,8 @@ def test_the_line_of_an_error_has_names_and_commands_as_they_are(capsys):
     assert capsys.readouterr().err == "error: no `python x.py --out 'a  b'`\\n\n"
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_names_in_any_script_are_printed_as_they_are(name):
-    assert printable(name) == name
+def test_names_in_any_script_are_printed_as_they_are():
+    assert [printable(name) for name in NAMES] == NAMES
 
 
 def test_nothing_prints_what_a_file_says_but_the_functions_that_clean_it():

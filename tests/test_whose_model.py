@@ -3,7 +3,6 @@
 import os
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,6 @@ from datasets import build_data, place_name, types
 from tests.file_trees import Entry, list_tree, write_images, write_list
 from tests.helpers import (
     call,
-    files_below,
     last_line,
     places,
     published,
@@ -31,9 +29,12 @@ from tests.test_pack_runs import save_pack
 from utils.packs.pack import read_pack
 from utils.run import checkpoint
 from utils.run.facts import compared
+from utils.settings.config import resolve
 from utils.settings.data import load_data
+from utils.settings.parse import parse
 
 FOLDS, A_CLASS = 4, 8  # folds of a list, images of each of its two classes
+PHOTOS = [(f"photos/{label}/{i}.png", label) for label in (0, 1) for i in range(A_CLASS)]
 SMALL = ("--network", "resnet8", "--image_size", "16", "--workers", "0")
 LISTS = ("--train_list", "train.txt", "--test_list", "test.txt")
 STAGE1 = ("--epochs", "1", "--batch_size", "8", "--seed", "0")
@@ -47,9 +48,8 @@ def of_list(root: Path, *words: object) -> list[object]:
 
 def write_fold(root: Path, number: int) -> None:
     """The lists of a fold, under the names that those of every fold have."""
-    whole = [(f"photos/{label}/{i}.png", label) for label in (0, 1) for i in range(A_CLASS)]
     parts: dict[str, list[Entry]] = {"train": [], "test": []}
-    for i, entry in enumerate(whole):
+    for i, entry in enumerate(PHOTOS):
         parts["test" if i % FOLDS == number else "train"].append(entry)
     for part, found in parts.items():
         write_list(root / "data" / f"{part}.txt", found)
@@ -59,8 +59,7 @@ def write_fold(root: Path, number: int) -> None:
 def folds(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Path]]:
     """A list of images, and the stage 1 of each of its folds; read-only but for the lists."""
     root, models = tmp_path_factory.mktemp("folds"), []
-    names = [(f"photos/{label}/{i}.png", label) for label in (0, 1) for i in range(A_CLASS)]
-    write_images(root / "data", names)
+    write_images(root / "data", PHOTOS)
     for number in range(FOLDS):
         write_fold(root, number)
         call(main_stage1.main, *of_list(root, *STAGE1))
@@ -108,9 +107,8 @@ def test_a_head_is_refused_where_its_backbone_saw_the_test_images(folds, tmp_pat
     call(main_stage2.main, *words, *STAGE2, "--pretrained_pth", models[0])
     head = published(tmp_path, "list_data", "resnet8_stage2.pth")
     write_fold(root, 1)
-    assert f"{head} was trained on 4 of the 4 test" in refusal(
-        evaluate.main, *words, "--pretrained_pth", head
-    )
+    message = refusal(evaluate.main, *words, "--pretrained_pth", head)
+    assert f"{head} was trained on 4 of the 4 test" in message
     shutil.rmtree(root / "data" / "others")
 
 
@@ -140,8 +138,7 @@ def test_other_images_under_the_names_of_training_images_are_none_of_them(folds,
     shutil.copytree(root / "data", tmp_path / "data")
     words = [*of_list(tmp_path, "--pretrained_pth", models[0])]
     assert "was trained on 4 of the 4 test images" in refusal(evaluate.main, *words)  # a copy, moved
-    names = [(f"photos/{label}/{i}.png", 1 - label) for label in (0, 1) for i in range(A_CLASS)]
-    write_images(tmp_path / "data", names)
+    write_images(tmp_path / "data", [(name, 1 - label) for name, label in PHOTOS])
     assert "overall=" in last_line(call(evaluate.main, *words))
 
 
@@ -210,10 +207,10 @@ KINDS = ("longer", "same size", "same size, own time")
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_image_replaced_under_its_name_is_seen_and_a_copy_is_none(tmp_path, kind):
+def test_an_image_replaced_under_its_name_is_seen_wherever_it_stands_and_a_copy_is_none(tmp_path, kind):
     list_tree(tmp_path / "data")
     before = facts_of(train_files(tmp_path / "data"))
-    for image in range(21):
+    for image in (0, 10, 20):  # of 21
         shutil.copytree(tmp_path / "data", copy := tmp_path / "copy", copy_function=shutil.copyfile)
         changed, looked = compared(before, train_files(copy))
         assert changed is None and looked.endswith("their times of change are others, as those of a copy are")
@@ -243,18 +240,9 @@ def test_outside_of_the_sample_size_and_time_are_seen_and_with_full_every_byte(t
 
 
 def load(root: Path, full: bool) -> types.FileSet:
-    from utils.settings.config import resolve
-    from utils.settings.parse import STAGE1, parse
-
-    words = [
-        "--dataset",
-        "list",
-        "--data_dir",
-        str(root),
-        *LISTS,
-        *(["--data_digest", "full"] if full else []),
-    ]
-    return load_data(resolve(STAGE1, parse(STAGE1, words))).train
+    words = ["--dataset", "list", "--data_dir", str(root), *LISTS, "--data_digest", "full"]
+    words = words if full else words[:-2]
+    return load_data(resolve("main_stage1.py", parse("main_stage1.py", words))).train
 
 
 def looked_at_less(before: dict, images: types.FileSet) -> str:
@@ -312,23 +300,19 @@ def test_an_extraction_that_goes_on_makes_the_features_of_replaced_images_again(
 # ---- models that are replaced
 
 
-def kept(place: Path) -> Iterator[Path]:
-    return iter(sorted(place.parent.glob(f"{place.stem}.*.pth")))
+def kept(place: Path) -> list[Path]:
+    return sorted(place.parent.glob(f"{place.stem}.*.pth"))
 
 
-def test_a_model_of_more_epochs_or_other_images_is_replaced_on_the_users_word_alone_and_kept(tmp_path):
+def test_a_model_of_more_epochs_is_replaced_on_the_users_word_and_kept(tmp_path):
+    """Without that word it is refused: tests/bad_inputs/runs.py has those rows."""
     run_stage1(tmp_path, "--epochs", "2", "--seed", "0")
     place = tmp_path / "ckpt" / "digits_lt" / "IR=50" / "resnet8_stage1.pth"
-    first, before = place.read_bytes(), files_below(tmp_path)
+    first = place.read_bytes()
     words = ("--dataset", "digits_lt", *places(tmp_path), "--seed", "1")
-    for more, said in (
-        (("--epochs", "1"), "holds a model of 2 epochs, this run has 1: give a --ckpt_dir of its own"),
-        (("--epochs", "2", "--val_source", "heldout"), "holds a model of other images"),
-    ):
-        assert said in refusal(main_stage1.main, *words, *more) and files_below(tmp_path) == before
     text = call(main_stage1.main, *words, "--epochs", "1", "--overwrite")
-    assert f"left at {place}, in place of an older one, kept as {next(kept(place))}" in text
-    assert next(kept(place)).read_bytes() == first != place.read_bytes()
+    assert f"left at {place}, in place of an older one, kept as {kept(place)[0]}" in text
+    assert kept(place)[0].read_bytes() == first != place.read_bytes()
     second = place.read_bytes()
     text = call(main_stage1.main, *words, "--epochs", "2")  # of as many: a word, and it is kept
     assert [path.read_bytes() for path in kept(place)] == [first, second] and "kept as" in text
@@ -350,7 +334,7 @@ def test_heads_on_a_pack_are_kept_whatever_their_method_and_asked_about_where_it
     assert methods == ["los", "ce", "ncm", "la"]
     call(main_stage2.main, *words, "--method", "los", "--finetune_epoch", "2")
     message = refusal(main_stage2.main, *words, "--method", "los", "--finetune_epoch", "1")
-    assert f"{place} holds a model of 2 epochs, this run has 1" in message
+    assert f"{place} holds a model of 2 epochs, this run has 1: give a --ckpt_dir of its own" in message
 
 
 def test_a_finished_stage_1_that_is_resumed_once_more_is_the_same_model_for_its_stage_2(tmp_path):
@@ -361,7 +345,7 @@ def test_a_finished_stage_1_that_is_resumed_once_more_is_the_same_model_for_its_
     stopped_at_step(tmp_path, 6, lambda: run_stage2(tmp_path, *words))
     call(main_stage1.main, "--resume", run_folder(tmp_path, "stage1"), "--workers", "0", "--quiet")
     after = checkpoint.read(place)
-    assert after.digest != before.digest and after.identity == before.identity and not list(kept(place))
+    assert after.digest != before.digest and after.identity == before.identity and not kept(place)
     folder = run_folder(tmp_path, "stage2")
     assert "heads go on" in call(main_stage2.main, "--resume", folder)
     assert read_summary(folder)["stage1_digest"] == before.identity
