@@ -181,6 +181,11 @@ def check_settled(given: dict, values: dict, num_class: int | None) -> None:
         f"--stem is for {', '.join(RESNETS)}: {values.get('network')} begins in a way of its own": (
             "stem" in given and values.get("network") not in RESNETS
         ),
+        "--subset_seed draws what --imb_ratio keeps or --val_source heldout takes: it has no use here": (
+            "subset_seed" in given
+            and values.get("imb_ratio") is None
+            and values.get("val_source", "heldout") != "heldout"
+        ),
         "--nesterov needs a --momentum above 0": values.get("nesterov") and values["momentum"] == 0,
         "--val_fraction has a meaning with --val_source heldout only": (
             "val_fraction" in given and values.get("val_source") != "heldout"
