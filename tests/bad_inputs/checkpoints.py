@@ -160,7 +160,7 @@ def built(attack: str) -> Make:
     return lambda root, kitchen: (root / "bad").write_bytes(checkpoint_attacks()[attack])
 
 
-# ---- any file in place of a checkpoint, for each of the four ways in which one is named
+# ---- any file in place of a checkpoint, named in four ways: one reader has them all
 
 READERS = {
     "evaluate": (EVALUATE, "--dataset digits_lt --pretrained_pth {bad}"),
@@ -235,17 +235,19 @@ WEIGHTS: dict[str, tuple[Make, str]] = {
     "another shape": (weights(lambda w: w[:, :1]), "bad.*1 of another shape .layer1.0.conv1.weight"),
     "scalars": (weights(lambda w: w.sum()), "bad.*1 of another shape .layer1.0.conv1.weight"),
 }
+# what every way of naming a file meets: evaluate alone meets the rest too, of weights --pretrained as well
+EVERYWHERE = (*NO_FILE, "empty", "cut in half", "a feature pack", "hostile", "a later version", "NaN")
 FACTS = {
     "train_files": [
         {"names": torch.arange(names), "bytes": torch.arange(count), "sizes": "", "times": ""}
-        for names, count in ((0, 2), (1, 2), (2, 0))
+        for names, count in ((1, 2), (2, 0))
     ],
-    "stage": ["stage3", 1, ["stage1"]],
-    "dataset": [None, 3],
-    "network": [None, ["resnet8"]],
-    "num_class": ["10", 10.0, True, 1, None, 9],
-    "epoch": [-1, "3", None, 1 << 70],
-    "train_digest": [5, {}, None],
+    "stage": ["stage3", ["stage1"]],
+    "dataset": [None],
+    "network": [None],
+    "num_class": [10.0, True, 1, None, 9],
+    "epoch": [-1, None, 1 << 70],
+    "train_digest": [{}, None],
     "stage1_digest": [5, "\ud800"],
     "selected_on": ["best", "last\ntest overall=99.99 many=- medium=- few=- selected_on=last", 3],
     "val_fraction": [float("nan"), 1e301],
@@ -253,11 +255,11 @@ FACTS = {
     "class_names": [["\ud800"] * 10, ["a\0"] * 10, ["a" * 500_000] * 10, "abc", [1] * 10, list("abc"), None],
     "class_counts": [[1.5] * 10, [1], {}, [10**100] * 10, [-1] * 10],
     "shots": [[100, 20], [20], "20,100", [0, 5]],
-    "imb_ratio": ["50", [50]],
-    "seed": [-1, "0", None],
-    "tta": ["yes", 1],
+    "imb_ratio": ["50"],
+    "seed": [-1, None],
+    "tta": [1],
     "args": [[], {1: 2}, None, {"ckpt_dir": "a\0b"}, {"out": "\ud800"}, {"epochs": 10**100}],
-    "environment": ["cpu", {"torch": 10**100}, {"cpu": "a" * 500_000}],
+    "environment": ["cpu", {"cpu": "a" * 500_000}],
     "head": [
         "linear",
         {},
@@ -271,14 +273,14 @@ FACTS = {
     "progress": [{}, [], {"epoch": 1, "best_epoch": "x", "best_score": None, "rows": []}],
     "heads": [[{"method": "la", "setting": "", "seed": 0, "seconds": 0.0, "statistics": {"x": "text"}}]],
     "optimizer": [{}, {"state": {}, "param_groups": 3}, {"state": [], "param_groups": []}],
-    "model": ["weights", {"w": 3}, [1], None],
+    "model": ["weights", {"w": 3}, None],
 }
 REQUIRED = ("stage", "dataset", "network", "num_class", "epoch", "model")
-# of the right kind, and still nothing that could be: what is shared by evaluate and stage 2
+# of the right kind, and still nothing that could be: the first of each is tried in stage 2 as well
 STRANGE = {
     "imb_ratio": [float("nan"), float("inf"), -3.0, 0.5],
     "dataset": ["mnist", "../../x", "", "a\nb", "\0"],
-    "network": ["resnet99", "", "os:abort", "builtins:input", "a\nb", "../x", "x" * 5000],
+    "network": ["os:abort", "builtins:input", "resnet99", "", "a\nb", "../x", "x" * 5000],
     "subset_seed": [1 << 80],
     "stem": ["huge", ""],
     "val_source": ["theirs"],
@@ -300,6 +302,9 @@ def _rows() -> list[Row]:
         kinds = NO_FILE | FILES | (WEIGHTS if way != "resume" else {})
         program = {"hostile": "evaluate", "cut in half": "stage 2"}
         for kind, (make, says) in kinds.items():
+            alone = way == "evaluate" or (way == "start" and kind in WEIGHTS)
+            if not alone and kind not in EVERYWHERE:
+                continue
             inside = "bad/last.pth does not exist" if (way, kind) == ("resume", "a folder") else says
             rows.append(Row(f"{way}: {kind}", script, words, inside, make, program=program.get(kind) == way))
         rows.append(
@@ -316,16 +321,13 @@ def _rows() -> list[Row]:
     for fact, values in FACTS.items():
         for value in values:
             says = rf"bad was not written by this project's code: .*({fact}|class_names|head)"
-            make = (
-                ours(class_names=list("abcdefghij"), class_counts=[1] * 10) if fact == "num_class" else None
-            )
             rows.append(Row(f"fact {fact} {value!r:.50}", EVALUATE, evaluate, says, ours(**{fact: value})))
     for fact in REQUIRED:
         says = f"bad was not written by this project's code: the fact {fact} is missing"
         rows.append(Row(f"no fact {fact}", EVALUATE, evaluate, says, ours(**{fact: ...})))
     for fact, values in STRANGE.items():
-        for script in (EVALUATE, STAGE2):
-            for value in values:
+        for script, tried in ((EVALUATE, values), (STAGE2, values[:1])):
+            for value in tried:
                 name = f"{script}, fact {fact} {value!r:.40}"
                 rows.append(Row(name, script, "--pretrained_pth {bad}", "bad", ours(**{fact: value})))
     for fact, values in STRANGE_ON_DISK.items():
