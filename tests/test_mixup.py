@@ -50,7 +50,7 @@ def digest(root: Path) -> str:
 # ---- the law ----
 
 
-@pytest.mark.parametrize("alpha", [0.2, 1.0, 4.0])
+@pytest.mark.parametrize("alpha", [0.2, 4.0])
 def test_lambda_has_the_beta_distribution_of_alpha(alpha):
     mixup = mixup_of(Steps(8, 8), alpha)
     shares = [mixup.draw(epoch, number, 8)[0] for epoch in range(40) for number in range(50)]
@@ -68,7 +68,7 @@ def test_partners_are_a_permutation_every_one_equally_likely_and_not_tied_to_lam
     assert stats.spearmanr(shares, drawn[:, 0]).pvalue > 1e-3
 
 
-@pytest.mark.parametrize("alpha", [1e-300, 1e-3, 1e6])
+@pytest.mark.parametrize("alpha", [1e-300, 1e6])
 def test_an_extreme_alpha_gives_shares_still(alpha):
     shares = [mixup_of(Steps(8, 8), alpha).draw(0, number, 8)[0] for number in range(100)]
     assert all(0 <= share <= 1 for share in shares)
@@ -119,7 +119,7 @@ class Kept(torch.optim.SGD):
         self.seen = [p.grad.clone() for group in self.param_groups for p in group["params"]]
 
 
-@pytest.mark.parametrize(("size", "accum"), [(1, 1), (1, 2), (2, 1), (2, 2)])
+@pytest.mark.parametrize(("size", "accum"), [(1, 1), (2, 2)])
 @pytest.mark.parametrize("images", [8, 3, 1])
 def test_the_parts_of_a_step_together_have_the_gradient_of_the_mean_over_all_its_images(images, size, accum):
     """Of 3 and 1 there are parts of few images and of none, filled up with some that do not count."""
@@ -213,9 +213,7 @@ def test_alpha_0_gives_the_bits_of_a_run_without_the_option_and_another_alpha_ot
     assert stored(tmp_path / "0.2").facts["args"]["mixup"] == 0.2
 
 
-@pytest.mark.parametrize(
-    ("step", "more"), [(5, ()), (9, ("--accum", "4")), (8, ("--batch_size", "32", "--lr", "0.05"))]
-)
+@pytest.mark.parametrize(("step", "more"), [(5, ()), (9, ("--accum", "4"))])
 def test_a_run_stopped_at_any_step_of_an_epoch_ends_with_the_bits_of_the_unbroken_one(tmp_path, step, more):
     run_stage1(tmp_path / "whole", *SHORT, *more)
     stopped_at_step(tmp_path, step, lambda: run_stage1(tmp_path, *SHORT, *more))
