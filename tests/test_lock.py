@@ -75,8 +75,7 @@ def test_last_pth_is_read_only_while_its_folder_is_locked(digits, tmp_path, monk
     ]
 
 
-@pytest.mark.parametrize("replaced", [False, True])
-@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize(("stage", "replaced"), [(1, True), (2, False)])
 def test_a_run_whose_folder_is_moved_writes_nothing_by_its_old_name_and_goes_on_in_the_new(
     digits, tmp_path, stage, replaced
 ):
