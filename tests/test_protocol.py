@@ -6,13 +6,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-import evaluate
 import main_stage1
 import main_stage2
 from datasets import build_data
 from datasets.images.on_disk import open_images
 from models import build_model
-from tests.helpers import call, last_line, places, run_folder
+from tests.helpers import call, last_line, places, run_evaluate, run_folder
 from utils.base.seeding import epoch_order
 from utils.features.views import FIRST_VIEW
 from utils.run import checkpoint
@@ -89,12 +88,8 @@ def test_single_switches_win_over_the_protocol(both, tmp_path):
 def test_one_set_of_the_public_words_serves_a_whole_run_and_says_what_has_no_use(both, tmp_path):
     root, _ = both
     public = "--batch_size 64 --epochs 3 --lr 0.1 --momentum 0.9 --wd 0.002 --nesterov --finetune_epoch 3"
-    public = (
-        *public.split(),
-        *["--finetune_lr", "0.05", "--finetune_wd", "0", "--workers", "0", "--seed", "0"],
-    )
-    words = ("--cur_stage", "stage2", "--dataset", "digits_lt", *public, "--ckpt_dir", root / "ckpt")
-    text = call(evaluate.main, *words, "--out", tmp_path / "out")
+    public += " --finetune_lr 0.05 --finetune_wd 0 --workers 0 --seed 0 --cur_stage stage2"
+    text = run_evaluate(tmp_path, *public.split(), "--ckpt_dir", root / "ckpt")
     note = "--batch_size, --epochs, --lr, --momentum, --wd, --nesterov, --finetune_epoch, --finetune_lr, "
     assert f"note: {note}--finetune_wd, --seed: no use in this script" in text
     assert "optimistic" in text  # the file was selected on test
