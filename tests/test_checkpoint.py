@@ -11,16 +11,6 @@ from utils.base.errors import UserError
 from utils.run import checkpoint
 
 
-def test_a_checkpoint_comes_back_as_it_was_saved(tmp_path):
-    model = {"a": torch.arange(6.0).view(2, 3), "n": torch.tensor(3)}
-    content = checkpoint_content(model)
-    digest = checkpoint.save(tmp_path / "x.pth", content)
-    found = checkpoint.read(tmp_path / "x.pth")
-    assert found.digest == digest and found.facts["epoch"] == 3
-    assert all(torch.equal(found.state[name], model[name]) for name in model)
-    assert [path.name for path in tmp_path.iterdir()] == ["x.pth"]
-
-
 def test_only_tensors_and_plain_data_can_be_saved(tmp_path):
     with pytest.raises(TypeError, match="plain data, not a PosixPath"):
         checkpoint.save(tmp_path / "x.pth", {"path": tmp_path})

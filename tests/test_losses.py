@@ -320,24 +320,6 @@ def test_post_hoc_logit_adjustment_takes_off_what_balanced_softmax_adds_in_train
     assert logit_adjustment(logits.float(), COUNTS, tau).dtype == torch.float32
 
 
-@pytest.mark.parametrize("name", ["cb", "power", "wb"])
-def test_class_weights_of_a_batch_of_one_class_cancel_in_a_weighted_mean_only(double, name):
-    logits, targets = batch((4, 4, 4))
-    ratio = build(name)(logits, targets) / build(name, BALANCED)(logits, targets)
-    same(ratio, effective_number_weights(COUNTS)[4] if name == "wb" else torch.tensor(1.0))
-
-
-# ---- a constant added to all logits of an image ----
-
-
-@pytest.mark.parametrize("name", sorted(set(LOSSES) - {"lade"}))
-def test_a_constant_added_to_all_logits_of_an_image_changes_nothing(double, name):
-    logits, targets = batch()
-    shift = torch.linspace(-50, 50, len(logits))[:, None]
-    moved, still = build(name)(logits + shift, targets), build(name)(logits, targets)
-    torch.testing.assert_close(moved, still, rtol=1e-10, atol=0)
-
-
 def test_lade_sees_a_constant_through_its_regulariser_which_pins_the_level_of_the_logits(double):
     logits, targets = batch((0, 1, 2, 3, 4))
     moved = logits + 3

@@ -73,6 +73,7 @@ def test_both_stages_end_at_the_weights_of_a_loop_as_plain_as_the_public_one(bot
             torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-4, msg=f"{stage} {name}")
     for line, accuracy in zip(lines, (first, second), strict=True):
         assert f"overall={100 * accuracy:.2f} " in line and line.endswith("selected_on=test")
+    assert "LabelOverSmooth" in (run_folder(root, "stage1") / "log.txt").read_text()
 
 
 def test_single_switches_win_over_the_protocol(both, tmp_path):
@@ -93,14 +94,3 @@ def test_one_set_of_the_public_words_serves_a_whole_run_and_says_what_has_no_use
     note = "--batch_size, --epochs, --lr, --momentum, --wd, --nesterov, --finetune_epoch, --finetune_lr, "
     assert f"note: {note}--finetune_wd, --seed: no use in this script" in text
     assert "optimistic" in text  # the file was selected on test
-
-
-def test_smoothed_labels_of_stage_1_are_recorded_and_an_unsmoothed_run_is_that_of_before(tmp_path):
-    plain = ("--dataset", "digits_lt", "--seed", "0", "--epochs", "1", "--quiet")
-    call(main_stage1.main, *plain, *places(tmp_path / "a"))
-    call(main_stage1.main, *plain, "--label_smooth", "0", *places(tmp_path / "b"))
-    call(main_stage1.main, *plain, "--label_smooth", "0.2", *places(tmp_path / "c"))
-    a, b, c = (left(tmp_path / name, "stage1") for name in "abc")
-    assert all(torch.equal(a[name], b[name]) for name in a)
-    assert not torch.equal(a["fc.weight"], c["fc.weight"])
-    assert "LabelOverSmooth" in (run_folder(tmp_path / "c", "stage1") / "log.txt").read_text()
