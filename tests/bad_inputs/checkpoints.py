@@ -221,7 +221,8 @@ WEIGHTS: dict[str, tuple[Make, str]] = {
     "scalars": (weights(lambda w: w.sum()), "bad.*1 of another shape .layer1.0.conv1.weight"),
 }
 # what every way of naming a file meets: evaluate alone meets the rest too, of weights --pretrained as well
-EVERYWHERE = (*NO_FILE, "empty", "cut in half", "a feature pack", "hostile", "a later version", "NaN")
+EVERYWHERE = {"absent", "a folder", "a pipe", "a loop of links", "empty", "cut in half", "a feature pack"}
+EVERYWHERE |= {"hostile", "a later version", "NaN"}
 FACTS = {
     "train_files": [
         {"names": torch.arange(names), "bytes": torch.arange(count), "sizes": "", "times": ""}
