@@ -288,8 +288,8 @@ def _rows() -> list[Row]:
         kinds = NO_FILE | FILES | (WEIGHTS if way != "resume" else {})
         program = {"hostile": "evaluate", "cut in half": "stage 2"}
         for kind, (make, says) in kinds.items():
-            alone = way == "evaluate" or (way == "start" and kind in WEIGHTS)
-            if not alone and kind not in EVERYWHERE:
+            tried = way == "evaluate" or kind in EVERYWHERE or (way == "start" and kind in WEIGHTS)
+            if not tried:
                 continue
             inside = "bad/last.pth does not exist" if (way, kind) == ("resume", "a folder") else says
             rows.append(Row(f"{way}: {kind}", script, words, inside, make, program=program.get(kind) == way))
