@@ -63,6 +63,14 @@ def descendants(pid: int) -> list[int]:
     return [found for child in children for found in (*descendants(child), child)]
 
 
+def alive(pid: int) -> bool:
+    """Does it run, or wait? One that has ended may still be listed."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
 def wait_for_an_epoch(process: subprocess.Popen) -> None:
     """Until it has told of one; what stands still is ended, so that its output ends too."""
     watch = threading.Timer(HANG, kill_all, [process])

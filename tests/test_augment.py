@@ -70,7 +70,7 @@ def test_the_published_views_are_padding_4_flips_and_the_cifar10_figures():
     assert ViewSpec((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010), 4, True) == CIFAR_VIEWS
 
 
-@pytest.mark.parametrize("index", range(5))
+@pytest.mark.parametrize("index", [0, 4])
 def test_all_162_views_equal_torchvision_to_the_last_bit(data, images, index):
     top, left, flip = grid()
     ours = images.crop(torch.full((162,), index), top, left, flip)
@@ -103,7 +103,7 @@ def chi_square(values: torch.Tensor, cells: int) -> float:
     return float(((observed - expected) ** 2 / expected).sum())
 
 
-@pytest.mark.parametrize("view", [0, 1, 7])
+@pytest.mark.parametrize("view", [0, 7])
 def test_offsets_are_uniform_and_flips_fair_and_independent(many, view):
     top, left, flip = many.draws(11, view)
     assert top.dtype == left.dtype == torch.int64 and flip.dtype == torch.bool

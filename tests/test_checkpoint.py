@@ -5,28 +5,10 @@ import pytest
 import safetensors.torch
 import torch
 
-import evaluate
 from models import build_model
-from tests.helpers import (
-    call,
-    checkpoint_content,
-    last_line,
-    places,
-    run_evaluate,
-    run_stage1,
-)
+from tests.helpers import checkpoint_content, last_line, run_evaluate, run_stage1
 from utils.base.errors import UserError
 from utils.run import checkpoint
-
-
-def test_a_checkpoint_comes_back_as_it_was_saved(tmp_path):
-    model = {"a": torch.arange(6.0).view(2, 3), "n": torch.tensor(3)}
-    content = checkpoint_content(model)
-    digest = checkpoint.save(tmp_path / "x.pth", content)
-    found = checkpoint.read(tmp_path / "x.pth")
-    assert found.digest == digest and found.facts["epoch"] == 3
-    assert all(torch.equal(found.state[name], model[name]) for name in model)
-    assert [path.name for path in tmp_path.iterdir()] == ["x.pth"]
 
 
 def test_only_tensors_and_plain_data_can_be_saved(tmp_path):
@@ -106,12 +88,8 @@ def of_a_class_of_its_own(state: dict) -> dict:
 
 FOREIGN = {
     "bare": lambda state: state,
-    "wrapped": lambda state: {"state_dict": state, "epoch": 7},
-    "parallel": lambda state: {"state_dict": behind("module.", state)},
-    "renamed": lambda state: {"model": {n.replace("fc.", "linear."): v for n, v in state.items()}},
     "a prefix of one's own": lambda state: behind("student.", state),
     "compiled in parallel": lambda state: behind("_orig_mod.module.", state),
-    "parallel and compiled": lambda state: behind("module._orig_mod.", state),
     "an encoder": lambda state: behind("encoder.", state, but="fc."),
     "a part in parallel": lambda state: behind("module.", state, but="layer1"),
     "renamed in parallel": lambda state: behind(
@@ -155,13 +133,13 @@ def test_safetensors_are_read_as_weights(tmp_path, digits):
     assert checkpoint.content_digest(model.state_dict()) == checkpoint.content_digest(state)
 
 
-@pytest.mark.parametrize("length", [640, 896])
-def test_safetensors_are_no_pickle_whatever_the_length_of_their_header(tmp_path, length):
+def test_safetensors_are_no_pickle_whatever_the_length_of_their_header(tmp_path):
     weights = {"fc.weight": torch.ones(2, 3), "fc.bias": torch.zeros(2)}
-    for note in range(length):  # the header comes padded to a multiple of eight
+    for note in range(640):  # the header comes padded to a multiple of eight
         content = safetensors.torch.save(weights, {"note": "x" * note})
-        if int.from_bytes(content[:8], "little") == length:
+        if content.startswith(b"\x80\x02"):
             break
+    assert content.startswith(b"\x80\x02"), "as a pickle of protocol 2 does"
     (tmp_path / "x.safetensors").write_bytes(content)
     assert checkpoint.read(tmp_path / "x.safetensors").state.keys() == weights.keys()
 
@@ -204,6 +182,6 @@ def test_stage_1_starts_from_the_backbone_of_a_cosine_classifier(tmp_path, digit
 
 def test_a_released_checkpoint_is_taken_where_the_user_has_none_and_is_named(tmp_path, digits, monkeypatch):
     monkeypatch.setattr(checkpoint, "RELEASED", digits.root / "ckpt")
-    text = call(evaluate.main, "--dataset", "digits_lt", *places(tmp_path), "--cur_stage", "stage2")
+    text = run_evaluate(tmp_path, "--cur_stage", "stage2")
     assert f"checkpoint {digits.stage2}" in text and "sha256" in text
     assert last_line(text) == last_line(digits.stage2_text)

@@ -19,17 +19,6 @@ from utils.run.lock import FolderLock
 ROOT = Path(__file__).resolve().parent.parent
 
 
-@pytest.mark.parametrize(("stage", "main"), [("stage1", main_stage1.main), ("stage2", main_stage2.main)])
-def test_a_second_run_that_resumes_a_folder_in_use_is_refused_in_one_line(digits, stage, main):
-    folder = run_folder(digits.root, stage)
-    lock = FolderLock(folder)
-    before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
-    message = refusal(main, "--resume", folder)
-    lock.release()
-    assert message.startswith(f"another run is writing to {folder}")
-    assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
-
-
 def test_a_killed_run_leaves_no_lock_even_while_a_process_that_it_forked_lives_on(tmp_path):
     code = (
         "import os, sys, time\n"
@@ -75,8 +64,7 @@ def test_last_pth_is_read_only_while_its_folder_is_locked(digits, tmp_path, monk
     ]
 
 
-@pytest.mark.parametrize("replaced", [False, True])
-@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize(("stage", "replaced"), [(1, True), (2, False)])
 def test_a_run_whose_folder_is_moved_writes_nothing_by_its_old_name_and_goes_on_in_the_new(
     digits, tmp_path, stage, replaced
 ):

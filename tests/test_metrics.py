@@ -33,14 +33,19 @@ COUNTS = [count for count, _, _ in CLASSES]
 
 
 def example() -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits and targets with the hits of CLASSES; a miss goes to the next class."""
+    """Logits and targets with the hits of CLASSES in mixed order; a miss goes to the next class."""
     rows, targets = [], []
     for label, (_, hits, images) in enumerate(CLASSES):
         for image in range(images):
             winner = label if image < hits else (label + 1) % len(CLASSES)
             rows.append([5.0 if k == winner else 0.1 * k for k in range(len(CLASSES))])
             targets.append(label)
-    return torch.tensor(rows), torch.tensor(targets)
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(1))
+    return torch.tensor(rows)[order], torch.tensor(targets)[order]
+
+
+# training counts of the classes of `random_scores`: three of them many, five medium, four few
+TWELVE = [200, 150, 101, 100, 80, 60, 40, 20, 19, 10, 5, 1]
 
 
 def random_scores(images: int = 400, num_classes: int = 12) -> tuple[torch.Tensor, torch.Tensor]:
@@ -102,16 +107,6 @@ def test_an_image_with_a_logit_that_is_not_finite_has_no_prediction_in_any_figur
     assert "without_prediction" not in report(torch.eye(7), targets, [9] * 7)
 
 
-def test_no_figure_depends_on_the_order_of_the_images():
-    logits, targets = random_scores()
-    counts = [200, 150, 101, 100, 80, 60, 40, 20, 19, 10, 5, 1]
-    order = torch.randperm(len(targets), generator=torch.Generator().manual_seed(1))
-    assert shot_accuracy(logits, targets, counts) == shot_accuracy(logits[order], targets[order], counts)
-    assert topk_accuracy(logits, targets) == topk_accuracy(logits[order], targets[order])
-    shuffled = calibration_error(logits[order], targets[order])
-    assert shuffled == pytest.approx(calibration_error(logits, targets))
-
-
 @pytest.mark.parametrize("levels", [1, 2, 4])
 def test_of_equal_logits_the_first_class_wins_in_every_figure(levels):
     """Top-1 by ranks is the accuracy, and no top-k is below a smaller one; softmax rounds 1e-30 to a tie."""
@@ -162,7 +157,7 @@ def slow_calibration_error(logits: torch.Tensor, targets: torch.Tensor, bins: in
     return total
 
 
-@pytest.mark.parametrize("bins", [1, 10, 15])
+@pytest.mark.parametrize("bins", [1, 15])
 def test_calibration_error_equals_a_slow_computation(bins):
     logits, targets = random_scores()
     slow = slow_calibration_error(logits, targets, bins)
@@ -183,9 +178,8 @@ def test_a_temperature_is_where_the_likelihood_of_classes_that_weigh_the_same_is
     weights = torch.bincount(targets)[targets].double().reciprocal()
 
     def loss(inverse: float) -> float:
-        return float(
-            weights @ torch.nn.functional.cross_entropy(inverse * logits.double(), targets, reduction="none")
-        )
+        each = torch.nn.functional.cross_entropy(inverse * logits.double(), targets, reduction="none")
+        return float(weights @ each)
 
     best = minimize_scalar(loss, bounds=(1e-3, 10), method="bounded", options={"xatol": 1e-9}).x
     assert fit_temperature(logits, targets) == pytest.approx(1 / best, rel=1e-4) != pytest.approx(1, rel=0.1)
@@ -196,20 +190,17 @@ def test_a_temperature_is_where_the_likelihood_of_classes_that_weigh_the_same_is
 
 def test_likelihood_brier_score_and_calibration_are_those_of_their_definitions():
     logits, targets = random_scores()
-    counts = [200, 150, 101, 100, 80, 60, 40, 20, 19, 10, 5, 1]
     scores = Scores(targets, 12, temperature=3.0)
     scores.add(logits)
-    figures, shares = scores.figures(counts), logits.double().softmax(dim=1)
+    figures, shares = scores.figures(TWELVE), logits.double().softmax(dim=1)
     nll = torch.nn.functional.cross_entropy(logits.double(), targets)
     assert figures["nll"] == pytest.approx(float(nll))
     wanted = torch.nn.functional.one_hot(targets, 12)
     assert figures["brier"] == pytest.approx(float(((shares - wanted) ** 2).sum(dim=1).mean()))
     few = targets >= 8
     assert figures["calibration_error_few"] == pytest.approx(calibration_error(logits[few], targets[few]))
-    scaled = calibration_error(logits / 3, targets)
-    assert (
-        figures["calibration_error_scaled"] == pytest.approx(scaled, abs=1e-6) != figures["calibration_error"]
-    )
+    scaled = pytest.approx(calibration_error(logits / 3, targets), abs=1e-6)
+    assert figures["calibration_error_scaled"] == scaled != figures["calibration_error"]
     far = report(torch.tensor([[0.0, 2000.0]]), torch.tensor([0]), [9, 9])
     assert far["nll"] == 2000 and far["calibration_error_few"] == pytest.approx(1)
     assert far["calibration_error_many"] is None
@@ -294,11 +285,8 @@ def test_the_paired_test_is_the_exact_binomial_one_on_images_that_one_of_the_two
 
 def test_holm_multiplies_the_smallest_by_their_number_and_keeps_the_order():
     assert holm([0.01, None, 0.04, 0.03, 0.5]) == pytest.approx([0.04, None, 0.09, 0.09, 0.5])
-    assert (
-        holm([0.4, 0.9]) == pytest.approx([0.8, 0.9])
-        and holm([0.7, 0.8]) == [1, 1]
-        and holm([None]) == [None]
-    )
+    assert holm([0.4, 0.9]) == pytest.approx([0.8, 0.9])
+    assert holm([0.7, 0.8]) == [1, 1] and holm([None]) == [None]
 
 
 def test_bootstrap_draws_are_of_classes_and_of_images_within_them():
@@ -316,9 +304,7 @@ def test_bootstrap_draws_are_of_classes_and_of_images_within_them():
     of_ratio = weights * (np.arange(20) % 2 == 0) - weights * weights[::2].sum() / weights.sum()
     assert draws[0].std() == pytest.approx((20 * of_ratio.var()) ** 0.5 / weights.sum(), rel=0.1)
     again = bootstrap(whole[None].numpy(), targets)
-    assert np.array_equal(again[0], draws[0]), (
-        "the draws depend neither on the heads nor on the images' order"
-    )
+    assert np.array_equal(again[0], draws[0]), "they depend neither on the heads nor on the images' order"
     with pytest.raises(UserError, match="of one class"):
         bootstrap(np.ones((2, 9)), torch.full((9,), 3))
 
@@ -361,21 +347,20 @@ def test_the_columns_of_an_epoch_carry_the_names_of_their_parts():
 # ---- scores in batches ----
 
 
-@pytest.mark.parametrize("sizes", [[400], [1] * 400, [7] * 57 + [1], [399, 1], [100, 250, 50]])
+@pytest.mark.parametrize("sizes", [[7] * 57 + [1], [100, 250, 50]])
 def test_scores_in_several_batches_are_the_report_of_all_at_once(sizes):
     logits, targets = random_scores()
-    counts = [200, 150, 101, 100, 80, 60, 40, 20, 19, 10, 5, 1]
-    scores, whole = (Scores(targets, 12, priors=shifted_priors(counts), temperature=2.0) for _ in range(2))
+    scores, whole = (Scores(targets, 12, priors=shifted_priors(TWELVE), temperature=2.0) for _ in range(2))
     for batch in logits.split(sizes):
         scores.add(batch)
     whole.add(logits)
     assert torch.equal(scores.predicted, logits.argmax(dim=1))
-    ours, theirs = scores.figures(counts), whole.figures(counts)
+    ours, theirs = scores.figures(TWELVE), whole.figures(TWELVE)
     assert ours.keys() == theirs.keys() and 0 < theirs["top5"] < 1
     ours, theirs = ours | ours.pop("classes"), theirs | theirs.pop("classes")
     for name, figure in theirs.items():
         assert ours[name] == pytest.approx(figure, rel=1e-6 if name == "top5" else 1e-9), name
-    without = report(logits, targets, counts)
+    without = report(logits, targets, TWELVE)
     assert without["calibration_error_scaled"] is None and "forward_2_known" not in without
 
 
@@ -439,20 +424,6 @@ def test_both_figures_equal_enumeration(classes_of_all_kinds, reading):
     np.testing.assert_allclose(logits_magnitude(logits, targets, reading), magnitude, rtol=1e-12)
     found = regularized_std(logits, targets, reading).numpy()
     np.testing.assert_allclose(found, deviation, rtol=1e-9, atol=1e-7)
-
-
-def test_a_constant_on_all_logits_changes_neither_reading_and_one_on_a_class_only_per_sample(
-    classes_of_all_kinds,
-):
-    logits, targets = classes_of_all_kinds
-    adjusted = logits + torch.tensor([3.0, 0, 0, 0, 0, 0])
-    for reading in READINGS:
-        moved, before = (logits_magnitude(z, targets, reading) for z in (logits + 5, logits))
-        np.testing.assert_allclose(moved, before, rtol=1e-9)
-    before, after = (logits_magnitude(z, targets, "per_class") for z in (logits, adjusted))
-    np.testing.assert_allclose(before, after, rtol=1e-9)
-    before, after = (logits_magnitude(z, targets, "per_sample") for z in (logits, adjusted))
-    assert after[0] - before[0] == pytest.approx(3) and after[1] - before[1] == pytest.approx(-3 / 5)
 
 
 def test_a_report_gives_both_per_class_and_group_and_leaves_out_what_cannot_be(classes_of_all_kinds):

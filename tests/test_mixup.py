@@ -1,6 +1,7 @@
 """mixup has its law, its loss is the papers' formula, and its draws are those of (seed, epoch, part)."""
 
 import json
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -50,7 +51,7 @@ def digest(root: Path) -> str:
 # ---- the law ----
 
 
-@pytest.mark.parametrize("alpha", [0.2, 1.0, 4.0])
+@pytest.mark.parametrize("alpha", [0.2, 4.0])
 def test_lambda_has_the_beta_distribution_of_alpha(alpha):
     mixup = mixup_of(Steps(8, 8), alpha)
     shares = [mixup.draw(epoch, number, 8)[0] for epoch in range(40) for number in range(50)]
@@ -68,7 +69,7 @@ def test_partners_are_a_permutation_every_one_equally_likely_and_not_tied_to_lam
     assert stats.spearmanr(shares, drawn[:, 0]).pvalue > 1e-3
 
 
-@pytest.mark.parametrize("alpha", [1e-300, 1e-3, 1e6])
+@pytest.mark.parametrize("alpha", [1e-300, 1e6])
 def test_an_extreme_alpha_gives_shares_still(alpha):
     shares = [mixup_of(Steps(8, 8), alpha).draw(0, number, 8)[0] for number in range(100)]
     assert all(0 <= share <= 1 for share in shares)
@@ -101,15 +102,10 @@ def by_hand(logits: Tensor, labels: Tensor, partner: Tensor, share: float) -> Te
     return share * next(pair) + (1 - share) * next(pair)
 
 
-def still(seed: int = 0) -> tuple[nn.Module, torch.optim.SGD]:
-    """A network that normalises by no batch, and an optimiser that leaves it as it is."""
-    torch.manual_seed(seed)
-    model = build_model("resnet8", CLASSES).eval()
-    return model, torch.optim.SGD(model.parameters(), lr=0.0)
-
-
-def gradients(model: nn.Module, loss: Tensor) -> list[Tensor]:
-    return list(torch.autograd.grad(loss, list(model.parameters())))
+def still() -> nn.Module:
+    """A network that normalises by no batch."""
+    torch.manual_seed(0)
+    return build_model("resnet8", CLASSES).eval()
 
 
 class Kept(torch.optim.SGD):
@@ -119,11 +115,11 @@ class Kept(torch.optim.SGD):
         self.seen = [p.grad.clone() for group in self.param_groups for p in group["params"]]
 
 
-@pytest.mark.parametrize(("size", "accum"), [(1, 1), (1, 2), (2, 1), (2, 2)])
+@pytest.mark.parametrize(("size", "accum"), [(1, 1), (2, 2)])
 @pytest.mark.parametrize("images", [8, 3, 1])
 def test_the_parts_of_a_step_together_have_the_gradient_of_the_mean_over_all_its_images(images, size, accum):
     """Of 3 and 1 there are parts of few images and of none, filled up with some that do not count."""
-    model, _ = still()
+    model = still()
     found, losses, rows = [0.0] * len(list(model.parameters())), [], 0
     for rank in range(size):
         steps = Steps(images, 8, accum, World(rank, size))
@@ -141,7 +137,8 @@ def test_the_parts_of_a_step_together_have_the_gradient_of_the_mean_over_all_its
             rows += part.rows
         found = [before + own / size for before, own in zip(found, optimizer.seen, strict=True)]
     assert rows == images
-    for mine, theirs in zip(found, gradients(model, sum(losses) / images), strict=True):
+    wanted = torch.autograd.grad(sum(losses) / images, list(model.parameters()))
+    for mine, theirs in zip(found, wanted, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
 
 
@@ -165,26 +162,21 @@ class NoHost(TorchDispatchMode):
 
 
 def test_steps_epochs_processes_and_seeds_draw_apart_and_the_same_place_draws_the_same():
+    steps = [Steps(32, 32, 1, World(rank, 2)) for rank in (0, 1)]
     drawn = {
-        (seed, rank, epoch, number): mixup_of(Steps(32, 32, 1, World(rank, 2)), seed=seed).draw(
-            epoch, number, 16
-        )
-        for seed in (0, 1)
-        for rank in (0, 1)
-        for epoch in (0, 1)
-        for number in (0, 1, 2)
+        (seed, rank, epoch, number): mixup_of(steps[rank], seed=seed).draw(epoch, number, 16)
+        for seed, rank, epoch, number in product((0, 1), (0, 1), (0, 1), (0, 1, 2))
     }
     assert len({share for share, _ in drawn.values()}) == len(drawn) == 24
     assert len({tuple(partner.tolist()) for _, partner in drawn.values()}) == 24
-    share, partner = mixup_of(Steps(32, 32, 1, World(1, 2)), seed=1).draw(1, 2, 16)
+    share, partner = mixup_of(steps[1], seed=1).draw(1, 2, 16)
     assert share == drawn[1, 1, 1, 2][0] and torch.equal(partner, drawn[1, 1, 1, 2][1])
 
 
 def test_mixed_steps_hand_nothing_to_the_host_and_replay_to_the_same_bits():
     steps, ends = Steps(37, 8), []
     for graphed in (False, True):
-        model, _ = still()
-        model.train()
+        model = still().train()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, fused=True)
         step = TrainStep(model, build_loss("ce"), optimizer, look=False)  # on a CPU a plain step looks
         take = GraphedSteps(step, PlainCapture(), pytest.fail) if graphed else step
@@ -213,9 +205,7 @@ def test_alpha_0_gives_the_bits_of_a_run_without_the_option_and_another_alpha_ot
     assert stored(tmp_path / "0.2").facts["args"]["mixup"] == 0.2
 
 
-@pytest.mark.parametrize(
-    ("step", "more"), [(5, ()), (9, ("--accum", "4")), (8, ("--batch_size", "32", "--lr", "0.05"))]
-)
+@pytest.mark.parametrize(("step", "more"), [(5, ()), (9, ("--accum", "4"))])
 def test_a_run_stopped_at_any_step_of_an_epoch_ends_with_the_bits_of_the_unbroken_one(tmp_path, step, more):
     run_stage1(tmp_path / "whole", *SHORT, *more)
     stopped_at_step(tmp_path, step, lambda: run_stage1(tmp_path, *SHORT, *more))

@@ -64,8 +64,7 @@ def write_raw(path: Path, pack: Pack, change: Callable | None = None, **header: 
     save_file(tensors, path, metadata=known | header)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
-@pytest.mark.parametrize("extend", [lambda pack: pack, with_val])
+@pytest.mark.parametrize(("dtype", "extend"), [(torch.float16, with_val), (torch.float32, lambda pack: pack)])
 def test_a_pack_comes_back_bit_for_bit_with_its_facts_and_digest(tmp_path, dtype, extend):
     pack = extend(tiny(dtype))
     digest = write_pack(tmp_path / "a.pack", pack)

@@ -1,7 +1,7 @@
 """Compiled and mixed-precision passes: which batches take them, what the log says of bf16."""
 
 from copy import deepcopy
-from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,11 +17,6 @@ from utils.settings.config import resolve
 CPU = torch.device("cpu")
 
 
-@dataclass
-class Precision:
-    amp: str
-
-
 def test_only_full_batches_go_through_the_compiled_pass(monkeypatch):
     model = build_model("resnet8", 10).eval()
     plain = model.forward_features
@@ -35,7 +30,6 @@ def test_only_full_batches_go_through_the_compiled_pass(monkeypatch):
 @pytest.mark.parametrize(
     ("amp", "has", "said"),
     [
-        ("bf16", {}, "several times slower"),
         ("bf16", {"avx512_bf16": False}, "several times slower"),
         ("bf16", {"avx512_bf16": True}, None),
         ("bf16", {"bf16": True}, None),
@@ -44,9 +38,10 @@ def test_only_full_batches_go_through_the_compiled_pass(monkeypatch):
 )
 def test_bf16_on_a_cpu_without_instructions_for_it_is_noted(monkeypatch, amp, has, said):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has, raising=False)
-    note = slow_bf16(Precision(amp), CPU)
+    config = SimpleNamespace(amp=amp)
+    note = slow_bf16(config, CPU)
     assert (note is None) if said is None else said in note
-    assert slow_bf16(Precision(amp), torch.device("cuda")) is None
+    assert slow_bf16(config, torch.device("cuda")) is None
 
 
 def test_the_note_on_bf16_stands_in_the_log(monkeypatch, tmp_path):

@@ -6,13 +6,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-import evaluate
 import main_stage1
 import main_stage2
 from datasets import build_data
 from datasets.images.on_disk import open_images
 from models import build_model
-from tests.helpers import call, last_line, places, run_folder
+from tests.helpers import call, last_line, places, run_evaluate, run_folder
 from utils.base.seeding import epoch_order
 from utils.features.views import FIRST_VIEW
 from utils.run import checkpoint
@@ -74,6 +73,7 @@ def test_both_stages_end_at_the_weights_of_a_loop_as_plain_as_the_public_one(bot
             torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-4, msg=f"{stage} {name}")
     for line, accuracy in zip(lines, (first, second), strict=True):
         assert f"overall={100 * accuracy:.2f} " in line and line.endswith("selected_on=test")
+    assert "LabelOverSmooth" in (run_folder(root, "stage1") / "log.txt").read_text()
 
 
 def test_single_switches_win_over_the_protocol(both, tmp_path):
@@ -89,23 +89,8 @@ def test_single_switches_win_over_the_protocol(both, tmp_path):
 def test_one_set_of_the_public_words_serves_a_whole_run_and_says_what_has_no_use(both, tmp_path):
     root, _ = both
     public = "--batch_size 64 --epochs 3 --lr 0.1 --momentum 0.9 --wd 0.002 --nesterov --finetune_epoch 3"
-    public = (
-        *public.split(),
-        *["--finetune_lr", "0.05", "--finetune_wd", "0", "--workers", "0", "--seed", "0"],
-    )
-    words = ("--cur_stage", "stage2", "--dataset", "digits_lt", *public, "--ckpt_dir", root / "ckpt")
-    text = call(evaluate.main, *words, "--out", tmp_path / "out")
+    public += " --finetune_lr 0.05 --finetune_wd 0 --workers 0 --seed 0 --cur_stage stage2"
+    text = run_evaluate(tmp_path, *public.split(), "--ckpt_dir", root / "ckpt")
     note = "--batch_size, --epochs, --lr, --momentum, --wd, --nesterov, --finetune_epoch, --finetune_lr, "
     assert f"note: {note}--finetune_wd, --seed: no use in this script" in text
     assert "optimistic" in text  # the file was selected on test
-
-
-def test_smoothed_labels_of_stage_1_are_recorded_and_an_unsmoothed_run_is_that_of_before(tmp_path):
-    plain = ("--dataset", "digits_lt", "--seed", "0", "--epochs", "1", "--quiet")
-    call(main_stage1.main, *plain, *places(tmp_path / "a"))
-    call(main_stage1.main, *plain, "--label_smooth", "0", *places(tmp_path / "b"))
-    call(main_stage1.main, *plain, "--label_smooth", "0.2", *places(tmp_path / "c"))
-    a, b, c = (left(tmp_path / name, "stage1") for name in "abc")
-    assert all(torch.equal(a[name], b[name]) for name in a)
-    assert not torch.equal(a["fc.weight"], c["fc.weight"])
-    assert "LabelOverSmooth" in (run_folder(tmp_path / "c", "stage1") / "log.txt").read_text()

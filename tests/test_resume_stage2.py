@@ -19,19 +19,22 @@ from tests.helpers import (
     places,
     read_metrics,
     refusal,
+    run_evaluate,
     run_folder,
-    run_stage1,
     run_stage2,
     stopped_at_step,
 )
 from tests.stage2 import left_behind, published
 from utils.base.signals import Stopped
+from utils.features import views
 from utils.heads.head import HeadRun
 from utils.packs.pack import read_pack
 from utils.run import checkpoint
 
-ALL = ("--method", "all", "--seeds", "0,1", "--budget", "equal", "--finetune_epoch", "3")
 ONE = ("--seed", "0", "--finetune_epoch", "3")
+MAIN = {1: main_stage1.main, 2: main_stage2.main}
+LOS, SEVERAL = " ".join(ONE), "--seeds 0,1 --finetune_epoch 3"
+DRIFTING = "--method los,ce,crt,la --seeds 0,1 --finetune_epoch 2 --bn_mode train"
 
 
 def stop_at(root: Path, step: int, *argv: object) -> tuple[int, str]:
@@ -43,30 +46,20 @@ def go_on(said: str) -> None:
 
 
 LINES = {
-    "los": (ONE, (1, 5, 8)),
-    "all": (ALL, (37, 80)),
-    "selected": ((*ONE[2:], "--method", "los,marc", "--select", "val", "--seeds", "0,1"), (7, 22)),
-    "drifting": ((*ONE, "--bn_mode", "train"), (1, 5, 8)),
-    "drifting, selected": ((*ONE, "--bn_mode", "train", "--select", "test"), (8,)),
-    "drifting, several": (
-        ("--method", "los,ce,crt,la", "--seeds", "0,1", "--finetune_epoch", "2", "--bn_mode", "train"),
-        (2, 8, 17, 24),
-    ),
-    "drifting, several, selected": (
-        (
-            *("--method", "los,crt", "--seeds", "0,1", "--bn_mode", "train", "--select", "test"),
-            *("--finetune_epoch", "3"),
-        ),
-        (20,),
-    ),
-    "views": ((*ONE, "--views", "2"), (7,)),
+    "los": (LOS, (5, 8)),
+    "all": (f"{SEVERAL} --method all --budget equal", (80,)),
+    "selected": (f"{SEVERAL} --method los,marc --select val", (7, 22)),
+    "drifting": (f"{LOS} --bn_mode train", (5, 8)),
+    "drifting, several": (DRIFTING, (2, 17, 24)),
+    "drifting, several, selected": (f"{SEVERAL} --method los,crt --bn_mode train --select test", (20,)),
+    "views": (f"{LOS} --views 2", (7,)),
 }
 
 
 @pytest.mark.parametrize("line", LINES)
 def test_heads_stopped_at_any_step_resume_to_the_same_bits_rows_and_tables(digits, tmp_path, line):
     words, steps = LINES[line]
-    words = (*words, "--pretrained_pth", digits.stage1)
+    words = (*words.split(), "--pretrained_pth", digits.stage1)
     whole = tmp_path / "whole"
     run_stage2(whole, *words)
     expected = left_behind(run_folder(whole, "stage2"), whole)
@@ -76,13 +69,9 @@ def test_heads_stopped_at_any_step_resume_to_the_same_bits_rows_and_tables(digit
         folder = run_folder(root, "stage2")
         assert code == 143 and said.startswith("stopped by a signal after step ")
         assert "; go on with: python main_stage2.py " in said and said.endswith(f" --resume {folder}")
-        assert not published_yet(root)
+        assert not list((root / "ckpt").rglob("*_stage2.pth"))
         go_on(said)
         assert left_behind(folder, root) == expected
-
-
-def published_yet(root: Path) -> bool:
-    return any((root / "ckpt").rglob("*_stage2.pth"))
 
 
 def test_no_csv_file_of_fractions_is_left_where_a_run_of_an_older_version_is_resumed(digits, tmp_path):
@@ -192,7 +181,7 @@ def test_auto_takes_the_unfinished_run_of_the_same_words_and_stage_1_else_a_fres
         text = run_stage2(tmp_path, *words, "--resume", "auto")
         assert "this is a fresh one" in text
         message = refusal(main_stage2.main, "--resume", cut)
-        assert "was trained on another stage 1" in message
+        assert "was trained on another stage 1 (stage1_digest" in message
     finally:
         shutil.move(kept, digits.stage1)
     text = run_stage2(tmp_path, *words, "--resume", "auto")
@@ -210,18 +199,16 @@ def test_what_cannot_be_resumed_is_refused_in_one_line(digits, tmp_path):
     content, heads = source.facts | {"model": source.state}, source.facts["heads"]
     named = [head["method"] for head in heads]
     assert named == ["stage1", "los"]
-    spoilt = {
-        "momentum does not fit": {"momentum": {name: torch.zeros(2) for name in heads[1]["momentum"]}},
-        "knows no head": {"setting": "label_smooth=0.1"},
-    }
-    for said, change in spoilt.items():
+    momentum = {name: torch.zeros(2) for name in heads[1]["momentum"]}
+    for change, said in (
+        ({"momentum": momentum}, "momentum does not fit"),
+        ({"seconds": "x"}, "the fact heads cannot be"),
+        ({"progress": {}}, "the fact heads cannot be"),
+        ({"weights": 3}, "the fact heads cannot be"),
+    ):
         checkpoint.save(last, content | {"heads": [heads[0], heads[1] | change]})
         message = refusal(main_stage2.main, "--resume", last)
         assert said in message and str(last) in message
-    other = {"weight": torch.zeros(3, 3), "bias": torch.zeros(3)}
-    for change in ({"seconds": "x"}, {"progress": {}}, {"weights": 3}, {"weights": other}):
-        checkpoint.save(last, content | {"heads": [heads[0], heads[1] | change]})
-        assert "the fact heads cannot be" in refusal(main_stage2.main, "--resume", last)
 
 
 def test_a_run_cut_off_in_its_features_goes_on_with_those_it_has(tmp_path, monkeypatch):
@@ -229,8 +216,6 @@ def test_a_run_cut_off_in_its_features_goes_on_with_those_it_has(tmp_path, monke
     imagenet_tree(tmp_path / "data", counts=(300, 40), test_per_class=4, val_per_class=4)
     data = ["--dataset", "imagenet_lt", "--data_dir", tmp_path / "data", "--allow_partial", "--workers", "0"]
     data += ["--network", "resnet8", "--image_size", "32", "--device", "cpu", "--seed", "0"]
-    import main_stage1
-
     call(main_stage1.main, *data, "--epochs", "1", "--save_every", "3", *places(tmp_path))
     words = [*data, "--finetune_epoch", "2", "--ckpt_dir", tmp_path / "ckpt"]
     call(main_stage2.main, *words, "--out", tmp_path / "whole")
@@ -238,9 +223,6 @@ def test_a_run_cut_off_in_its_features_goes_on_with_those_it_has(tmp_path, monke
     assert not (whole / "features").exists()
     expected = left_behind(whole, tmp_path)
     published(tmp_path).unlink()
-
-    from utils.features import views
-
     real, passes = views.forward_views, [0]
 
     def stopped(*given):
@@ -260,30 +242,15 @@ def test_a_run_cut_off_in_its_features_goes_on_with_those_it_has(tmp_path, monke
     before, passes[0] = passes[0], 100
     go_on(said)
     assert not (cut / "features").exists() and left_behind(cut, tmp_path) == expected
-    assert passes[0] - 100 == batches_of_all() - before
-
-
-def batches_of_all() -> int:
-    """Of 340 training images two views and the plain ones, of test and validation a batch each."""
-    return 3 * 2 + 2
+    # of 340 training images two views and the plain ones, of test and validation a batch each
+    assert passes[0] - 100 == 3 * 2 + 2 - before
 
 
 def test_the_last_checkpoint_of_a_stopped_run_is_evaluated_as_any(digits, tmp_path):
-    import evaluate
-
     stop_at(tmp_path, 11, *ONE, "--pretrained_pth", digits.stage1, "--save_every", "4")
     last = run_folder(tmp_path, "stage2") / "last.pth"
     assert checkpoint.read(last).facts["version"] == 2
-    text = call(evaluate.main, "--pretrained_pth", last, "--dataset", "digits_lt", *places(tmp_path))
-    assert "test overall=" in text
-
-
-def test_a_fresh_stage_1_under_a_stopped_stage_2_is_named(tmp_path):
-    run_stage1(tmp_path, "--epochs", "1", "--seed", "0")
-    stop_at(tmp_path, 6, *ONE)
-    run_stage1(tmp_path, "--epochs", "1", "--seed", "1")
-    message = refusal(main_stage2.main, "--resume", run_folder(tmp_path, "stage2"))
-    assert "was trained on another stage 1 (stage1_digest" in message
+    assert "test overall=" in run_evaluate(tmp_path, "--pretrained_pth", last)
 
 
 # ---- no file chooses where is written
@@ -311,42 +278,38 @@ def test_the_place_of_a_pack_is_never_taken_from_last_pth_and_may_be_another(dig
 
 @pytest.mark.parametrize("stage", [1, 2])
 def test_a_last_pth_that_was_copied_elsewhere_harms_nothing_there(digits, tmp_path, stage):
-    main = {1: main_stage1.main, 2: main_stage2.main}[stage]
     run, place = run_folder(digits.root, f"stage{stage}"), tmp_path / "mine"
     (place / "features").mkdir(parents=True)
     (place / "features" / "notes").write_text("mine")
     (place / "config.json").write_text('{"mine": true}')
     shutil.copy(run / "last.pth", place)
     for words in ((), ("--ckpt_dir", tmp_path / "ckpt")):
-        message = refusal(main, "--resume", place, *words)
+        message = refusal(MAIN[stage], "--resume", place, *words)
         assert "mine is not the folder of the run in last.pth" in message and "a folder of its own" in message
     (place / "config.json").unlink()
-    assert "is not the folder of the run" in refusal(main, "--resume", place)
+    assert "is not the folder of the run" in refusal(MAIN[stage], "--resume", place)
 
 
 @pytest.mark.parametrize("stage", [1, 2])
 def test_a_last_pth_in_a_folder_of_its_own_goes_on_and_its_model_goes_where_the_user_says(
     digits, tmp_path, stage
 ):
-    main = {1: main_stage1.main, 2: main_stage2.main}[stage]
     place = tmp_path / "a" / "b" / "moved"
     place.mkdir(parents=True)
     shutil.copy(run_folder(digits.root, f"stage{stage}") / "last.pth", place)
     model = {1: digits.stage1, 2: digits.stage2}[stage]
     before = model.stat().st_mtime_ns
-    message = refusal(main, "--resume", place)
+    message = refusal(MAIN[stage], "--resume", place)
     assert "does not lie where its run wrote it" in message and "--ckpt_dir" in message
     assert [path.name for path in place.iterdir()] == ["last.pth"]
     start = ("--pretrained_pth", digits.stage1) if stage == 2 else ()
-    call(main, "--resume", place, "--ckpt_dir", tmp_path / "ckpt", *start)
+    call(MAIN[stage], "--resume", place, "--ckpt_dir", tmp_path / "ckpt", *start)
     assert (tmp_path / "ckpt" / model.relative_to(digits.root / "ckpt")).is_file()
     assert model.stat().st_mtime_ns == before
 
 
-@pytest.mark.parametrize("dataset", ["cifar100_lt", "imagenet_lt"])
-@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize(("stage", "dataset"), [(1, "cifar100_lt"), (2, "imagenet_lt")])
 def test_a_data_dir_that_a_file_names_never_starts_a_download(digits, tmp_path, stage, dataset):
-    main = {1: main_stage1.main, 2: main_stage2.main}[stage]
     (tmp_path / "run").mkdir()
     (tmp_path / "far").mkdir()
     kept = checkpoint.read(run_folder(digits.root, f"stage{stage}") / "last.pth")
@@ -362,8 +325,7 @@ def test_a_data_dir_that_a_file_names_never_starts_a_download(digits, tmp_path, 
             more["given"] = {name: v for name, v in (source.facts["given"] | far).items() if v is not None}
         checkpoint.save(path, source.facts | facts | more | {"model": source.state})
     more = ("--pretrained_pth", tmp_path / "start.pth") if stage == 2 else ()
-    message = refusal(main, "--resume", tmp_path / "run", *more, *places(tmp_path))
-    assert (
-        message.startswith(f"{tmp_path / 'far'} lacks files of the data set") and "give --data_dir" in message
-    )
+    message = refusal(MAIN[stage], "--resume", tmp_path / "run", *more, *places(tmp_path))
+    assert message.startswith(f"{tmp_path / 'far'} lacks files of the data set")
+    assert "give --data_dir" in message
     assert not list((tmp_path / "far").iterdir())

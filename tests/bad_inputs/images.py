@@ -4,7 +4,6 @@ import os
 import pickle
 import shutil
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -37,8 +36,8 @@ def hostile(root: Path, kitchen: Kitchen) -> None:
     train({**GOOD, "extra": Call(root / "marker")})(root, kitchen)
 
 
-def piped(part: str, root: Path, kitchen: Kitchen) -> None:
-    os.mkfifo(write_small(root, **{part: None}) / part)
+def piped(root: Path, kitchen: Kitchen) -> None:
+    os.mkfifo(write_small(root, test=None) / "test")
 
 
 def labelled(labels: object) -> dict:
@@ -55,16 +54,13 @@ LENGTH, LABEL = ": 20 images, but 'fine_labels'", ": labels must be whole number
 ROWS_OF = ": 'data' must be uint8 rows of 3072 values, found "
 CIFAR_TRAIN = {  # what the file train holds, what the line says of it
     "a list": ([1, 2, 3], "is not a CIFAR file: it holds a list instead of a dictionary"),
-    "a number": (7, "is not a CIFAR file: it holds a int"),
     "empty": (b"", BROKEN),
-    "text": (b"<html>404 Not Found</html>", BROKEN),
     "cut": (WHOLE[: len(WHOLE) // 2], BROKEN),
     "a line break in the message": (b"\x80\x02K\x01Q.", BROKEN),
     "no data": ({"fine_labels": LABELS}, NO_KEY),
     "no labels": ({"data": GOOD["data"]}, NO_KEY),
     "CIFAR-10": (small_part(CIFAR10), NO_KEY),
     "a list as data": ({**GOOD, "data": GOOD["data"].tolist()}, ROWS_OF + "list"),
-    "float pixels": (pixels(20, ROW, dtype=np.float32), ROWS_OF + "float32"),
     "signed pixels": (pixels(20, ROW, dtype=np.int8), ROWS_OF + "int8"),
     "short rows": (pixels(20, ROW - 1), ROWS_OF + r"uint8 \(20, 3071\)"),
     "images, not rows": (pixels(20, 3, 32, 32), ROWS_OF),
@@ -82,7 +78,7 @@ ATTACKS = {
     "punycode": "another codec than latin-1, which no CIFAR file needs",
     "a key that takes for ever to hash": "a key is long, or a tuple",
 }
-NAMES = [["a"] * 99, ["a"] * 101, [1] * 100, "a" * 100, None, [f"n{i}" for i in range(99)] + [None]]
+NAMES = [["a"] * 99, "a" * 100, [f"n{i}" for i in range(99)] + [None]]
 
 
 def _cifar() -> list[Row]:
@@ -91,7 +87,7 @@ def _cifar() -> list[Row]:
     every = {kind: (content, f"/train ?{says}") for kind, (content, says) in CIFAR_TRAIN.items()}
     for attack, says in ATTACKS.items():
         every[attack] = (cifar_attacks()[f"{attack}, as pixels"], f"{BROKEN} .*{says}")
-    for label in (100, -1, 2**80, True, "3", 3.0, None):
+    for label in (100, -1, True, "3", 3.0):
         every[f"label {label!r}"] = (labelled([*LABELS[:-1], label]), LABEL)
     rows = [
         Row(f"cifar: {kind}", CHECK, words, says, train(content)) for kind, (content, says) in every.items()
@@ -103,12 +99,12 @@ def _cifar() -> list[Row]:
         lacks = f"{folder} lacks {part}: complete it"
         broken = cifar(**{part: b"\x80\x02}q"})
         rows.append(Row(f"cifar without {part}", STAGE1, words, lacks, cifar(**{part: None})))
-        rows.append(Row(f"cifar, a pipe as {part}", STAGE1, words, lacks, partial(piped, part)))
         rows.append(Row(f"cifar, broken {part}", STAGE1, words, f"{folder}/{part} {BROKEN}", broken))
     lost, others = cifar(CIFAR10, data_batch_2=None), {**small_part(CIFAR10), "labels": [10] * 20}
     beyond = "data_batch_3: labels must be whole numbers from 0 to 9"
     return [
         *rows,
+        Row("cifar, a pipe as test", STAGE1, words, f"{folder} lacks test: complete it", piped),
         Row("cifar, stage 1: hostile", STAGE1, words, asks, hostile),
         Row("cifar, check: hostile", CHECK, words, asks, hostile),
         Row("cifar, to_folder: hostile", makes, words + " --to {root}/new", asks, hostile, program=True),
@@ -152,11 +148,10 @@ def new_file(place: str, content: bytes = b"") -> Callable[[Path], object]:
     return change
 
 
-def emptied(*places: str) -> Callable[[Path], object]:
+def emptied(place: str) -> Callable[[Path], object]:
     def change(folder: Path) -> None:
-        for place in places:
-            shutil.rmtree(folder / place, ignore_errors=True)
-            (folder / place).mkdir()
+        shutil.rmtree(folder / place)
+        (folder / place).mkdir()
 
     return change
 
@@ -208,22 +203,21 @@ def endings(**renamed: str) -> Make:
     )
 
 
-def few(ant: int, bee: int = 1, cat: int = 1) -> Make:
-    """Class folders with so many training images."""
-    counts = {"ant": ant, "bee": bee, "cat": cat}
-    return pets(
-        lambda folder: [
-            path.unlink()
-            for name, count in counts.items()
-            for path in sorted((folder / "train" / name).iterdir())[count:]
-        ]
-    )
+def few(ants: int) -> Make:
+    """Class folders with so many training images of ants, and one of each other class."""
+
+    def change(folder: Path) -> None:
+        for name, count in (("ant", ants), ("bee", 1), ("cat", 1)):
+            for path in sorted((folder / "train" / name).iterdir())[count:]:
+                path.unlink()
+
+    return pets(change)
 
 
-FEW = " --select val --image_size 32 --network resnet8 --batch_size 4"
+HELD_OUT = " --val_source heldout"
 VALIDATION: dict[str, tuple[Make, str, str]] = {
-    "empty": (few(1), " --val_source heldout", "heldout gives validation images of 0 class"),
-    "of one class": (few(2), " --val_source heldout", "heldout gives validation images of 1 class"),
+    "empty": (few(1), HELD_OUT, "heldout gives validation images of 0 class"),
+    "of one class": (few(2), HELD_OUT, "heldout gives validation images of 1 class"),
     "its own of one class": (
         pets(new_file("val/bee/0.jpg", jpeg(7))),
         "",
@@ -235,21 +229,19 @@ VALIDATION: dict[str, tuple[Make, str, str]] = {
 def _folders() -> list[Row]:
     rows = [Row(f"folder: {kind}", STAGE1, OWN, says, make) for kind, (make, says) in FOLDERS.items()]
     for kind, (make, words, says) in VALIDATION.items():
-        rows.append(Row(f"validation, {kind}", STAGE1, OWN + FEW + words, says, make))
-    for ending in (".HEIC", ".txt"):
-        says = (
-            rf"train/bee holds no image: 4 file\(s\) passed over, 'train/bee/000\{ending}' first: by its name"
-        )
-        rows.append(Row(f"folder: a class of {ending}", STAGE1, OWN, says, endings(bee=ending)))
+        rows.append(Row(f"validation, {kind}", STAGE1, f"{OWN}{SEEN} --select val{words}", says, make))
+    says = r"train/bee holds no image: 4 file\(s\) passed over, 'train/bee/000\.HEIC' first: by its name"
+    rows.append(Row("folder: a class of .HEIC", STAGE1, OWN, says, endings(bee=".HEIC")))
     missing = " --cur_stage stage1 --network resnet20"  # it is asked before a checkpoint is looked for
-    says, as_it_is = (
-        "bee|pets.* holds images, no CIFAR: was --dataset folder meant",
-        pets(lambda folder: None),
-    )
-    for script, words in ((STAGE1, ""), (STAGE2, ""), (EVALUATE, missing)):
-        for place in ("pets", "pets/train", "pets/train/bee"):
-            words_ = f"--data_dir {{root}}/{place}{words}"
-            rows.append(Row(f"{place} without --dataset, {script}", script, words_, says, as_it_is))
+    says = "bee|pets.* holds images, no CIFAR: was --dataset folder meant"
+    as_it_is = pets(lambda folder: None)
+    for script, place, words in (
+        *((STAGE1, place, "") for place in ("pets", "pets/train", "pets/train/bee")),
+        (STAGE2, "pets", ""),
+        (EVALUATE, "pets/train", missing),
+    ):
+        words_ = f"--data_dir {{root}}/{place}{words}"
+        rows.append(Row(f"{place} without --dataset, {script}", script, words_, says, as_it_is))
     words, phone = "--data_dir {root}/pets/train", endings(ant=".HEIC", bee=".HEIC", cat=".HEIC")
     rows.append(Row("photographs of a telephone without --dataset", STAGE1, words, says, phone))
     secret = pets(lambda folder: (folder / "train/bee").chmod(0))
