@@ -233,7 +233,7 @@ def _folders() -> list[Row]:
     says = r"train/bee holds no image: 4 file\(s\) passed over, 'train/bee/000\.HEIC' first: by its name"
     rows.append(Row("folder: a class of .HEIC", STAGE1, OWN, says, endings(bee=".HEIC")))
     missing = " --cur_stage stage1 --network resnet20"  # it is asked before a checkpoint is looked for
-    says = "bee|pets.* holds images, no CIFAR: was --dataset folder meant"
+    says = "(bee|pets).* holds images, no CIFAR: was --dataset folder meant"
     as_it_is = pets(lambda folder: None)
     for script, place, words in (
         *((STAGE1, place, "") for place in ("pets", "pets/train", "pets/train/bee")),
