@@ -79,7 +79,7 @@ def train(argv: Sequence[str] | None, held: ExitStack) -> None:
     try_network(model, config, data, min(2, steps.part_size))
     check_memory(model, config, data, steps.part_size)
     speed_up(model, config, device, steps.part_size)
-    learner = distributed.parallel(model, world, device)
+    learner = distributed.parallel(model, world, device, own=":" in config.network)
 
     # ---- loss and optimiser
     loss_fn = training_loss(config, data.train_counts, config.accum * world.size).to(device)

@@ -88,7 +88,8 @@ def find_folder(source: type[CIFAR10], data_dir: Path) -> Path:
         if not missing:
             return folder
         if len(missing) < len(needed):
-            raise UserError(f"{folder} lacks {', '.join(missing)}: complete it, or delete it to download all")
+            other = "delete it to download all" if folder == official else "name another --data_dir"
+            raise UserError(f"{folder} lacks {', '.join(missing)}: complete it, or {other}")
     address, name = source.url.rsplit("/", 1)
 
     def unpacked(scratch: Path) -> list[Path]:

@@ -49,7 +49,9 @@ def fetch(
             for name in names:
                 _download(f"{address}/{name}", scratch / name)
             for path in settle(scratch):
-                os.replace(path, folder / path.name)
+                target = folder / path.name
+                if not (target.is_dir() and any(target.iterdir())):  # else another run was faster
+                    os.replace(path, target)
     except (OSError, http.client.HTTPException) as error:
         failed = f"fetching from {address} failed ({reason(error)})"
         raise UserError(f"{missing}, and {failed}: {remedy}") from error

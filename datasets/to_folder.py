@@ -45,6 +45,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if idle := said.keys() & (_SHARES if given.dataset else {"imb_ratio"}):
         raise UserError(f"--{min(idle)} has no use with {'--dataset' if given.dataset else '--from'}")
     if given.photographs:
+        if given.photographs.resolve() in given.to.resolve().parents:
+            raise UserError(f"--to {given.to} lies among the images of --from: name another place")
         there = {part: (given.photographs / part).is_dir() for part in ("train", "val", "test")}
         if there.pop("train") and any(there.values()):
             ready = "has its parts already: --data_dir takes it as it is"
@@ -72,8 +74,8 @@ def write_tree(data: LongTailedData, target: Path) -> None:
         on_disk = isinstance(images, FileSet)
         for number, label in enumerate(images.labels.tolist()):
             name = data.class_names[label]
-            ranked = name if name == str(label) else f"{label:0{digits}}_{name}"
-            made = f"{ranked}/{number:05}.png"
+            ranked = f"{label:0{digits}}" + f"_{name}" * (name != str(label))
+            made = f"{ranked}/{number:0{max(5, len(str(len(images))))}}.png"
             place = target / part / (images.paths[number].removeprefix("train/") if on_disk else made)
             place.parent.mkdir(parents=True, exist_ok=True)
             if on_disk:

@@ -17,7 +17,7 @@ from torchvision.transforms import v2
 
 import evaluate
 import main_stage2
-from datasets import CHANNELS, build_data
+from datasets import CHANNELS, build_data, to_folder
 from datasets.images.decode import read_image
 from models import build_model, torchvision_names
 from tests.file_trees import folder_tree
@@ -206,6 +206,20 @@ def test_images_in_memory_are_enlarged_as_they_go_and_grey_ones_get_three_channe
     assert pack.test.shape == (1, 500, 512) and pack.test.dtype == torch.float16
     assert pack.facts["dataset"] == "digits_lt" and pack.facts["imb_ratio"] == 50
     assert len(pack.val_labels) == len(digits.val) and Scale.of(pack.train[0]).factor.any()
+
+
+def test_images_are_predicted_as_those_in_memory_were_looked_at_when_the_encoder_saw_them(folder, tmp_path):
+    torch.save(random_network().state_dict(), "weights.pth")
+    argv = ("--network", "resnet18", "--weights", "weights.pth", "--dataset", "digits_lt", "--tta")
+    call(features_main, "encode", *argv, *SIZE[:2], *SIZE[4:], "--out", "pack")
+    call(to_folder.main, "--dataset", "digits_lt", "--to", "digits")
+    words, tables = [*places(tmp_path), "--features", "pack", "--cur_stage", "stage1"], []
+    for more in ((), ("--predict", "digits/test", "--encoder", "weights.pth", "--workers", 0)):
+        call(evaluate.main, *words, *more, "--predictions", "p.csv")
+        table = pd.read_csv("p.csv", dtype={"image": str})
+        number = table["image"].str.extract(r"(\d+)(?:\.png)?$", expand=False).astype(int)
+        tables.append(table.set_index(number).sort_index()[["predicted", "confidence"]])
+    pd.testing.assert_frame_equal(*tables, atol=1e-4)
 
 
 @pytest.mark.parametrize(("network", "named"), [("resnet8", "weights.pth"), ("own_encoders:Clip",) * 2])

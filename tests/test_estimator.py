@@ -54,6 +54,14 @@ def test_validation_chooses_among_the_settings_of_several_methods(arrays):
     assert len(pickle.dumps(model)) < 50_000, "the training rows are in it"
 
 
+def test_methods_come_as_a_list_too_and_none_is_the_default(arrays):
+    _, x, y, test_x, _ = arrays
+    words = {"finetune_epoch": 1}
+    for one, same in ((None, "los"), (["ncm", "los"], "ncm,los")):
+        first, second = (LongTailClassifier(method, **words).fit(x, y) for method in (one, same))
+        assert np.array_equal(first.predict_proba(test_x), second.predict_proba(test_x))
+
+
 def test_it_stands_in_scikit_learns_cross_validation(arrays):
     _, x, y, *_ = arrays
     assert cross_val_score(LongTailClassifier("logreg"), x, y, cv=2).min() > 0.5
@@ -62,6 +70,7 @@ def test_it_stands_in_scikit_learns_cross_validation(arrays):
 ROWS, AB = np.random.default_rng(0).normal(size=(20, 4)), "ab" * 10
 BAD = {
     "an unknown method": ({"method": "lso"}, ROWS, AB, "no 'lso', did you mean lws or los"),
+    "a method that is no name": ({"method": 3}, ROWS, AB, "method must be a name or several, got 3"),
     "a selection by test": ({"select": "test"}, ROWS, AB, "select must be last or val, got 'test'"),
     "an option out of range": ({"method": "la", "tau": -1.0}, ROWS, AB, "tau must be 0 or more"),
     "an option that is no number": ({"method": "la", "tau": "x"}, ROWS, AB, "tau must be a number, got"),
@@ -85,6 +94,8 @@ def test_what_it_cannot_take_is_a_value_error_in_a_line(words, x, y, says):
 def test_validation_rows_of_other_classes_and_unknown_options_are_refused():
     with pytest.raises(SettingError, match="y_val holds c, which is no label of y"):
         LongTailClassifier().fit(ROWS, list(AB), ROWS[:2], ["a", "c"])
+    with pytest.raises(SettingError, match="X_val and y_val belong together"):
+        LongTailClassifier().fit(ROWS, list(AB), y_val=["a", "b"])
     with pytest.raises(TypeError, match="LongTailClassifier got smooth, an option of no method"):
         LongTailClassifier(smooth=0.5)
     with pytest.raises(TypeError, match="LongTailClassifier got seed, say random_state"):

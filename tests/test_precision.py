@@ -27,6 +27,25 @@ def test_only_full_batches_go_through_the_compiled_pass(monkeypatch):
         torch.testing.assert_close(model.forward_features(images), plain(images) + extra)
 
 
+def test_a_network_with_another_way_to_its_logits_takes_the_fast_pass_too():
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.fc = nn.Linear(4, 8), nn.Linear(8, 3)
+
+        def forward_features(self, x: torch.Tensor) -> torch.Tensor:
+            return self.body(x)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.fc(self.body(x))
+
+    model, x = Own(), torch.randn(5, 4)
+    before = model(x)
+    speed_up(model, resolve("main_stage1.py", {"dataset": "digits_lt", "amp": "bf16"}), CPU)
+    assert torch.equal(model(x), model.fc(model.forward_features(x))) and model(x).dtype == torch.float32
+    assert not torch.equal(model(x), before)
+
+
 @pytest.mark.parametrize(
     ("amp", "has", "said"),
     [

@@ -189,6 +189,17 @@ def test_auto_takes_the_unfinished_run_of_the_same_words_and_stage_1_else_a_fres
     assert "this is a fresh one" in run_stage2(tmp_path, *words, "--resume", "auto")
 
 
+def test_auto_begins_afresh_on_a_pack_that_was_made_again(digits, tmp_path):
+    words = (*ONE, "--features", tmp_path / "digits.pack")
+    made = ("--pretrained_pth", digits.stage1, "--method", "stage1", "--save_features", words[-1])
+    run_stage2(tmp_path / "made", *made, "--views", "0")
+    stop_at(tmp_path, 6, *words)
+    run_stage2(tmp_path / "made", *made, "--views", "1")
+    message = refusal(main_stage2.main, "--resume", run_folder(tmp_path, "stage2"))
+    assert "was trained on other features (features_digest" in message
+    assert "this is a fresh one" in run_stage2(tmp_path, *words, "--resume", "auto")
+
+
 def test_what_cannot_be_resumed_is_refused_in_one_line(digits, tmp_path):
     stop_at(tmp_path, 6, *ONE, "--pretrained_pth", digits.stage1)
     last = run_folder(tmp_path, "stage2") / "last.pth"

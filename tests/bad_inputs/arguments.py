@@ -95,6 +95,13 @@ CONTRADICTIONS = [
     (STAGE2, "--logit_gap 1 --label_smooth 0.9", "--label_smooth and --logit_gap say the same thing"),
     (STAGE2, "--path 3 --finetune_lr 1", "--path and --finetune_lr both set the learning rate"),
     (STAGE1, "--dataset folder --data_dir {pets} --subset_seed 1", "--subset_seed draws what .* no use here"),
+    (
+        STAGE1,
+        FILES + "--augment pad_crop --resize 64 --image_size 32",
+        "--resize has no use with",
+    ),
+    (STAGE1, FILES + "--augment plain --jitter 0.4", "--augment plain has no use for --jitter and --no_flip"),
+    (FOLDER, "--from {pets}/train --to {pets}/train/split", "--to .* lies among the images of --from"),
     (STAGE1, DIGITS + "--stem imagenet", "--stem is for resnet10, .*: resnet8 begins in a way of its own"),
     (STAGE1, DIGITS + "--loss cb --accum 2", "--loss cb weighs .*: it takes one process and no --accum"),
     (EVALUATE, PETS1_OF + "--predict {pets} --logits {root}/x.npz", "--logits is for images with labels"),

@@ -326,6 +326,16 @@ RUNS = {
         "--logits .*bad is there and holds something else",
         damaged(bytes, "pack"),
     ),
+    "a head beside the pack's own classifier": (
+        EVALUATE,
+        "--features {pack} --cur_stage stage1 --head la",
+        "--head takes a head of a run's last.pth: name that by --pretrained_pth",
+    ),
+    "two outputs in one place": (
+        EVALUATE,
+        "--features {pack} --cur_stage stage1 --predictions {root}/x --logits {root}/x",
+        "two outputs would be written to .*x: name a file for each",
+    ),
     "rows of features without a pack": (
         EVALUATE,
         "--pretrained_pth {pets1} --predict {root}/x.npy",

@@ -5,6 +5,8 @@
 Without torchrun a run is a world of one process, and nothing here does anything.
 """
 
+import inspect
+import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -105,15 +107,20 @@ def leave() -> None:
         dist.destroy_process_group()
 
 
-def parallel(model: nn.Module, world: World, device: torch.device) -> nn.Module:
+def parallel(model: nn.Module, world: World, device: torch.device, own: bool = False) -> nn.Module:
     """The model to train: the same one alone, else one whose gradients are averaged over the processes.
 
     Buffers, batch-norm's statistics among them, are each process's own, and the first one's are saved.
+    A user's `own` may have weights that the loss does not use.
     """
     if world.size == 1:
         return model
     devices = [device] if device.type == "cuda" else None
-    return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
+    known = inspect.signature(DistributedDataParallel).parameters
+    buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # torch 2.11
+    warnings.filterwarnings("ignore", "find_unused_parameters=True was specified")
+    options = {"device_ids": devices, "find_unused_parameters": own, buffers: False}
+    return DistributedDataParallel(model, **options)
 
 
 def share_buffers(model: nn.Module, world: World) -> None:

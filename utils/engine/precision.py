@@ -32,6 +32,8 @@ def speed_up(model: nn.Module, config: Config, device: torch.device, batch_size:
         widen(model)
     if config.amp != "off":
         model.forward_features = _autocast(model.forward_features, device.type, _TYPES[config.amp])
+    if config.compile or config.amp != "off":  # a user's network may have another way to its logits
+        model.forward = lambda x: model.fc(model.forward_features(x))
 
 
 def _compiled(forward: Forward, full: Collection[int]) -> Forward:

@@ -10,6 +10,7 @@ an image (with its mirror image 2).
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -59,7 +60,8 @@ class Classifier(nn.Module):
         super().__init__()
         self.notes = tuple(notes)
         self.network, self.class_names, self.views, self.mirror = network, class_names, views, mirror
-        self.device = next(network.parameters(), torch.empty(0)).device
+        tensors = chain(network.parameters(), network.buffers())  # a head may have no parameters
+        self.device = next(tensors, torch.empty(0)).device
         if views is not None:
             self._normalise = Normalise(views.mean, views.std, views.size, self.device)
 
@@ -148,6 +150,8 @@ def load_classifier(path: str | Path, device: str = "cpu", **words: object) -> C
     if needed != (pack and pack.digest):
         raise UserError(f"{file.path}: beside head, and only there, features names the pack of its run")
     if "features_digest" in file.facts:
+        for name in given.keys() & {*ON_DISK, "no_tta"}:
+            raise UserError(f"{name} has no use: {file.path} is a classifier of features")
         check_against(file.known, given)
         weight = file.facts.get("head_state", {}).get("weight", file.state.get("fc.weight"))
         if weight is None or weight.ndim != 2:

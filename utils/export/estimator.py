@@ -76,6 +76,8 @@ class LongTailClassifier(ClassifierMixin, BaseEstimator):
         if len(self.classes_) < 2:
             raise SettingError(f"y holds one class only, {self.classes_[0]}: at least 2 are needed")
         val = None
+        if (X_val is None) != (y_val is None):
+            raise SettingError("X_val and y_val belong together: give both or none")
         if X_val is not None:
             X_val, y_val = validate_data(self, X_val, y_val, dtype=np.float32, reset=False)
             if unknown := set(y_val) - set(self.classes_):
@@ -93,7 +95,12 @@ class LongTailClassifier(ClassifierMixin, BaseEstimator):
         facts = {"dataset": "estimator", "imb_ratio": None, "network": "features", "preset": OWN}
         facts |= {"num_class": len(self.classes_), "class_names": [str(name) for name in self.classes_]}
         facts["val_source"] = "own" if val or self.select == "val" else "none"
-        given = {"method": self.method, "select": self.select, "seed": self.random_state}
+        method = "los" if self.method is None else self.method
+        if isinstance(method, list | tuple):
+            method = ",".join(map(str, method))
+        if not isinstance(method, str):
+            raise UserError(f"method must be a name or several, got {method!r:.60}")
+        given = {"method": method, "select": self.select, "seed": self.random_state}
         given |= {name: getattr(self, name) for name in OPTIONS if getattr(self, name) is not None}
         config = resolve(STAGE2, given, facts | {"path": usual_path(labels.bincount().tolist())})
         if self.select == "val" and val is None:
@@ -113,7 +120,7 @@ class LongTailClassifier(ClassifierMixin, BaseEstimator):
         heads = start_heads(plan_heads(config)[0], frozen, scored, config)
         for epoch in all_epochs(heads):
             train_epoch(heads, epoch, scored, workers=torch.get_num_threads())
-        lead = lead_of(choose(heads, config.select), lead_method(config.method, None, config.select))
+        lead = lead_of(choose(heads, config.select), lead_method(method, None, config.select))
         lead.load_chosen()
         lead.head.load_state_dict(copied(lead.head.state_dict()), assign=True)  # not views into a stack
         self.head_, self.scale_ = lead.head.requires_grad_(False), frozen.scale

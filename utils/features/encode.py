@@ -27,7 +27,7 @@ from utils.run.facts import OWN, class_names
 from utils.run.network import build_network, start_pretrained, try_forward
 from utils.settings.checks import check_given
 from utils.settings.config import Config, resolve
-from utils.settings.data import file_views, load_data
+from utils.settings.data import file_views, load_data, mirror_at_test
 from utils.settings.parse import Parser, parse
 from utils.settings.presets import PRESETS
 from utils.settings.table import ARGUMENTS, ON_DISK, STAGE2
@@ -74,6 +74,9 @@ def encode(argv: Sequence[str], finish: Callable[[Path, Pack], None]) -> None:
     distributed.leave()
     if world.main:
         facts = checkpoint.model_facts(config, data, device)
+        # so that images to come are looked at alike: those in memory are resized as a whole
+        facts |= {"tta": mirror_at_test(source.data, config)}
+        facts |= {} if isinstance(data.train, FileSet) else {"augment": "pad_crop"}
         facts |= {"stage1_digest": None, "stage1_selected_on": None}
         pack = make_pack(frozen, config, facts, clean=True)
         facts = pack.facts | {"preset": OWN, "encoder_digest": source.identity}

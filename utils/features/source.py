@@ -54,6 +54,8 @@ from utils.settings.presets import preset_for
 from utils.settings.sizes import by_size
 from utils.settings.table import CHECK, arguments_of
 
+_OTHER_FEATURES = "{} is a classifier for other features than those of {}"
+
 
 class Source:
     """A file that was read: `known` is what a later step must not contradict, or takes over from it.
@@ -173,7 +175,7 @@ class CheckpointSource(Source):
         views = min(epochs, FRESH_VIEWS) if config.views is None else config.views
         pack = config.save_features
         folder = pack.with_name(f"{pack.name}.parts") if pack else folder
-        half = config.pack_dtype == "fp16" and (pack or isinstance(data.train, FileSet))
+        half = config.pack_dtype == "fp16" and isinstance(data.train, FileSet)
         dtype = torch.float16 if half else torch.float32
         inputs, _ = next(iter(images["train"].batches(2, 0, 2)))
         with torch.no_grad():
@@ -187,7 +189,13 @@ class CheckpointSource(Source):
         listed = ", ".join(f"{name} {v} x {n:,}" for name, (v, n, _) in shapes.items())
         gigabytes = sum(v * n * d for v, n, d in shapes.values()) * dtype.itemsize / 2**30
         log(f"features as {dtype} to {folder}: {gigabytes:.2f} GiB (views x images: {listed})")
-        known = {"backbone": self.identity, "seed": seed, "mirror": mirror, "views": repr(data.views)}
+        known = {
+            "backbone": self.identity,
+            "network": config.network,
+            "seed": seed,
+            "mirror": mirror,
+            "views": repr(data.views),
+        }
         known |= {name: part.digest() for name, part in data.parts.items()}
         store = FeatureStore(folder, known | {"count": views, "amp": config.amp}, dtype, self.world)
 
@@ -264,6 +272,8 @@ class PackSource(Source):
         """The pack's own of stage 1, else that of a stage 2."""
         path = given.get("pretrained_pth")
         if path is None and given["cur_stage"] == "stage1":
+            if "head" in given:
+                raise UserError("--head takes a head of a run's last.pth: name that by --pretrained_pth")
             return self
         network = self.label(self.config.network)
         file = read_asked(given, path or checkpoint.find_published(self.config, "stage2", network), self.file)
@@ -274,7 +284,7 @@ class PackSource(Source):
         origins = (file.digest, file.identity, file.facts.get("stage1_digest"))
         same = self.identity is not None and self.identity in origins
         if file.facts and not same and file.facts.get("features_digest") != self.digest:
-            raise UserError(f"{file.path} is a classifier for other features than those of {self.path}")
+            raise UserError(_OTHER_FEATURES.format(file.path, self.path))
         state = with_own_names(self.model, file.state)
         file = replace(file, state={name: value for name, value in state.items() if name.startswith("fc.")})
         checkpoint.load_weights(self.model, file, f"classifier of {self.path}")
@@ -351,6 +361,8 @@ def read_asked(given: dict, path: Path | None, pack: Pack | None = None) -> Chec
     with about("--pretrained_pth") if "pretrained_pth" in given else nullcontext():
         file = read(path)
     if "head" in given:
+        if pack and pack.identity is None and file.facts.get("features_digest") != pack.digest:
+            raise UserError(_OTHER_FEATURES.format(file.path, pack.path))
         return kept_head(file, given["head"], pack and pack_scale(pack))
     if (count := len({head["method"] for head in file.facts.get("heads", [])})) > 1:
         own = " ".join(filter(None, (file.facts.get(name) for name in ("method", "setting"))))

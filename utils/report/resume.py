@@ -40,6 +40,7 @@ _SAME_BITS = (
     *("threads", "processes", "device", "torch", "numpy", "cpu_capability", "layout", "float32_convolutions"),
     *("float32_products", "deterministic"),
 )
+_ORIGINS = {"stage1_digest": "another stage 1", "features_digest": "other features"}  # of stage 2
 _NO_PLACE = "no file chooses where is written"
 # what a state of another form raises where it is put to use
 _UNFIT = (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError)
@@ -143,10 +144,10 @@ class Resumed:
         new = [plan.key for plan in plans if _key(plan.key) not in stored]
         if new and stored:
             raise UserError(f"{path} knows no head {new[0]}: this code plans other heads")
-        for name in ("stage1_digest", "features_digest"):
+        for name, what in _ORIGINS.items():
             before, now = self.source.facts.get(name), origins.get(name)
             if before != now:
-                other = f"another stage 1 ({name} {str(before)[:12]}, now {str(now)[:12]})"
+                other = f"{what} ({name} {str(before)[:12]}, now {str(now)[:12]})"
                 raise UserError(f"{path} was trained on {other}: leave --resume out")
         return notes
 
@@ -277,7 +278,8 @@ def _newest_unfinished(script: str, given: dict) -> Path | None:
     def began_alike(last: Path) -> bool:
         facts = checkpoint.read(last).facts
         same = fixed(facts.get("given", {})) == fixed(own_words(words))
-        return same and facts.get("stage1_digest") == source.identity
+        origins = source.origins()
+        return same and all(facts.get(name) == origins.get(name) for name in _ORIGINS)
 
     folders = [folder for folder in stage_folder(config, config.cur_stage).glob("*") if folder.is_dir()]
     for folder in sorted(folders, key=lambda folder: folder.stat().st_mtime_ns, reverse=True):

@@ -117,7 +117,7 @@ def try_forward(
     `sized`: --image_size sets `size`.
     """
     device = next(model.parameters(), torch.empty(0)).device
-    images = torch.zeros(rows or 1, channels, size, size, device=device)
+    images = torch.zeros(rows or 1, channels, size, size, device=device).contiguous(memory_format=LAYOUT)
     try:
         with untouched(model, rows is not None):
             return model(images)
@@ -129,6 +129,8 @@ def try_forward(
         if rows == 1:
             problem = "cannot train on one image at a time"
             way_out = "another --batch_size, or a smaller --accum"
+        if "view size is not compatible" in str(error):
+            problem, way_out = "takes no images that lie channels_last", ".reshape in place of .view"
         raise UserError(f"--network {config.network} {problem} ({reason(error)}): take {way_out}") from error
 
 

@@ -172,7 +172,7 @@ def check_settled(given: dict, values: dict, num_class: int | None) -> None:
         raise UserError(f"--num_class {values['num_class']}, but {dataset} has {num_class} classes")
     warm, epochs = given.get("warmup_epochs", -1), values.get("epochs", math.inf)
     drifts, saves = values.get("bn_mode") == "train", "save_features" in given
-    stored = saves or dataset in FILE_DATASETS or os.environ.get("WORLD_SIZE", "1") != "1"
+    stored = saves or dataset in FILE_DATASETS
     problems = {
         f"--warmup_epochs {warm} must be below --epochs {epochs}": warm >= epochs,
         f"--resize {values.get('resize')} is below --image_size {values.get('image_size')}": (
@@ -185,6 +185,12 @@ def check_settled(given: dict, values: dict, num_class: int | None) -> None:
             "subset_seed" in given
             and values.get("imb_ratio") is None
             and values.get("val_source", "heldout") != "heldout"
+        ),
+        "--resize has no use with --augment pad_crop, which resizes to --image_size": (
+            "resize" in given and values.get("augment") == "pad_crop"
+        ),
+        "--augment plain has no use for --jitter and --no_flip": (
+            values.get("augment") == "plain" and bool(given.get("jitter") or given.get("no_flip"))
         ),
         "--nesterov needs a --momentum above 0": values.get("nesterov") and values["momentum"] == 0,
         "--val_fraction has a meaning with --val_source heldout only": (
@@ -224,6 +230,9 @@ def _ask_for_folder(given: dict, dataset: str) -> None:
 
 def _check_targets(given: dict, values: dict) -> None:
     """What is to be written at the end must not turn out to be a folder then, or to take an input's place."""
+    places = [os.path.realpath(given[name]) for name in OUTPUTS if name in given]
+    if len(set(places)) < len(places):
+        raise UserError(f"two outputs would be written to {places[0]}: name a file for each")
     for name, mark in OUTPUTS.items():
         if name in given:
             check_output(name, given[name], *mark)

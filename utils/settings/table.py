@@ -148,7 +148,7 @@ _GROUPS = {
         Argument("warmup_epochs", int, _ONE, allowed=NOT_NEGATIVE,
             help="epochs over which the learning rate rises linearly"),
         Argument("loss", str, _ONE, "ce", choices=tuple(LOSSES),
-            help="loss, with the options that stage 2 gives the method of its name"),
+            help="loss, with the options that stage 2 gives the method of its name (ldam: scale 1)"),
         Argument("momentum", float, TRAIN, allowed=BELOW_ONE, marks={Mark.PUBLIC},
             help="SGD momentum, 0 to below 1"),
         Argument("wd", float, _ONE, allowed=NOT_NEGATIVE, marks={Mark.PUBLIC},
@@ -156,7 +156,8 @@ _GROUPS = {
         Argument("nesterov", bool, TRAIN, False, marks={Mark.PUBLIC}, help="Nesterov momentum"),
         Argument("mixup", float, _ONE, 0.0, allowed=NOT_NEGATIVE,
             help="α above 0: train on mixtures of two images, in shares λ and 1 - λ, λ ~ Beta(α, α) for "
-                 "each batch; train_accuracy then counts hits of the label with the larger share; 0: off"),
+                 "each batch, or part of one; train_accuracy then counts hits of the label with the larger "
+                 "share; 0: off"),
         Argument("finetune_epoch", int, _TWO, allowed=ONE_OR_MORE, sweep=True, marks={Mark.PUBLIC},
             help="stage-2 epochs"),
         Argument("finetune_lr", float, _TWO, allowed=ABOVE_ZERO, sweep=True, marks={Mark.PUBLIC},
