@@ -6,7 +6,6 @@ Without torchrun a run is a world of one process, and nothing here does anything
 """
 
 import inspect
-import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -118,7 +117,6 @@ def parallel(model: nn.Module, world: World, device: torch.device, own: bool = F
     devices = [device] if device.type == "cuda" else None
     known = inspect.signature(DistributedDataParallel).parameters
     buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # torch 2.11
-    warnings.filterwarnings("ignore", "find_unused_parameters=True was specified")
     options = {"device_ids": devices, "find_unused_parameters": own, buffers: False}
     return DistributedDataParallel(model, **options)
 
