@@ -12,6 +12,7 @@ from progress.bar import Bar
 from torch import Tensor, nn
 
 from datasets import CHANNELS, FileSet, FileViews, LongTailedData
+from models import RESNETS
 from utils.base import distributed
 from utils.base.digest import content_digest
 from utils.base.errors import UserError, say
@@ -53,12 +54,12 @@ def encode(argv: Sequence[str], finish: Callable[[Path, Pack], None]) -> None:
     if (":" in asked.network) == (asked.weights is not None):
         which = "loads its weights itself: leave --weights out" if asked.weights else "needs --weights FILE"
         raise UserError(f"--network {asked.network} {which}")
-    given = {"stem": "imagenet", "pack_dtype": "fp32"} | given
+    given = {"pack_dtype": "fp32"} | ({"stem": "imagenet"} if asked.network in RESNETS else {}) | given
     given |= {"network": asked.network, "save_features": asked.out}
     check_given(STAGE2, given)
     views = {name: given.pop(name) for name in ON_DISK if name in given}  # of images in memory too
     known = {name: PRESETS["folder"].get(name) for name in ON_DISK}
-    published, whose = published_views(asked.network, asked.weights, given["stem"])
+    published, whose = published_views(asked.network, asked.weights, given.get("stem", "imagenet"))
     if "image_size" in views:
         published.pop("resize", None)
     known |= published | views
