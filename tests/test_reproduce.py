@@ -454,4 +454,4 @@ def test_the_table_of_ratios_says_what_was_not_run(tmp_path):
             frame = frame.assign(n="0", status="not run", setting="", **dict.fromkeys(figures[1:], ""))
         frame.to_csv(files[select], index=False)
     *_, line = ratios_table([*files.values()]).splitlines()
-    assert re.search(r"\| 57\.92 \| -2\.07 .* \| not run \|$", line)
+    assert re.search(r"\| 57\.62 ± 0\.26 \| -2\.24 ± 0\.64 .* \| not run \|$", line)
