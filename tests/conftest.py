@@ -51,7 +51,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> TrainedDigits:
 @pytest.fixture(scope="session")
 def cifar_dir() -> Path:
     """The folder that holds cifar-100-python/: LOS_DATA_DIR, else data/; skips where it is absent."""
-    folder = Path(os.environ.get("LOS_DATA_DIR", ROOT / "data"))
+    folder = Path(os.environ.get("LOS_DATA_DIR", ROOT / "data")).resolve()
     if not (folder / "cifar-100-python" / "train").is_file():
         pytest.skip(
             f"no cifar-100-python in {folder}: set LOS_DATA_DIR to a folder that holds the real CIFAR-100"
