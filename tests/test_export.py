@@ -94,6 +94,8 @@ def test_a_head_of_a_run_on_a_pack_takes_the_features_as_they_come(tmp_path):
         load_classifier(last_of(tmp_path), head="ncm")
     with pytest.raises(UserError, match="--num_class 77"):
         load_classifier(next(tmp_path.rglob("*_stage2.pth")), num_class=77)
+    with pytest.raises(UserError, match=r"image_size has no use: .* is a classifier of features"):
+        load_classifier(next(tmp_path.rglob("*_stage2.pth")), image_size=64)
     for rows in (x[:, :3], x[0], "cat.jpg", [None]):
         with pytest.raises(UserError, match=r"features must be .*\[N, 64\]"):
             model.predict(rows)

@@ -241,3 +241,14 @@ def test_an_archive_of_something_else_is_refused_and_removed(tmp_path, offer, wr
     assert "failed (" in message and url in message and "--data_dir" in message
     assert ("404" in message) == (wrong == "absent")
     assert not (tmp_path / "fetched").exists()
+
+
+def test_of_two_first_runs_the_slower_takes_what_the_faster_has_unpacked(tmp_path):
+    def settle(scratch: Path) -> list[Path]:
+        for folder, name in ((scratch, "slow"), (tmp_path, "fast")):
+            (folder / "set").mkdir()
+            (folder / "set" / name).touch()
+        return [scratch / "set"]
+
+    fetch.fetch("http://nowhere", [], tmp_path, settle, "no set", "bring it")
+    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["set", "set/fast"]

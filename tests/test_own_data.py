@@ -2,13 +2,14 @@
 
 import os
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from torchvision.datasets import ImageFolder
 
-from datasets import build_data, long_tail_counts, to_folder
+from datasets import ImageSet, build_data, long_tail_counts, to_folder
 from datasets.images.decode import ENDINGS, read_image
 from datasets.listed.lists import read_list
 from datasets.long_tail import SHOTS, keep_indices, shot_groups, suited_shots, unused_indices
@@ -317,3 +318,12 @@ def test_the_largest_counts_that_every_class_can_give_are_taken():
         assert counts == long_tail_counts(len(available), counts[0], ratio)
         assert all(n <= limit for n, limit in zip(counts, available, strict=True))
         assert any(n > limit for n, limit in zip(larger, available, strict=True))
+
+
+def test_folders_of_numbered_classes_sort_as_the_classes_do(tmp_path):
+    digits = build_data("digits_lt", imb_ratio=50)
+    labels = torch.arange(12).repeat_interleave(2)
+    train = ImageSet(digits.train.images[:24], labels)
+    data = replace(digits, class_names=[str(k) for k in range(12)], class_counts=[2] * 12, train=train)
+    to_folder.write_tree(replace(data, val=None, test=train), tmp_path)
+    assert sorted(path.name for path in (tmp_path / "train").iterdir()) == [f"{k:02}" for k in range(12)]
