@@ -3,6 +3,7 @@
 import json
 import re
 import runpy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from tests.test_own_features import digits_pack
 from utils.base.errors import UserError
 from utils.export import load_classifier
 from utils.export.__main__ import main as export_main
+from utils.packs.pack import read_pack, write_pack
 from utils.run import checkpoint
 
 METHODS = ("stage1", "la", "disalign")
@@ -92,6 +94,12 @@ def test_a_head_of_a_run_on_a_pack_takes_the_features_as_they_come(tmp_path):
         assert f"{100 * hits.mean():.2f}" == line["overall"]
     with pytest.raises(UserError, match="features names the pack of its run"):
         load_classifier(last_of(tmp_path), head="ncm")
+    made, narrow = read_pack(pack), tmp_path / "narrow"
+    cut = {name: getattr(made, name)[..., :32].clone() for name in ("train", "test", "fc_weight")}
+    write_pack(narrow, replace(made, **cut))
+    for head in ("ncm", "los"):
+        with pytest.raises(UserError, match=r"is a classifier for other features than those of .*narrow"):
+            load_classifier(last_of(tmp_path), head=head, features=narrow)
     with pytest.raises(UserError, match="--num_class 77"):
         load_classifier(next(tmp_path.rglob("*_stage2.pth")), num_class=77)
     with pytest.raises(UserError, match=r"image_size has no use: .* is a classifier of features"):

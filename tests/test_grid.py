@@ -89,7 +89,10 @@ def test_a_cell_says_what_it_differs_in_and_the_scripts_get_every_word(tmp_path)
         (SMALL + "recipe = '--help'", "recipe may not ask for help"),
         (SMALL + "recipe = '\"'", "No closing quotation"),
         (SMALL + "stage2 = '--tau 1'", "--tau: no method of this run has it"),
-        (SMALL + "stage2 = '--label_smooth 0.5,0.9'", 'select "last" chooses no setting of los: name one'),
+        (
+            SMALL + "stage2 = '--label_smooth 0.5,0.9'",
+            'select "last" chooses no setting of los: name',
+        ),
         (SMALL + "stage2 = '--pretrained_pth x'", "stage2 may not say --pretrained_pth"),
         (SMALL + "[[cells]]", "names a stage 1 twice: digits_lt_IR=50_resnet8_epochs-3-wd-1e-3_seed0"),
         (f"x = {'[' * 3000}{']' * 3000}", "cannot be read: maximum recursion depth"),

@@ -343,6 +343,7 @@ def test_a_csv_file_that_is_none_or_of_two_protocols_is_one_line(root):
         (whole.replace(",percent", ",share", 1), "different protocols: accuracies is 'share' and 'percent'"),
         (with_values(path, learned="1e999"), "has a figure that is none: .*infinity"),
         (re.sub(r",0\.\d+", ",much", whole, count=1), "has a figure that is none: .*much"),
+        (whole + whole.splitlines()[1] + "\n", "has several settings of stage1 on one stage 1"),
         (whole + "digits_lt,50", "would mix different protocols: network is 'resnet8' and ''"),
         (
             "test".join(whole.rsplit("val", 1)),

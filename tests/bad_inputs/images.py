@@ -235,13 +235,13 @@ def _folders() -> list[Row]:
     missing = " --cur_stage stage1 --network resnet20"  # it is asked before a checkpoint is looked for
     says = "(bee|pets).* holds images, no CIFAR: was --dataset folder meant"
     as_it_is = pets(lambda folder: None)
-    for script, place, words in (
+    for script, place, more in (
         *((STAGE1, place, "") for place in ("pets", "pets/train", "pets/train/bee")),
         (STAGE2, "pets", ""),
         (EVALUATE, "pets/train", missing),
     ):
-        words_ = f"--data_dir {{root}}/{place}{words}"
-        rows.append(Row(f"{place} without --dataset, {script}", script, words_, says, as_it_is))
+        words = f"--data_dir {{root}}/{place}{more}"
+        rows.append(Row(f"{place} without --dataset, {script}", script, words, says, as_it_is))
     words, phone = "--data_dir {root}/pets/train", endings(ant=".HEIC", bee=".HEIC", cat=".HEIC")
     rows.append(Row("photographs of a telephone without --dataset", STAGE1, words, says, phone))
     secret = pets(lambda folder: (folder / "train/bee").chmod(0))

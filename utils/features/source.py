@@ -54,8 +54,6 @@ from utils.settings.presets import preset_for
 from utils.settings.sizes import by_size
 from utils.settings.table import CHECK, arguments_of
 
-_OTHER_FEATURES = "{} is a classifier for other features than those of {}"
-
 
 class Source:
     """A file that was read: `known` is what a later step must not contradict, or takes over from it.
@@ -281,10 +279,6 @@ class PackSource(Source):
             raise checkpoint.nothing_published(self.config, "stage2", network)
         if "cur_stage" in given:
             checkpoint.require_stage(file, given["cur_stage"])
-        origins = (file.digest, file.identity, file.facts.get("stage1_digest"))
-        same = self.identity is not None and self.identity in origins
-        if file.facts and not same and file.facts.get("features_digest") != self.digest:
-            raise UserError(_OTHER_FEATURES.format(file.path, self.path))
         state = with_own_names(self.model, file.state)
         file = replace(file, state={name: value for name, value in state.items() if name.startswith("fc.")})
         checkpoint.load_weights(self.model, file, f"classifier of {self.path}")
@@ -354,15 +348,17 @@ def find_source(script: str, given: dict, stage: str | None) -> Source:
 def read_asked(given: dict, path: Path | None, pack: Pack | None = None) -> Checkpoint | None:
     """A checkpoint, of which a complaint says whether the user has named it, with the head of `--head`.
 
-    `pack`: of whose features that is.
+    `pack`: of whose features it must be.
     """
     if path is None:
         return None
     with about("--pretrained_pth") if "pretrained_pth" in given else nullcontext():
         file = read(path)
+    if pack and file.facts and file.facts.get("features_digest") != pack.digest:
+        stage1 = (file.digest, file.identity, file.facts.get("stage1_digest"))
+        if pack.identity is None or pack.identity not in stage1:
+            raise UserError(f"{file.path} is a classifier for other features than those of {pack.path}")
     if "head" in given:
-        if pack and pack.identity is None and file.facts.get("features_digest") != pack.digest:
-            raise UserError(_OTHER_FEATURES.format(file.path, pack.path))
         return kept_head(file, given["head"], pack and pack_scale(pack))
     if (count := len({head["method"] for head in file.facts.get("heads", [])})) > 1:
         own = " ".join(filter(None, (file.facts.get(name) for name in ("method", "setting"))))

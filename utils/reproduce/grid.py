@@ -138,5 +138,5 @@ def _check(cell: Cell) -> None:
         settings = Counter(method for method, _ in {(plan.method.name, plan.setting) for plan in plans})
         several = next((method for method, count in settings.items() if count > 1), None)
         if select == "last" and several:  # a table is sorted by its test figures, which must not choose one
-            way_out = "name one, or make a cell of each"
+            way_out = "name one here, and another in a grid file of its own, which takes the same stage 1"
             raise UserError(f'select "last" chooses no setting of {several}: {way_out}')

@@ -4,6 +4,7 @@ A row is a method and setting on one stage 1: the columns of the run's table.csv
 those that say what was run. A protocol is all but the seed of stage 1: a file holds one.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -84,7 +85,7 @@ def read_results(path: Path) -> list[dict]:
     """The rows of a csv file as `cells` takes them.
 
     Raises:
-        UserError: there is none, it is of several protocols, or a figure is none.
+        UserError: there is none, it is of several protocols, or a figure is none; a method has two settings.
     """
     rows = read_rows(path, _NEEDED)
     if not rows:
@@ -93,6 +94,9 @@ def read_results(path: Path) -> list[dict]:
     done = [row["overall"] for row in rows if row["status"] == "done"]
     if done and not any(done):
         raise UserError(f"{path} tells of runs and has nothing in its column overall")
+    heads = Counter((row["stage1_seed"], row["method"]) for row in rows if row["status"] == "done")
+    if several := [method for (_, method), count in heads.items() if count > 1]:
+        raise UserError(f"{path} has several settings of {several[0]} on one stage 1, and nothing chose one")
     return [_typed(row, path) for row in rows]
 
 

@@ -230,9 +230,9 @@ def _ask_for_folder(given: dict, dataset: str) -> None:
 
 def _check_targets(given: dict, values: dict) -> None:
     """What is to be written at the end must not turn out to be a folder then, or to take an input's place."""
-    places = [os.path.realpath(given[name]) for name in OUTPUTS if name in given]
-    if len(set(places)) < len(places):
-        raise UserError(f"two outputs would be written to {places[0]}: name a file for each")
+    outputs = [os.path.realpath(given[name]) for name in OUTPUTS if name in given]
+    if len(set(outputs)) < len(outputs):
+        raise UserError(f"two outputs would be written to {outputs[0]}: name a file for each")
     for name, mark in OUTPUTS.items():
         if name in given:
             check_output(name, given[name], *mark)
