@@ -11,7 +11,6 @@ hour).
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from functools import partial
 from itertools import islice
 
 from utils.settings.config import answer_early, asked_for, resolve
@@ -113,7 +112,18 @@ def train(argv: Sequence[str] | None, held: ExitStack) -> None:
     facts = checkpoint.model_facts(config, data, device)
     if resumed and first_epoch == config.epochs:  # nothing is trained here
         facts["environment"] = resumed.source.facts["environment"]
-    save = partial(summary.save_epoch, run, facts, progress, model, optimizer, scaler, world)
+
+    def save(name: str = "last") -> None:
+        """Write best.pth, or last.pth with what a resume needs: within an epoch a collective act."""
+        content = facts | {"epoch": progress.epoch, "progress": progress.as_dict()}
+        content |= {"model": model.state_dict()}
+        if name == "last":
+            content |= {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}
+            if progress.step:
+                content |= {"partial": progress.partial(world), "version": checkpoint.VERSION}
+        if run.main:
+            checkpoint.save(run.place(f"{name}.pth"), content)
+
     saver = Saver(run, STAGE1, signals, world, config.save_every, words_to_resume(config, STAGE1))
     saver.keeps(save, progress.where)
 
@@ -143,13 +153,18 @@ def train(argv: Sequence[str] | None, held: ExitStack) -> None:
         if progress.record(row, loop.score_column(config.select, "val" in images)):
             save("best")
         save("last")
+        run.write_rows("metrics.csv", progress.rows)
         seconds = (time.monotonic() - started) / (epoch + 1 - first_epoch)
-        summary.log_epoch(run, progress, config.epochs, seconds * (config.epochs - epoch - 1))
+        run.log(summary.epoch_line(row, config.epochs, seconds * (config.epochs - epoch - 1)))
         saver.after_epoch(saved=True)
 
     # ---- report
     world.wait()
-    facts["epoch"] = summary.load_chosen(run, config.select, progress, model, config.network)
+    facts["epoch"] = progress.epoch
+    if config.select != "last":
+        best = checkpoint.read(run.folder / "best.pth")
+        checkpoint.load_weights(model, best, config.network)
+        facts["epoch"] = best.facts["epoch"]
     logits = scoring.logit_batches(model, images[data.judged], mirror, world=world)
     scores = scoring.score(logits, labels[data.judged], data.num_classes, world)
     figures = scores.figures(data.class_counts, data.shots)

@@ -101,7 +101,8 @@ def retrain(argv: Sequence[str] | None, held: ExitStack) -> None:
         return
     saver.world = ALONE
     if config.save_features:
-        digest = write_pack(config.save_features, make_pack(frozen, config, facts, clean=not seen))
+        own = facts | {"seed": source.facts.get("seed")}  # of the backbone, not of the heads
+        digest = write_pack(config.save_features, make_pack(frozen, config, own, clean=not seen))
         run.log(f"features left at {config.save_features} (sha256 {digest[:12]})")
 
     # ---- heads: each starts from the stage-1 classifier, or as its method says, and goes on where it was
@@ -122,7 +123,7 @@ def retrain(argv: Sequence[str] | None, held: ExitStack) -> None:
     with threads_for(frozen):
         reported = outcomes(choose(heads, config.select), priors, unseen=not seen)
     source.check_unchanged()
-    head_report.publish(run, config, published, facts, model, data, reported, heads, lead)
+    watcher.publish(published, facts, reported)
     frozen.discard()
 
 

@@ -7,11 +7,9 @@ python -m benchmarks             the table: every section below (make bench)
 
 Commands of their own:
 
-python -m benchmarks.profile       where the time of every stage goes
 python -m benchmarks.gpu           both stages on a CUDA device
 python -m benchmarks.accuracy      test accuracy of the scripts, of bf16 and of the plain loops (hours)
 python -m benchmarks.scaling       stage 2 by classes, width, rows and heads (about 8 min)
-python -m benchmarks.memory        peak resident memory of both scripts (about 2 min)
 
 The studies that the pages in docs/ report are in benchmarks/studies.
 """

@@ -63,8 +63,8 @@ def plain(args: argparse.Namespace, seed: int, data: LongTailedData) -> tuple[fl
     second = resolve(STAGE2, shared | {"finetune_epoch": args.finetune_epoch})
     torch.manual_seed(seed)
     model = build_model(first.network, data.num_classes)
-    train = baselines.train_loader(data.train, data.views, first.batch_size)
-    test = baselines.test_loader(data.test, data.views, EVAL_BATCH)
+    train = baselines.loader(data.train, data.views, first.batch_size, shuffle=True)
+    test = baselines.loader(data.test, data.views, EVAL_BATCH)
     before = None
     if args.stage1 is None:
         optimizer = torch.optim.SGD(model.parameters(), first.lr, first.momentum, weight_decay=first.wd)

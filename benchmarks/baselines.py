@@ -6,7 +6,7 @@ test set is encoded again after every epoch, image and mirror image. Nothing her
 the number of worker processes is the benchmark's to choose, the test batch is as large as ours.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 
 import torch
 from PIL import Image
@@ -32,46 +32,14 @@ class PilImages(Dataset):
         return self.transform(Image.fromarray(self.images[index])), self.labels[index]
 
 
-def train_transform(views: ViewSpec, size: int) -> transforms.Compose:
-    return transforms.Compose(
-        [
-            transforms.RandomCrop(size, padding=views.padding),
-            transforms.RandomHorizontalFlip(),
-            transforms.ToTensor(),
-            transforms.Normalize(views.mean, views.std),
-        ]
-    )
-
-
-def test_transform(views: ViewSpec) -> transforms.Compose:
-    return transforms.Compose([transforms.ToTensor(), transforms.Normalize(views.mean, views.std)])
-
-
-def train_loader(data: ImageSet, views: ViewSpec, batch_size: int, workers: int = 0) -> DataLoader:
-    """Shuffled batches of augmented images."""
-    return DataLoader(
-        PilImages(data, train_transform(views, data.images.shape[-1])),
-        batch_size=batch_size,
-        shuffle=True,
-        num_workers=workers,
-        persistent_workers=workers > 0,
-    )
-
-
-def test_loader(data: ImageSet, views: ViewSpec, batch_size: int, workers: int = 0) -> DataLoader:
-    """Batches of plain images in file order."""
-    return DataLoader(
-        PilImages(data, test_transform(views)),
-        batch_size=batch_size,
-        num_workers=workers,
-        persistent_workers=workers > 0,
-    )
-
-
-def endless(loader: DataLoader) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches without end, so that a part of an epoch can be timed while the workers keep going."""
-    while True:
-        yield from loader
+def loader(
+    data: ImageSet, views: ViewSpec, batch_size: int, workers: int = 0, shuffle: bool = False
+) -> DataLoader:
+    """Batches of plain images in file order; `shuffle`: of augmented images, as for training."""
+    augment = [transforms.RandomCrop(data.images.shape[-1], views.padding), transforms.RandomHorizontalFlip()]
+    last = [transforms.ToTensor(), transforms.Normalize(views.mean, views.std)]
+    images = PilImages(data, transforms.Compose([*augment, *last] if shuffle else last))
+    return DataLoader(images, batch_size, shuffle, num_workers=workers, persistent_workers=workers > 0)
 
 
 def train(

@@ -2,8 +2,8 @@
 
 import argparse
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import re
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from functools import cache
 from pathlib import Path
@@ -18,6 +18,7 @@ from torch.utils.benchmark import timer  # waits for a CUDA device, where there 
 from benchmarks import baselines
 from datasets import ImageSet, LongTailedData, build_data, long_tail_counts
 from datasets.cifar_lt import VIEWS
+from datasets.split import cut
 from models import build_model
 from utils.engine.device import environment
 
@@ -27,7 +28,6 @@ ROOT = Path(__file__).resolve().parent.parent
 # a unit -> how seconds, of an image where it says so, become a figure
 UNITS = {
     "images/s": lambda seconds: 1 / seconds,
-    "µs an image": lambda seconds: 1e6 * seconds,
     "s": lambda seconds: seconds,
     "minutes": lambda seconds: seconds / 60,
 }
@@ -53,9 +53,8 @@ class Bench:
 
     def __init__(self, data: LongTailedData, what: str, quick: bool = False) -> None:
         self.data, self.what, self.quick = data, what, quick
-        self.model = cache(
-            lambda name: fresh_model(name, data, SETTLE_IMAGES // 8 if quick else SETTLE_IMAGES)
-        )
+        settle = SETTLE_IMAGES // 8 if quick else SETTLE_IMAGES
+        self.model = cache(lambda name: fresh_model(name, data, settle))
 
 
 def positive(text: str) -> int:
@@ -83,18 +82,11 @@ def load_cifar100_lt(data_dir: Path) -> tuple[LongTailedData, str]:
     """CIFAR100-LT at IR 100 and words for it; random images of the same numbers and shape if not here."""
     if has_cifar100(data_dir):
         return build_data("cifar100_lt", data_dir, IMB_RATIO), f"CIFAR100-LT, IR {IMB_RATIO}"
-    counts = long_tail_counts(NUM_CLASSES, 500, IMB_RATIO)
+    counts = torch.tensor(long_tail_counts(NUM_CLASSES, 500, IMB_RATIO))
     classes = torch.arange(NUM_CLASSES)
-    data = LongTailedData(
-        name="random",
-        class_names=[str(k) for k in range(NUM_CLASSES)],
-        class_counts=counts,
-        train=_random_images(classes.repeat_interleave(torch.tensor(counts))),
-        val=None,
-        val_source="none",
-        test=_random_images(classes.repeat(NUM_TEST // NUM_CLASSES)),
-        views=VIEWS,
-    )
+    labels = {"train": classes.repeat_interleave(counts), "test": classes.repeat(NUM_TEST // NUM_CLASSES)}
+    parts = {part: _random_images(own) for part, own in labels.items()}
+    data = cut("random", parts, list(map(str, range(NUM_CLASSES))), VIEWS, None, val_source="none")
     return data, f"random images, as many and of the same shape as CIFAR100-LT's (none in {data_dir})"
 
 
@@ -114,7 +106,7 @@ def fresh_model(network: str, data: LongTailedData, settle: int = SETTLE_IMAGES)
     """A network with random weights whose batch-norm statistics fit training images: no value runs away."""
     torch.manual_seed(SEED)
     model = build_model(network, NUM_CLASSES)
-    update_bn(baselines.test_loader(sample(data.train, settle), data.views, settle), model)
+    update_bn(baselines.loader(sample(data.train, settle), data.views, settle), model)
     return model
 
 
@@ -140,18 +132,7 @@ def alternate(
 def fastest(works: dict[int, Callable[[], object]]) -> int:
     """The name of the work that is done first, of one turn: an opponent's setting, chosen in its favour."""
     seconds = alternate(works, 1)
-    return min(seconds, key=lambda name: seconds[name])
-
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    """`count` threads of torch in here."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    return min(seconds, key=seconds.get)
 
 
 def row(
@@ -195,17 +176,12 @@ def load() -> str:
 
 def facts() -> dict[str, str]:
     """What the figures depend on: name -> value, for people and for columns of a table."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    made = environment(torch.device("cpu"))
-    named = ("threads", "cpu_capability", "torch", "torchvision", "numpy", "python")
-    return {
-        "processor": next(iter(names), made["processor"]),
-        "cores": str(os.cpu_count()),
-        **{name: str(made[name]) for name in named},
-        "date": datetime.now().strftime("%Y-%m-%d %H:%M"),
-    }
+    cpuinfo, made = Path("/proc/cpuinfo"), environment(torch.device("cpu")) | {"cores": os.cpu_count()}
+    text = cpuinfo.read_text(encoding="utf-8") if cpuinfo.is_file() else ""
+    if found := re.search(r"^model name\s*: (.*)", text, re.MULTILINE):
+        made["processor"] = found[1]
+    named = ("processor", "cores", "threads", "cpu_capability", "torch", "torchvision", "numpy", "python")
+    return {name: str(made[name]) for name in named} | {"date": datetime.now().strftime("%Y-%m-%d %H:%M")}
 
 
 def publish(sections: list[str], out: Path | None) -> None:

@@ -48,15 +48,15 @@ def timed(work: Callable[[], object], repeats: int) -> list[float]:
 
 def measure(
     train: DeviceImages, config: Config, epochs: int, capture: CudaCapture | None, channels: int = 3
-) -> tuple[nn.Module, list[float]]:
+) -> tuple[nn.Module, list[float], list[float]]:
     """Train a network for some epochs unmeasured, by graphs where there is a capture.
 
-    Returns it and the seconds of `epochs` more.
+    Returns it, the seconds of `epochs` more, and those of as many feature passes of stage 2.
     """
     torch.manual_seed(SEED)
     model = build_model(config.network, config.num_class, channels).to(train.device, memory_format=LAYOUT)
     speed_up(model, config, train.device)
-    done = count()
+    done, views, features = count(), count(), TrainFeatures(model, train, SEED, None)
     optimizer = sgd(model.parameters(), config.lr, config.momentum, config.wd, config.nesterov)
     step = TrainStep(model, build_loss("ce"), optimizer)
     step = GraphedSteps(step, capture, sys.exit) if capture else step
@@ -70,20 +70,9 @@ def measure(
 
     for _ in range(WARM_STEPS if capture else 0):
         epoch()
-    return model, timed(epoch, epochs)
-
-
-def feature_rate(model: nn.Module, train: DeviceImages, repeats: int) -> float:
-    """Images a second of a view's feature pass in stage 2."""
-    features, views = TrainFeatures(model.eval(), train, SEED, None), count()
-    return len(train) / median(timed(lambda: features.of_epoch(next(views)), repeats))
-
-
-def figures(images: int, seconds: list[float], epochs: int, scoring: float, rate: float) -> list[str]:
-    """Cells of a way to train: seconds of epochs of `images`, of a scoring, the rate of a feature pass."""
-    middle = median(seconds)
-    spread = f"{min(seconds):.3f} / {middle:.3f} / {max(seconds):.3f}"
-    return [f"{images / middle:.0f}", spread, f"{epochs * middle + scoring:.0f}", f"{rate:.0f}"]
+    seconds = timed(epoch, epochs)
+    model.eval()
+    return model, seconds, timed(lambda: features.of_epoch(next(views)), epochs)
 
 
 def table(data: LongTailedData, device: torch.device, epochs: int) -> list[list[str]]:
@@ -93,10 +82,12 @@ def table(data: LongTailedData, device: torch.device, epochs: int) -> list[list[
     for amp, name in PRECISIONS.items():
         config = resolve(STAGE1, {"amp": amp, "seed": SEED})
         for steps, capture in (("plain", None), ("graphs", CudaCapture())):
-            model, seconds = measure(train, config, epochs, capture)
-            scoring = timed(lambda model=model: predict(model, test, mirror=True), 1)[0]
-            rate = feature_rate(model, train, epochs)
-            lines.append([name, steps, *figures(len(train), seconds, config.epochs, scoring, rate)])
+            model, seconds, passes = measure(train, config, epochs, capture)
+            [scoring] = timed(lambda model=model: predict(model, test, mirror=True), 1)
+            middle = median(seconds)
+            rates = [f"{len(train) / own:.0f}" for own in (middle, median(passes))]
+            spread = f"{min(seconds):.3f} / {middle:.3f} / {max(seconds):.3f}"
+            lines.append([name, steps, rates[0], spread, f"{config.epochs * middle + scoring:.0f}", rates[1]])
     return lines
 
 

@@ -10,14 +10,13 @@ since the system takes their pages back as it likes.
 """
 
 import ctypes
-import json
+import multiprocessing
 import re
-import subprocess
-import sys
 import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -58,8 +57,7 @@ FACTORS = {
     "rows": (10_000, 100_000, 1_000_000),
     "heads": (1, 4, 16, 64),
 }
-QUICK = {"classes": (10, 40), "width": (8, 32), "rows": (500, 2000), "heads": (1, 2)}
-QUICK_BASE = Point(10, 8, 1000, 1)
+BASE = Point()
 
 
 def random_features(path: Path, rows: int, seed: int, width: int) -> Tensor:
@@ -111,7 +109,7 @@ def peak_added() -> Iterator[list[float]]:
 
 
 def measure(point: Point, repeats: int) -> dict:
-    """Seconds of an epoch with the report, `repeats` times after one unmeasured; MB that they add."""
+    """Seconds of an epoch with the report, median of `repeats` after one unmeasured; MB that they add."""
     words = {"num_class": point.classes, "network": "resnet32", "method": "los", "device": "cpu"}
     words |= {"dataset": "folder", "data_dir": Path("."), "finetune_epoch": repeats + 1}
     words |= {"seeds": list(range(point.heads)), "label_smooth": 0.9, "finetune_lr": 1e-4, "batch_size": 64}
@@ -126,15 +124,7 @@ def measure(point: Point, repeats: int) -> dict:
             for head in heads:
                 outcome(head)
             report = time.perf_counter() - reported
-    return {"seconds": list(np.diff(ends) + report), "megabytes": max(added)}
-
-
-def in_process(point: Point, repeats: int) -> dict:
-    """`measure` in a process of its own, so that nothing is left from the point before."""
-    words = [f"--point={json.dumps(asdict(point))}", f"--repeats={repeats}"]
-    command = [sys.executable, "-m", "benchmarks.scaling", *words]
-    done = subprocess.run(command, cwd=common.ROOT, check=True, stdout=subprocess.PIPE)
-    return json.loads(done.stdout.splitlines()[-1])
+    return {"seconds": median(np.diff(ends) + report), "n": repeats, "megabytes": max(added)}
 
 
 def slope(values: Sequence[float], factor: Sequence[int]) -> float:
@@ -142,18 +132,14 @@ def slope(values: Sequence[float], factor: Sequence[int]) -> float:
     return float(np.polyfit(np.log(factor), np.log(values), 1)[0])
 
 
-def rows_of(factors: dict[str, tuple[int, ...]], base: Point, repeats: int) -> pd.DataFrame:
-    """A row a factor and value; the base point is measured once."""
-    known, rows = {}, []
-    for name, values in factors.items():
-        for value in values:
-            point = replace(base, **{name: value})
-            if point not in known:
-                known[point] = in_process(point, repeats)
-            found = known[point]
-            times = {"seconds": median(found["seconds"]), "n": len(found["seconds"])}
-            rows.append({"factor": name, **asdict(point), **times, "megabytes": found["megabytes"]})
-    return pd.DataFrame(rows)
+def rows_of(repeats: int) -> pd.DataFrame:
+    """A row a factor and value; each point is measured once, in a process in which nothing was before."""
+    points = [(name, replace(BASE, **{name: value})) for name, values in FACTORS.items() for value in values]
+    found = {}
+    for point in dict.fromkeys(point for _, point in points):
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            found[point] = pool.submit(measure, point, repeats).result()
+    return pd.DataFrame([{"factor": name, **asdict(point), **found[point]} for name, point in points])
 
 
 def table(rows: pd.DataFrame) -> str:
@@ -172,18 +158,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = common.arguments(__doc__)
     parser.add_argument("--repeats", type=common.positive, default=3, help="epochs of each point")
     parser.add_argument("--csv", type=Path, help="write the figures to this file too")
-    parser.add_argument("--quick", action="store_true", help="tiny sizes: does it run?")
-    parser.add_argument("--point", type=json.loads, help="measure one point, as JSON, and print it")
     args = parser.parse_args(argv)
-    if args.point is not None:
-        print(json.dumps(measure(Point(**args.point), args.repeats)))
-        return
-    factors, base = (QUICK, QUICK_BASE) if args.quick else (FACTORS, Point())
-    rows = rows_of(factors, base, args.repeats)
+    rows = rows_of(args.repeats)
     if args.csv:
         args.csv.parent.mkdir(parents=True, exist_ok=True)
         rows.to_csv(args.csv, index=False)
-    title = f"## Stage 2 (los), one factor at a time around {base}, n = {args.repeats} epochs a point"
+    title = f"## Stage 2 (los), one factor at a time around {BASE}, n = {args.repeats} epochs a point"
     common.publish([title, table(rows)], args.out)
 
 

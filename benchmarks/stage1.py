@@ -7,7 +7,7 @@ start give the same losses.
 
 from collections.abc import Callable, Iterable
 from copy import deepcopy
-from itertools import count, islice
+from itertools import chain, count, islice, repeat
 
 import torch
 from torch import Tensor, nn
@@ -26,11 +26,11 @@ from utils.settings.config import resolve
 from utils.settings.parse import STAGE1
 
 CPU = torch.device("cpu")
-# of the check: at the preset's rate two layouts part within a few steps, as any two ways to round do
-CHECK_LR = 1e-5
+# at the preset's rate two layouts part within a few steps, as any two ways to round do; no step costs more
+LR = 1e-5
 LOSS_TOLERANCE, WAY_TOLERANCE = 1e-4, 0.1  # of a loss near 5; of all weights, as a share of the way they went
 SHARE_TARGET, TARGETS = 0.85, {"resnet32": 1.25, "resnet34": 1.03}
-VARIANTS = ("ours", "plain", "bf16")
+VARIANTS = {"ours": "off", "plain": "off", "bare": "off", "bf16": "bf16"}  # with their precision
 BF16_TARGET = 1.9
 
 
@@ -39,35 +39,22 @@ class Contest:
 
     def __init__(self, bench: Bench, network: str) -> None:
         # steps of a timing and of the check, images of a step
-        self.steps, self.checked = (8, 5) if network in THIN_NETWORKS else (2, 3)
-        self.batch_size = 64
+        self.steps, self.checked, self.batch_size = (8, 5, 64) if network in THIN_NETWORKS else (2, 3, 64)
         if bench.quick:
             self.steps, self.checked, self.batch_size = 1, 2, 8
-        self.data, self.start = bench.data, bench.model(network)
-        self.config, self.mixed = (
-            resolve(STAGE1, {"network": network, "device": "cpu", "seed": SEED, "amp": amp})
-            for amp in ("off", "bf16")
-        )
-        self.images = DeviceImages(bench.data.train, bench.data.views)
-        self.loss_fn, self.epochs = build_loss("ce"), count(1)
-        self.models = {name: deepcopy(self.start) for name in (*VARIANTS, "bare")}
-        for name in ("ours", "bare", "bf16"):
-            self.models[name].to(memory_format=LAYOUT)
-        speed_up(self.models["bf16"], self.mixed, CPU)
-        self.optimizers = {name: self._optimizer(name) for name in VARIANTS}
-        self.set_lr(loop.cosine_lr(self.config.lr, 0, self.config.epochs, self.config.warmup_epochs))
-
-    def _optimizer(self, name: str) -> torch.optim.Optimizer:
-        config, parameters = self.config, self.models[name].parameters()
-        if name != "plain":
-            return loop.sgd(parameters, config.lr, config.momentum, config.wd, config.nesterov)
-        return torch.optim.SGD(parameters, config.lr, config.momentum, weight_decay=config.wd)
-
-    def set_lr(self, lr: float) -> None:
-        """The learning rate of every variant."""
-        self.lr = lr
-        for optimizer in self.optimizers.values():
-            optimizer.param_groups[0]["lr"] = lr
+        self.data, self.start, self.epochs = bench.data, bench.model(network), count(1)
+        self.images, self.loss_fn = DeviceImages(self.data.train, self.data.views), build_loss("ce")
+        self.models = {name: deepcopy(self.start) for name in VARIANTS}
+        self.optimizers: dict[str, torch.optim.Optimizer] = {}
+        for name, amp in VARIANTS.items():
+            config = resolve(STAGE1, {"network": network, "device": "cpu", "seed": SEED, "amp": amp})
+            model, settings = self.models[name], (LR, config.momentum)
+            if name == "plain":
+                self.optimizers[name] = torch.optim.SGD(model.parameters(), *settings, weight_decay=config.wd)
+            else:
+                speed_up(model.to(memory_format=LAYOUT), config, CPU)
+                self.optimizers[name] = loop.sgd(model.parameters(), *settings, config.wd, config.nesterov)
+        self.slow_bf16 = slow_bf16(config, CPU)
 
     def train(self, name: str, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
         """Mean loss of a pass of one variant."""
@@ -76,7 +63,7 @@ class Contest:
             return baselines.train(model, batches, self.loss_fn, optimizer)[0]
         model.train()
         step = TrainStep(model, self.loss_fn, optimizer)
-        return loop.train_epoch(step, batches, loop.Progress(), self.lr)["train_loss"]
+        return loop.train_epoch(step, batches, loop.Progress(), LR)["train_loss"]
 
     def our_batches(self, epoch: int, steps: int) -> Iterable[tuple[Tensor, Tensor]]:
         order = epoch_order(SEED, epoch, len(self.images))[: steps * self.batch_size]
@@ -86,23 +73,20 @@ class Contest:
         """What is timed, by name; with how many worker processes the plain loop is at its faster."""
         train, views = self.data.train, self.data.views
         loaders = {
-            workers: baselines.endless(baselines.train_loader(train, views, self.batch_size, workers))
-            for workers in WORKER_CHOICES
+            n: chain.from_iterable(repeat(baselines.loader(train, views, self.batch_size, n, shuffle=True)))
+            for n in WORKER_CHOICES
         }
         ready = next(iter(self.our_batches(0, 1)))
 
         def plain(workers: int) -> Callable[[], object]:
             return lambda: self.train("plain", islice(loaders[workers], self.steps))
 
+        def ours(name: str) -> Callable[[], object]:
+            return lambda: self.train(name, self.our_batches(next(self.epochs), self.steps))
+
         workers = common.fastest({workers: plain(workers) for workers in WORKER_CHOICES})
-        works = {
-            "ours": lambda: self.train("ours", self.our_batches(next(self.epochs), self.steps)),
-            "plain": plain(workers),
-            "bare": lambda: self.run_bare(*ready),
-        }
-        if slow_bf16(self.mixed, CPU) is None:
-            works["bf16"] = lambda: self.train("bf16", self.our_batches(next(self.epochs), self.steps))
-        return works, workers
+        works = {"ours": ours("ours"), "plain": plain(workers), "bare": lambda: self.run_bare(*ready)}
+        return works | ({} if self.slow_bf16 else {"bf16": ours("bf16")}), workers
 
     def run_bare(self, inputs: Tensor, labels: Tensor) -> None:
         """Forward and backward alone."""
@@ -120,20 +104,15 @@ def check_same(contest: Contest) -> tuple[float, float]:
     Raises:
         DiffersError: they train otherwise.
     """
-    own_lr, batches = contest.lr, list(contest.our_batches(0, contest.checked))
-    contest.set_lr(CHECK_LR)
-    plain_batches = [(images.contiguous(), labels) for images, labels in batches]
-    losses = [contest.train("plain", [batch]) for batch in plain_batches]
+    batches, models = list(contest.our_batches(0, contest.checked)), contest.models
+    losses = [contest.train("plain", [(images.contiguous(), labels)]) for images, labels in batches]
     ours = [contest.train("ours", [batch]) for batch in batches]
-    contest.set_lr(own_lr)
-    models = contest.models
     start, plain, end = map(weights, (contest.start, models["plain"], models["ours"]))
     loss = max(abs(a - b) for a, b in zip(ours, losses, strict=True))
     way = float((end - plain).norm() / (plain - start).norm())
     if not (loss < LOSS_TOLERANCE and way < WAY_TOLERANCE):
-        raise DiffersError(
-            f"it differs from the plain loop by {loss:.1e} in its losses, {way:.1e} of the way"
-        )
+        found = f"{loss:.1e} in its losses, {way:.1e} of the way"
+        raise DiffersError(f"it differs from the plain loop by {found}")
     return loss, way
 
 
@@ -158,7 +137,7 @@ def run(bench: Bench, network: str, turns: int) -> Findings:
         what, target = f"stage-1 step, {network}, --amp bf16", BF16_TARGET if network == "resnet34" else None
         rows.append(row(what, "ours in float32", "images/s", seconds["bf16"], seconds["ours"], target))
     note = (
-        f"stage 1, {network}: over {contest.checked} steps on the same batches (float32, rate {CHECK_LR:g}) "
+        f"stage 1, {network}: over {contest.checked} steps on the same batches (float32, rate {LR:g}) "
         f"losses differ by {loss:.1e} at most (tolerance {LOSS_TOLERANCE:g}), weights by {way:.1e} of the "
         f"way they went (tolerance {WAY_TOLERANCE:g}); {images} images a timing, the plain loop at its "
         f"faster with {workers} worker process(es)"

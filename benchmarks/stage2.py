@@ -13,7 +13,7 @@ drifting batch-norm statistics are a difference of protocol) must give the same 
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
-from itertools import count, islice
+from itertools import chain, count, islice, repeat
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +40,11 @@ CHECK_EPOCHS = 2
 TOLERANCE = 3e-3  # largest difference of the two classifiers, as a share of the way they went
 FRESH_TARGET, CACHED_TARGET, FURTHER_TARGET, VIEWS = 5.0, 25.0, 500.0, 2
 SCORING_TARGETS = {"resnet32": 1.5, "resnet34": 1.05}
+FORMULA = (
+    "stage 2: plain = epochs x (train / training rate + test / test rate); fresh = epochs x (train / pass "
+    "rate + head epoch) + once; cached = views x train / pass rate + epochs x head epoch + once; a further "
+    "head = epochs x head epoch, scoring included; once = (test + val) / encoding rate; all in images"
+)
 
 
 class Contest:
@@ -78,8 +83,9 @@ class Contest:
         batch, optimizer = self.config.batch_size, self.plain_optimizer(self.model)
         loaders = {}
         for n in WORKER_CHOICES:
-            loaders["train", n] = baselines.endless(baselines.train_loader(train, views, batch, n))
-            loaders["test", n] = baselines.endless(baselines.test_loader(test, views, EVAL_BATCH, n))
+            loaders["train", n] = baselines.loader(train, views, batch, n, shuffle=True)
+            loaders["test", n] = baselines.loader(test, views, EVAL_BATCH, n)
+        loaders = {name: chain.from_iterable(repeat(loader)) for name, loader in loaders.items()}
 
         def plain_train(workers: int) -> None:
             batches = islice(loaders["train", workers], self.trained // batch)
@@ -154,17 +160,12 @@ def run(bench: Bench, network: str, turns: int) -> Findings:
         f"plainly, {contest.encoded} passed and encoded, and a head epoch; the plain loop is at its faster "
         f"with {workers[0]} worker process(es) in training, {workers[1]} in testing"
     )
-    return Findings(rows(network, parts, bench.data, epochs), [note, formula(bench.data, epochs)])
-
-
-def counts(data: LongTailedData) -> list[int]:
-    """Images for training, test, validation."""
-    return [0 if part is None else len(part) for part in (data.train, data.test, data.val)]
+    return Findings(rows(network, parts, bench.data, epochs), [note, FORMULA])
 
 
 def rows(network: str, parts: dict[str, list[float]], data: LongTailedData, epochs: int) -> list[dict]:
-    """Whole runs, one figure a turn: `formula` in numbers. `parts`: seconds of an image, of a head epoch."""
-    train, test, val = counts(data)
+    """Whole runs, one figure a turn: FORMULA in numbers. `parts`: seconds of an image, of a head epoch."""
+    train, test, val = (0 if part is None else len(part) for part in (data.train, data.test, data.val))
     plain, fresh, cached, further = [], [], [], []
     for step, a_pass, plain_test, encode, head in zip(*parts.values(), strict=True):
         plain.append(epochs * (train * step + test * plain_test))
@@ -180,13 +181,3 @@ def rows(network: str, parts: dict[str, list[float]], data: LongTailedData, epoc
         row(f"{what}, {VIEWS} cached views", against, "minutes", cached, plain, CACHED_TARGET),
         row(f"{what}, a further head", against, "s", further, plain, FURTHER_TARGET),
     ]
-
-
-def formula(data: LongTailedData, epochs: int) -> str:
-    train, test, val = counts(data)
-    encoded = f"({test} + {val}) / encoding rate"
-    return (
-        f"stage 2: plain = {epochs} x ({train} / training rate + {test} / test rate); fresh = {epochs} x "
-        f"({train} / pass rate + head epoch) + {encoded}; {VIEWS} cached = {VIEWS} x {train} / pass rate + "
-        f"{epochs} x head epoch + {encoded}; a further head = {epochs} x head epoch, scoring included"
-    )

@@ -28,11 +28,11 @@ LOSSES = Registry(
 __getattr__, __all__ = face(
     __name__,
     {
-        "balanced_softmax": "BalancedSoftmax logit_adjustment",
+        "balanced_softmax": "BalancedSoftmax",
         "focal": "FocalLoss",
         "gaps": "label_smooth_for_gap logit_gap",
         "label_aware": "LabelAwareSmoothing LosWeighted",
-        "label_over_smooth": "LabelOverSmooth smooth_labels",
+        "label_over_smooth": "LabelOverSmooth",
         "lade": "LADE",
         "ldam": "LDAM",
         "reweighted": "CrossEntropy WeightedCrossEntropy class_balanced effective_number_weights "

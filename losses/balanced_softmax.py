@@ -1,4 +1,4 @@
-"""Balanced Softmax and logit adjustment: the class prior, added in training or taken off afterwards.
+"""Balanced Softmax, the trained form of logit adjustment: the class prior, added to the logits in training.
 
 Shapes: N batch, K classes; π_c = n_c / Σ n is the share of class c in the training set.
 """
@@ -29,14 +29,6 @@ class BalancedSoftmax(nn.Module):
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
         return F.cross_entropy(logits + self.shift, targets)
-
-
-def logit_adjustment(logits: Tensor, class_counts: Sequence[int] | Tensor, tau: float = 1.0) -> Tensor:
-    """z - τ log π, post hoc: logits [N, K] -> adjusted logits [N, K] of the same type (Menon et al. 2021).
-
-    Raises ValueError: a class has no image, or τ is negative.
-    """
-    return logits - check_not_negative("tau", tau) * log_prior(class_counts).to(logits)
 
 
 def log_prior(class_counts: Sequence[int] | Tensor) -> Tensor:

@@ -14,7 +14,6 @@ the magnitude of each class in proportion to its frequency: the class counts com
 Shapes: N batch, K classes.
 """
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -45,9 +44,3 @@ def check_label_smooth(label_smooth: float) -> float:
         why = "at 1 every label is 1/K and no class is taught"
         raise ValueError(f"label_smooth must be in [0, 1), got {label_smooth:g}: {why}")
     return float(label_smooth)
-
-
-def smooth_labels(targets: Tensor, num_classes: int, label_smooth: float) -> Tensor:
-    """targets int64 [N] -> the label distribution that LOS trains against, float [N, K]."""
-    onehot = F.one_hot(targets, num_classes).to(torch.get_default_dtype())
-    return (1 - label_smooth) * onehot + label_smooth / num_classes

@@ -48,9 +48,7 @@ HEADS = Registry(
         "logreg": "models.heads.means:LogisticRows",
     }
 )
-__getattr__, __all__ = face(
-    __name__, {"build": "build_head build_model head_from_state", "pretrained": "load_pretrained"}
-)
+__getattr__, __all__ = face(__name__, {"build": "build_head build_model head_from_state"})
 
 
 def torchvision_names() -> list[str]:

@@ -13,7 +13,6 @@ _EARLIER_NAMES = (
     (r"(encoder_layer_\d+\.mlp)\.linear_1\.", r"\1.0."),
     (r"(encoder_layer_\d+\.mlp)\.linear_2\.", r"\1.3."),
 )
-_CLASSIFIER = ("fc.weight", "fc.bias")
 # what wrappers and other code put before the names: DataParallel, torch.compile, Lightning, mmpretrain, ...
 _PREFIXES = ("module", "_orig_mod", "model", "encoder", "backbone", "head", "net", "network", "classifier")
 
@@ -46,25 +45,6 @@ def without_bias(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> bool
     weight = state.get("fc.weight")
     fits = weight is not None and "fc.bias" not in state and "fc.bias" in own
     return fits and weight.shape == own["fc.weight"].shape
-
-
-def load_pretrained(model: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
-    """Load all of `state` but the classifier into `model`, a `name`: even one that fits is of other classes.
-
-    Raises ValueError where the backbone differs or a weight is not finite; `model` is then as it was.
-    """
-    own = model.state_dict()
-    found = with_own_names(model, state)
-    backbone = {key: value for key, value in found.items() if key not in _CLASSIFIER}
-    wanted = {key: tuple(value.shape) for key, value in own.items() if key not in _CLASSIFIER}
-    given = {key: tuple(value.shape) for key, value in backbone.items()}
-    if given != wanted:
-        raise ValueError(f"not the weights of a {name}: {differences(wanted, given)}")
-    if other := first_of_other_kind(own, backbone):
-        raise ValueError(other)
-    if broken := first_not_finite(backbone):
-        raise ValueError(f"{broken} holds values that are not finite")
-    load_state(model, backbone)
 
 
 def load_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from torch import nn
 
 import evaluate
 import main_stage1
@@ -161,6 +162,17 @@ def stopped_at_step(root: Path, step: int, run: Callable[[], object]) -> tuple[i
     return caught.value.code, log.read_text().splitlines()[-1]
 
 
+@contextlib.contextmanager
+def threads(count: int) -> Iterator[None]:
+    """`count` threads of torch in here."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def last_line(text: str) -> str:
     return text.strip().splitlines()[-1]
 
@@ -195,6 +207,11 @@ def refusal(main: Callable, *argv: object) -> str:
 
 def files_below(root: Path) -> list[Path]:
     return sorted(path for path in root.rglob("*") if path.is_file())
+
+
+def load_pretrained(model: nn.Module, state: dict, name: str) -> None:
+    """Start `model`, a `name`, from foreign weights, all but the classifier."""
+    checkpoint.load_backbone(model, checkpoint.Checkpoint(Path("x.pth"), "", state, {}), name)
 
 
 def checkpoint_content(state: dict, **facts) -> dict:

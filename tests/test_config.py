@@ -107,6 +107,7 @@ def test_help_is_a_screen_of_what_people_change_with_two_examples(script):
 def test_help_has_the_defaults_of_the_data_set_and_network_that_are_named():
     assert "[200]" in help_of(STAGE1) and "[60]" in help_of(STAGE1, "--network", "resnet32")
     assert "[90]" in help_of(STAGE1, "--dataset", "imagenet_lt")
+    assert help_of(STAGE2) == help_of(STAGE2), "a seed that is drawn is no default"
     assert "warm" in (text := help_of(STAGE1, "all")) and re.search(r"rises linearly \[0\]", text)
     assert "[0.98]" in help_of(STAGE2) and "[0.98]" not in help_of(STAGE1), "stage 1 has plain labels"
 

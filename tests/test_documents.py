@@ -8,11 +8,10 @@ import pandas as pd
 import pytest
 import torch
 
-from benchmarks.common import threads
 from datasets import build_data, to_folder
 from datasets.images.decode import read_image
 from losses import label_smooth_for_gap
-from tests.helpers import PROGRAMS, call, commands, last_line, page_table
+from tests.helpers import PROGRAMS, call, commands, last_line, page_table, threads
 from utils.settings import __main__ as arguments
 from utils.settings.methods import METHODS
 from utils.settings.parse import parse

@@ -359,7 +359,7 @@ def test_features_that_are_not_finite_are_refused_before_a_pack_is_made(folder):
         ("own_encoders:Clip", ("--data_dir", "images/train"), "images/train has no train/"),
         ("own_encoders:Clip", ("--out", "images/train/pack"), "images/train/pack lies among the images"),
         ("resnet18", (), "--network resnet18 needs --weights FILE"),
-        ("resnet18", ("--weights", "other.pth"), "--weights other.pth: not the weights of a resnet18"),
+        ("resnet18", ("--weights", "other.pth"), "--weights: other.pth is not a resnet18: "),
         ("resnet18", ("--weights", "missing.pth"), "--weights: missing.pth does not exist"),
         ("resnet81", ("--weights", "other.pth"), "unknown network 'resnet81'"),
     ],

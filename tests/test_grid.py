@@ -8,7 +8,6 @@ import pytest
 from tests.helpers import refusal
 from utils.reproduce import __main__ as reproduce
 from utils.reproduce.grid import read_grid
-from utils.settings.methods import METHODS
 
 SMALL = """
 dataset = "digits_lt"
@@ -23,6 +22,16 @@ recipe = "--epochs 3 --wd 1e-3"
 stage2 = "--finetune_epoch 2"
 
 [[cells]]
+"""
+RELEASED = Path(__file__).resolve().parent.parent / "checkpoints" / "released" / "cifar100_lt"
+OF_PACK = f"""
+seeds = [0, 1]
+methods = "all"
+stage2_seeds = 0
+select = "last"
+[[cells]]
+views = "pack"
+features = "{RELEASED}/IR=100/resnet32_features.safetensors"
 """
 
 
@@ -43,7 +52,7 @@ def test_the_shipped_grids_are_those_of_the_plan():
     assert {(cell.config().network, cell.config().epochs) for cell in paper} == {("resnet34", 200)}
     assert [cell.protocol["imb_ratio"] for cell in paper] == ["100", "50", "10"]
     assert all(cell.selections == ("last", "val") and cell.views == "fresh" for cell in thin + paper)
-    assert all(cell.method_names == list(METHODS) for cell in thin + paper)
+    assert all(cell.methods == ("all",) for cell in thin + paper)
     assert len({cell.name for cell in thin + paper}) == len(thin + paper)
 
 
@@ -99,6 +108,7 @@ def test_a_cell_says_what_it_differs_in_and_the_scripts_get_every_word(tmp_path)
         (f"{'a.' * 3000}a = 1", "cannot be read|has no .*cells"),
         (SMALL.replace("seeds = [0, 1]", f"seeds.{'a.' * 900}a = 1", 1), "cell 1: "),
         (SMALL + 'features = "a\\u0000b"\nviews = "pack"', "cell 1: features takes str"),
+        (OF_PACK, "a pack is of one stage 1: seeds names 2"),
     ],
 )
 def test_a_bad_grid_is_one_line_that_names_file_and_cell(tmp_path, text, said):
@@ -115,6 +125,12 @@ def test_a_grid_file_of_ones_own_may_have_any_name(tmp_path, monkeypatch):
     assert [cell.seed for cell in read_grid("mine")] == [0, 1]
 
 
+def test_a_shipped_grid_of_packs_is_read_in_any_folder_and_names_the_packs_alike(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    named = [cell.stage1().source for cell in read_grid("packs")]
+    assert len(named) == 4 and all(name.startswith("checkpoints/released/cifar100_lt/") for name in named)
+
+
 def test_an_unknown_grid_is_one_line_with_the_known_ones(tmp_path):
     for name in ("thick", tmp_path, tmp_path / "none.toml"):
         message = refusal(reproduce.main, "--grid", name)
@@ -124,6 +140,6 @@ def test_an_unknown_grid_is_one_line_with_the_known_ones(tmp_path):
 
 def test_released_stage_1_models_are_found_for_the_cells_of_the_thin_grid(tmp_path):
     cells = read_grid("thin", out=tmp_path)
-    found = [cell.stage1(lambda model, config: True) for cell in cells]
+    found = [cell.stage1() for cell in cells]
     assert len(found) == 13 and all("/resnet32_stage1.pth" in stage1.source for stage1 in found)
     assert len({stage1.digest for stage1 in found}) == 13

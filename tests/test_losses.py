@@ -13,7 +13,6 @@ from losses import (
     build_loss,
     effective_number_weights,
     inverse_power_weights,
-    logit_adjustment,
     max_norm_,
     max_norm_limit,
 )
@@ -310,14 +309,12 @@ def test_weighted_cross_entropy_is_torchs_weighted_mean_whatever_the_scale_of_th
 
 
 @pytest.mark.parametrize("tau", [0.0, 0.5, 2.0])
-def test_post_hoc_logit_adjustment_takes_off_what_balanced_softmax_adds_in_training(double, tau):
+def test_balanced_softmax_is_cross_entropy_of_logits_moved_by_the_prior_or_by_the_counts(double, tau):
     logits, targets = batch()
     counts = torch.tensor(COUNTS, dtype=torch.float64)
     prior = (counts / counts.sum()).log()
     for shift in (tau * prior, tau * counts.log()):
         same(build("bsce", tau=tau)(logits, targets), F.cross_entropy(logits + shift, targets))
-    same(logit_adjustment(logits + tau * prior, COUNTS, tau), logits)
-    assert logit_adjustment(logits.float(), COUNTS, tau).dtype == torch.float32
 
 
 def test_lade_sees_a_constant_through_its_regulariser_which_pins_the_level_of_the_logits(double):
@@ -397,8 +394,6 @@ def test_an_option_out_of_range_is_refused_with_its_range(name, option, value, r
 
 
 def test_weights_and_norms_out_of_range_are_refused():
-    with pytest.raises(ValueError, match="tau must be"):
-        logit_adjustment(torch.zeros(1, 5), COUNTS, tau=-1.0)
     with pytest.raises(ValueError, match="limit must be a number above 0, got 0"):
         max_norm_(torch.ones(2, 2), 0.0)
     for share in (-0.1, 1.1, math.nan):

@@ -14,11 +14,11 @@ from models import (
     THIN_NETWORKS,
     build_model,
     check_network,
-    load_pretrained,
     network_label,
     torchvision_names,
 )
 from models.adapt import Adapted
+from tests.helpers import load_pretrained
 from utils.base.errors import UserError
 from utils.run import checkpoint
 
@@ -320,7 +320,7 @@ def test_weights_that_do_not_fit_are_refused_and_change_nothing():
         r"bn1\.bias holds values that are not finite": before | {"bn1.bias": torch.full((64,), torch.nan)},
     }
     for message, state in cases.items():
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(UserError, match=message):
             load_pretrained(small, state, "resnet10")
         assert all(torch.equal(value, before[name]) for name, value in small.state_dict().items())
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from models import build_model, load_pretrained
-from tests.helpers import checkpoint_content
+from models import build_model
+from tests.helpers import checkpoint_content, load_pretrained
 from utils.run import checkpoint
 
 MODULE = (Path(__file__).parent / "user_networks.py").read_text()

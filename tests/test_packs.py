@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import evaluate
-from tests.helpers import call, places
+from tests.helpers import call, last_line, places
 from utils.base.errors import UserError
 from utils.packs.pack import Pack, read_pack, write_pack
 from utils.run.checkpoint import content_digest
@@ -50,6 +50,13 @@ def same(one: Pack, other: Pack) -> bool:
     return one.facts == other.facts and all(
         a is b if a is None or b is None else a.dtype == b.dtype and torch.equal(a, b) for a, b in pairs
     )
+
+
+def test_a_pack_of_ones_own_images_that_names_no_groups_has_the_usual_ones(tmp_path):
+    write_pack(tmp_path / "a.pack", tiny(preset="folder", train_views="plain"))
+    words = ("--features", tmp_path / "a.pack", "--cur_stage", "stage1")
+    line = last_line(call(evaluate.main, *words, *places(tmp_path)))
+    assert line.startswith("test overall=") and "many=- medium=- few=" in line
 
 
 def write_raw(path: Path, pack: Pack, change: Callable | None = None, **header: str) -> None:

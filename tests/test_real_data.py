@@ -50,7 +50,8 @@ def test_the_released_folder_names_every_file_in_it():
     readme = (ROOT / "README.md").read_text()
     for name, line in released_lines().items():
         assert line in readme or not name.startswith("cifar100_lt/IR=100/")
-    assert all((RELEASED / name).stat().st_size < 2 * 2**20 for name in files)
+    most = {"resnet32": 2 * 2**20, "resnet34": 45 * 10**6}  # bytes; those of ResNet-34 are in fp16
+    assert all((RELEASED / name).stat().st_size < most[Path(name).name.partition("_")[0]] for name in files)
 
 
 def figures(line: str) -> dict[str, float]:

@@ -75,10 +75,6 @@ def cells(root: Path) -> list[Cell]:
     return read_grid(str(root / "grid.toml"), out=root / "out")
 
 
-def no_data(model: checkpoint.Checkpoint, config: object) -> bool:
-    raise AssertionError("no released model is asked for")
-
-
 @pytest.fixture(scope="module", autouse=True)
 def forks() -> Iterator[None]:
     """The runs of a grid that runs in this process have no start of their own."""
@@ -95,7 +91,7 @@ def finished(tmp_path_factory) -> Path:
     [runs] = cells(root)
     call(main_stage1.main, *runs.stage1_words(), "--device", "cpu")
     for select in runs.selections:
-        call(main_stage2.main, *runs.stage2_words(select, runs.stage1(no_data)), "--device", "cpu")
+        call(main_stage2.main, *runs.stage2_words(select, runs.stage1()), "--device", "cpu")
     before = snapshot(root / "out")
     (root / "grid.toml").write_text(GRID.format(epochs=10))
 
@@ -309,7 +305,7 @@ def test_a_finished_stage_1_of_code_that_did_not_know_an_argument_is_done(root, 
     del record["config"]["mixup"]
     record["config"] |= recorded
     place.write_text(json.dumps(record))
-    assert (cells(root)[0].stage1(no_data) is not None) == done
+    assert (cells(root)[0].stage1() is not None) == done
 
 
 def with_values(path: Path, **columns: str) -> str:
@@ -330,6 +326,32 @@ def test_the_first_figures_of_several_stage_1_are_paired_and_tested_over_them(fi
     spread = f"{to_ce.mean():+.2f} ± {to_ce.std():.2f}"
     assert f"| {spread} (n 2, t {test.statistic:.3g}, p {test.pvalue:.2g}) | - |" in los
     assert to_los.tolist() == (-to_ce).tolist()
+
+
+def not_run(frame: pd.DataFrame, rows: pd.Series, status: str) -> None:
+    """Take the figures of these rows away."""
+    frame.loc[rows, frame.columns[frame.columns.get_loc("n") + 1 :]] = ""
+    frame.loc[rows, ["n", "status", "accuracies"]] = ["0", status, "percent"]
+
+
+def test_a_control_that_failed_on_one_stage_1_leaves_the_differences_of_the_others(tmp_path):
+    [path] = (ROOT / "results").glob("*IR=10_resnet32_epochs-60_fresh_last.csv")
+    frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+    own = frame["stage1_seed"] == "1"
+    frame.loc[own, [name for name in frame if re.match("(minus|p)_ce", name)]] = ""
+    not_run(frame, own & (frame["method"] == "ce"), "failed")
+    frame.to_csv(tmp_path / path.name, index=False)
+    assert "(n 2, t " in render([tmp_path / path.name])["RESULTS.md"]
+
+
+def test_the_table_of_methods_says_what_was_not_run(tmp_path):
+    for path in (ROOT / "results").glob("cifar100_lt_IR=100_*_pack_*.csv"):
+        frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+        if "resnet34" in path.name:
+            not_run(frame, frame["method"] != "none", "not run")
+        frame.to_csv(tmp_path / path.name, index=False)
+    [_, _, line, *_] = methods_table(tmp_path, ["los"]).splitlines()
+    assert line.startswith("| `los` | not run | not run | 39.77")
 
 
 def test_a_csv_file_that_is_none_or_of_two_protocols_is_one_line(root):
@@ -366,13 +388,13 @@ def test_a_released_model_of_the_cell_saves_its_stage_1(finished, tmp_path, monk
     shutil.copy2(path, released)
     shutil.copy2(finished / "grid.toml", tmp_path)
     first, second = cells(tmp_path)
-    stage1 = first.stage1(cell.same_training_images)
+    stage1 = first.stage1(look=True)
     assert stage1.source == "checkpoints/released/digits_lt/IR=50/resnet8_stage1.pth"
     assert stage1.model.digest == checkpoint.read(path).digest
-    assert second.stage1(cell.same_training_images) is None, "another seed"
+    assert second.stage1(look=True) is None, "another seed"
     source = checkpoint.read(released)
     checkpoint.save(released, source.facts | {"model": source.state, "train_digest": "0" * 64})
-    assert first.stage1(cell.same_training_images) is None, "other images"
+    assert first.stage1(look=True) is None, "other images"
 
 
 def runs_once(root: Path, *more: object) -> list[dict]:

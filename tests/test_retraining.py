@@ -8,11 +8,11 @@ from losses import class_balanced, max_norm_limit
 from models.heads.los_path import los_path_lr, path_strength
 from tests.helpers import last_line, places, refusal, run_evaluate, run_folder, run_stage2
 from tests.stage2 import frozen_features, read_table, result_lines, same_state, settle, trained
+from utils.base.seeding import balanced_order
 from utils.engine.loop import cosine_lr
 from utils.features.frozen import Representation
 from utils.heads.epochs import stacks_of, start_heads
 from utils.heads.head import HeadRun
-from utils.heads.orders import balanced_order
 from utils.heads.outcome import outcome, outcomes
 from utils.heads.plan import plan_heads
 from utils.heads.stack import Stack, run_epoch

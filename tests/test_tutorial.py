@@ -10,8 +10,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from benchmarks.common import threads
-from tests.helpers import COMMAND, call_words, commands, last_line, page_table
+from tests.helpers import COMMAND, call_words, commands, last_line, page_table, threads
 
 ROOT = Path(__file__).resolve().parent.parent
 PATH = ROOT / "docs" / "tutorial.md"

@@ -9,7 +9,7 @@ their last epoch. Settings are chosen on the pack's validation images, every cla
 reported.
 """
 
-import argparse
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from torch import nn
 
 from benchmarks import heads
 from benchmarks.common import ROOT
@@ -55,15 +56,17 @@ class Bench:
     """
 
     def __init__(self, path: Path) -> None:
-        self.pack, self.name = read_pack(path), ""
+        self.pack = read_pack(path)
         if self.pack.val is None:
             raise UserError(f"{path} holds no validation images, and the test images choose nothing here")
         PackSource(self.pack).saw(pack_data(self.pack), select="val")
         self.config = self._config({})
         data = replace(pack_data(self.pack), shots=tuple(self.config.shots))
         self.frozen: Representation = pack_representation(self.pack, torch.device("cpu"), data)
+        facts, ratio = self.pack.facts, self.pack.facts["imb_ratio"]
+        self.name = f"{facts['network']} " + (facts["dataset"] if ratio is None else f"IR={ratio:g}")
         self._runs: dict[tuple, HeadRun] = {}
-        self.scores = cache(self._scores)
+        self.scores = cache(lambda run, part: self.scored(run.head, part))
 
     def _config(self, words: dict) -> Config:
         return resolve(STAGE2, {"features": self.pack.path, "seed": 0} | words, self.pack.known)
@@ -95,9 +98,9 @@ class Bench:
     def stage1(self) -> HeadRun:
         return next(run for run in self._runs.values() if run.plan.method.name == "stage1")
 
-    def _scores(self, run: HeadRun, part: str) -> Scores:
-        """The scores of a head on `val` or `test`; `scores` remembers them."""
-        logits = logit_batches(run.head, self.frozen.part(part))
+    def scored(self, head: nn.Module, part: str) -> Scores:
+        """The scores of a head on `val` or `test`; `scores` remembers those of a run."""
+        logits = logit_batches(head, self.frozen.part(part))
         return score(logits, self.frozen.labels[part], self.frozen.num_classes)
 
     def figures(self, run: HeadRun, part: str) -> dict:
@@ -156,15 +159,11 @@ def open_benches(paths: Sequence[Path]) -> list[Bench]:
     """The packs, named by network and ratio; where several share these, by folder or file too."""
     benches = [Bench(path) for path in paths]
     benches.sort(key=lambda bench: (bench.pack.facts["network"], -(bench.pack.facts["imb_ratio"] or 0)))
-    names = []
-    for bench in benches:
-        facts = bench.pack.facts
-        ratio = facts["imb_ratio"]
-        names.append(f"{facts['network']} " + (facts["dataset"] if ratio is None else f"IR={ratio:g}"))
-    for bench, name in zip(benches, names, strict=True):
+    names = Counter(bench.name for bench in benches)
+    for bench in (bench for bench in benches if names[bench.name] > 1):
         path = bench.pack.path.resolve()
         own = path.relative_to(RELEASED).parts[0] if path.is_relative_to(RELEASED) else path.name
-        bench.name = name if names.count(name) == 1 else f"{name} ({own})"
+        bench.name += f" ({own})"
     return benches
 
 
@@ -190,13 +189,10 @@ def measure(paths: Sequence[Path]) -> dict[str, list[dict]]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    layout = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
-    parser = Parser(prog="python -m benchmarks.studies.ablations", description=__doc__, **layout)
+    parser = Parser(prog=tables.COMMAND, description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--packs", type=Path, nargs="+", help="feature packs with validation images")
     parser.add_argument("--out", type=Path, default=OUT, help="folder of the csv files; OUT.md is the page")
-    parser.add_argument(
-        "--report_only", action="store_true", help="draw and write from the csv files of --out"
-    )
+    parser.add_argument("--report_only", action="store_true", help="from the csv files of --out alone")
     args = parser.parse_args(argv)
     check_writable(args.out)
     if not args.report_only:

@@ -18,23 +18,21 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from benchmarks.heads import trained
+from benchmarks.studies.ablations import Bench
+from benchmarks.studies.pictures import COLOURS, MARKS, tidy
 from losses import LabelOverSmooth, label_smooth_for_gap, logit_gap
-from utils.base.errors import UserError, exit_cleanly
+from utils.base.errors import exit_cleanly
 from utils.engine.loop import cosine_lr
-from utils.engine.scoring import score
-from utils.features.frozen import Representation, pack_representation
-from utils.features.logits import logit_batches
+from utils.features.frozen import Representation
 from utils.heads.head import HeadRun
 from utils.heads.plan import HeadPlan
 from utils.metrics import logits_magnitude, shot_accuracy
 from utils.metrics.accuracy import GROUPS
 from utils.metrics.logits import READINGS
-from utils.packs.pack import read_pack
 from utils.run.checkpoint import RELEASED
-from utils.settings.config import Config, resolve
 from utils.settings.method import Method
 from utils.settings.methods import METHODS
-from utils.settings.parse import STAGE2, Parser
+from utils.settings.parse import Parser
 
 PACK = RELEASED / "cifar100_lt" / "IR=100" / "resnet32_features.safetensors"
 EPOCHS, LONG = 20, 16.0
@@ -46,9 +44,6 @@ GAPS = (0.11, 0.25, 0.5, 1.11, 2.0, 3.0, 4.61, 5.7, 7.0)
 TAUS = tuple(0.1 * step for step in range(21))
 FACTORS = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 LOS, STEP = METHODS["los"], METHODS["los_step"]
-# Okabe-Ito; the dashes and markers are for readers in grey
-COLOURS = {"overall": "#000000", "many": "#0072B2", "medium": "#009E73", "few": "#D55E00"}
-MARKS = {"overall": "o", "many": "s", "medium": "^", "few": "D"}
 CURVES = {
     "los": ("#0072B2", "-", "o"),
     "los_step": ("#D55E00", "--", "^"),
@@ -61,11 +56,8 @@ class Study:
     """The heads of a study on one pack: plans, trains and scores them."""
 
     def __init__(self, features: Path) -> None:
-        pack = read_pack(features)
-        if pack.val is None:
-            raise UserError(f"{features} holds no validation images, and the test images choose nothing here")
-        self.config: Config = resolve(STAGE2, {"features": features, "seed": 0}, pack.known)
-        self.frozen: Representation = pack_representation(pack, torch.device("cpu"))
+        self.bench = Bench(features)
+        self.config, self.frozen = self.bench.config, self.bench.frozen
         self.delta = self.config.label_smooth
 
     def plan(self, method: Method, **options: float) -> HeadPlan:
@@ -79,64 +71,52 @@ class Study:
     def trained(self, plans: Sequence[HeadPlan]) -> list[HeadRun]:
         return trained(plans, self.frozen, self.config)
 
-    def scores(self, head: nn.Module) -> dict:
-        """Accuracies in percent, LoMa in both readings by group and by class: on validation."""
-        batches = logit_batches(head, self.frozen.part("val"))
-        found = score(batches, self.frozen.labels["val"], self.frozen.num_classes)
-        found = found.figures(self.frozen.class_counts)
+    def figures(self, head: nn.Module) -> dict:
+        """All that validation says of a head as it is now."""
+        return self.bench.scored(head, "val").figures(self.frozen.class_counts)
+
+    def row(self, head: nn.Module) -> dict:
+        """Accuracies in percent, LoMa in both readings by group: on validation."""
+        found = self.figures(head)
         row = {name: _times_100(found[name]) for name in ("overall", "balanced", *GROUPS)}
         for reading in READINGS:
             loma = found[f"loma_{reading}"]
             row |= {f"loma_{reading}_{name}": loma[name] for name in (*GROUPS, "spread")}
-        return row | {"classes": found["classes"]}
+        return row
 
     def rows(self, plans: Sequence[HeadPlan]) -> list[dict]:
         """Scores of these heads after their last epoch."""
-        return [self.scores(run.head) for run in self.trained(plans)]
+        return [self.row(run.head) for run in self.trained(plans)]
 
 
 def _times_100(value: float | None) -> float:
     return np.nan if value is None else 100 * value
 
 
-def _flat(row: dict) -> dict:
-    return {name: value for name, value in row.items() if name != "classes"}
-
-
-def tidy(axes: Axes) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(color="#e4e4e4", linewidth=0.6)
-    axes.tick_params(labelsize=8)
-
-
 def draw_ways(study: Study) -> tuple[Figure, list[dict]]:
     """Accuracy and LoMa along the way: LOS, the control, and LOS under class-balanced sampling."""
+    balanced = replace(study.los(LONG), method=replace(LOS, sampler="balanced"))
     heads = {
         "los": ("LOS", study.los(LONG)),
         "ce": ("control: cross-entropy", study.plan(METHODS["ce"], path=LONG)),
-        "balanced": (
-            "LOS, class-balanced sampling",
-            replace(study.los(LONG), method=replace(LOS, sampler="balanced")),
-        ),
+        "balanced": ("LOS, class-balanced sampling", balanced),
     }
     # the part of the first-order path that is behind after each epoch
     walked = LONG * np.cumsum([0.0] + [cosine_lr(1.0, epoch, EPOCHS) for epoch in range(EPOCHS)])
     walked /= walked[-1] / LONG
-    ways = {name: [study.scores(study.frozen.fc)] for name in heads}
+    ways = {name: [study.row(study.frozen.fc)] for name in heads}
 
     def note(epoch: int, runs: list[HeadRun]) -> None:
         for name, run in zip(heads, runs, strict=True):
-            ways[name].append(study.scores(run.head))
+            ways[name].append(study.row(run.head))
 
     trained([plan for _, plan in heads.values()], study.frozen, study.config, after_epoch=note)
     figure = Figure((7.2, 5), dpi=150, layout="constrained")
     axes = figure.subplots(2, 3, sharex=True, sharey="row")
     rows = []
     for column, (name, way) in enumerate(ways.items()):
-        rows += [
-            {"study": "way", "head": name, "walked": w} | _flat(row)
-            for w, row in zip(walked, way, strict=True)
-        ]
+        steps = zip(walked, way, strict=True)
+        rows += [{"study": "way", "head": name, "walked": w} | row for w, row in steps]
         _lines(axes[0, column], walked, way, {part: part for part in COLOURS})
         _lines(axes[1, column], walked, way, {part: f"loma_per_sample_{part}" for part in GROUPS})
         axes[0, column].set_title(heads[name][0], fontsize=9)
@@ -161,7 +141,7 @@ def sampler_rows(study: Study) -> list[dict]:
         method = replace(LOS, sampler=sampler)
         found = study.rows([replace(study.los(5.0 * factor), method=method) for factor in FACTORS])
         for factor, row in zip(FACTORS, found, strict=True):
-            rows.append({"study": "sampler", "head": sampler, "strength": factor} | _flat(row))
+            rows.append({"study": "sampler", "head": sampler, "strength": factor} | row)
     return rows
 
 
@@ -184,7 +164,7 @@ def pack_rows() -> list[dict]:
                 logits = run.head(frozen.train.plain().float())
             loma = logits_magnitude(logits, frozen.train.labels.long()).numpy()
             head = run.plan.method.name
-            row = {"study": f"pack {name}", "head": head, "path": path} | _flat(study.scores(run.head))
+            row = {"study": f"pack {name}", "head": head, "path": path} | study.row(run.head)
             row |= {"train_frequent": loma[halves[0]].mean(), "train_rare": loma[halves[1]].mean()}
             rows.append(row | (stationarity(frozen, study.delta) if head == "stage1" else {}))
     return rows
@@ -213,7 +193,7 @@ def draw_map(study: Study) -> tuple[Figure, list[dict]]:
     deltas = [label_smooth_for_gap(gap, study.frozen.num_classes) for gap in GAPS]
     settings = [{"label_smooth": delta, "path": path} for delta in deltas for path in PATHS]
     found = study.rows([study.los(**setting) for setting in settings])
-    rows = [{"study": "map"} | setting | _flat(row) for setting, row in zip(settings, found, strict=True)]
+    rows = [{"study": "map"} | setting | row for setting, row in zip(settings, found, strict=True)]
     table = np.array([row["balanced"] for row in rows]).reshape(len(GAPS), len(PATHS))
     figure = Figure((7.2, 4.4), dpi=150, layout="constrained")
     axes = figure.subplots()
@@ -243,7 +223,7 @@ def draw_alternatives(study: Study) -> tuple[Figure, list[dict]]:
     left, right = figure.subplots(1, 2)
     rows = []
     for name, (strengths, plans) in heads.items():
-        found = pd.DataFrame(map(_flat, study.rows(plans)))
+        found = pd.DataFrame(study.rows(plans))
         named = {"study": "alternatives", "head": name, "strength": strengths}
         rows += pd.DataFrame(named).join(found).to_dict("records")
         style = dict(zip(("color", "linestyle", "marker"), CURVES[name], strict=True)) | {"markersize": 3.5}
@@ -261,15 +241,16 @@ def draw_alternatives(study: Study) -> tuple[Figure, list[dict]]:
 def draw_readings(study: Study) -> tuple[Figure, list[dict]]:
     """LoMa of each class in both readings, before and after."""
     plans = [study.plan(METHODS["stage1"]), study.los(5.0), study.plan(METHODS["la"], tau=1.0)]
-    heads = dict(zip(("stage 1", "los", "la"), study.rows(plans), strict=True))
+    heads = dict(zip(("stage 1", "los", "la"), study.trained(plans), strict=True))
     rank = np.argsort([-count for count in study.frozen.class_counts], kind="stable")
     window = max(1, len(rank) // 10)
     figure = Figure((7.2, 3.4), dpi=150, layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     styles = {"stage 1": ("#000000", ":"), "los": CURVES["los"], "la": CURVES["la"]}
     for axes, reading in zip(panels, READINGS, strict=True):
-        for name, row in heads.items():
-            values = pd.Series(row["classes"][f"loma_{reading}"], dtype=float).iloc[rank]
+        for name, run in heads.items():
+            values = study.figures(run.head)["classes"][f"loma_{reading}"]
+            values = pd.Series(values, dtype=float).iloc[rank]
             smooth = values.rolling(window, center=True, min_periods=1).mean()
             colour, dashes, *_ = styles[name]
             axes.plot(range(1, len(rank) + 1), smooth, color=colour, linestyle=dashes, label=name)
@@ -277,7 +258,7 @@ def draw_readings(study: Study) -> tuple[Figure, list[dict]]:
         axes.set_xlabel("class, most frequent first")
         tidy(axes)
     panels[0].legend(fontsize=8, frameon=False)
-    return figure, [{"study": "readings", "head": name} | _flat(row) for name, row in heads.items()]
+    return figure, [{"study": "readings", "head": name} | study.row(run.head) for name, run in heads.items()]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -291,12 +272,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"{args.features}: δ = {study.delta:g}, logit gap {gap:.3g}, {EPOCHS} epochs")
     args.out.mkdir(parents=True, exist_ok=True)
     rows = sampler_rows(study) + pack_rows()
-    pictures = {
-        "way": draw_ways,
-        "alternatives": draw_alternatives,
-        "readings": draw_readings,
-        "map": draw_map,
-    }
+    pictures = {"way": draw_ways, "alternatives": draw_alternatives}
+    pictures |= {"readings": draw_readings, "map": draw_map}
     for name, draw in pictures.items():
         figure, found = draw(study)
         figure.savefig(args.out / f"{name}.png")

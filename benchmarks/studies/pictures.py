@@ -1,7 +1,7 @@
 """The pictures of docs/ablations.md, drawn from the csv files alone."""
 
 import io
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +9,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure  # not pyplot: no window, no global state
 from matplotlib.patches import Rectangle
 
-from benchmarks.studies.los import COLOURS, MARKS, tidy
 from benchmarks.studies.tables import EVEN, Tables, of_widest, unevenness
 from utils.base.files import write_atomically
 from utils.metrics.accuracy import GROUPS
 
 DPI, SMALL = 110, 8
+# Okabe-Ito; the dashes and markers are for readers in grey
+COLOURS = {"overall": "#000000", "many": "#0072B2", "medium": "#009E73", "few": "#D55E00"}
+MARKS = {"overall": "o", "many": "s", "medium": "^", "few": "D"}
 SETTINGS = {"preset": ("#0072B2", "-", "o"), "validation": ("#D55E00", "--", "s")}
 ENDLESS = 14.0  # where the axis of gaps has its ∞
 
@@ -28,6 +30,12 @@ def draw(tables: Tables, folder: Path) -> list[Path]:
         paths.append(folder / f"{name}.png")
         write_atomically(paths[-1], lambda handle, image=image: handle.write(image.getvalue()))
     return paths
+
+
+def tidy(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color="#e4e4e4", linewidth=0.6)
+    axes.tick_params(labelsize=SMALL)
 
 
 def _panels(names: Iterable[str], height: float, **share: object) -> tuple[Figure, list[Axes]]:
@@ -181,10 +189,4 @@ def size(tables: Tables) -> Figure:
     return figure
 
 
-PICTURES: dict[str, Callable[[Tables], Figure]] = {
-    "delta": delta,
-    "grid": grid,
-    "gain": gain,
-    "balance": balance,
-    "size": size,
-}
+PICTURES = {picture.__name__: picture for picture in (delta, grid, gain, balance, size)}

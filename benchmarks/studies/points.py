@@ -1,10 +1,12 @@
 """Where the points of a published figure come from: the tables of docs/methods.md, on one stage 1.
 
     python -m benchmarks.studies.points [--network resnet34]   # runs what is missing, writes csv and table
+    python -m benchmarks.studies.points --network resnet34 --recipe epochs=36 --amp bf16
     python -m benchmarks.studies.points --cells                # the csv file and the table of what is done
 
 A cell is a run of main_stage2.py with `--select test`, whose metrics.csv has the accuracies of every epoch:
-all ways to choose one are read off the same training. Fresh views of a frozen backbone are a pack of 20.
+all ways to choose one are read off the same training. Views of a frozen backbone are a pack: the released
+one of plain images, or one that is made first; fresh views are 20 of each image.
 """
 
 import subprocess
@@ -35,6 +37,7 @@ SCORES = {"val": "val_balanced", "test": "test_overall"}
 COLUMNS = ("views", "batch_norm", "method", "setting", "seed", "chosen", "epoch", "overall", *GROUPS)
 # cell -> views, batch-norm; a drifting backbone goes another way with every seed, so that each is a run
 CELLS = {"plain": ("plain", "eval"), "fresh": ("fresh", "eval")}
+VIEWS = {"plain": 0, "fresh": 20}
 CELLS |= {f"drift{seed}": ("fresh", "train") for seed in range(3)}
 
 
@@ -55,18 +58,19 @@ def run(folder: Path, *words: object) -> None:
         raise UserError(f"{folder} has not come to its end: the same command goes on with it")
 
 
-def run_all(network: str, out: Path, names: Sequence[str]) -> None:
-    """The cells; those that need images and a backbone only where this is released."""
-    home = RELEASED.relative_to(ROOT) / "cifar100_lt" / "IR=100"
-    packs = {"plain": home / f"{network}_features.safetensors", "fresh": out / "fresh_views.safetensors"}
+def run_all(network: str, home: Path, out: Path, names: Sequence[str], amp: str) -> None:
+    """The cells; those that need images and a backbone only where this is released in `home`."""
+    packs = {name: out / f"{name}_views.safetensors" for name in ("plain", "fresh")}
+    if (released := home / f"{network}_features.safetensors").exists():
+        packs["plain"] = released
     start = ["--imb_ratio", 100, "--network", network, "--pretrained_pth", home / f"{network}_stage1.pth"]
     drifting = [method for method in DRIFTING if method != PRESET or network == "resnet32"]
-    able = [name for name in names if name == "plain" or (ROOT / start[-1]).exists()]
+    able = [name for name in names if start[-1].exists() or packs.get(name) == released]
     for name in (name for name in able if not runs(out / name, "summary.json")):
-        if name == "fresh" and not packs[name].exists():
-            kept = ["--views", 20, "--save_features", packs[name], "--pack_dtype", "fp32", "--seed", 0]
-            run(out / "views", *start, *kept, "--method", "stage1")
-        given, methods = [*start, "--bn_mode", "train", "--seed", name[-1]], drifting
+        if name in packs and not packs[name].exists():
+            kept = ["--views", VIEWS[name], "--save_features", packs[name], "--pack_dtype", "fp32"]
+            run(out / f"{name}_views", *start, *kept, "--seed", 0, "--amp", amp, "--method", "stage1")
+        given, methods = [*start, "--amp", amp, "--bn_mode", "train", "--seed", name[-1]], drifting
         if name in packs:
             given, methods = ["--features", packs[name], "--seeds", "0,1,2"], ["stage1,la", *drifting, "bsce"]
         run(out / name, *given, "--method", ",".join(methods), "--budget", "source", "--select", "test")
@@ -104,18 +108,23 @@ def table(made: pd.DataFrame) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = Parser(prog=COMMAND, description=__doc__.splitlines()[0])
-    parser.add_argument("--network", default="resnet32", help="of a released pack of ratio 100")
+    parser.add_argument("--network", default="resnet32", help="of a released model of ratio 100")
+    parser.add_argument("--recipe", default="", help="folder of checkpoints/released where that lies")
     for name, place in (("out", "output/points"), ("results", "results/points"), ("page", "docs/methods.md")):
         parser.add_argument(f"--{name}", type=Path, default=ROOT / place, help=f"default {place}")
     parser.add_argument("--cells", nargs="*", choices=CELLS, default=[*CELLS], help="to run; none: report")
+    parser.add_argument("--amp", choices=("off", "bf16"), default="off", help="precision of the backbone")
     args = parser.parse_args(argv)
-    out, file = args.out.resolve() / args.network, args.results / f"{args.network}.csv"
-    run_all(args.network, out, args.cells)
+    label = f"{args.network}_{args.recipe}".removesuffix("_")
+    home, out = RELEASED / args.recipe / "cifar100_lt" / "IR=100", args.out.resolve() / label
+    run_all(args.network, home, out, args.cells, args.amp)
+    file = args.results / f"{label}.csv"
     if len(made := rows(out)):
         text = made.to_csv(index=False, float_format="%.4f", lineterminator="\n").encode()
         write_atomically(file, lambda handle: handle.write(text))
+    words = f" --recipe {args.recipe}" if args.recipe else ""
     made = table(read_table(file, COLUMNS, keep_default_na=False))
-    put(args.page, f"points of {args.network}", f"{COMMAND} --network {args.network}", made)
+    put(args.page, f"points of {label}", f"{COMMAND} --network {args.network}{words}", made)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The tables of docs/ablations.md, made from the csv files alone."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -188,11 +188,5 @@ def _ranked(one: pd.Series, other: pd.Series, sign: int) -> tuple[bool | None, s
     return bool(sign * found >= RANKED), f"{found:.2f} (n {len(one)})"
 
 
-TABLES: dict[str, Callable[[Tables], str]] = {
-    "packs": packs_table,
-    "delta": delta_table,
-    "grid": grid_table,
-    "gains": gains_table,
-    "methods": methods_table,
-    "statements": statements_table,
-}
+_ALL = (packs_table, delta_table, grid_table, gains_table, methods_table, statements_table)
+TABLES = {make.__name__.removesuffix("_table"): make for make in _ALL}

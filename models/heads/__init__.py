@@ -45,6 +45,10 @@ class Head(nn.Module):
     needs: tuple[str, ...] = ()
     stacks = False
 
+    def forward(self, features: Tensor) -> Tensor:
+        """features [..., N, D] -> logits [..., N, K]; a head writes this down, or `vjp`, or both."""
+        return self.vjp(features)[0]
+
     def vjp(self, features: Tensor) -> tuple[Tensor, Gradients]:
         """The logits, and what turns a slope in them into the gradients of all that is learned, by name."""
         with torch.enable_grad():

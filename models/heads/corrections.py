@@ -41,9 +41,6 @@ class ScaledLinear(StageOneHead):
                 self.register_parameter(name, nn.Parameter(start))
         self.scale = nn.Parameter(torch.ones(num_classes))
 
-    def forward(self, features: Tensor) -> Tensor:
-        return self.vjp(features)[0]
-
     def vjp(self, features: Tensor) -> tuple[Tensor, Gradients]:
         z, scale = self.stage1_logits(features), self.scale.unsqueeze(-2)
 
@@ -70,9 +67,6 @@ class Marc(StageOneHead):
         super().__init__(in_features, num_classes)
         self.scale = nn.Parameter(torch.ones(num_classes))
         self.shift = nn.Parameter(torch.zeros(num_classes))
-
-    def forward(self, features: Tensor) -> Tensor:
-        return self.vjp(features)[0]
 
     def vjp(self, features: Tensor) -> tuple[Tensor, Gradients]:
         z, norms = self.stage1_logits(features), self.weight.norm(dim=-1)
@@ -102,9 +96,6 @@ class DisAlign(StageOneHead):
         self.shift = nn.Parameter(torch.zeros(num_classes))
         self.confidence_weight = nn.Parameter(torch.zeros(in_features))
         self.confidence_bias = nn.Parameter(torch.zeros(1))
-
-    def forward(self, features: Tensor) -> Tensor:
-        return self.vjp(features)[0]
 
     def vjp(self, features: Tensor) -> tuple[Tensor, Gradients]:
         score = (features * self.confidence_weight.unsqueeze(-2)).sum(dim=-1) + self.confidence_bias

@@ -112,7 +112,7 @@ class LosStep(Linear):
 
 
 class CosineLinear(Head):
-    """logit_k = s cos(x, v_k); the rows v (`weight` [K, D]) are learned, s is `scale`.
+    """logit_k = s cos(x, v_k), of zeros 0; the rows v (`weight` [K, D]) are learned, s is `scale`.
 
     Starts from the normalised stage-1 rows, the bias dropped.
 
@@ -130,10 +130,6 @@ class CosineLinear(Head):
     def start(self, fc: nn.Linear) -> None:
         self.weight.copy_(F.normalize(fc.weight, dim=1))
 
-    def forward(self, features: Tensor) -> Tensor:
-        """features [..., N, D] -> logits [..., N, K] in [-scale, scale]; 0 where feature or row is zero."""
-        return self.vjp(features)[0]
-
     def vjp(self, features: Tensor) -> tuple[Tensor, Gradients]:
         x, (rows, lengths) = normalised(features)[0], normalised(self.weight)
 
@@ -144,7 +140,7 @@ class CosineLinear(Head):
 
 
 class EtfHead(Head):
-    """logit_k = s cos(V x, m_k): V (`weight` [K, D], no bias) is learned; s is `scale`.
+    """logit_k = s cos(V x, m_k), 0 where V x is 0: V (`weight` [K, D], no bias) is learned; s is `scale`.
 
     The m_k, rows of M = sqrt(K/(K-1)) (I - 11ᵀ/K), are a simplex equiangular tight frame: unit length,
     pairwise cosine -1/(K-1). M is never built: with u = V x / ‖V x‖, cos = sqrt(K/(K-1)) (u_k - mean u).
@@ -167,10 +163,6 @@ class EtfHead(Head):
     def start(self, fc: nn.Linear, generator: torch.Generator) -> None:
         """Draw the map as torch draws an nn.Linear; of `fc` only the sizes matter."""
         self.weight.copy_(_drawn_weight(self.weight, generator))
-
-    def forward(self, features: Tensor) -> Tensor:
-        """features [..., N, D] -> logits [..., N, K] in [-scale, scale]; 0 for one that is mapped to zero."""
-        return self.vjp(features)[0]
 
     def vjp(self, features: Tensor) -> tuple[Tensor, Gradients]:
         num_classes = self.weight.shape[-2]

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.heads import Head, affine
+from models.heads import Head
+from models.heads.corrections import StageOneHead
 from utils.base.errors import SettingError
 from utils.base.numbers import check_above_zero
 
@@ -105,7 +106,7 @@ def logistic_rows(
     return torch.from_numpy(rows), torch.from_numpy(bias - rows @ mean)
 
 
-class LogisticRows(Head):
+class LogisticRows(StageOneHead):
     """logit_k = w_k x + b_k of a multinomial logistic regression whose classes weigh alike: no SGD.
 
     scikit-learn fits it to standardised features, on one thread so that its bits are the same; the scale is
@@ -113,13 +114,10 @@ class LogisticRows(Head):
     """
 
     needs = ("features", "labels")
-    stacks = True
 
     def __init__(self, in_features: int, num_classes: int, logreg_c: float = 1.0) -> None:
-        super().__init__()
+        super().__init__(in_features, num_classes)
         self.logreg_c = check_above_zero("logreg_c", logreg_c)
-        self.register_buffer("weight", torch.zeros(num_classes, in_features))
-        self.register_buffer("bias", torch.zeros(num_classes))
 
     @torch.no_grad()
     def start(self, fc: nn.Linear, features: Tensor, labels: Tensor) -> None:
@@ -138,4 +136,4 @@ class LogisticRows(Head):
         self.bias.copy_(bias)
 
     def forward(self, features: Tensor) -> Tensor:
-        return affine(features, self.weight, self.bias)
+        return self.stage1_logits(features)

@@ -217,6 +217,7 @@ def few(ants: int) -> Make:
 HELD_OUT = " --val_source heldout"
 VALIDATION: dict[str, tuple[Make, str, str]] = {
     "empty": (few(1), HELD_OUT, "heldout gives validation images of 0 class"),
+    "empty, by share alone": (few(1), " --val_fraction 0.1", "heldout gives validation images of 0 class"),
     "of one class": (few(2), HELD_OUT, "heldout gives validation images of 1 class"),
     "its own of one class": (
         pets(new_file("val/bee/0.jpg", jpeg(7))),

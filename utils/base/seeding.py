@@ -22,6 +22,20 @@ def epoch_order(seed: int, epoch: int, num_images: int) -> torch.Tensor:
     return torch.randperm(num_images, generator=generator_for(seed, "order", epoch))
 
 
+def balanced_order(seed: int, epoch: int, labels: torch.Tensor, num_classes: int) -> torch.Tensor:
+    """N draws with replacement: a class, each equally likely, then an image of it; int64 [N].
+
+    Source: class-balanced sampling, as in Kang et al. 2020; `labels` int64 [N], every class with an image.
+    """
+    generator = generator_for(seed, "balanced order", epoch)
+    by_class = labels.cpu().argsort(stable=True)
+    counts = torch.bincount(labels.cpu(), minlength=num_classes)
+    first = counts.cumsum(0) - counts
+    drawn = torch.randint(num_classes, (len(labels),), generator=generator)
+    place = torch.rand(len(labels), generator=generator, dtype=torch.float64) * counts[drawn]
+    return by_class[first[drawn] + place.long()]
+
+
 def seeded(batches: Iterable, seed: int, *counters: int, first: int = 0) -> Iterator:
     """The same batches; their numbers, from `first` on, set torch's global state: dropout draws from it."""
     for number, batch in enumerate(batches, first):

@@ -136,7 +136,8 @@ def pack_data(pack: Pack) -> LongTailedData:
 def make_pack(frozen: Representation, config: Config, facts: dict, clean: bool) -> Pack:
     """The pack of a representation: the views that `--views` caches and the plain training images.
 
-    `facts` are the checkpoint facts of the run; `clean`: the backbone never saw the validation images.
+    `facts` are the checkpoint facts of the run, with the seed of the backbone; `clean`: that never saw the
+    validation images.
     Raises UserError where --pack_dtype cannot hold the features.
     """
     dtype = {"fp16": np.float16, "fp32": np.float32}[config.pack_dtype]

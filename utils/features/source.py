@@ -248,7 +248,8 @@ class PackSource(Source):
     """A feature pack: its "images" are features, its "network" is a classifier."""
 
     def _load(self) -> tuple[LongTailedData, nn.Module]:
-        data, shots = pack_data(self.file), tuple(self.config.shots)
+        data = pack_data(self.file)
+        shots = tuple(self.config.shots or data.shots)  # a pack of one's own need not say them
         suited, note = suited_shots(data.class_counts)
         data = replace(data, shots=shots, notes=data.notes + [note] * (note != "" and suited == shots))
         return data, nn.ModuleDict({"fc": pack_classifier(self.file)})

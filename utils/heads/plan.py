@@ -63,11 +63,7 @@ def plan_heads(config: Config) -> tuple[list[HeadPlan], list[str]]:
     given = [name for name in (*TRAINING, *OPTIONS) if not config.source(name).startswith(open_)]
     notes = []
     for option in given:
-        idle = [method.name for method in methods if not method.takes(option)]
-        if len(idle) == len(methods):
-            users = ", ".join(method.name for method in METHODS.values() if method.takes(option))
-            raise UserError(f"--{_as_given(option, config)}: no method of this run has it, it is for {users}")
-        if idle:
+        if idle := [method.name for method in methods if not method.takes(option)]:
             notes.append(f"{', '.join(idle)}: no use for --{_as_given(option, config)}")
     plans, own = [], own_options(config.option, methods)
     for method in methods:
@@ -122,48 +118,36 @@ def _choices(
     """Option -> the values to try, for one method; `said` are those of `--option`."""
     searching, users = config.select == "val", {*given, *said}
     open_ = {name: list(own) for name, own in method.candidates.items() if searching and name not in users}
+    usual = dict(method.options)
+    if method.trained:
+        usual |= {"finetune_epoch": method.epochs, "finetune_wd": method.wd, "finetune_lr": method.lr}
+    usual |= {name: value for name, value in _suited(method, config).items() if name in usual}
+    if method.trained and config.budget == "equal":
+        usual["finetune_epoch"] = EQUAL_EPOCHS
+    if usual.get("finetune_lr") is not None:
+        usual["finetune_lr"] = usual["finetune_lr"] * config.batch_size / method.per_batch
+    if usual.get("path") is not None:  # of los_step: that of the data, where they have one
+        usual["path"] = config.path or usual["path"]
     choices = {}
-    for name, usual in method.options.items():
-        value = _suited(method, config).get(name, usual)
-        if name == "path" and value is not None:  # of los_step: that of the data, where they have one
-            value = config.path or value
+    for name, value in usual.items():
         asked = said.get(name) or several(getattr(config, name, value))
         choices[name] = open_.get(name) or (asked if name in users or value is None else [value])
-    if not method.trained:
-        return choices
-    choices["finetune_epoch"], rates, choices["finetune_wd"] = _budget(method, config, given)
-    choices |= {name: own for name, own in open_.items() if name in TRAINING}
-    if "finetune_lr" not in given:
+    if method.trained and "finetune_lr" not in given:
         if searching and not ("path" in given and "path" in choices):
             tried = math.prod(map(len, open_.values()))
-            choices["move"], rates = moves(*MOVES[method.start], SETTINGS // tried), [None]
+            choices["move"] = moves(*MOVES[method.start], SETTINGS // tried)
+            choices["finetune_lr"] = [None]
         elif choices.get("path", [None]) != [None]:
             return choices | {"finetune_lr": [None]}
-    choices.pop("path", None)
-    return choices | {"finetune_lr": rates}
+    if method.trained:
+        choices.pop("path", None)
+    return choices
 
 
 def moves(first: float, last: float, count: int) -> list[float]:
     """`count` powers of ten from 10^first to 10^last, to two digits."""
     steps = (first + (last - first) * step / max(1, count - 1) for step in range(count))
     return [float(f"{10**step:.2g}") for step in steps]
-
-
-def _budget(method: Method, config: Config, given: list[str]) -> tuple[list, list, list]:
-    """Epochs, learning rates, weight decays: the user's, else the equal budget's, else the source's."""
-    epochs, lr, wd = (
-        several(getattr(config, name)) for name in ("finetune_epoch", "finetune_lr", "finetune_wd")
-    )
-    own = {"finetune_epoch": method.epochs, "finetune_lr": method.lr, "finetune_wd": method.wd}
-    own |= _suited(method, config)
-    if "finetune_epoch" not in given:
-        usual = epochs if own["finetune_epoch"] is None else [own["finetune_epoch"]]
-        epochs = [EQUAL_EPOCHS] if config.budget == "equal" else usual
-    if "finetune_lr" not in given and own["finetune_lr"] is not None:
-        lr = [own["finetune_lr"] * config.batch_size / method.per_batch]
-    if "finetune_wd" not in given and own["finetune_wd"] is not None:
-        wd = [own["finetune_wd"]]
-    return epochs, lr, wd
 
 
 def _suited(method: Method, config: Config) -> Mapping:

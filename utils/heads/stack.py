@@ -15,9 +15,9 @@ from torch import Tensor
 
 from losses.closed_form import StackedLoss, written
 from models.heads import Head
+from utils.base.seeding import balanced_order, epoch_order
 from utils.features.logits import SCORE_LOGITS, SCORE_ROWS
 from utils.heads.head import DIVERGED, HeadRun, attempted, learned
-from utils.heads.orders import order_of
 from utils.metrics.accuracy import epoch_figures, predictions
 
 
@@ -101,8 +101,11 @@ class Stack:
         """Features [H, B, D] and labels [H, B] of the steps of an epoch; heads of one seed see the same."""
         heads, train, size = self.heads, self.frozen.train, self.config.batch_size
         seeds = list(dict.fromkeys(head.plan.seed for head in heads))
-        images = (heads[0].plan.method.sampler, epoch, train.labels, self.frozen.num_classes)
-        orders = torch.stack([order_of(seed, *images) for seed in seeds])
+        if heads[0].plan.method.sampler == "balanced":
+            classes = (train.labels, self.frozen.num_classes)
+            orders = torch.stack([balanced_order(seed, epoch, *classes) for seed in seeds])
+        else:
+            orders = torch.stack([epoch_order(seed, epoch, len(train.labels)) for seed in seeds])
         if self.frozen.drifting:  # heads of one seed, whose batches move the backbone
             for x, y in train.batches(orders[0], size, epoch, skip):
                 yield x.expand(len(heads), -1, -1), y.expand(len(heads), -1)

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from torch import nn
 
-from datasets import LongTailedData
 from losses import logit_gap
 from utils.base.digest import file_digest
 from utils.base.files import read_json
@@ -60,7 +59,10 @@ def head_content(model: nn.Module, trained: HeadRun, best: bool = False) -> dict
 
 
 class Watcher:
-    """Tells how far the heads are; keeps metrics.csv, last.pth with all heads, best.pth with the best one."""
+    """Tells how far the heads are; keeps metrics.csv, last.pth with all heads, best.pth with the best one.
+
+    At the end it writes what there is to say of them, and publishes one.
+    """
 
     def __init__(
         self,
@@ -141,39 +143,54 @@ class Watcher:
         if not self.saved:
             self.save()
 
+    def publish(self, path: Path, facts: dict, outcomes: Sequence[Outcome]) -> None:
+        """Write the tables and pictures, leave the head of `lead_of` where evaluate looks.
 
-def publish(
-    run: Run,
-    config: Config,
-    path: Path,
-    facts: dict,
-    model: nn.Module,
-    data: LongTailedData,
-    outcomes: Sequence[Outcome],
-    heads: Sequence[HeadRun],
-    method: str | None,
-) -> None:
-    """Write the tables and pictures, leave the head of `method` (`lead_of`) where evaluate looks.
+        Print a result line a head.
+        """
+        run, select, judged = self.run, self.source.config.select, self.source.data.judged
+        chosen = lead_of([one.head for one in outcomes], self.lead)
+        lead = next(one for one in outcomes if one.head is chosen)
+        self._write_tables(outcomes, lead)
+        shown = [one for one in outcomes if one.head.plan.named]
+        content = facts | head_content(self.model, lead.head) | {"epoch": lead.head.chosen_epoch}
+        where = summary.publish(run, path, content, lead.figures, select)
+        where |= {"method": lead.head.plan.method.name, "setting": lead.head.plan.setting, "lr": lead.head.lr}
+        where |= {name: facts[name] for name in ("stage1_digest", "train_digest")}
+        where |= {"table_digest": file_digest(run.folder / "table.csv")}
+        plans = [one.head.plan for one in shown]
+        labels = {id(one): table.label_of(one.head.plan, plans) if len(shown) > 1 else "" for one in shown}
+        _warn_of_low(run, outcomes, PARTS[judged])
+        for one in shown:
+            if one is not lead:
+                summary.warn_of_lost(run, one.figures, labels[id(one)])
+                run.result(result_line(one.figures, select, labels[id(one)], judged))
+        summary.finish(run, lead.figures, select, where, labels[id(lead)], judged)
 
-    Print a result line a head.
-    """
-    chosen = lead_of([one.head for one in outcomes], method)
-    lead = next(one for one in outcomes if one.head is chosen)
-    _write_tables(run, config, data, outcomes, heads, lead)
-    shown = [one for one in outcomes if one.head.plan.named]
-    content = facts | head_content(model, lead.head) | {"epoch": lead.head.chosen_epoch}
-    where = summary.publish(run, path, content, lead.figures, config.select)
-    where |= {"method": lead.head.plan.method.name, "setting": lead.head.plan.setting, "lr": lead.head.lr}
-    where |= {name: facts[name] for name in ("stage1_digest", "train_digest")}
-    where |= {"table_digest": file_digest(run.folder / "table.csv")}
-    plans = [one.head.plan for one in shown]
-    labels = {id(one): table.label_of(one.head.plan, plans) if len(shown) > 1 else "" for one in shown}
-    _warn_of_low(run, outcomes, PARTS[data.judged])
-    for one in shown:
-        if one is not lead:
-            summary.warn_of_lost(run, one.figures, labels[id(one)])
-            run.result(result_line(one.figures, config.select, labels[id(one)], data.judged))
-    summary.finish(run, lead.figures, config.select, where, labels[id(lead)], data.judged)
+    def _write_tables(self, outcomes: Sequence[Outcome], lead: Outcome) -> None:
+        run, config, data = self.run, self.source.config, self.source.data
+        facts = {"budget": config.budget, "selected_on": config.select}
+        facts |= {"judged": data.judged} if data.test is None else {}
+        targets = outcomes[0].head.frozen.labels[data.judged].cpu()
+        rows = table.table_rows(outcomes, self.heads, targets, facts)
+        run.write_rows("table.csv", rows)
+        cells, caption = table.cells(rows), table.caption(rows, outcomes)
+        run.write_text("table.md", f"{table.markdown_lines(cells)}\n\n{caption}\n")
+        run.write_rows("per_class.csv", table.per_class_rows(outcomes, data))
+        confused = table.confusion_rows(lead.head.plan.key, lead.predicted, data, targets)
+        run.write_rows("confusion.csv", confused)
+        if config.select != "last":
+            run.write_rows("search.csv", table.search_rows(self.heads, [one.head for one in outcomes]))
+        run.log("", *table.aligned(rows), *table.brief_caption(rows), "")
+        if len([one for one in outcomes if one.head.plan.named]) > 1:
+            from utils.plots.drawing import draw  # here: a single head needs no matplotlib
+
+            pictures, settings = draw(run.folder), read_json(run.folder / "config.json")
+            title = f"{len({row['method'] for row in rows})} classifiers on {data.name}"
+            run.write_text("report.html", page(title, cells, caption, pictures, settings))
+            run.log(f"table and {len(pictures)} pictures in {run.folder}, all on one page: report.html")
+        else:
+            table.log_classes(run, data, lead.figures, confused)
 
 
 def _warn_of_low(run: Run, outcomes: Sequence[Outcome], part: str) -> None:
@@ -189,35 +206,3 @@ def _warn_of_low(run: Run, outcomes: Sequence[Outcome], part: str) -> None:
     if low := [f"{name} ({percent(value)})" for name, value in found.items() if value < least - _BELOW]:
         below = " and ".join(f"{name} ({percent(value)})" for name, value in floor.items())
         run.warn(f"below {below} in balanced accuracy on {part}: {', '.join(low)}")
-
-
-def _write_tables(
-    run: Run,
-    config: Config,
-    data: LongTailedData,
-    outcomes: Sequence[Outcome],
-    heads: Sequence[HeadRun],
-    lead: Outcome,
-) -> None:
-    facts = {"budget": config.budget, "selected_on": config.select}
-    facts |= {"judged": data.judged} if data.test is None else {}
-    targets = outcomes[0].head.frozen.labels[data.judged].cpu()
-    rows = table.table_rows(outcomes, heads, targets, facts)
-    run.write_rows("table.csv", rows)
-    cells, caption = table.cells(rows), table.caption(rows, outcomes)
-    run.write_text("table.md", f"{table.markdown_lines(cells)}\n\n{caption}\n")
-    run.write_rows("per_class.csv", table.per_class_rows(outcomes, data))
-    confused = table.confusion_rows(lead.head.plan.key, lead.predicted, data, targets)
-    run.write_rows("confusion.csv", confused)
-    if config.select != "last":
-        run.write_rows("search.csv", table.search_rows(heads, [one.head for one in outcomes]))
-    run.log("", *table.aligned(rows), *table.brief_caption(rows), "")
-    if len([one for one in outcomes if one.head.plan.named]) > 1:
-        from utils.plots.drawing import draw  # here: a single head needs no matplotlib
-
-        pictures, settings = draw(run.folder), read_json(run.folder / "config.json")
-        title = f"{len({row['method'] for row in rows})} classifiers on {data.name}"
-        run.write_text("report.html", page(title, cells, caption, pictures, settings))
-        run.log(f"table and {len(pictures)} pictures in {run.folder}, all on one page: report.html")
-    else:
-        table.log_classes(run, data, lead.figures, confused)

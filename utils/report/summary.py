@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torch.optim import Optimizer
 
 from datasets import OWN_DATASETS, LongTailedData, shot_groups
 from datasets.types import FileSet
@@ -15,7 +14,6 @@ from utils.base.distributed import ALONE, World
 from utils.base.errors import UserError
 from utils.base.files import write_atomically
 from utils.engine.device import environment
-from utils.engine.loop import Progress
 from utils.engine.precision import slow_bf16
 from utils.metrics.accuracy import GROUPS, PARTS, lost_images, percent, result_line
 from utils.run import checkpoint
@@ -82,35 +80,6 @@ def announce(
     run.write_json("config.json", record | {"trainable": trainable, "environment": found})
 
 
-def save_epoch(
-    run: Run,
-    facts: dict,
-    progress: Progress,
-    model: nn.Module,
-    optimizer: Optimizer,
-    scaler: torch.amp.GradScaler,
-    world: World,
-    name: str = "last",
-) -> None:
-    """Write `last.pth` or `best.pth` into the run folder; last.pth with what a resume needs.
-
-    Within an epoch that is a collective act: its figures are those of all processes.
-    """
-    content = facts | {"epoch": progress.epoch, "progress": progress.as_dict(), "model": model.state_dict()}
-    if name == "last":
-        content |= {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}
-        if progress.step:
-            content |= {"partial": progress.partial(world), "version": checkpoint.VERSION}
-    if run.main:
-        checkpoint.save(run.place(f"{name}.pth"), content)
-
-
-def log_epoch(run: Run, progress: Progress, epochs: int, seconds_left: float) -> None:
-    """Write metrics.csv and a line an epoch."""
-    run.write_rows("metrics.csv", progress.rows)
-    run.log(epoch_line(progress.rows[-1], epochs, seconds_left))
-
-
 def epoch_line(row: dict, epochs: int, seconds_left: float) -> str:
     """A row of metrics.csv for people: accuracies in percent, with the groups of what was scored."""
     parts = [f"epoch {row['epoch']}/{epochs}", f"lr {row['lr']:.3g}", f"loss {row['train_loss']:.4f}"]
@@ -125,15 +94,6 @@ def epoch_line(row: dict, epochs: int, seconds_left: float) -> str:
 def eta(seconds: float) -> str:
     minutes, seconds = divmod(int(seconds), 60)
     return f"eta {minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
-
-
-def load_chosen(run: Run, select: str, progress: Progress, model: nn.Module, network: str) -> int:
-    """Put the weights of the selected epoch into `model`; returns that epoch."""
-    if select == "last":
-        return progress.epoch
-    best = checkpoint.read(run.folder / "best.pth")
-    checkpoint.load_weights(model, best, network)
-    return best.facts["epoch"]
 
 
 def check_place(

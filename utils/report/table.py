@@ -138,7 +138,8 @@ def _compare(rows: list[dict], groups: list[list[Outcome]], targets: Tensor) -> 
 
     In overall accuracy, of the means over seeds, with an interval of 95 % over the draws of `bootstrap`; p of
     the first seeds, as it is and corrected by Holm for the rows that are compared with the same one. Of
-    several settings of `ce` and `los` the first one stands for it.
+    several settings of `ce` and `los` the first one stands for it. `relative_accuracy` is the share of the
+    overall accuracy of the best row, `loma_unevenness` the spread of LoMa divided by its mean.
     """
     hits = [np.mean([(one.predicted == targets).numpy() for one in group], axis=0) for group in groups]
     methods = [row["method"] for row in rows]
@@ -153,26 +154,16 @@ def _compare(rows: list[dict], groups: list[list[Outcome]], targets: Tensor) -> 
             low, high = np.quantile(draws[own] - draws[place], INTERVAL).tolist()
             row |= {f"minus_{name}_low": low, f"minus_{name}_high": high}
             row[f"p_{name}"] = mcnemar(groups[own][0].predicted, groups[place][0].predicted, targets)
-    complete(rows)
-
-
-def complete(rows: Sequence[dict]) -> None:
-    """Give the rows of a table what follows from their figures.
-
-    `p_ce_holm` and its like are corrected for the number of rows. `relative_accuracy` is the overall accuracy
-    divided by that of the best row on the same features. `loma_unevenness` is the spread of LoMa divided by
-    its mean: a small LoMa is not an even one.
-    """
-    for name in (*REFERENCES, "best"):
-        values = holm([row.get(f"p_{name}") for row in rows])
-        for row, value in zip(rows, values, strict=True):
-            if value is not None:
-                row[f"p_{name}_holm"] = value
-    most = max((row["overall"] for row in rows if row.get("overall")), default=None)
+    for name in places:
+        corrected = holm([row.get(f"p_{name}") for row in rows])
+        for row, p in zip(rows, corrected, strict=True):
+            if p is not None:
+                row[f"p_{name}_holm"] = p
+    most = max(row["overall"] for row in rows)
     for row in rows:
-        if most and row.get("overall") is not None:
+        if most:
             row["relative_accuracy"] = row["overall"] / most
-        if (row.get("loma") or 0) > 0:
+        if (row["loma"] or 0) > 0:  # a small LoMa is not an even one
             row["loma_unevenness"] = row["loma_spread"] / row["loma"]
 
 
@@ -244,7 +235,7 @@ def search_rows(runs: Sequence[HeadRun], chosen: Collection[HeadRun]) -> list[di
     ]
 
 
-def _share(row: dict, name: str, brief: bool = False) -> str:
+def share(row: dict, name: str, brief: bool = False) -> str:
     spread = None if brief and name != "overall" else row.get(f"{name}_std")
     return percent(row.get(name)) + ("" if spread is None else f" ± {percent(spread)}")
 
@@ -259,6 +250,12 @@ def difference(row: Mapping, name: str) -> str:
         return "-"
     points, low, high = (100 * row[f"minus_{name}{end}"] for end in ("", "_low", "_high"))
     return f"{points:+.2f} [{low:+.2f}, {high:+.2f}] (p {row[f'p_{name}_holm']:.2g})"
+
+
+def told_apart(row: Mapping, name: str) -> bool:
+    """Is the difference of a row to `name` clear by its interval and by its corrected p?"""
+    clear = not row[f"minus_{name}_low"] <= 0 <= row[f"minus_{name}_high"]
+    return clear and row[f"p_{name}_holm"] < TOLD_APART
 
 
 def _setting(row: dict) -> str:
@@ -314,7 +311,7 @@ def cells(rows: Sequence[dict], brief: bool = False) -> list[list[str]]:
     """
     columns, swapped = [], {"balanced", "loma_unevenness"} if brief and _uneven(rows) else set()
     for column in COLUMNS:
-        text = column.text or partial(_share, name=column.key, brief=brief)
+        text = column.text or partial(share, name=column.key, brief=brief)
         known = [row[column.key] for row in rows if row.get(column.key) is not None]
         best = column.best(known) if len(known) > 1 else None
         starred = (best is not None and row.get(column.key) == best for row in rows)
@@ -434,11 +431,11 @@ def _advice(rows: Sequence[dict]) -> list[str]:
         scores = f"{percent(row['val_score'])} on validation; {best['method']} {percent(best['val_score'])}"
         return [*lines, f"Take none of them: {row['method']} is better ({scores})."]
     low, high, p = (row[name] for name in ("minus_best_low", "minus_best_high", "p_best_holm"))
-    apart = p < TOLD_APART and not low <= 0 <= high
+    told = "told" if told_apart(row, "best") else "not told"
     return [
         *lines,
         f"Take {best['method']} ({percent(best['val_score'])} on validation); {row['method']} is next "
-        f"({percent(row['val_score'])}) and is {'told' if apart else 'not told'} apart from it on {part}: "
+        f"({percent(row['val_score'])}) and is {told} apart from it on {part}: "
         f"{100 * row['minus_best']:+.2f} [{100 * low:+.2f}, {100 * high:+.2f}], p {p:.2g}.",
     ]
 

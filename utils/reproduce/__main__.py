@@ -19,7 +19,7 @@ from pathlib import Path
 from utils.base.errors import UserError, complain, exit_cleanly, say
 from utils.base.files import open_regular
 from utils.base.signals import Signals, Stopped
-from utils.reproduce.cell import Cell, same_training_images
+from utils.reproduce.cell import Cell
 from utils.reproduce.grid import read_grid
 from utils.reproduce.pages import write_pages
 from utils.reproduce.results import NOT_RUN, rows_of, write_tables
@@ -66,12 +66,12 @@ class Runner(Signals):
     def _cell(self, cell: Cell) -> None:
         """Stage 1 of a cell, then the stage 2 of each selection; what is done is skipped."""
         try:
-            stage1 = cell.stage1(same_training_images)
+            stage1 = cell.stage1(look=True)
             if stage1 is None:
                 words = [*cell.stage1_words(), "--resume", str(cell.finished_stage1() or "auto")]
                 if not self._call(cell, "stage1", STAGE1, words):
                     return
-                stage1 = cell.stage1(same_training_images)
+                stage1 = cell.stage1(look=True)
             for select in cell.selections if stage1 else ():
                 if not cell.stage2(select, stage1):
                     words = [*cell.stage2_words(select, stage1), "--resume", "auto"]

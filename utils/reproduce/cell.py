@@ -1,9 +1,8 @@
 """A cell of a grid: what its runs are told, and what there is of them; nothing is trained here."""
 
-import json
 import re
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +16,6 @@ from utils.plots.tables import read_table
 from utils.run.checkpoint import RELEASED, Checkpoint, published_path, read
 from utils.run.facts import compared
 from utils.run.folder import stage_folder
-from utils.settings.chosen import chosen_methods
 from utils.settings.config import Config, resolve
 from utils.settings.data import load_data
 from utils.settings.parse import parse
@@ -30,7 +28,6 @@ _DATA = ("dataset", "imb_ratio", "network")
 _SUMMARY = ("digest", "train_digest", "table_digest")
 _COLUMNS = ("method", "setting", "n", "failed", "overall", SCALE)
 _AGAIN = "move it away, and the next run of the grid makes it again"
-SameData = Callable[[Checkpoint, Config], bool]
 
 
 @dataclass(frozen=True)
@@ -71,9 +68,9 @@ class Cell:
     views: str | int
     pack: Pack | None = None
 
-    def config(self) -> Config:
-        """The resolved configuration of stage 1 but for its folders; raises UserError for wrong words."""
-        return resolve(STAGE1, parse(STAGE1, self._recipe_words()))
+    def config(self, placed: bool = True) -> Config:
+        """Stage 1 resolved, in the folders of its runs if `placed`; raises UserError for wrong words."""
+        return resolve(STAGE1, parse(STAGE1, self.stage1_words() if placed else self._recipe_words()))
 
     def _recipe_words(self) -> list[str]:
         return [*self.data, "--seed", str(self.seed), *shlex.split(self.recipe)]
@@ -84,7 +81,7 @@ class Cell:
         if self.pack:
             known = self.pack.known
         else:
-            config = self.config()
+            config = self.config(placed=False)  # the folders have names by what is found here
             known = config.as_dict() | {"dataset": config.data_name}
         facts = {name: known.get(name) for name in _DATA}
         facts["imb_ratio"] = "" if facts["imb_ratio"] is None else f"{facts['imb_ratio']:g}"
@@ -99,10 +96,6 @@ class Cell:
     @property
     def place(self) -> Path:
         return self.out / "reproduce" / self.name
-
-    @property
-    def method_names(self) -> list[str]:
-        return [method.name for method in chosen_methods(",".join(self.methods))]
 
     def label(self, select: str) -> str:
         """The name of a stage 2 within the cell."""
@@ -132,21 +125,19 @@ class Cell:
             return ""
         return f"{sum(seconds) / 3600:.4f}"
 
-    def stage1_config(self) -> Config:
-        return resolve(STAGE1, parse(STAGE1, self.stage1_words()))
-
     def finished_stage1(self) -> Path | None:
         """The run folder of a stage 1 at its end: a resume leaves its model again where that is gone."""
-        return _finished(self.stage1_config())
+        return _finished(self.config())
 
-    def stage1(self, same_data: SameData) -> Stage1 | None:
+    def stage1(self, look: bool = False) -> Stage1 | None:
         """The finished stage 1: the cell's pack, its own, else a released one like it; None: there is none.
 
-        `same_data` says whether a released model was trained on the images of the configuration.
+        `look`: at the images too, which must be those that a released model was trained on.
         """
         if self.pack:
-            return Stage1(self.pack, str(self.pack.path))
-        config = self.stage1_config()
+            path, root = self.pack.path, RELEASED.parent.parent
+            return Stage1(self.pack, str(path.relative_to(root) if path.is_relative_to(root) else path))
+        config = self.config()
         folder = _finished(config)
         if folder is not None:
             path = published_path(config, "stage1", config.network)
@@ -156,15 +147,16 @@ class Cell:
             if model.digest != summary["digest"] or not _of_configuration(model, config):
                 raise UserError(f"{path} is not the model that {folder}/summary.json tells of: {_AGAIN}")
             return Stage1(model, "trained")
-        for path in sorted(RELEASED.rglob("*_stage1.pth")):
+        for path in sorted(RELEASED.rglob(f"{network_label(config.network)}_stage1.pth")):
             model = read(path)
-            if _of_configuration(model, config) and same_data(model, config):
+            alike = _of_configuration(model, config)
+            if alike and not (look and compared(model.facts, load_data(config).train)[0]):
                 return Stage1(model, f"checkpoints/{path.relative_to(RELEASED.parent)}")
         return None
 
     def found(self) -> tuple[Stage1 | None, dict[str, Stage2 | None]]:
         """What there is: stage 1, and the stage 2 of each selection; no images are read."""
-        stage1 = self.stage1(lambda model, config: True)
+        stage1 = self.stage1()
         return stage1, {s: self.stage2(s, stage1) if stage1 else None for s in self.selections}
 
     def stage2(self, select: str, stage1: Stage1) -> Stage2 | None:
@@ -185,11 +177,6 @@ class Cell:
         if file_digest(folder / "table.csv") != summary["table_digest"]:
             raise UserError(f"{folder}/table.csv was changed after the run: {_AGAIN}")
         return Stage2(folder, _read_json(folder / "config.json", ("config", "environment")), summary, rows)
-
-
-def same_training_images(model: Checkpoint, config: Config) -> bool:
-    """Was the model trained on the very images of the configuration? Reads the data."""
-    return compared(model.facts, load_data(config).train)[0] is None
 
 
 def slug(facts: dict[str, str], names: Sequence[str]) -> str:
@@ -222,8 +209,7 @@ def _finished(config: Config) -> Path | None:
 
 
 def _alike(made: dict, config: Config) -> bool:
-    plain = json.loads(json.dumps(config.as_dict()))
-    return made_alike(made, {name: value for name, value in plain.items() if name not in _FREE})
+    return made_alike(made, {name: value for name, value in config.as_dict().items() if name not in _FREE})
 
 
 def _of_configuration(model: Checkpoint, config: Config) -> bool:

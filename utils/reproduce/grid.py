@@ -27,6 +27,7 @@ from utils.base.files import open_regular
 from utils.heads.plan import plan_heads
 from utils.packs.pack import read_pack
 from utils.reproduce.cell import Cell
+from utils.run.checkpoint import RELEASED
 from utils.settings.checks import check_against
 from utils.settings.commands import option
 from utils.settings.config import resolve
@@ -80,11 +81,15 @@ def _expand(table: dict, data_dir: Path | None, out: Path) -> Iterator[Cell]:
     if ("features" in one) != (views == "pack"):
         raise UserError(f'features and views = "pack" belong together, got views {views!r:.60}')
     if "features" in one:
-        pack = read_pack(Path(os.path.expanduser(one["features"])))
+        place = Path(os.path.expanduser(one["features"]))
+        released = RELEASED.parent.parent / place  # a shipped grid runs in any folder
+        pack = read_pack(released if released.exists() and not place.exists() else place)
         values.setdefault("seeds", [pack.facts.get("seed") or 0])
     for key in _NEEDED:
         if key not in values:
             raise UserError(f"it needs {key}")
+    if pack and len(values["seeds"]) > 1:
+        raise UserError(f"a pack is of one stage 1: seeds names {len(values['seeds'])}")
     if views not in ("fresh", "pack") and not isinstance(views, int):
         raise UserError(f'views must be "fresh", "pack" or a number, got {views!r:.60}')
     if ":" in one.get("network", ""):
@@ -125,10 +130,9 @@ def _check(cell: Cell) -> None:
     """Every word of both stages, and that the free words leave alone what the grid and the runner say."""
     taken = marked(Mark.CELL, Mark.RUNNER)
     for script, key, text in ((STAGE1, "recipe", cell.recipe), (STAGE2, "stage2", cell.stage2_recipe)):
-        words = shlex.split(text)
-        if {"-h", "--help"} & set(words):
-            raise UserError(f"{key} may not ask for help")
-        for name in parse(script, words):
+        for name in parse(script, shlex.split(text)):
+            if name == "help":
+                raise UserError(f"{key} may not ask for help")
             if name in taken:
                 raise UserError(f"{key} may not say --{name}: a key of the grid or the runner says it")
     known = cell.pack.known if cell.pack else cell.config().as_dict()

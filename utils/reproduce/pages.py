@@ -21,13 +21,14 @@ from utils.report.table import (
     SELECTIONS,
     TOLD_APART,
     cells,
-    complete,
     difference,
     markdown_lines,
+    share,
+    told_apart,
 )
 from utils.reproduce.cell import slug
 from utils.reproduce.grid import GRIDS, read_grid
-from utils.reproduce.published import own_table, published_table
+from utils.reproduce.published import RATIOS, STEMS, done_rows, file_of, own_table, published_table
 from utils.reproduce.results import NAMED_BY, NOT_RUN, read_results
 
 COMMAND = "python -m utils.reproduce --report_only --grid packs"
@@ -44,11 +45,8 @@ _VIEWS = {
     "0": "the plain images",
 }
 _SHORT_VIEWS = {"fresh": "fresh views", "pack": "pack", "0": "plain images"}
-# of the tables of methods in README.md and docs/methods.md: the representations, with the csv files
-_SHOWN = {
-    "ResNet-34": "cifar100_lt_IR=100_resnet34_epochs-200_pack",
-    "ResNet-32": "cifar100_lt_IR=100_resnet32_epochs-60_pack",
-}
+# of the tables of methods in README.md and docs/methods.md: what chose, with its title
+_CHOSEN = {"last": "published", "val": "by validation"}
 _SIX = ("stage1", "ce", "los", "la", "bsce", "wb")
 _HEAD = f"""# Results
 
@@ -87,7 +85,7 @@ def render(paths: Sequence[Path]) -> dict[str, str]:
     parts += [markdown_lines([_OVERVIEW, *(_overview(path, rows, brief) for path, rows in tables.items())])]
     parts += ["## Claims and their evidence", _CLAIMED, _counted(claims)]
     parts += [markdown_lines([_CLAIMS, *(claim["line"] for claim in claims)])]
-    if shown := [path for path in paths if path.stem == f"{_SHOWN['ResNet-34']}_val"]:
+    if shown := [path for path in paths if path.name == file_of(RATIOS[0], STEMS["ResNet-34"], "val")]:
         parts += ["## Beside the published figures", _BESIDE, published_table(shown[0].parent).rstrip()]
         parts += ["## Not run", _missing({path.stem for path in paths})]
     pages = {f"results/{path.stem}.md": _page(path, rows) for path, rows in tables.items()}
@@ -99,7 +97,7 @@ def write_pages(paths: Sequence[Path], folder: Path) -> Path:
     for name, text in render(paths).items():
         write_atomically(folder / name, lambda handle, text=text: handle.write(text.encode()))
     results = folder / "results"
-    shown = {f"{name}_{select}.csv" for name in _SHOWN.values() for select in ("last", "val")}
+    shown = {file_of(RATIOS[0], stem, select) for stem in STEMS.values() for select in _CHOSEN}
     shown = shown <= {path.name for path in paths if path.parent == results}
     if shown and (folder / "README.md").exists():
         put(folder / "README.md", "published", COMMAND, published_table(results, brief=True))
@@ -147,17 +145,18 @@ def ratios_table(paths: Sequence[Path]) -> str:
 
 def methods_table(results: Path, methods: Sequence[str] | None = None) -> str:
     """Overall accuracy of methods (None: of all) with published settings and chosen on validation."""
-    lines = {}
-    titles = ["published", "by validation"]
-    for network, name in _SHOWN.items():
-        for title, select in zip(titles, ("last", "val"), strict=True):
-            for method, row in _done(read_results(results / f"{name}_{select}.csv")).iterrows():
-                spread = "" if pd.isna(row["overall_std"]) else f" ± {percent(row['overall_std'])}"
-                lines.setdefault(method, {})[f"{network}, {title}"] = f"{percent(row['overall'])}{spread}"
-    columns = [f"{network}, {title}" for network in _SHOWN for title in titles]
-    order = methods or sorted(lines, key=lambda name: -float(lines[name][columns[1]].split(" ")[0]))
-    table = [["method", *columns], *([f"`{name}`", *map(lines[name].get, columns)] for name in order)]
-    return markdown_lines(table) + "\n"
+    columns = {
+        f"{network}, {title}": done_rows(results / file_of(RATIOS[0], stem, select))
+        for network, stem in STEMS.items()
+        for select, title in _CHOSEN.items()
+    }
+    first, chosen, *_ = columns.values()
+    order = methods or sorted(first, key=lambda n: -float(percent(chosen.get(n, first[n])["overall"])))
+    lines = [["method", *columns]]
+    for name in order:
+        found = [share(rows[name], "overall") if name in rows else NOT_RUN for rows in columns.values()]
+        lines.append([f"`{name}`", *found])
+    return markdown_lines(lines) + "\n"
 
 
 def _name(row: dict, brief: bool = False) -> str:
@@ -174,17 +173,11 @@ def _place(row: dict) -> tuple:
     return row["dataset"], row["network"], -float(row["imb_ratio"] or 0), *order
 
 
-def _done(rows: Sequence[dict]) -> pd.DataFrame:
-    """The rows with figures, one a method and stage 1."""
-    frame = pd.DataFrame(rows).dropna(subset="overall")
-    return frame.set_index("method")
-
-
 def _overview(path: Path, rows: list[dict], brief: bool) -> list[str]:
     """The line of a table: stage 1, control and LOS, and what is best beside them, overall accuracy."""
-    first, frame, done = rows[0], pd.DataFrame(rows), _done(rows)
-    seeds = frame["stage1_seed"].nunique()
-    found = done.groupby(level=0, sort=False)["overall"].apply(list)
+    first, frame = rows[0], pd.DataFrame(rows)
+    seeds, done = frame["stage1_seed"].nunique(), frame.dropna(subset="overall")
+    found = done.groupby("method", sort=False)["overall"].apply(list)
     whole = {name: values for name, values in found.items() if len(values) == seeds}
     means = {name: fmean(values) for name, values in whole.items() if name not in ("stage1", "ce")}
     order = sorted(means, key=lambda name: -means[name])  # of equals the one that the table has first
@@ -202,26 +195,20 @@ def _overview(path: Path, rows: list[dict], brief: bool) -> list[str]:
 
 def _against(rows: list[dict], reference: str) -> dict[str, tuple[float, str, bool]]:
     """Method -> its difference to another one: a number, in words, and whether the two are told apart."""
-    done = _done(rows).drop(index=[reference, "stage1"], errors="ignore")
-    if f"minus_{reference}" not in done:  # it was not run
-        return {}
-    if done["stage1_seed"].nunique() == 1:
-        found = {}
-        for name, row in done.iterrows():
-            apart = row[f"p_{reference}_holm"] < TOLD_APART
-            apart &= not row[f"minus_{reference}_low"] <= 0 <= row[f"minus_{reference}_high"]
-            found[name] = (row[f"minus_{reference}"], difference(row, reference), apart)
-        return found
-    lists = done.groupby(level=0, sort=False)[f"minus_{reference}"].apply(list)
+    minus, found = f"minus_{reference}", {}
+    for row in rows:  # those of the reference itself and those that were not run have none
+        if row["method"] != "stage1" and row.get(minus) is not None:
+            found.setdefault(row["method"], []).append(row)
+    if len({row["stage1_seed"] for row in rows if row["overall"] is not None}) == 1:
+        return {n: (r[minus], difference(r, reference), told_apart(r, reference)) for n, [r] in found.items()}
+    lists = [[row[minus] for row in own] for own in found.values()]
     corrected = holm([_paired_test(values)[1] for values in lists])
     apart = [p is not None and p < TOLD_APART for p in corrected]
-    return {n: (fmean(v), _paired(v), a) for (n, v), a in zip(lists.items(), apart, strict=True)}
+    return {n: (fmean(v), _paired(v), a) for n, v, a in zip(found, lists, apart, strict=True)}
 
 
 def _claim(rows: list[dict], brief: bool) -> dict | None:
     """What a table says of LOS: against its control, and against each of the others."""
-    for seed in {row["stage1_seed"] for row in rows}:
-        complete([row for row in rows if row["stage1_seed"] == seed])
     control, others = _against(rows, "ce").get("los"), _against(rows, "los")
     others.pop("ce", None)
     if control is None:
@@ -276,7 +263,6 @@ def _page(path: Path, rows: list[dict]) -> str:
         parts += [f"Over {len(seeds)} seeds of stage 1:", _over_seeds(pd.DataFrame(rows), len(seeds))]
     for seed in seeds:
         own = [row for row in rows if row["stage1_seed"] == seed]
-        complete(own)
         header, *lines = cells(own)
         for row, line in zip(own, lines, strict=True):
             line[-1] = NOT_RUN if row["status"] == NOT_RUN else line[-1]

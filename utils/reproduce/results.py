@@ -14,8 +14,9 @@ from utils.base.errors import UserError
 from utils.base.files import write_atomically
 from utils.metrics.percent import PERCENT, SCALE, fraction, is_percent
 from utils.plots.tables import SCORES
-from utils.report.table import cells, complete
+from utils.report.table import cells
 from utils.reproduce.cell import Cell, Stage1, Stage2, read_rows, slug
+from utils.settings.chosen import chosen_methods
 
 PROTOCOL = ("dataset", "imb_ratio", "network", "recipe", "stage2", "views", "selected_on", "budget", "data")
 NAMED_BY = ("dataset", "imb_ratio", "network", "recipe", "views", "stage2", "selected_on")
@@ -37,7 +38,8 @@ def rows_of(cell: Cell, select: str, stage1: Stage1 | None, stage2: Stage2 | Non
         facts |= {"stage1_hardware": _hardware(stage1.model.facts.get("environment", {}))}
     if stage2 is None:
         missing = {"setting": "", "n": "0", "status": NOT_RUN}
-        return [facts | {"method": name} | missing for name in cell.method_names]
+        methods = chosen_methods(",".join(cell.methods))
+        return [facts | {"method": method.name} | missing for method in methods]
     made = stage2.record["environment"]
     facts |= {"data": stage2.summary["train_digest"][:12], "torch": str(made.get("torch", ""))}
     facts |= {"hardware": _hardware(made), "commit": str(made.get("commit") or "")[:12]}
@@ -111,7 +113,6 @@ def _typed(row: dict[str, str], path: Path) -> dict:
         typed |= {"n": int(row["n"]), "learned": int(typed.get("learned") or 0)}
         for name in ("imb_ratio", "hours", "stage1_hours"):
             float(row.get(name) or 0)
-        complete([typed])
         cells([typed])  # which needs more of a row that was run than of one that was not
     except KeyError as error:
         raise UserError(f"{path} has no column {error.args[0]}") from error

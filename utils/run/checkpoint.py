@@ -7,7 +7,7 @@ another name for the last layer) are read as weights without facts.
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -269,6 +269,13 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint, network: str) -> None
     if broken := first_not_finite(state):
         raise UserError(f"{checkpoint.path}: {broken} holds values that are not finite; the run had diverged")
     load_state(model, state)
+
+
+def load_backbone(model: nn.Module, checkpoint: Checkpoint, network: str) -> None:
+    """`load_weights` of all but the classifier, which stays: even one that fits is of other classes."""
+    fc = {name: value for name, value in model.state_dict().items() if name in ("fc.weight", "fc.bias")}
+    state = {name: v for name, v in with_own_names(model, checkpoint.state).items() if name not in fc} | fc
+    load_weights(model, replace(checkpoint, state=state), network)
 
 
 def load_head(model: nn.Module, checkpoint: Checkpoint) -> None:

@@ -9,7 +9,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from datasets import CHANNELS, FILE_DATASETS, LongTailedData
 from datasets.types import FileSet, FileViews, ViewSpec, evenly
-from models import build_model, load_pretrained
+from models import build_model
 from models.adapt import untouched
 from utils.base.errors import UserError, about, is_out_of_memory, reason
 from utils.engine.device import LAYOUT, free_memory
@@ -44,10 +44,8 @@ def start_pretrained(
         source = read(Path(path))
     if data is not None:
         check_apart(source, data)
-    try:
-        load_pretrained(model, source.state, config.network)
-    except ValueError as error:
-        raise UserError(f"{argument} {source.path}: {error}") from error
+    with about(argument):
+        checkpoint.load_backbone(model, source, config.network)
     if data is not None:
         note_channels(source, data.views)
     line = f"started from {source.path} (sha256 {source.digest[:12]}), all but the classifier"

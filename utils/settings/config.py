@@ -6,7 +6,6 @@ The three scripts begin here: help, lists and refusals come before torch, which 
 import json
 import os
 import secrets
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from utils.base.torchrun import number_of
 from utils.settings.checks import check_against, check_given, check_ranges, check_settled
 from utils.settings.chosen import listing
 from utils.settings.commands import option
-from utils.settings.help import asked_help, help_text
+from utils.settings.help import help_text
 from utils.settings.parse import parse
 from utils.settings.presets import PUBLISHED, preset_for
 from utils.settings.sizes import by_size
@@ -216,16 +215,15 @@ def asked_for(script: str, doc: str, argv: Sequence[str] | None = None) -> dict:
     Raises SystemExit where help or the list of methods was asked for, and is printed: help with the defaults
     of the data set and network that the command line names.
     """
-    words = sys.argv[1:] if argv is None else list(argv)
-    if asked := asked_help(words):
-        given = parse(script, asked[0])
+    given = parse(script, argv)
+    if whole := given.pop("help", None):
         values = {argument.name: argument.default for argument in arguments_of(script)} | given
         with suppress(UserError):  # of a command line that is not whole yet
             stage = {"cur_stage": "stage2"} if script == EVALUATE else {}
             values = resolve(script, stage | given).as_dict()
-        say(*help_text(script, doc, values, whole=asked[1]).splitlines())
+        values |= {name: given.get(name) for name in ("seed", "seeds")}  # else they are drawn
+        say(*help_text(script, doc, values, whole == "all").splitlines())
         raise SystemExit(0)
-    given = parse(script, words)
     if given.get("method") == "list":
         say(*listing().splitlines())
         raise SystemExit(0)

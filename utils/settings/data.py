@@ -19,7 +19,8 @@ def load_data(config: Config, report: Callable[[str], None] = raise_problem) -> 
     """The data set of a resolved configuration; no validation images where the script has no use for them."""
     options = {"subset_seed": config.subset_seed, "val_source": "none"}
     if "val_source" in config:
-        asked = config.source("val_source") == "given" and config.val_source != "none"
+        said = config.source("val_source") in ("given", "from --val_fraction")
+        asked = said and config.val_source != "none"
         options |= {"val_source": config.val_source, "val_fraction": config.val_fraction}
         options["val_required"] = asked or ("select" in config and config.select == "val")
     if config.dataset in FILE_DATASETS:

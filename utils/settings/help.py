@@ -1,6 +1,5 @@
 """What `--help` prints: the arguments that people change, with the defaults of the data set at hand."""
 
-from collections.abc import Sequence
 from textwrap import wrap
 
 from utils.settings.table import Argument, arguments_of
@@ -11,20 +10,7 @@ _OFTEN = (
     *("epochs", "lr", "wd", "finetune_epoch", "finetune_lr", "batch_size", "label_smooth", "method"),
     *("select", "seeds", "save_features", "predictions", "predict", "seed", "device", "resume", "out"),
 )
-_HELP = ("-h", "--help")
 _COLUMN, _WIDTH = 28, 110
-
-
-def asked_help(words: Sequence[str]) -> tuple[list[str], bool] | None:
-    """The words of a command line that are left without `--help` or `--help all`, and whether it is all.
-
-    None: nobody asks for help.
-    """
-    place = next((place for place, word in enumerate(words) if word in _HELP), None)
-    if place is None:
-        return None
-    whole = words[place + 1 : place + 2] == ["all"]
-    return [*words[:place], *words[place + 1 + whole :]], whole
 
 
 def help_text(script: str, doc: str, values: dict, whole: bool) -> str:

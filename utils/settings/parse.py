@@ -54,8 +54,9 @@ def _several(kind: type) -> Callable[[str], object]:
 
 
 def parse(script: str, argv: Sequence[str] | None = None) -> dict:
-    """What the user gave, by name; an argument that was not given is absent."""
+    """What the user gave, by name; an argument that was not given is absent. `help`: True or "all"."""
     parser = Parser(script, allow_abbrev=False, argument_default=argparse.SUPPRESS, add_help=False)
+    parser.add_argument("-h", "--help", nargs="?", const=True, choices=("all",))
     for argument in ARGUMENTS:
         if script in argument.scripts or (script in ALL and Mark.PUBLIC in argument.marks):
             parser.add_argument(f"--{argument.name}", **_taken(argument))
