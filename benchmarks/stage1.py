@@ -54,7 +54,7 @@ class Contest:
             else:
                 speed_up(model.to(memory_format=LAYOUT), config, CPU)
                 self.optimizers[name] = loop.sgd(model.parameters(), *settings, config.wd, config.nesterov)
-        self.slow_bf16 = slow_bf16(config, CPU)
+        self.slow_bf16 = slow_bf16(resolve(STAGE1, {"device": "cpu", "amp": "bf16"}), CPU)
 
     def train(self, name: str, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
         """Mean loss of a pass of one variant."""

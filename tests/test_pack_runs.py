@@ -315,7 +315,7 @@ def test_predictions_from_a_pack_are_those_from_its_images(digits, tmp_path, pac
     call(evaluate.main, "--features", pack, *words, tmp_path / "pack.csv", *places(tmp_path))
     one, other = (pd.read_csv(tmp_path / f"{name}.csv") for name in ("images", "pack"))
     assert len(one) == 500 and list(one["image"]) == list(range(500))
-    assert (one["predicted"] == other["predicted"]).mean() == 1
+    assert (one["predicted"] == other["predicted"]).all()
     assert one["confidence"].to_numpy() == pytest.approx(other["confidence"].to_numpy(), abs=0.02)
 
 

@@ -1,7 +1,7 @@
 """Where the points of a published figure come from: the tables of docs/methods.md, on one stage 1.
 
     python -m benchmarks.studies.points [--network resnet34]   # runs what is missing, writes csv and table
-    python -m benchmarks.studies.points --network resnet34 --recipe epochs=36 --amp bf16
+    python -m benchmarks.studies.points --network resnet34 --recipe epochs=30 --amp bf16
     python -m benchmarks.studies.points --cells                # the csv file and the table of what is done
 
 A cell is a run of main_stage2.py with `--select test`, whose metrics.csv has the accuracies of every epoch:
@@ -37,8 +37,8 @@ SCORES = {"val": "val_balanced", "test": "test_overall"}
 COLUMNS = ("views", "batch_norm", "method", "setting", "seed", "chosen", "epoch", "overall", *GROUPS)
 # cell -> views, batch-norm; a drifting backbone goes another way with every seed, so that each is a run
 CELLS = {"plain": ("plain", "eval"), "fresh": ("fresh", "eval")}
-VIEWS = {"plain": 0, "fresh": 20}
 CELLS |= {f"drift{seed}": ("fresh", "train") for seed in range(3)}
+VIEWS = {"plain": 0, "fresh": 20}  # of --views, where the features of a cell are a pack
 
 
 def los_preset() -> Method:
